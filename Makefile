@@ -1,0 +1,103 @@
+# `make` lists the targets. The first one that needs Python makes $(VENV), which takes about a
+# minute; it is brought up to date only when pyproject.toml has changed.
+#
+#   make test PYTHON=python3.13     another Python, in an environment of its own: .venv-python3.13
+
+PYTHON ?= python3
+VENV ?= .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Absolute, since some targets run elsewhere.
+override VENV := $(abspath $(VENV))
+python := $(VENV)/bin/python
+installed := $(VENV)/.installed
+proto := registry/cri/sandbox_config.proto
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: demo
+demo: $(installed) ## see it work: a crash, a recovery, and what an operator sees
+	@$(python) examples/demo.py
+
+.PHONY: test
+test: $(installed) ## run all tests
+	@$(python) -m pytest
+
+.PHONY: property
+property: $(installed) ## run only the tests against a model
+	@$(python) -m pytest -m property
+
+.PHONY: crash
+crash: $(installed) ## run only the tests that kill processes or make system calls fail
+	@$(python) -m pytest -m "crash or faults"
+
+# In namespaces of their own, so that nothing they mount or make is seen by, or left on, the host.
+.PHONY: netns
+netns: $(installed) ## run only the tests that make network namespaces
+	@unshare --mount --net $$([ "$$(id -u)" = 0 ] || echo --user --map-root-user) \
+		$(python) -m pytest -m netns
+
+.PHONY: lint
+lint: $(installed) ## check style and formatting
+	@$(python) -m ruff check
+	@$(python) -m ruff format --check
+
+.PHONY: type
+type: $(installed) ## check types
+	@$(python) -m mypy
+
+.PHONY: fmt
+fmt: $(installed) ## format, and mend what can be mended
+	@$(python) -m ruff check --fix-only
+	@$(python) -m ruff format
+
+# The wheel is built from the sdist, so that the sdist is known to be whole. The check runs with -I:
+# nothing of the checkout can be imported.
+.PHONY: wheel
+wheel: $(installed) ## build sdist and wheel, and try the wheel in an environment of its own
+	@rm -rf dist
+	@$(python) -m build --no-isolation >/dev/null
+	@ls dist/*
+	@away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+		echo "installing the wheel in $$away (about half a minute)"; \
+		$(python) -m venv "$$away/venv"; \
+		"$$away/venv/bin/python" -m pip install --quiet "$$(ls $(CURDIR)/dist/*.whl)[cli]"; \
+		cd "$$away"; \
+		"$$away/venv/bin/python" -I $(CURDIR)/tests/wheel_check.py
+
+.PHONY: proto
+proto: $(installed) ## generate the Python of registry/cri from its .proto
+	@$(python) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(proto)
+
+.PHONY: ci
+ci: lint type test wheel demo ## all that must pass before a change goes in
+
+.PHONY: clean
+clean: ## remove what was built and cached, the environments too
+	@rm -rf $(VENV) .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Says in one line what is missing instead of failing in the middle of an installation. An
+# environment that is broken (its Python has gone, or pip never came) or of another Python than the
+# one asked for is made anew.
+$(installed): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) is not installed; on Debian: apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) --version 2>&1) is too old, 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make environments; on Debian: apt-get install python3-venv"; exit 1; }
+	@version='import sys; print(sys.version_info[:2])'; \
+		[ "$$($(python) -c "import pip; $$version" 2>/dev/null)" = "$$($(PYTHON) -c "$$version")" ] || { \
+			echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing sandbox-registry and its tools in $(VENV) (about a minute)"
+	@$(python) -m pip install --quiet --editable '.[cli,dev]'
+	@touch $@
