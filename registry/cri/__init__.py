@@ -1,0 +1,64 @@
+"""The CRI v1 messages that a sandbox's configuration consists of.
+
+`PodSandboxConfig` is what a kubelet sends with RunPodSandbox; the rest is what it contains.
+Numbers, names and types are those of the CRI (Kubernetes, package `runtime.v1`), so bytes and JSON
+pass between the two in both directions, and a field that a newer CRI has added is kept, unread:
+
+    config = PodSandboxConfig.FromString(request.config.SerializeToString())
+
+The proto package is `sandbox_registry.cri.v1` nevertheless. protobuf keeps one pool of names in a
+process and refuses a second definition of any, and a shim that speaks the CRI has loaded
+`runtime.v1` already. Neither the wire nor the JSON carries the name of a package.
+
+An enum's numbers are its attributes: `NamespaceMode.NODE`.
+"""
+
+from __future__ import annotations
+
+from registry.cri.sandbox_config_pb2 import (
+    DNSConfig,
+    HugepageLimit,
+    IDMapping,
+    Int64Value,
+    LinuxContainerResources,
+    LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext,
+    NamespaceMode,
+    NamespaceOption,
+    PodSandboxConfig,
+    PodSandboxMetadata,
+    PortMapping,
+    ProfileType,
+    Protocol,
+    SecurityProfile,
+    SELinuxOption,
+    SupplementalGroupsPolicy,
+    UserNamespace,
+    WindowsNamespaceOption,
+    WindowsPodSandboxConfig,
+    WindowsSandboxSecurityContext,
+)
+
+__all__ = [
+    "DNSConfig",
+    "HugepageLimit",
+    "IDMapping",
+    "Int64Value",
+    "LinuxContainerResources",
+    "LinuxPodSandboxConfig",
+    "LinuxSandboxSecurityContext",
+    "NamespaceMode",
+    "NamespaceOption",
+    "PodSandboxConfig",
+    "PodSandboxMetadata",
+    "PortMapping",
+    "ProfileType",
+    "Protocol",
+    "SELinuxOption",
+    "SecurityProfile",
+    "SupplementalGroupsPolicy",
+    "UserNamespace",
+    "WindowsNamespaceOption",
+    "WindowsPodSandboxConfig",
+    "WindowsSandboxSecurityContext",
+]
