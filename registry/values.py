@@ -1,0 +1,80 @@
+"""Checks of single values that a caller hands over, and the error that names the one refused.
+
+Every function takes *doing*, what is being done and to which object, which begins the message, and
+*field*, the name of the value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from registry.errors import InvalidArgumentError
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+SHOWN: Final = 100
+"""Characters of a refused value that a message repeats."""
+
+
+def invalid(doing: str, field: str, value: object, why: str) -> InvalidArgumentError:
+    """Return the error that says that *field* cannot have *value*."""
+    shown = repr(value)
+    if len(shown) > SHOWN:
+        shown = shown[:SHOWN] + "..."
+    return InvalidArgumentError(f"{doing}: {field} {shown} {why}", field=field, value=value)
+
+
+def check_integer(doing: str, field: str, value: object, low: int, high: int) -> int:
+    """Return *value* if it is an integer between *low* and *high*, both included.
+
+    Raises:
+        InvalidArgumentError: it is not; True and False are no integers here.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise invalid(doing, field, value, "is not an integer")
+    if not low <= value <= high:
+        raise invalid(doing, field, value, f"is not between {low} and {high}")
+    return value
+
+
+def check_text(doing: str, field: str, value: object, limit: int) -> str:
+    """Return *value* if SQL text can hold it: a string of at most *limit* characters.
+
+    Raises:
+        InvalidArgumentError: it is no string, too long, or has a NUL or a lone surrogate.
+    """
+    if not isinstance(value, str):
+        raise invalid(doing, field, value, "is not a string")
+    if len(value) > limit:
+        raise invalid(doing, field, value, f"has {len(value)} characters, over {limit}")
+    if "\0" in value:
+        raise invalid(doing, field, value, "holds a NUL, at which SQL text ends")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise invalid(doing, field, value, "holds a lone surrogate, which has no UTF-8")
+    return value
+
+
+def check_line(doing: str, field: str, value: object, limit: int) -> str:
+    """Return *value* if it is text without control characters: one line, safe on a terminal.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    text = check_text(doing, field, value, limit)
+    if not text.isprintable() and _CONTROL.search(text):
+        raise invalid(doing, field, value, "holds a control character")
+    return text
+
+
+def check_path(doing: str, field: str, value: object, limit: int = 4096) -> str:
+    """Return *value* if it is an absolute path: a relative one differs from process to process.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    path = check_line(doing, field, value, limit)
+    if not os.path.isabs(path):
+        raise invalid(doing, field, value, "is not an absolute path")
+    return path
