@@ -1,0 +1,118 @@
+"""What the `os` module of Python 3.11 lacks, and from where we look: boot and namespaces.
+
+A number that identifies a namespace is the one of `ioctl NS_GET_ID`, which the kernel never uses
+again until it is booted; on a kernel without it, the inode, which it may use again at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import ctypes
+
+CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
+NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
+NS_GET_ID: Final = 0x8008B70D
+SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h
+MS_BIND: Final = 0x1000  # linux/mount.h
+MS_REC: Final = 0x4000
+MS_SHARED: Final = 0x100000
+MNT_DETACH: Final = 2
+
+BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Vantage:
+    """From where a look is made; read once for many looks. None is what could not be read."""
+
+    boot_id: str
+    mount_ns: int | None
+    pid_ns: int | None
+    time_ns: int | None
+
+    @classmethod
+    def here(cls) -> Vantage:
+        """Return the vantage of the calling thread."""
+        return cls(boot_id(), *(_own_namespace(kind) for kind in ("mnt", "pid", "time")))
+
+
+def boot_id() -> str:
+    """Return the id of this boot of the host; "" when it cannot be read."""
+    try:
+        with open(BOOT_ID, encoding="ascii") as file:
+            text = file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if _UUID.fullmatch(text) else ""
+
+
+def namespace_number(fd: int) -> int | None:
+    """Return the kernel's id of the namespace open as *fd*; None where it gives none."""
+    number = bytearray(8)
+    try:
+        fcntl.ioctl(fd, NS_GET_ID, number)
+    except OSError:
+        return None
+    return int.from_bytes(number, sys.byteorder)
+
+
+def _own_namespace(kind: str) -> int | None:
+    try:
+        fd = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        number = namespace_number(fd)
+        return os.fstat(fd).st_ino if number is None else number
+    finally:
+        os.close(fd)
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces. Raises OSError."""
+    _call("unshare", flags, path=None)
+
+
+def setns(fd: int, flags: int) -> None:
+    """Move the calling thread into the namespace open as *fd*. Raises OSError."""
+    _call("setns", fd, flags, path=None)
+
+
+def mount(source: str, target: str, kind: str, flags: int) -> None:
+    """Mount *source* at *target*. Raises OSError with the target as its file name."""
+    _call("mount", *map(os.fsencode, (source, target, kind)), flags, None, path=target)
+
+
+def umount(target: str, flags: int) -> None:
+    """Unmount what is at *target*. Raises OSError with the target as its file name."""
+    _call("umount2", os.fsencode(target), flags, path=target)
+
+
+def _call(name: str, *args: object, path: str | None) -> None:
+    import ctypes  # noqa: PLC0415 - only who changes namespaces needs it
+
+    if getattr(_libc(), name)(*args) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    import ctypes  # noqa: PLC0415
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    text, number, flags = ctypes.c_char_p, ctypes.c_int, ctypes.c_ulong
+    libc.unshare.argtypes = [number]
+    libc.setns.argtypes = [number, number]
+    libc.mount.argtypes = [text, text, text, flags, ctypes.c_void_p]
+    libc.umount2.argtypes = [text, number]
+    return libc
