@@ -1,0 +1,52 @@
+"""Where Alembic runs the revisions.
+
+Inside `Store.open`: on the connection, and in the transaction, that it is handed. From the command
+line (see alembic.ini): on the registry named by `-x db=PATH`, under its lock.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy
+from alembic import context
+
+from registry import migrate, schema
+from registry.engine import attach
+from registry.errors import InvalidArgumentError
+
+
+def run(connection: sqlalchemy.Connection) -> None:
+    """Run what was asked for on *connection*, whose transaction the caller ends."""
+    context.configure(connection=connection, target_metadata=schema.metadata)
+    context.run_migrations()
+
+
+def run_on_path() -> None:
+    """Run what was asked for on the registry at `-x db=PATH`."""
+    path = context.get_x_argument(as_dictionary=True).get("db")
+    if not isinstance(path, str):
+        raise InvalidArgumentError("run alembic: name the registry by -x db=PATH", field="db")
+    engine = attach(
+        path,
+        create=True,
+        read_only=False,
+        timeout=30,
+        prepare=lambda _connection: None,
+        guard=lambda _transaction: None,
+    )
+    try:
+        with (
+            engine.write("run alembic", 30) as transaction,
+            migrate.alchemy(transaction.connection) as connection,
+        ):
+            run(connection)
+    finally:
+        engine.detach(30)
+
+
+if context.is_offline_mode():
+    context.configure(dialect_name="sqlite", target_metadata=schema.metadata)
+    context.run_migrations()
+elif "connection" in context.config.attributes:
+    run(context.config.attributes["connection"])
+else:
+    run_on_path()

@@ -1,0 +1,443 @@
+"""What stands in the rows of a sandbox, in both directions: values to columns, columns to values.
+
+All SQL that the package runs on sandboxes is here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from registry import cni
+from registry.cri import PodSandboxConfig
+from registry.errors import MetadataError
+from registry.metadata import Metadata
+from registry.netns import NetNSIdentity
+from registry.process import ProcessIdentity
+from registry.schema import sandbox_labels, sandbox_statuses, sandbox_transitions, sandboxes
+from registry.sql import Core, Statement, compiled
+from registry.status import State, Status
+
+STATUS_FIELDS: Final = tuple(Status.__dataclass_fields__)
+
+
+class Row(NamedTuple):
+    """A sandbox as it is stored: its row and its status row, column by column."""
+
+    creation: int
+    id: str
+    name: str
+    netns_path: str
+    ip: str
+    additional_ips: str | None
+    runtime_handler: str
+    cni_result: str | None
+    process_label: str
+    config: bytes | None
+    host_network: int
+    netns_boot_id: str | None
+    netns_number: int | None
+    netns_inode: int | None
+    netns_mount_ns: int | None
+    creator_pid: int | None
+    creator_boot_id: str | None
+    creator_pid_ns: int | None
+    creator_time_ns: int | None
+    creator_inode: int | None
+    creator_start_time: int | None
+    state: str
+    pid: int
+    created_at: int | None
+    exited_at: int | None
+    exit_status: int | None
+    reason: str
+    message: str
+    changed_at: int | None
+    boot_id: str | None
+    process_boot_id: str | None
+    process_pid_ns: int | None
+    process_time_ns: int | None
+    process_inode: int | None
+    process_start_time: int | None
+
+    def metadata(self) -> Metadata:
+        """Return the metadata, with a config of its own.
+
+        Raises:
+            MetadataError: the stored bytes cannot be decoded.
+        """
+        try:
+            config = None if self.config is None else PodSandboxConfig.FromString(self.config)
+            ips = None if self.additional_ips is None else tuple(json.loads(self.additional_ips))
+            result = None if self.cni_result is None else cni.load(json.loads(self.cni_result))
+        except Exception as error:
+            raise MetadataError(
+                f"read metadata of sandbox {self.id!r}: {error}; "
+                "its id and name stay reserved until it is deleted",
+                id=self.id,
+            ) from error
+        return Metadata(
+            id=self.id,
+            name=self.name,
+            config=config,
+            netns_path=self.netns_path,
+            ip=self.ip,
+            additional_ips=ips,
+            runtime_handler=self.runtime_handler,
+            cni_result=result,
+            process_label=self.process_label,
+        )
+
+    def status(self) -> Status:
+        """Return the status."""
+        return load_status(tuple(getattr(self, name) for name in STATUS_FIELDS))
+
+    def netns(self) -> NetNSIdentity | None:
+        """Return which namespace `netns_path` named when it was noted; None before that."""
+        if self.netns_inode is None:
+            return None
+        return NetNSIdentity(
+            boot_id=self.netns_boot_id or "",
+            number=self.netns_number,
+            inode=self.netns_inode,
+            mount_ns=self.netns_mount_ns,
+        )
+
+    def process(self) -> ProcessIdentity | None:
+        """Return which process `pid` named when it was noted; None where there is no pid."""
+        if self.pid == 0:
+            return None
+        return ProcessIdentity(
+            pid=self.pid,
+            boot_id=self.process_boot_id or "",
+            pid_ns=self.process_pid_ns,
+            time_ns=self.process_time_ns,
+            inode=self.process_inode,
+            start_time=self.process_start_time,
+        )
+
+    def creator(self) -> ProcessIdentity | None:
+        """Return which process is creating, or created, the sandbox; None for an imported one."""
+        if self.creator_pid is None:
+            return None
+        return ProcessIdentity(
+            pid=self.creator_pid,
+            boot_id=self.creator_boot_id or "",
+            pid_ns=self.creator_pid_ns,
+            time_ns=self.creator_time_ns,
+            inode=self.creator_inode,
+            start_time=self.creator_start_time,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A committed change of state, creation and deletion included.
+
+    *seq* orders the history, whatever the clock did; *event* is `created`, `changed` or `deleted`,
+    *from_state* None at a creation and *to_state* None at a deletion; *at* is ns since the Unix
+    epoch by the clock of who wrote.
+    """
+
+    seq: int
+    sandbox_id: str
+    name: str
+    pod: str
+    namespace: str
+    uid: str
+    event: str
+    from_state: State | None
+    to_state: State | None
+    pid: int
+    reason: str
+    message: str
+    actor: str
+    boot_id: str
+    at: int
+
+    @classmethod
+    def load(cls, row: tuple[Any, ...]) -> Transition:
+        """Return the transition of a row of `HISTORY`."""
+        fields = dict(zip(cls.__dataclass_fields__, row, strict=True))
+        for end in ("from_state", "to_state"):
+            fields[end] = fields[end] and State.parse(fields[end])
+        return cls(**{**fields, "boot_id": fields["boot_id"] or ""})
+
+
+def load_status(row: tuple[Any, ...]) -> Status:
+    """Return the status of a row of `STATUS`."""
+    state, pid, created_at, exited_at, exit_status, reason, message = row
+    return Status(
+        state=State.parse(state),
+        pid=pid,
+        created_at=created_at or 0,
+        exited_at=exited_at or 0,
+        exit_status=exit_status,
+        reason=reason,
+        message=message,
+    )
+
+
+def metadata_columns(metadata: Metadata) -> dict[str, object]:
+    """Return the columns of `sandboxes` that hold *metadata*."""
+    config, ips = metadata.config, metadata.additional_ips
+    result = metadata.cni_result
+    pod = PodSandboxConfig().metadata if config is None else config.metadata
+    return {
+        "id": metadata.id,
+        "name": metadata.name,
+        "netns_path": metadata.netns_path,
+        "ip": metadata.ip,
+        "additional_ips": None if ips is None else _compact(ips),
+        "runtime_handler": metadata.runtime_handler,
+        "cni_result": None if result is None else _compact(cni.dump(result)),
+        "process_label": metadata.process_label,
+        "config": None if config is None else config.SerializeToString(deterministic=True),
+        "config_json": None if config is None else config_json(config),
+        "pod": pod.name,
+        "namespace": pod.namespace,
+        "uid": pod.uid,
+        "attempt": pod.attempt,
+        "host_network": int(metadata.host_network),
+    }
+
+
+def config_json(config: PodSandboxConfig) -> str:
+    """Return *config* as JSON for people: proto names as keys, enums by name."""
+    from google.protobuf import json_format  # noqa: PLC0415 - 46 ms that only a write needs
+
+    value = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    return _compact(value)
+
+
+def label_rows(metadata: Metadata) -> list[dict[str, object]]:
+    """Return the rows of `sandbox_labels` that hold the labels of *metadata*."""
+    labels = {} if metadata.config is None else metadata.config.labels
+    return [
+        {"sandbox_id": metadata.id, "key": key, "value": value} for key, value in labels.items()
+    ]
+
+
+def status_columns(status: Status) -> dict[str, object]:
+    """Return the columns of `sandbox_statuses` that hold *status*."""
+    return {
+        "state": str(status.state),
+        "pid": status.pid,
+        "created_at": status.created_at or None,
+        "exited_at": status.exited_at or None,
+        "exit_status": status.exit_status,
+        "reason": status.reason,
+        "message": status.message,
+    }
+
+
+def netns_columns(identity: NetNSIdentity | None) -> dict[str, object]:
+    """Return the columns of `sandboxes` that say which namespace netns_path names."""
+    if identity is None:
+        return dict.fromkeys(("netns_boot_id", "netns_number", "netns_inode", "netns_mount_ns"))
+    return {
+        "netns_boot_id": identity.boot_id or None,
+        "netns_number": identity.number,
+        "netns_inode": identity.inode,
+        "netns_mount_ns": identity.mount_ns,
+    }
+
+
+def process_columns(identity: ProcessIdentity | None, prefix: str = "process") -> dict[str, object]:
+    """Return the columns, named with *prefix*, that say which process a pid names."""
+    columns = ("boot_id", "pid_ns", "time_ns", "inode", "start_time")
+    if identity is None:
+        return {f"{prefix}_{column}": None for column in columns}
+    return {f"{prefix}_{column}": getattr(identity, column) or None for column in columns}
+
+
+def creator_columns(identity: ProcessIdentity | None) -> dict[str, object]:
+    """Return the columns of `sandboxes` that say who is creating; all NULL for an imported one."""
+    pid = None if identity is None else identity.pid
+    return {"creator_pid": pid, **process_columns(identity, "creator")}
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _rows() -> Select[Any]:
+    tables = (sandboxes.c, sandbox_statuses.c)
+    columns = [next(c[name] for c in tables if name in c) for name in Row._fields]
+    return select(*columns).select_from(
+        sandboxes.join(sandbox_statuses, sandbox_statuses.c.sandbox_id == sandboxes.c.id)
+    )
+
+
+def _row_where(column: Column[Any]) -> Callable[[], Core]:
+    return lambda: _rows().where(column == bindparam(column.name))
+
+
+def _id_of(parameter: str) -> ScalarSelect[str]:
+    """Return the id of a creation: the id alone may have been deleted and added anew."""
+    return (
+        select(sandboxes.c.id).where(sandboxes.c.creation == bindparam(parameter)).scalar_subquery()
+    )
+
+
+def _begins(column: Column[Any]) -> ColumnElement[bool]:
+    """Compare by bytes from `:prefix` up to `:end`, its bytes and one that UTF-8 does not have.
+
+    A range, which an index answers, and in which `%` and `_` are ordinary: LIKE has neither.
+    """
+    return (column >= bindparam("prefix")) & (column < cast(bindparam("end"), Text))
+
+
+def prefix_params(prefix: str) -> dict[str, object]:
+    """Return the parameters of a look-up by *prefix*."""
+    return {"prefix": prefix, "end": prefix.encode() + b"\xff"}
+
+
+ROW_BY_ID: Final = Statement(_row_where(sandboxes.c.id))
+ROW_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation))
+ROWS: Final = Statement(lambda: _rows().order_by(sandbox_statuses.c.created_at, sandboxes.c.id))
+IDS_BY_PREFIX: Final = Statement(
+    lambda: select(sandboxes.c.id).where(_begins(sandboxes.c.id)).order_by(sandboxes.c.id)
+)
+NETNS_PATHS: Final = Statement(
+    lambda: select(sandboxes.c.netns_path).where(sandboxes.c.netns_path != _literal(""))
+)
+CREATIONS: Final = Statement(lambda: select(sandboxes.c.creation))
+STATUS: Final = Statement(
+    lambda: (
+        select(*(sandbox_statuses.c[name] for name in STATUS_FIELDS))
+        .join(sandboxes, sandboxes.c.id == sandbox_statuses.c.sandbox_id)
+        .where(sandboxes.c.creation == bindparam("creation"))
+    )
+)
+TAKEN: Final = Statement(
+    lambda: select(sandboxes.c.id, sandboxes.c.name).where(
+        or_(sandboxes.c.id == bindparam("id"), sandboxes.c.name == bindparam("name"))
+    )
+)
+INSERT_SANDBOX: Final = Statement(lambda: insert(sandboxes).values(_values(sandboxes)))
+INSERT_STATUS: Final = Statement(
+    lambda: insert(sandbox_statuses).values(_values(sandbox_statuses, without={"leaving"}))
+)
+INSERT_LABEL: Final = Statement(lambda: insert(sandbox_labels).values(_values(sandbox_labels)))
+DELETE_LABELS: Final = Statement(
+    lambda: delete(sandbox_labels).where(sandbox_labels.c.sandbox_id == bindparam("id"))
+)
+UPDATE_METADATA: Final = Statement(
+    lambda: (
+        update(sandboxes)
+        .where(sandboxes.c.creation == bindparam("of"))
+        .values(_values(sandboxes, without={"creation", *creator_columns(None)}))
+    )
+)
+# changed_at moves with every write, so by it the row is known to be the one that was read.
+UPDATE_STATUS: Final = Statement(
+    lambda: (
+        update(sandbox_statuses)
+        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
+        .where(sandbox_statuses.c.changed_at.is_not_distinct_from(bindparam("since")))
+        .values(_values(sandbox_statuses, without={"leaving", "sandbox_id"}))
+    )
+)
+NOTE_NETNS: Final = Statement(
+    lambda: (
+        update(sandboxes)
+        .where(sandboxes.c.creation == bindparam("of"))
+        .where(sandboxes.c.netns_path == bindparam("at_path"))
+        .where(sandboxes.c.netns_inode.is_(None))
+        .values({name: bindparam(name) for name in netns_columns(None)})
+    )
+)
+NOTE_PROCESS: Final = Statement(
+    lambda: (
+        update(sandbox_statuses)
+        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
+        .where(sandbox_statuses.c.pid == bindparam("of_pid"))
+        .where(sandbox_statuses.c.process_start_time.is_(None))
+        .where(sandbox_statuses.c.process_inode.is_(None))
+        .values({name: bindparam(name) for name in process_columns(None)})
+    )
+)
+ANNOUNCE_DELETION: Final = Statement(
+    lambda: (
+        update(sandbox_statuses)
+        .where(sandbox_statuses.c.sandbox_id == bindparam("of"))
+        .values({name: bindparam(name) for name in ("changed_at", "actor", "boot_id", "leaving")})
+    )
+)
+DELETE: Final = Statement(
+    lambda: delete(sandboxes).where(sandboxes.c.creation == bindparam("creation"))
+)
+OLDEST_SEQ: Final = Statement(lambda: select(func.min(sandbox_transitions.c.seq)))
+
+
+@cache
+def listing(filters: frozenset[str], labels: int) -> str:
+    """Return the SQL that lists the sandboxes which every filter in *filters* lets through.
+
+    Its parameters are named as the filters; `prefix` and `end` for `id`, and `key0`, `value0`, ...
+    for each of *labels* labels.
+    """
+    statement = _rows().order_by(sandbox_statuses.c.created_at, sandboxes.c.id)
+    if "hide_unknown" in filters:
+        statement = statement.where(sandbox_statuses.c.state != _literal(str(State.UNKNOWN)))
+    if "id" in filters:
+        statement = statement.where(_begins(sandboxes.c.id))
+    for name in sorted(filters & {"name", "pod", "namespace"}):
+        statement = statement.where(sandboxes.c[name] == bindparam(name))
+    if "state" in filters:
+        statement = statement.where(sandbox_statuses.c.state == bindparam("state"))
+    label = sandbox_labels.c
+    for n in range(labels):
+        holders = select(label.sandbox_id).where(
+            label.key == bindparam(f"key{n}"), label.value == bindparam(f"value{n}")
+        )
+        statement = statement.where(sandboxes.c.id.in_(holders))
+    return compiled(statement)
+
+
+@cache
+def history(filters: frozenset[str]) -> str:
+    """Return the SQL of the transitions after `:after`, of `:id` and up to `:limit` if asked."""
+    transition = sandbox_transitions.c
+    statement = (
+        select(*(transition[name] for name in Transition.__dataclass_fields__))
+        .where(transition.seq > bindparam("after"))
+        .order_by(transition.seq)
+    )
+    if "id" in filters:
+        statement = statement.where(transition.sandbox_id == bindparam("id"))
+    if "limit" in filters:
+        statement = statement.limit(bindparam("limit"))
+    return compiled(statement)
+
+
+def _literal(text: str) -> ColumnElement[str]:
+    """Return *text* of ours as SQL; as a plain value Core would make it a parameter."""
+    return literal_column(f"'{text}'")
+
+
+def _values(table: Table, without: Collection[str] = ()) -> dict[str, BindParameter[Any]]:
+    return {name: bindparam(name) for name in table.c.keys() if name not in without}  # noqa: SIM118

@@ -1,0 +1,447 @@
+"""The tables, triggers and views of a registry: one SQLite file.
+
+    registry                one row: who this registry is, and who may use it
+    sandboxes               one row each: metadata, and the identities noted at creation
+    ├── sandbox_statuses    one row each: state, process, reason, who wrote last
+    └── sandbox_labels      a row a label, for selectors
+    sandbox_transitions     append-only: every change of state; outlives the sandbox
+
+    sandbox_overview        view: one line a sandbox          ┐ the contract with operators;
+    why_not_ready           view: one line a NOTREADY one     ┘ tables may change, these do not
+
+Rules:
+
+1. Every column is one that the code reads; nothing is kept twice but the config (bytes for the
+   program, JSON for people) and what is taken out of it to be filtered by. `check` proves both.
+2. Times are integer nanoseconds since the Unix epoch, UTC, and NULL when unset. States are text.
+3. What must hold whoever writes, the `sqlite3` shell included, is a CHECK or a trigger. Foreign
+   keys do not count: the shell leaves them off.
+4. The transitions are written by triggers from the columns changed_at, actor, boot_id, reason and
+   message. A writer that knows nothing of them leaves changed_at as it was; then the time is
+   SQLite's and the actor `sql`.
+5. A change here is also a revision in `migrations/`, and raises `LEVEL`; a test proves that the
+   chain of revisions builds what stands here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    DDL,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+    text,
+)
+
+REVISION: Final = "0001"
+"""Alembic's name of the newest revision."""
+LEVEL: Final = 1
+"""The same as a number, which `registry.level` holds and old code can compare."""
+APPLICATION_ID: Final = 0x53524442
+"""`SRDB`: tells a registry from any other SQLite file (PRAGMA application_id)."""
+HISTORY_MAX: Final = 100_000
+"""Transitions that are kept."""
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_by_%(column_0_N_name)s",
+        "uq": "%(table_name)s_unique_%(column_0_N_name)s",
+        "ck": "%(table_name)s_check_%(constraint_name)s",
+        "fk": "%(table_name)s_fk_%(column_0_name)s",
+        "pk": "%(table_name)s_pk",
+    }
+)
+
+_STATES = "('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY')"
+
+
+def _positive(column: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} > 0", name=column)
+
+
+registry: Final = Table(
+    "registry",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("registry_id", Text, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    # The newest revision applied, and the oldest code that may still read or write.
+    Column("level", Integer, nullable=False),
+    Column("min_reader", Integer, nullable=False),
+    Column("min_writer", Integer, nullable=False),
+    CheckConstraint("one = 1", name="one_row"),
+    sqlite_strict=True,
+)
+
+sandboxes: Final = Table(
+    "sandboxes",
+    metadata,
+    # The number of this creation, never used again: an id that is added anew is another sandbox.
+    Column("creation", Integer, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("netns_path", Text, nullable=False, server_default=""),
+    Column("ip", Text, nullable=False, server_default=""),
+    Column("additional_ips", Text),
+    Column("runtime_handler", Text, nullable=False, server_default=""),
+    Column("cni_result", Text),
+    Column("process_label", Text, nullable=False, server_default=""),
+    Column("config", LargeBinary),
+    Column("config_json", Text),
+    # Taken out of the config, to be filtered by.
+    Column("pod", Text, nullable=False, server_default=""),
+    Column("namespace", Text, nullable=False, server_default=""),
+    Column("uid", Text, nullable=False, server_default=""),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("host_network", Integer, nullable=False, server_default=text("0")),
+    # Which network namespace it is that netns_path names.
+    Column("netns_boot_id", Text),
+    Column("netns_number", Integer),
+    Column("netns_inode", Integer),
+    Column("netns_mount_ns", Integer),
+    # Which process is creating, or created, the sandbox; NULL for an imported one.
+    Column("creator_pid", Integer),
+    Column("creator_boot_id", Text),
+    Column("creator_pid_ns", Integer),
+    Column("creator_time_ns", Integer),
+    Column("creator_inode", Integer),
+    Column("creator_start_time", Integer),
+    UniqueConstraint("id"),
+    UniqueConstraint("name"),
+    CheckConstraint("length(id) BETWEEN 1 AND 76 AND instr(id, '/') = 0", name="id"),
+    CheckConstraint("name <> ''", name="name"),
+    CheckConstraint("netns_path = '' OR substr(netns_path, 1, 1) = '/'", name="netns_path"),
+    CheckConstraint("json_type(additional_ips) = 'array'", name="additional_ips"),
+    CheckConstraint("json_type(cni_result) = 'object'", name="cni_result"),
+    CheckConstraint("(config IS NULL) = (config_json IS NULL)", name="config"),
+    CheckConstraint("json_valid(config_json)", name="config_json"),
+    CheckConstraint("host_network IN (0, 1)", name="host_network"),
+    Index(None, "pod"),
+    Index(None, "namespace", "pod"),
+    sqlite_strict=True,
+    sqlite_autoincrement=True,
+)
+
+sandbox_statuses: Final = Table(
+    "sandbox_statuses",
+    metadata,
+    Column("sandbox_id", Text, ForeignKey(sandboxes.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("pid", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", Integer),
+    Column("exited_at", Integer),
+    Column("exit_status", Integer),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("message", Text, nullable=False, server_default=""),
+    # Who wrote this row last, when, and since which boot of the host.
+    Column("changed_at", Integer),
+    Column("actor", Text, nullable=False, server_default=""),
+    Column("boot_id", Text),
+    # Which process it is that pid names.
+    Column("process_boot_id", Text),
+    Column("process_pid_ns", Integer),
+    Column("process_time_ns", Integer),
+    Column("process_inode", Integer),
+    Column("process_start_time", Integer),
+    # 1 from the announcement of a deletion to the deletion, in one transaction: by it the trigger
+    # knows that changed_at and actor are the deleter's.
+    Column("leaving", Integer, nullable=False, server_default=text("0")),
+    CheckConstraint(f"state IN {_STATES}", name="state"),
+    CheckConstraint("pid BETWEEN 0 AND 2147483647", name="pid"),
+    _positive("created_at"),
+    _positive("exited_at"),
+    CheckConstraint("leaving IN (0, 1)", name="leaving"),
+    Index(None, "state"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+sandbox_labels: Final = Table(
+    "sandbox_labels",
+    metadata,
+    Column("sandbox_id", Text, ForeignKey(sandboxes.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Index(None, "key", "value", "sandbox_id"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+sandbox_transitions: Final = Table(
+    "sandbox_transitions",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("sandbox_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("pod", Text, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("uid", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("from_state", Text),
+    Column("to_state", Text),
+    Column("pid", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("boot_id", Text),
+    Column("at", Integer, nullable=False),
+    CheckConstraint(
+        "CASE event WHEN 'created' THEN from_state IS NULL AND to_state IS NOT NULL"
+        " WHEN 'changed' THEN from_state IS NOT NULL AND to_state IS NOT NULL"
+        " WHEN 'deleted' THEN from_state IS NOT NULL AND to_state IS NULL ELSE 0 END",
+        name="event",
+    ),
+    CheckConstraint(f"from_state IN {_STATES}", name="from_state"),
+    CheckConstraint(f"to_state IN {_STATES}", name="to_state"),
+    Index(None, "sandbox_id", "seq"),
+    sqlite_strict=True,
+    sqlite_autoincrement=True,
+)
+
+_NOW = (
+    "CAST(strftime('%s', 'now') AS INTEGER) * 1000000000"
+    " + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000"
+)
+_FIXED = (
+    "netns_path, ip, additional_ips, runtime_handler, cni_result, process_label, config,"
+    " config_json, pod, namespace, uid, attempt, host_network"
+)
+_NETNS = "netns_boot_id, netns_number, netns_inode, netns_mount_ns"
+_CREATOR = (
+    "creator_pid, creator_boot_id, creator_pid_ns, creator_time_ns, creator_inode,"
+    " creator_start_time"
+)
+_PROCESS = "process_boot_id, process_pid_ns, process_time_ns, process_inode, process_start_time"
+_STATUS = "pid, created_at, exited_at, exit_status, reason, message"
+_TRANSITION = (
+    "INSERT INTO sandbox_transitions (sandbox_id, name, pod, namespace, uid, event, from_state,"
+    " to_state, pid, reason, message, actor, boot_id, at)"
+)
+
+
+def _row(alias: str, columns: str) -> str:
+    """Return *columns* as a row value of OLD or NEW."""
+    return "(" + ", ".join(f"{alias}.{column.strip()}" for column in columns.split(",")) + ")"
+
+
+def _changed(columns: str) -> str:
+    return f"{_row('OLD', columns)} IS NOT {_row('NEW', columns)}"
+
+
+def _state_of(id: str) -> str:
+    """Return the state; NULL while the sandbox is being deleted, when its rows go one by one."""
+    return f"(SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE id = {id})"
+
+
+def _labels_fixed(verb: str, alias: str) -> str:
+    """Refuse to touch a label of a sandbox whose metadata is fixed."""
+    return f"""
+CREATE TRIGGER sandbox_labels_fixed_{verb.lower()} BEFORE {verb} ON sandbox_labels
+WHEN {_state_of(f"{alias}.sandbox_id")} <> 'SANDBOX_UNKNOWN'
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_labels: fixed once the sandbox is not SANDBOX_UNKNOWN');
+END"""
+
+
+TRIGGERS: Final = (
+    """
+CREATE TRIGGER registry_stays BEFORE DELETE ON registry
+BEGIN
+  SELECT RAISE(ABORT, 'registry: its one row says who may use the file');
+END""",
+    """
+CREATE TRIGGER registry_not_replaced BEFORE INSERT ON registry
+WHEN EXISTS (SELECT 1 FROM registry)
+BEGIN
+  SELECT RAISE(ABORT, 'registry: has its one row');
+END""",
+    # REPLACE deletes the row in its way without firing a delete trigger, and its children with it.
+    """
+CREATE TRIGGER sandboxes_not_replaced BEFORE INSERT ON sandboxes
+WHEN EXISTS (SELECT 1 FROM sandboxes
+             WHERE creation = NEW.creation OR id = NEW.id OR name = NEW.name)
+BEGIN
+  SELECT RAISE(ABORT, 'sandboxes: the id or the name is taken');
+END""",
+    f"""
+CREATE TRIGGER sandboxes_identity_fixed BEFORE UPDATE ON sandboxes
+WHEN {_changed("creation, id, name, " + _CREATOR)}
+BEGIN
+  SELECT RAISE(ABORT, 'sandboxes: id, name and creator are fixed');
+END""",
+    f"""
+CREATE TRIGGER sandboxes_metadata_fixed BEFORE UPDATE OF {_FIXED} ON sandboxes
+WHEN {_state_of("OLD.id")} <> 'SANDBOX_UNKNOWN' AND {_changed(_FIXED)}
+BEGIN
+  SELECT RAISE(ABORT, 'sandboxes: metadata is fixed once the sandbox is not SANDBOX_UNKNOWN');
+END""",
+    f"""
+CREATE TRIGGER sandboxes_netns_noted_once BEFORE UPDATE OF {_NETNS} ON sandboxes
+WHEN OLD.netns_inode IS NOT NULL AND OLD.netns_path IS NEW.netns_path AND {_changed(_NETNS)}
+BEGIN
+  SELECT RAISE(ABORT, 'sandboxes: the identity of a network namespace is noted once');
+END""",
+    # Another path is another namespace, whoever wrote it.
+    f"""
+CREATE TRIGGER sandboxes_netns_moved AFTER UPDATE OF netns_path ON sandboxes
+WHEN OLD.netns_path IS NOT NEW.netns_path AND NOT ({_changed(_NETNS)})
+BEGIN
+  UPDATE sandboxes SET netns_boot_id = NULL, netns_number = NULL, netns_inode = NULL,
+    netns_mount_ns = NULL WHERE creation = NEW.creation;
+END""",
+    f"""
+CREATE TRIGGER sandboxes_deleted BEFORE DELETE ON sandboxes
+BEGIN
+  {_TRANSITION}
+  SELECT OLD.id, OLD.name, OLD.pod, OLD.namespace, OLD.uid, 'deleted', state, NULL, pid, reason,
+    message, iif(leaving, actor, 'sql'), iif(leaving, boot_id, NULL),
+    iif(leaving, changed_at, {_NOW})
+  FROM sandbox_statuses WHERE sandbox_id = OLD.id;
+END""",
+    """
+CREATE TRIGGER sandboxes_rows_follow AFTER DELETE ON sandboxes
+BEGIN
+  DELETE FROM sandbox_statuses WHERE sandbox_id = OLD.id;
+  DELETE FROM sandbox_labels WHERE sandbox_id = OLD.id;
+END""",
+    """
+CREATE TRIGGER sandbox_statuses_not_replaced BEFORE INSERT ON sandbox_statuses
+WHEN EXISTS (SELECT 1 FROM sandbox_statuses WHERE sandbox_id = NEW.sandbox_id)
+  OR NOT EXISTS (SELECT 1 FROM sandboxes WHERE id = NEW.sandbox_id)
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_statuses: one row for each sandbox');
+END""",
+    """
+CREATE TRIGGER sandbox_statuses_stay BEFORE DELETE ON sandbox_statuses
+WHEN EXISTS (SELECT 1 FROM sandboxes WHERE id = OLD.sandbox_id)
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_statuses: a sandbox always has a status; delete the sandbox');
+END""",
+    """
+CREATE TRIGGER sandbox_statuses_sandbox_fixed BEFORE UPDATE OF sandbox_id ON sandbox_statuses
+WHEN OLD.sandbox_id IS NOT NEW.sandbox_id
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_statuses: sandbox_id is fixed');
+END""",
+    """
+CREATE TRIGGER sandbox_statuses_never_unknown BEFORE UPDATE OF state ON sandbox_statuses
+WHEN NEW.state = 'SANDBOX_UNKNOWN' AND OLD.state <> 'SANDBOX_UNKNOWN'
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_statuses: no way leads back to SANDBOX_UNKNOWN');
+END""",
+    f"""
+CREATE TRIGGER sandbox_statuses_created AFTER INSERT ON sandbox_statuses
+BEGIN
+  UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
+  WHERE sandbox_id = NEW.sandbox_id AND NEW.changed_at IS NULL;
+  {_TRANSITION}
+  SELECT id, name, pod, namespace, uid, 'created', NULL, NEW.state, NEW.pid, NEW.reason,
+    NEW.message, actor, boot_id, changed_at
+  FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
+END""",
+    f"""
+CREATE TRIGGER sandbox_statuses_changed AFTER UPDATE OF state ON sandbox_statuses
+WHEN OLD.state IS NOT NEW.state
+BEGIN
+  UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
+  WHERE sandbox_id = NEW.sandbox_id AND OLD.changed_at IS NEW.changed_at;
+  {_TRANSITION}
+  SELECT id, name, pod, namespace, uid, 'changed', OLD.state, NEW.state, NEW.pid, NEW.reason,
+    NEW.message, actor, boot_id, changed_at
+  FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
+END""",
+    # The same stamp for a write that leaves the state as it is, so that changed_at is never older
+    # than the row.
+    f"""
+CREATE TRIGGER sandbox_statuses_written AFTER UPDATE OF {_STATUS} ON sandbox_statuses
+WHEN OLD.state IS NEW.state AND OLD.changed_at IS NEW.changed_at
+BEGIN
+  UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
+  WHERE sandbox_id = NEW.sandbox_id;
+END""",
+    # A new pid is a new process: a writer that knows nothing of identities must not leave the old
+    # one's beside it, by which a living process would be judged gone.
+    f"""
+CREATE TRIGGER sandbox_statuses_new_process AFTER UPDATE OF pid ON sandbox_statuses
+WHEN OLD.pid IS NOT NEW.pid AND NOT ({_changed(_PROCESS)})
+BEGIN
+  UPDATE sandbox_statuses SET process_boot_id = NULL, process_pid_ns = NULL,
+    process_time_ns = NULL, process_inode = NULL, process_start_time = NULL
+  WHERE sandbox_id = NEW.sandbox_id;
+END""",
+    _labels_fixed("INSERT", "NEW"),
+    _labels_fixed("UPDATE", "OLD"),
+    _labels_fixed("DELETE", "OLD"),
+    """
+CREATE TRIGGER sandbox_transitions_not_replaced BEFORE INSERT ON sandbox_transitions
+WHEN EXISTS (SELECT 1 FROM sandbox_transitions WHERE seq = NEW.seq)
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
+END""",
+    """
+CREATE TRIGGER sandbox_transitions_fixed BEFORE UPDATE ON sandbox_transitions
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
+END""",
+    f"""
+CREATE TRIGGER sandbox_transitions_stay BEFORE DELETE ON sandbox_transitions
+WHEN OLD.seq > (SELECT max(seq) FROM sandbox_transitions) - {HISTORY_MAX}
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
+END""",
+    f"""
+CREATE TRIGGER sandbox_transitions_bounded AFTER INSERT ON sandbox_transitions
+BEGIN
+  DELETE FROM sandbox_transitions WHERE seq <= NEW.seq - {HISTORY_MAX};
+END""",
+)
+
+
+def _iso(column: str) -> str:
+    """Render nanoseconds as ISO 8601 UTC; NULL stays NULL."""
+    return (
+        f"strftime('%Y-%m-%dT%H:%M:%S', {column} / 1000000000, 'unixepoch')"
+        f" || printf('.%09dZ', {column} % 1000000000)"
+    )
+
+
+VIEWS: Final = (
+    f"""
+CREATE VIEW sandbox_overview AS
+SELECT s.id, s.name, s.namespace, s.pod, t.state, t.pid, s.ip, s.netns_path, t.reason, t.message,
+  {_iso("t.created_at")} AS created_at,
+  {_iso("t.changed_at")} AS changed_at
+FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
+ORDER BY t.created_at, s.id""",
+    # Where the history no longer reaches back, the last write is the best that is known.
+    f"""
+CREATE VIEW why_not_ready AS
+SELECT s.id, s.name, t.reason, t.message,
+  {_iso("coalesce(h.at, t.changed_at)")} AS since,
+  h.from_state AS previous_state,
+  coalesce(h.actor, t.actor) AS actor
+FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
+LEFT JOIN sandbox_transitions AS h ON h.seq = (
+  SELECT max(seq) FROM sandbox_transitions WHERE sandbox_id = s.id)
+WHERE t.state = 'SANDBOX_NOTREADY'
+ORDER BY coalesce(h.at, t.changed_at), s.id""",
+)
+
+for _statement in (*TRIGGERS, *VIEWS):
+    event.listen(metadata, "after_create", DDL(_statement.strip().replace("%", "%%")))
+
+FOUND: Final = (
+    "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer)"
+    f" VALUES (1, lower(hex(randomblob(16))), {_NOW}, {LEVEL}, 1, 1)"
+)
+"""Makes an empty database of this schema a registry with an id of its own."""
