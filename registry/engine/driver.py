@@ -1,0 +1,152 @@
+"""SQLite connections as a registry wants them, and driver errors as the package raises them."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from registry.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    ReadOnlyError,
+    RegistryError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAL_PAGES: Final = 1000
+"""Pages after which a commit moves the log into the database, as far as readers let it."""
+WAL_MAX: Final = 16 * 1024 * 1024
+"""Bytes of log past which a commit waits for readers a moment, to begin the log anew."""
+OLDEST_SQLITE: Final = (3, 37, 0)
+"""The first with STRICT tables."""
+
+
+def wal(connection: sqlite3.Connection) -> None:
+    """Readers and the writer never wait for each other; the answer may be another mode."""
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise FailedPreconditionError(
+            f"open registry: SQLite keeps journal mode {mode!r} instead of 'wal'; "
+            "is the file on a network file system?"
+        )
+
+
+def synchronous_full(connection: sqlite3.Connection) -> None:
+    """Each commit is synced: with NORMAL a power cut takes the last ones back."""
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def foreign_keys_on(connection: sqlite3.Connection) -> None:
+    """They are off by default, for each connection anew, and cannot be set in a transaction."""
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def bounded_log(connection: sqlite3.Connection) -> None:
+    """A log that once grew is cut when it is begun anew, or it would keep its size for ever."""
+    connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_MAX}")
+
+
+SETUP: Final = (wal, synchronous_full, foreign_keys_on, bounded_log)
+"""What the one writer of a process needs."""
+
+
+def query_only(connection: sqlite3.Connection) -> None:
+    """A reader writes nothing even by mistake."""
+    connection.execute("PRAGMA query_only = ON")
+
+
+READER_SETUP: Final = (query_only,)
+
+
+def connect(
+    path: str,
+    mode: str,
+    setup: tuple[Callable[[sqlite3.Connection], None], ...],
+    *,
+    busy_timeout: float,
+    immutable: bool = False,
+) -> sqlite3.Connection:
+    """Return a connection that begins no transaction by itself.
+
+    Args:
+        path: absolute path of an existing file.
+        mode: `rw` or `ro`.
+        setup: applied in order.
+        busy_timeout: seconds that SQLite itself waits for a lock.
+        immutable: the file cannot change, so no lock and no log are looked for.
+    Raises:
+        sqlite3.Error: as it comes; the caller knows what it was doing.
+    """
+    uri = f"file:{quote(path.encode('utf-8', 'surrogateescape'))}?mode={mode}"
+    connection = sqlite3.connect(
+        uri + ("&immutable=1" if immutable else ""),
+        uri=True,
+        timeout=busy_timeout,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        for step in setup:
+            step(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def driver_errors(doing: str, path: str) -> Iterator[None]:
+    """Raise what the driver raises inside as an error of this package."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, doing, path) from error
+
+
+def translate(error: sqlite3.Error, doing: str, path: str) -> RegistryError:
+    """Return the error of this package for a driver error, told by its code, never by its text.
+
+    Args:
+        error: what sqlite3 raised.
+        doing: what was being done and to which object; it begins the message.
+        path: the database.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    kind, advice = _KINDS.get(code or 0) or _KINDS.get((code or 0) & 0xFF, (RegistryError, ""))
+    message = f"{doing}: {error} ({name}) in {path!r}" + (f"; {advice}" if advice else "")
+    translated = kind(message, sqlite_code=code)
+    if hasattr(kind, "path"):
+        translated.__dict__["path"] = path
+    return translated
+
+
+_BUSY = (UnavailableError, "try again")
+_CORRUPT = (DataLossError, "restore a backup, or move the file away and start anew")
+_FULL = (ResourceExhaustedError, "free some space")
+_KINDS: Final[dict[int, tuple[type[RegistryError], str]]] = {
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_LOCKED: _BUSY,
+    sqlite3.SQLITE_PROTOCOL: _BUSY,
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_IOERR_SHMSIZE: _FULL,
+    sqlite3.SQLITE_NOMEM: (ResourceExhaustedError, "the process is out of memory"),
+    sqlite3.SQLITE_TOOBIG: (ResourceExhaustedError, "the value is too large for SQLite"),
+    sqlite3.SQLITE_READONLY: (ReadOnlyError, "is the file, or its file system, read-only?"),
+    sqlite3.SQLITE_READONLY_DBMOVED: (DataLossError, "the file was moved or removed"),
+    sqlite3.SQLITE_CORRUPT: _CORRUPT,
+    sqlite3.SQLITE_NOTADB: (DataLossError, "it is no SQLite database; is the path right?"),
+    sqlite3.SQLITE_CANTOPEN: (
+        FailedPreconditionError,
+        "may this user open the file and create files beside it?",
+    ),
+    sqlite3.SQLITE_PERM: (FailedPreconditionError, "may this user open the file?"),
+    sqlite3.SQLITE_CONSTRAINT: (FailedPreconditionError, "the schema refuses it"),
+}

@@ -1,0 +1,664 @@
+"""One database file as this process uses it: one writer, readers of their own, no surprises.
+
+Rules, each measured or written down by SQLite (How To Corrupt An SQLite Database):
+
+1. The database file is never opened, copied or hashed except through SQLite: any `close()` of it
+   in the process drops all locks that SQLite holds on it. `stat` is fine.
+2. A connection is not used in a forked child, nor closed there; it is leaked on purpose. A file
+   that was open at the fork cannot be opened anew in the child: SQLite would take the parent's
+   locks for its own.
+3. Writers begin IMMEDIATE: a transaction that reads first and then writes fails at once when
+   somebody else wrote between.
+4. No cursor stays open: behind one the log grows, and what it reads gets old.
+5. After a commit, and before it is acknowledged, the database and the log that we have open must
+   still be those at their paths; else it went into nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from registry.engine import driver
+from registry.engine.driver import translate
+from registry.engine.transaction import Mutex, Transaction, current_owner
+from registry.engine.turnstile import Turnstile
+from registry.errors import (
+    CommitUnknownError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ReadOnlyError,
+    RegistryError,
+    ResourceExhaustedError,
+    StoreClosedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
+log = logging.getLogger("registry")
+
+IDLE_READERS: Final = 4
+"""Readers that are kept open for the next read."""
+RESET_WAIT: Final = 0.1
+"""Seconds that a commit waits for readers when the log has grown past its bound."""
+RETRY: Final = 0.005
+"""Seconds between two looks at a lock that a stranger to the turnstile holds."""
+
+_engines: dict[tuple[str, bool], Engine] = {}
+_opening = threading.Lock()
+_open_at_fork: set[str] = set()
+
+
+def attach(
+    path: str | os.PathLike[str],
+    *,
+    create: bool,
+    read_only: bool,
+    timeout: float,
+    prepare: Callable[[sqlite3.Connection], None],
+    guard: Callable[[Transaction], None],
+) -> Engine:
+    """Return the engine of the file at *path*, which all Stores of this process share.
+
+    Args:
+        path: the database; its directories are made, with mode 0700, if *create*.
+        create: whether a missing file is made, with mode 0600.
+        read_only: read and never write, not even a lock file.
+        timeout: seconds to wait for another process that writes or opens.
+        prepare: called once with the new connection, under the write lock, before it is used.
+        guard: called in each write transaction before its first statement.
+    Raises:
+        RegistryError: with what is wrong with the file, and what to do.
+    """
+    real = _resolve(path, create=create and not read_only)
+    with _opening:
+        if real in _open_at_fork:
+            raise StoreClosedError(
+                f"open registry {real!r}: it was open when this process was forked, and SQLite "
+                "would take the parent's locks for its own; open it in a spawned process",
+                path=real,
+            )
+        engine = _engines.get((real, read_only))
+        if engine is None:
+            engine = Engine(real, read_only=read_only, guard=guard)
+            engine.open(prepare, timeout)
+            _engines[real, read_only] = engine
+        engine.users += 1
+        return engine
+
+
+def _resolve(path: str | os.PathLike[str], *, create: bool) -> str:
+    text: object = os.fspath(path)
+    if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
+        raise InvalidArgumentError(
+            f"open registry {text!r}: it is no path of a file", field="path", value=text
+        )
+    real = os.path.realpath(text)
+    try:
+        mode = os.stat(real).st_mode
+    except FileNotFoundError as error:
+        if not create:
+            raise NotFoundError(
+                f"open registry {real!r}: there is no such file; is its disk mounted?", path=real
+            ) from error
+        _make_directories(os.path.dirname(real))
+    except OSError as error:
+        raise FailedPreconditionError(f"open registry {real!r}: {error.strerror}") from error
+    else:
+        if not stat.S_ISREG(mode):
+            what = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+            raise InvalidArgumentError(
+                f"open registry {real!r}: it is {what}; name a file in it, such as "
+                f"{os.path.join(real, 'registry.db')!r}",
+                field="path",
+                value=real,
+            )
+    return real
+
+
+def _make_directories(directory: str) -> None:
+    """Make *directory* and what is missing above it, with mode 0700 under any umask."""
+    if os.path.isdir(directory):
+        return
+    _make_directories(os.path.dirname(directory))
+    try:
+        os.mkdir(directory, 0o700)
+        os.chmod(directory, 0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"open registry: make directory {directory!r}: {error.strerror}"
+        ) from error
+
+
+class Engine:
+    """One database file; made by `attach`, left by `detach`."""
+
+    def __init__(self, path: str, *, read_only: bool, guard: Callable[[Transaction], None]) -> None:
+        """Remember what to open."""
+        self.path: Final = path
+        self.read_only: Final = read_only
+        self.users = 0
+        self.transaction: Transaction | None = None
+        self._guard = guard
+        self._mutex = Mutex()
+        self._writer: sqlite3.Connection | None = None
+        self._turnstile: Turnstile | None = None
+        self._idle: list[sqlite3.Connection] = []
+        self._connections: set[sqlite3.Connection] = set()
+        self._immutable = False
+        self._files: tuple[object, object] = (None, None)
+        self._log_bound = driver.WAL_MAX
+        self._closed = ""
+        """Why nothing can be done any more."""
+        self._unwritable: RegistryError | None = None
+
+    # Opening and closing.
+
+    def open(self, prepare: Callable[[sqlite3.Connection], None], timeout: float) -> None:
+        """Open the file, under the lock from before the first PRAGMA on."""
+        if sqlite3.sqlite_version_info < driver.OLDEST_SQLITE:
+            raise FailedPreconditionError(
+                f"open registry {self.path!r}: SQLite {sqlite3.sqlite_version} is too old, "
+                "3.37 is the oldest with STRICT tables; install a newer one"
+            )
+        if self.read_only:
+            self._open_read_only(prepare, timeout)
+            return
+        deadline = time.monotonic() + timeout
+        try:
+            self._turnstile = Turnstile(self.path)
+        except OSError as error:
+            raise self._os_error("make the lock files beside it", error) from error
+        try:
+            if not self._turnstile.acquire(deadline):
+                raise self._busy("open registry", timeout)  # noqa: TRY301 - as the calls beside it
+            self._open_writer(prepare, deadline)
+        except BaseException:
+            if not self._connections:
+                self._turnstile.remove_if_created()
+            self._turnstile.release()
+            self._turnstile.close()
+            raise
+        self._turnstile.release()
+
+    def _open_writer(self, prepare: Callable[[sqlite3.Connection], None], deadline: float) -> None:
+        self._create_file()
+        before = _identity(self.path)
+        with driver.driver_errors(f"open registry {self.path!r}", self.path):
+            remaining = max(0.0, deadline - time.monotonic())
+            writer = driver.connect(self.path, "rw", driver.SETUP, busy_timeout=remaining)
+            try:
+                prepare(writer)
+                writer.execute("PRAGMA busy_timeout = 0")
+                writer.execute("BEGIN IMMEDIATE")
+                self._files = (_identity(self.path), _identity(f"{self.path}-wal"))
+                writer.execute("ROLLBACK")
+            except BaseException:
+                writer.close()
+                raise
+        if self._files[0] != before:
+            writer.close()
+            raise self._replaced("open registry")
+        self._writer = writer
+        self._connections.add(writer)
+
+    def _create_file(self) -> None:
+        """Make an empty file of mode 0600; SQLite would follow the umask."""
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise self._os_error("create the file", error) from error
+        # The only close of the file that is not SQLite's: it has not seen the file yet.
+        os.fchmod(fd, 0o600)
+        os.close(fd)
+
+    def _os_error(self, what: str, error: OSError) -> RegistryError:
+        message = f"open registry {self.path!r}: {what}: {error.strerror}"
+        if error.errno in _NO_SPACE:
+            return ResourceExhaustedError(f"{message}; free some space", path=self.path)
+        if error.errno in _READ_ONLY:
+            return ReadOnlyError(f"{message}; open it with read_only=True", path=self.path)
+        return FailedPreconditionError(message)
+
+    def _open_read_only(
+        self, prepare: Callable[[sqlite3.Connection], None], timeout: float
+    ) -> None:
+        try:
+            reader = driver.connect(self.path, "ro", driver.READER_SETUP, busy_timeout=timeout)
+            try:
+                prepare(reader)
+            except BaseException:
+                reader.close()
+                raise
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
+                raise translate(error, f"open registry {self.path!r}", self.path) from error
+            reader = self._open_immutable(prepare, error)
+        except sqlite3.Error as error:
+            raise translate(error, f"open registry {self.path!r}", self.path) from error
+        self._files = (_identity(self.path), None)
+        self._connections.add(reader)
+        self._idle.append(reader)
+
+    def _open_immutable(
+        self, prepare: Callable[[sqlite3.Connection], None], cause: sqlite3.Error
+    ) -> sqlite3.Connection:
+        """Open a file on a read-only file system, where SQLite cannot make its index of the log.
+
+        A log that is there holds what is newer than the file: it must not be passed over.
+        """
+        if _size(f"{self.path}-wal"):
+            raise ReadOnlyError(
+                f"open registry {self.path!r}: its log holds changes that cannot be read without "
+                "writing beside it; make the file system writable, or copy the three files",
+                path=self.path,
+            ) from cause
+        reader = driver.connect(
+            self.path, "ro", driver.READER_SETUP, busy_timeout=0, immutable=True
+        )
+        self._immutable = True
+        with driver.driver_errors(f"open registry {self.path!r}", self.path):
+            prepare(reader)
+        return reader
+
+    def detach(self, timeout: float) -> None:
+        """Leave the engine; the last user closes it, within about *timeout* seconds."""
+        if self._closed:
+            return
+        with _opening:
+            self.users -= 1
+            if self.users or self._closed:
+                return
+            _engines.pop((self.path, self.read_only), None)
+            self._close(timeout)
+
+    def _close(self, timeout: float) -> None:
+        """Close all connections under the lock: the last one to close moves the log."""
+        deadline = time.monotonic() + timeout
+        if self.transaction is not None and self.transaction.owner is current_owner():
+            self.end(self.transaction)
+        closing = object()
+        self._mutex.acquire(closing, deadline)
+        self._closed = "it was closed"
+        if self._turnstile is not None:
+            self._turnstile.acquire(deadline)
+        while self._idle:
+            self._close_connection(self._idle.pop())
+        if self._writer is not None:
+            self._close_connection(self._writer)
+        if self._turnstile is not None:
+            self._turnstile.release()
+            self._turnstile.close()
+        self._mutex.release(closing)
+
+    def _close_connection(self, connection: sqlite3.Connection) -> None:
+        self._connections.discard(connection)
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
+
+    def abandon_in_child(self) -> None:
+        """Make every use raise in a forked child, and let nothing there close a connection.
+
+        Garbage collection would, and so would the end of the child; the parent's transaction is
+        then "committed" with rows missing. A reference that nobody gives back prevents both.
+        """
+        self._closed = "it belongs to the process that this one was forked from"
+        for connection in self._connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        if self._turnstile is not None:
+            self._turnstile.close_in_child()
+
+    def require_open(self, doing: str) -> None:
+        """Raise unless the engine can be used.
+
+        Raises:
+            StoreClosedError: it was closed, or this is a forked child.
+        """
+        if self._closed:
+            raise StoreClosedError(f"{doing}: the store is closed, {self._closed}", path=self.path)
+
+    def own_transaction(self) -> Transaction | None:
+        """Return the open transaction if it is the caller's."""
+        transaction = self.transaction
+        if transaction is not None and transaction.owner is current_owner():
+            return transaction
+        return None
+
+    # Reading.
+
+    def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
+        """Return all rows of one query: of the caller's open transaction, else as committed."""
+        with self.snapshot(doing, single=True) as connection:
+            return connection.execute(sql, params).fetchall()
+
+    @contextlib.contextmanager
+    def snapshot(self, doing: str, *, single: bool = False) -> Iterator[sqlite3.Connection]:
+        """Lend a connection on which all queries see the same commit.
+
+        Args:
+            doing: for messages.
+            single: one query only, which is its own snapshot.
+        """
+        self.require_open(doing)
+        transaction = self.own_transaction()
+        if transaction is not None:
+            with driver.driver_errors(doing, self.path):
+                yield transaction.connection
+            return
+        connection = self._reader(doing)
+        try:
+            with driver.driver_errors(doing, self.path):
+                if not single:
+                    connection.execute("BEGIN")
+                yield connection
+        finally:
+            self._give_back(connection)
+
+    def _reader(self, doing: str) -> sqlite3.Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        with driver.driver_errors(doing, self.path):
+            connection = driver.connect(
+                self.path, "ro", driver.READER_SETUP, busy_timeout=5, immutable=self._immutable
+            )
+        self._connections.add(connection)
+        if _identity(self.path) != self._files[0]:
+            self._close_connection(connection)
+            raise self._replaced(doing)
+        return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        if self._closed.startswith("it belongs"):
+            return
+        if connection.in_transaction:
+            connection.rollback()
+        if self._closed or len(self._idle) >= IDLE_READERS:
+            self._close_connection(connection)
+        else:
+            self._idle.append(connection)
+
+    # Writing.
+
+    def write(self, doing: str, timeout: float) -> Write:
+        """Return a context manager whose body is one write transaction, or a part of one.
+
+        It joins the transaction that the same owner has open as a savepoint. All that it waits
+        for, it waits for no longer than *timeout* seconds in all.
+        """
+        return Write(self, doing, timeout)
+
+    def begin(self, transaction: Transaction, timeout: float) -> None:
+        """Take the mutex, the turnstile and SQLite's write lock, in this order."""
+        deadline = transaction.deadline = time.monotonic() + timeout
+        if not self._mutex.acquire(transaction, deadline):
+            raise self._busy(transaction.doing, timeout)
+        self.require_open(transaction.doing)
+        if self._unwritable is not None:
+            raise self._unwritable
+        assert self._turnstile is not None, "`new_transaction` refuses a read-only engine"
+        if not self._turnstile.acquire(deadline):
+            raise self._busy(transaction.doing, timeout)
+        self._begin_immediate(transaction, deadline, timeout)
+        self._guard(transaction)
+        self.transaction = transaction
+
+    def _begin_immediate(self, transaction: Transaction, deadline: float, timeout: float) -> None:
+        while True:
+            try:
+                transaction.connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise translate(error, transaction.doing, self.path) from error
+                if time.monotonic() >= deadline:
+                    raise self._busy(transaction.doing, timeout, stranger=True) from error
+                time.sleep(RETRY)
+            else:
+                return
+
+    def commit(self, transaction: Transaction) -> None:
+        """Commit, and make sure that what was committed is in the file at the path.
+
+        Raises:
+            RegistryError: nothing of the transaction is in the database.
+            CommitUnknownError: nobody can tell; the engine writes no more.
+            DataLossError: the file was replaced.
+        """
+        self.require_open(transaction.doing)
+        transaction.check_whole()
+        transaction.committing = True
+        try:
+            transaction.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            transaction.committing = False
+            self._refused(transaction, error)
+        if (_identity(self.path), _identity(f"{self.path}-wal")) != self._files:
+            transaction.committing = False
+            raise self._replaced(transaction.doing)
+        self._bound_log(transaction.connection)
+
+    def _refused(self, transaction: Transaction, error: sqlite3.Error) -> None:
+        """Make sure that a commit which failed is not there after a crash, and raise.
+
+        When the sync of the log fails, the frames are in it all the same, and whoever opens the
+        file after a crash takes them for committed. Another commit overwrites them.
+        """
+        connection, doing = transaction.connection, transaction.doing
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                # The one write that SQLite makes even when it changes nothing.
+                connection.execute("PRAGMA user_version = 0")
+                connection.execute("COMMIT")
+            except sqlite3.Error as second:
+                self._unwritable = CommitUnknownError(
+                    f"{doing}: the commit failed ({error}) and so did making sure of it ({second}) "
+                    f"in {self.path!r}; close the store, open it anew and read what is so",
+                    path=self.path,
+                    sqlite_code=error.sqlite_errorcode,
+                )
+                raise self._unwritable from error
+        raise translate(error, doing, self.path) from error
+
+    def _bound_log(self, connection: sqlite3.Connection) -> None:
+        """Begin the log anew when it has grown past its bound: passive checkpoints may starve."""
+        size = _size(f"{self.path}-wal")
+        if size <= self._log_bound:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(f"PRAGMA busy_timeout = {int(RESET_WAIT * 1000)}")
+            busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+            connection.execute("PRAGMA busy_timeout = 0")
+            # A reader that stays would cost every commit the wait: try again when it has grown.
+            self._log_bound = size + driver.WAL_MAX if busy else driver.WAL_MAX
+
+    def end(self, transaction: Transaction) -> None:
+        """Take back what is not committed and let the next one in; harmless when repeated."""
+        if self._mutex.holder is not transaction or self._closed.startswith("it belongs"):
+            return
+        if transaction.connection.in_transaction:
+            try:
+                transaction.connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                log.exception("%s: rolling back failed", transaction.doing)
+        if self.transaction is transaction:
+            self.transaction = None
+        if self._turnstile is not None:
+            self._turnstile.release()
+        self._mutex.release(transaction)
+
+    def new_transaction(self, doing: str) -> Transaction:
+        """Return a transaction of the caller's that has not begun.
+
+        Raises:
+            StoreClosedError, ReadOnlyError: no write is possible.
+        """
+        self.require_open(doing)
+        if self._writer is None:
+            raise ReadOnlyError(f"{doing}: {self.path!r} is open read-only", path=self.path)
+        return Transaction(self._writer, self.path, doing, self.require_open)
+
+    def _replaced(self, doing: str) -> DataLossError:
+        return DataLossError(
+            f"{doing}: {self.path!r} or its -wal was removed or replaced while it was open, so "
+            "what is written goes nowhere; find out who did it, and open the store anew",
+            path=self.path,
+        )
+
+    def _busy(self, doing: str, timeout: float, *, stranger: bool = False) -> UnavailableError:
+        """Name who stands in the way: a thread of ours, a process, or a stranger to the lock."""
+        ours = self.transaction
+        holder = self._turnstile.holder() if self._turnstile is not None else None
+        if ours is not None:
+            who, since = f"thread {ours.thread.name!r} (doing: {ours.doing})", ours.since
+        elif stranger or holder is None or holder.pid == os.getpid():
+            who, since = _stranger(f"{self.path}-shm"), 0
+        else:
+            who, since = f"process {holder.pid}{_name_of(holder.pid)}", holder.since
+        when = f" since {datetime.fromtimestamp(since / 1e9, UTC).isoformat()}" if since else ""
+        return UnavailableError(
+            f"{doing}: waited {timeout:g} s for {self.path!r}, which {who} has been writing{when}; "
+            "try again, or see what keeps it",
+            path=self.path,
+            holder=who,
+            since=since,
+            timeout=timeout,
+        )
+
+
+class Write:
+    """The body of a `with` as one write transaction, or as a savepoint of the open one."""
+
+    def __init__(self, engine: Engine, doing: str, timeout: float) -> None:
+        """Remember what to begin."""
+        self._engine, self._doing, self._timeout = engine, doing, timeout
+        self._nested = False
+
+    def __enter__(self) -> Transaction:
+        engine, self._transaction = self._engine, self._engine.new_transaction(self._doing)
+        outer = engine.transaction
+        if outer is not None and outer.owner is self._transaction.owner:
+            self._enter_nested(outer)
+        elif outer is not None and outer.thread is threading.current_thread():
+            raise FailedPreconditionError(
+                f"{self._doing}: another task of this thread has a transaction open "
+                f"({outer.doing}); end it before awaiting, or write from another thread"
+            )
+        else:
+            try:
+                engine.begin(self._transaction, self._timeout)
+            except BaseException:
+                engine.end(self._transaction)
+                raise
+        return self._transaction
+
+    def _enter_nested(self, outer: Transaction) -> None:
+        self._nested, self._transaction = True, outer
+        try:
+            outer.begin_nested(self._doing)
+        except BaseException as error:
+            outer.end_nested(error)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        engine, transaction = self._engine, self._transaction
+        if self._nested:
+            engine.require_open(self._doing)
+            transaction.end_nested(error)
+            return
+        try:
+            if error is None:
+                engine.commit(transaction)
+        finally:
+            # An interrupt that strikes in here makes us begin again, not give up half-way.
+            try:
+                self._finish()
+            except BaseException:
+                self._finish()
+                raise
+
+    def _finish(self) -> None:
+        engine, transaction = self._engine, self._transaction
+        committed = transaction.committing and not transaction.connection.in_transaction
+        engine.end(transaction)
+        if committed:
+            transaction.run_effects()
+
+
+_NO_SPACE: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
+_READ_ONLY: Final = frozenset({30})  # EROFS
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return f" ({file.read().strip()})"
+    except OSError:
+        return ""
+
+
+def _stranger(shm: str) -> str:
+    """Name the process that holds SQLite's own write lock, as the kernel lists it.
+
+    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK).
+    """
+    found = _identity(shm)
+    with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            _, _, _, kind, pid, where, start, *_ = line.split()
+            inode = int(where.rsplit(":", 1)[1])
+            if kind == "WRITE" and start == "120" and found and inode == found[1]:
+                return f"process {pid}{_name_of(int(pid))}, which is no registry,"
+    return "an unknown process, which is no registry,"
+
+
+def _in_child() -> None:
+    global _opening  # noqa: PLW0603 - another thread may have held it at the fork
+    _opening = threading.Lock()
+    for engine in _engines.values():
+        engine.abandon_in_child()
+        _open_at_fork.add(engine.path)
+    _engines.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,179 @@
+"""Whose turn it is in this process, and the one write transaction that may be open.
+
+The owner of a transaction is the thread and, under asyncio, the task that began it. What the same
+owner writes meanwhile joins as a savepoint; another task of the thread cannot wait (nobody else
+would run) and is refused; another thread waits.
+
+An exception that a signal handler raises may strike between any two bytecodes. So no cleaning up
+rests on a local variable: the mutex knows its holder, the connection knows whether it is in a
+transaction, and to end twice is harmless.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from registry.engine.driver import translate
+from registry.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_local = threading.local()
+
+
+def current_owner() -> object:
+    """Return what stands for the running task, or else for the running thread."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - the public one raises where there is none
+        task = None if loop is None else asyncio.current_task(loop)
+        if task is not None:
+            return task
+    try:
+        return _local.token
+    except AttributeError:
+        # Not the thread's id: the next thread may get the same one.
+        _local.token = object()
+        return _local.token
+
+
+class Mutex:
+    """A lock that knows its holder and waits no longer than a deadline."""
+
+    def __init__(self) -> None:
+        """Begin with nobody holding it."""
+        self.holder: object = None
+        self._changed = threading.Condition(threading.Lock())
+
+    def acquire(self, holder: object, deadline: float) -> bool:
+        """Wait until *holder* may go on, and tell whether it may (monotonic seconds)."""
+        with self._changed:
+            while self.holder is not None:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return False
+                self._changed.wait(remaining)
+            self.holder = holder
+            return True
+
+    def release(self, holder: object) -> None:
+        """Let the next one in if *holder* holds it; else do nothing."""
+        with self._changed:
+            if self.holder is holder:
+                self.holder = None
+                self._changed.notify()
+
+
+class Transaction:
+    """The write transaction that is open, as its owner's calls see it."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: str,
+        doing: str,
+        require_open: Callable[[str], None],
+    ) -> None:
+        """Note who begins it; the engine begins and ends it.
+
+        *require_open* raises once the connection may no longer be used.
+        """
+        self.connection = connection
+        self.require_open = require_open
+        self.path = path
+        self._doing = [doing]
+        self.owner = current_owner()
+        self.thread = threading.current_thread()
+        self.since = time.time_ns()
+        self.deadline = 0.0
+        """Until when all that it does may wait (monotonic seconds)."""
+        self.committing = False
+        self.ended_by: BaseException | None = None
+        """The error with which SQLite ended the whole transaction inside a nested write."""
+        self._effects: list[list[Callable[[], None]]] = [[]]
+
+    @property
+    def doing(self) -> str:
+        """What is being done, for messages: by the innermost part."""
+        return self._doing[-1]
+
+    def execute(self, sql: str, params: Mapping[str, object] = {}) -> sqlite3.Cursor:
+        """Run one statement.
+
+        Raises:
+            RegistryError: for a driver error, by its code.
+            FailedPreconditionError: SQLite has ended the transaction; another statement would
+                commit by itself.
+        """
+        self.require_open(self.doing)
+        if not self.connection.in_transaction:
+            raise self._ended() from self.ended_by
+        try:
+            return self.connection.execute(sql, params)
+        except sqlite3.Error as error:
+            raise translate(error, self.doing, self.path) from error
+
+    def execute_many(self, sql: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Run one statement for each of *rows*; errors as `execute`."""
+        for row in rows:
+            self.execute(sql, row)
+
+    def fetch(self, sql: str, params: Mapping[str, object] = {}) -> list[tuple[Any, ...]]:
+        """Return all rows of a query, this transaction's own changes among them."""
+        return self.execute(sql, params).fetchall()
+
+    def after_commit(self, effect: Callable[[], None]) -> None:
+        """Run *effect* once the commit is certain and before the call returns; never otherwise."""
+        self._effects[-1].append(effect)
+
+    def begin_nested(self, doing: str) -> None:
+        """Begin a savepoint: a part that may fail alone."""
+        self._doing.append(doing)
+        self._effects.append([])
+        self.execute(f"SAVEPOINT {self._savepoint()}")
+
+    def end_nested(self, error: BaseException | None) -> None:
+        """End the innermost savepoint: keep what it did, or take it back when it failed."""
+        savepoint, effects = self._savepoint(), self._effects.pop()
+        try:
+            if error is not None and self.connection.in_transaction:
+                self.connection.execute(f"ROLLBACK TO {savepoint}")
+            self.execute(f"RELEASE {savepoint}")
+        except BaseException as failure:
+            # The part can no longer be told from the whole: the whole fails.
+            self.ended_by = self.ended_by or error or failure
+            if error is None:
+                raise
+        else:
+            if error is None:
+                self._effects[-1].extend(effects)
+        finally:
+            self._doing.pop()
+
+    def _savepoint(self) -> str:
+        return f"nested_{len(self._effects)}"
+
+    def run_effects(self) -> None:
+        """Run what waited for the commit."""
+        for effect in self._effects[0]:
+            effect()
+
+    def check_whole(self) -> None:
+        """Refuse to commit what SQLite, or a failure in a nested write, has ended.
+
+        Raises:
+            FailedPreconditionError: from the error that ended it.
+        """
+        if self.ended_by is not None or not self.connection.in_transaction:
+            raise self._ended() from self.ended_by
+
+    def _ended(self) -> FailedPreconditionError:
+        return FailedPreconditionError(
+            f"{self.doing}: the transaction was ended by an error inside it "
+            f"({self.ended_by!r}); nothing of it is stored, begin a new one"
+        )

@@ -1,0 +1,255 @@
+"""The lock between processes, in which writers are served in turn.
+
+SQLite's busy handler sleeps and tries again: no queue, and one busy process starves the others.
+`flock` alone is no queue either: whoever runs takes it again before a sleeper has woken. Hence two
+files beside the database:
+
+    take PATH-queue ─▶ take PATH-lock ─▶ release PATH-queue ─▶ write ─▶ release PATH-lock
+
+Whoever wants to write again stands behind everyone who is in the queue already, and one alone
+waits for the lock itself. The lock is for fairness and names its holder; safety rests on SQLite's
+own locks, which a writer that knows nothing of this one takes too.
+
+`flock` has no deadline. A thread that may block waits in the caller's stead; one who gives up
+leaves the thread waiting, and the next to come takes its place over.
+
+Assumptions: one caller at a time (the engine's mutex); descriptors are closed in a forked child,
+where they would otherwise keep the lock alive after the parent's death.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+import time
+from typing import Final, NamedTuple
+
+from registry.errors import FailedPreconditionError
+
+
+class Holder(NamedTuple):
+    """Who holds the lock: *since* in ns since the Unix epoch."""
+
+    pid: int
+    since: int
+
+
+class LockFile:
+    """A file that exists to be locked."""
+
+    def __init__(self, path: str) -> None:
+        """Open *path*, which is created with mode 0600 and never followed if it is a symlink."""
+        self.path: Final = path
+        self.created = False
+        self.fd = -1
+        self._open()
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self.created = True
+            os.fchmod(self.fd, 0o600)  # the umask may have taken more
+        except FileExistsError:
+            self.fd = os.open(self.path, flags)
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            self.close()
+            raise FailedPreconditionError(
+                f"lock {self.path!r}: it is no regular file; move it away"
+            )
+
+    def reopen(self) -> None:
+        """Open what is at the path now."""
+        self.close()
+        self._open()
+
+    def close(self) -> None:
+        """Close the descriptor, and with it release the lock if no forked child has it too."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def take(self) -> None:
+        """Wait for the lock, without end."""
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def take_now(self) -> bool:
+        """Take the lock if nobody has it, and tell whether."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Release the lock; releasing twice is harmless."""
+        if self.fd >= 0:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def at_its_path(self) -> bool:
+        """Whether the file that we have open is still the one others find."""
+        try:
+            there = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        ours = os.fstat(self.fd)
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+class Turnstile:
+    """The write lock of one database file between processes."""
+
+    def __init__(self, database: str) -> None:
+        """Open or create both lock files beside *database*.
+
+        Raises:
+            OSError: they cannot be opened.
+            FailedPreconditionError: something that is no regular file is in their place.
+        """
+        self._lock = LockFile(f"{database}-lock")
+        try:
+            self._queue = LockFile(f"{database}-queue")
+        except BaseException:
+            self._lock.close()
+            raise
+        self._waiter = _Waiter(self._queue, self._lock)
+
+    def acquire(self, deadline: float) -> bool:
+        """Take the lock in turn, and tell whether it came before *deadline* (monotonic seconds)."""
+        while self._acquire(deadline):
+            if self._lock.at_its_path() and self._queue.at_its_path():
+                self._sign()
+                return True
+            # Somebody removed a lock file: those who come now lock another one.
+            self._lock.reopen()
+            self._queue.reopen()
+        return False
+
+    def _acquire(self, deadline: float) -> bool:
+        if self._waiter.idle and self._queue.take_now() and self._lock.take_now():
+            self._queue.release()
+            return True
+        return self._waiter.wait(deadline)
+
+    def _sign(self) -> None:
+        line = f"{os.getpid()} {time.time_ns()}\n"
+        os.pwrite(self._lock.fd, line.ljust(40).encode(), 0)
+
+    def release(self) -> None:
+        """Release the lock; releasing what is not held is harmless."""
+        if self._waiter.idle:
+            self._queue.release()
+        self._lock.release()
+
+    def holder(self) -> Holder | None:
+        """Return who took the lock last; None when that cannot be read."""
+        try:
+            pid, since = os.pread(self._lock.fd, 40, 0).split()
+            return Holder(int(pid), int(since))
+        except (OSError, ValueError):
+            return None
+
+    def remove_if_created(self) -> None:
+        """Unlink the files if this object created them. Only while the lock is held."""
+        for file in (self._lock, self._queue):
+            if file.created and file.at_its_path():
+                os.unlink(file.path)
+
+    def close(self) -> None:
+        """Close both files; where a thread still waits, it closes them when it is served."""
+        self._waiter.close()
+
+    def close_in_child(self) -> None:
+        """Close both files in a forked child, which has no waiting thread."""
+        self._lock.close()
+        self._queue.close()
+
+
+class _Waiter:
+    """A thread that waits in line in the stead of a caller who has a deadline."""
+
+    def __init__(self, queue: LockFile, lock: LockFile) -> None:
+        self._queue, self._lock = queue, lock
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self.idle = True
+        self._wanted = self._served = self._closed = False
+        self._error: OSError | None = None
+
+    def wait(self, deadline: float) -> bool:
+        """Return whether the lock came before *deadline*; if not, it is given back when it does."""
+        try:
+            with self._changed:
+                self._wanted = True
+                self._start()
+                while not self._served:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        return False
+                    self._changed.wait(remaining)
+                return self._take_over()
+        finally:
+            with self._changed:
+                self._wanted = False
+                if self._served:  # an interrupt came between being served and taking over
+                    self._lock.release()
+                    self._served, self.idle = False, True
+
+    def _take_over(self) -> bool:
+        self._served, self.idle = False, True
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return True
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name="registry-turnstile", daemon=True
+            )
+            self._thread.start()
+        self.idle = False
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while self._next():
+            error = None
+            try:
+                self._queue.take()
+                self._lock.take()
+                self._queue.release()
+            except OSError as caught:
+                error = caught
+            self._serve(error)
+
+    def _next(self) -> bool:
+        """Sleep until there is somebody to wait for; False when there never will be."""
+        with self._changed:
+            while (self.idle or self._served) and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                self._close_files()
+            return not self._closed
+
+    def _serve(self, error: OSError | None) -> None:
+        with self._changed:
+            if self._wanted:
+                self._served, self._error = True, error
+                self._changed.notify_all()
+            else:
+                self._lock.release()
+                self.idle = True
+
+    def close(self) -> None:
+        """End the thread, and close the files now or when it is served."""
+        with self._changed:
+            self._closed = True
+            if self._thread is None:
+                self._close_files()
+            self._changed.notify_all()
+
+    def _close_files(self) -> None:
+        self._lock.close()
+        self._queue.close()
