@@ -1,0 +1,106 @@
+"""A persistent registry of pod sandboxes, for runtime shims: one SQLite file.
+
+    from registry import Metadata, State, Status, Store
+
+    with Store.open("/var/lib/shim/registry.db") as store:
+        sandbox = store.add(Metadata(id="4a33", name="web", config=None), Status(State.READY))
+
+Modules, each importing only from those before it:
+
+    errors        what can go wrong
+    values        checks of single values
+    kernel        boot, mounts and namespaces of the host
+    status        State, Status, UpdateFunc
+    cri           the CRI's PodSandboxConfig
+    cni           the answer of the CNI plugins
+    metadata      what a sandbox is
+    netns         network namespaces
+    process       which process a pid names
+    schema        tables, triggers, views
+    sql, rows     statements, and values to rows and back
+    engine        the file: locks and transactions
+    migrate       which schema a file has
+    reconcile     what became of the sandboxes: look, plan
+    live          what is in this process and not in the file
+    changes       what is written in one transaction
+    session       what a store and its handles share
+    sandbox       Sandbox and its status
+    recover       reconcile on this host: looking, marking, orphans
+    store         Store
+    check         what must hold of the data
+    cli           the command line
+"""
+
+from __future__ import annotations
+
+from registry.check import Violation
+from registry.cni import DNS, CNIResult, Interface, IPConfig, Route
+from registry.errors import (
+    AlreadyExistsError,
+    AmbiguousPrefixError,
+    ClosedNetNSError,
+    CommitUnknownError,
+    CompactedError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    MetadataError,
+    NameReservedError,
+    NetNSError,
+    NotFoundError,
+    ReadOnlyError,
+    RegistryError,
+    ResourceExhaustedError,
+    SchemaVersionError,
+    StoreClosedError,
+    UnavailableError,
+)
+from registry.live import Container, StopCh
+from registry.metadata import Metadata
+from registry.netns import NetNS
+from registry.reconcile import Finding, Report, Verdict
+from registry.rows import Transition
+from registry.sandbox import Sandbox
+from registry.status import State, Status, StatusStorage, UpdateFunc
+from registry.store import Store
+
+__all__ = [
+    "DNS",
+    "AlreadyExistsError",
+    "AmbiguousPrefixError",
+    "CNIResult",
+    "ClosedNetNSError",
+    "CommitUnknownError",
+    "CompactedError",
+    "Container",
+    "DataLossError",
+    "FailedPreconditionError",
+    "Finding",
+    "IPConfig",
+    "Interface",
+    "InvalidArgumentError",
+    "Metadata",
+    "MetadataError",
+    "NameReservedError",
+    "NetNS",
+    "NetNSError",
+    "NotFoundError",
+    "ReadOnlyError",
+    "RegistryError",
+    "Report",
+    "ResourceExhaustedError",
+    "Route",
+    "Sandbox",
+    "SchemaVersionError",
+    "State",
+    "Status",
+    "StatusStorage",
+    "StopCh",
+    "Store",
+    "StoreClosedError",
+    "Transition",
+    "UnavailableError",
+    "UpdateFunc",
+    "Verdict",
+    "Violation",
+]

@@ -1,0 +1,219 @@
+"""What a call changes in the tables, inside the transaction of whoever calls.
+
+Nothing here looks at the host, takes a lock or has an effect outside the file.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from registry import kernel, rows
+from registry.engine import Transaction
+from registry.errors import (
+    AlreadyExistsError,
+    AmbiguousPrefixError,
+    FailedPreconditionError,
+    NameReservedError,
+)
+from registry.metadata import Metadata
+from registry.netns import NetNSIdentity
+from registry.process import ProcessIdentity
+from registry.rows import Row
+from registry.sql import Fetch
+from registry.status import State, Status
+
+NAMED: Final = 10
+"""Ids that a message names before it only counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who writes, and by which clock (ns since the Unix epoch)."""
+
+    actor: str
+    clock: Callable[[], int]
+
+    def sign(self, previous: int | None) -> dict[str, object]:
+        """Return the columns that say who wrote a status row; never at the time *previous*.
+
+        The triggers take a row whose changed_at stands still for one written by plain SQL.
+        """
+        now = self.clock()
+        return {
+            "changed_at": now + 1 if now == previous else now,
+            "actor": self.actor,
+            "boot_id": kernel.boot_id() or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """What was there when a sandbox was added."""
+
+    netns: NetNSIdentity | None
+    process: ProcessIdentity | None
+    creator: ProcessIdentity | None
+
+
+def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
+    """Return the sandbox whose id is *prefix*, else the only one whose id begins with it.
+
+    Raises:
+        AmbiguousPrefixError: several ids begin so.
+    """
+    exact = fetch(rows.ROW_BY_ID.sql, {"id": prefix})
+    if exact:
+        return Row(*exact[0])
+    ids = tuple(str(id) for (id,) in fetch(rows.IDS_BY_PREFIX.sql, rows.prefix_params(prefix)))
+    if len(ids) > 1:
+        named = ", ".join(repr(id) for id in ids[:NAMED])
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        raise AmbiguousPrefixError(
+            f"{doing}: {len(ids)} ids begin so: {named}{more}; give more of it",
+            field="id",
+            value=prefix,
+            prefix=prefix,
+            ids=ids,
+        )
+    found = fetch(rows.ROW_BY_ID.sql, {"id": ids[0]}) if ids else []
+    return Row(*found[0]) if found else None
+
+
+def find_creation(creation: int, fetch: Fetch) -> Row | None:
+    """Return the sandbox of *creation*; None when it has been deleted."""
+    found = fetch(rows.ROW_BY_CREATION.sql, {"creation": creation})
+    return Row(*found[0]) if found else None
+
+
+def insert(
+    transaction: Transaction,
+    metadata: dict[str, object],
+    labels: list[dict[str, object]],
+    status: Status,
+    *,
+    identities: Identities,
+    author: Author,
+) -> Row:
+    """Insert both rows of a sandbox, and its labels.
+
+    Args:
+        transaction: the open one.
+        metadata: its columns, encoded before the lock was taken.
+        labels: their rows.
+        status: of the new sandbox.
+        identities: what was looked up before the lock was taken.
+        author: who writes.
+    Raises:
+        AlreadyExistsError, NameReservedError: the id or the name is taken.
+    """
+    _refuse_taken(transaction, str(metadata["id"]), str(metadata["name"]))
+    # Random: a number from a sequence would be given again after a rollback, and a handle that
+    # the rollback left behind would stand for another sandbox.
+    creation = secrets.randbits(62)
+    transaction.execute(
+        rows.INSERT_SANDBOX.sql,
+        {
+            "creation": creation,
+            **metadata,
+            **rows.netns_columns(identities.netns),
+            **rows.creator_columns(identities.creator),
+        },
+    )
+    transaction.execute_many(rows.INSERT_LABEL.sql, labels)
+    transaction.execute(
+        rows.INSERT_STATUS.sql,
+        {
+            "sandbox_id": metadata["id"],
+            **rows.status_columns(status),
+            **rows.process_columns(identities.process),
+            **author.sign(None),
+        },
+    )
+    return _written(transaction, creation)
+
+
+def _refuse_taken(transaction: Transaction, id: str, name: str) -> None:
+    taken = dict(transaction.fetch(rows.TAKEN.sql, {"id": id, "name": name}))
+    if id in taken:
+        raise AlreadyExistsError(
+            f"{transaction.doing}: the id is taken; delete that sandbox first", id=id
+        )
+    for holder in taken:
+        raise NameReservedError(
+            f"{transaction.doing}: name {name!r} is reserved for {holder!r}; "
+            "delete that sandbox first",
+            id=id,
+            name=name,
+            holder=holder,
+        )
+
+
+def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> Row:
+    """Store *metadata* for the sandbox of *row*; another path is another, unknown namespace."""
+    recorded = row.netns() if metadata.netns_path == row.netns_path else None
+    transaction.execute(
+        rows.UPDATE_METADATA.sql,
+        {**rows.metadata_columns(metadata), **rows.netns_columns(recorded), "of": row.creation},
+    )
+    transaction.execute(rows.DELETE_LABELS.sql, {"id": row.id})
+    transaction.execute_many(rows.INSERT_LABEL.sql, rows.label_rows(metadata))
+    return _written(transaction, row.creation)
+
+
+def replace_status(transaction: Transaction, row: Row, status: Status, author: Author) -> None:
+    """Store *status* for the sandbox of *row*; another pid is another, unknown process.
+
+    Raises:
+        FailedPreconditionError: it leads back to UNKNOWN, or the row is no longer as it was read.
+    """
+    doing = transaction.doing
+    if status.state is State.UNKNOWN and row.state != str(State.UNKNOWN):
+        raise FailedPreconditionError(
+            f"{doing}: no way leads from {row.state} back to {status.state}", id=row.id
+        )
+    written = transaction.execute(
+        rows.UPDATE_STATUS.sql,
+        {
+            **rows.status_columns(status),
+            **rows.process_columns(row.process() if status.pid == row.pid else None),
+            **author.sign(row.changed_at),
+            "of": row.creation,
+            "since": row.changed_at,
+        },
+    )
+    if written.rowcount == 0:
+        raise FailedPreconditionError(
+            f"{doing}: its own UpdateFunc changed or deleted it; return the new status instead",
+            id=row.id,
+        )
+
+
+def delete(transaction: Transaction, row: Row, author: Author) -> None:
+    """Delete the sandbox of *row*, which is there; the history says who did it."""
+    signature = author.sign(row.changed_at)
+    transaction.execute(rows.ANNOUNCE_DELETION.sql, {"of": row.id, "leaving": 1, **signature})
+    transaction.execute(rows.DELETE.sql, {"creation": row.creation})
+
+
+def note(
+    transaction: Transaction,
+    row: Row,
+    netns: NetNSIdentity | None,
+    process: ProcessIdentity | None,
+) -> None:
+    """Record identities where none is recorded and *row* still names the same path and pid."""
+    if netns is not None:
+        where = {"of": row.creation, "at_path": row.netns_path}
+        transaction.execute(rows.NOTE_NETNS.sql, {**where, **rows.netns_columns(netns)})
+    if process is not None:
+        where = {"of": row.creation, "of_pid": row.pid}
+        transaction.execute(rows.NOTE_PROCESS.sql, {**where, **rows.process_columns(process)})
+
+
+def _written(transaction: Transaction, creation: int) -> Row:
+    row = find_creation(creation, transaction.fetch)
+    assert row is not None, "it was written in this transaction"
+    return row

@@ -1,0 +1,198 @@
+"""What must hold of the data in a registry, one function for each rule.
+
+`run` reports everything that is broken, none hidden by the first; a rule that cannot even be asked
+is reported itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from registry.cri import PodSandboxConfig
+from registry.errors import RegistryError
+from registry.metadata import validate as validate_metadata
+from registry.rows import ROWS, Row, label_rows, metadata_columns
+from registry.schema import TRIGGERS, VIEWS
+from registry.status import validate as validate_status
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule that does not hold; *sandbox_id* is "" where it is about the whole file."""
+
+    rule: str
+    sandbox_id: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        whose = f" of sandbox {self.sandbox_id!r}" if self.sandbox_id else ""
+        return f"{self.rule}{whose}: found {self.found}, expected {self.expected}"
+
+
+Rule = Callable[[sqlite3.Connection], Iterator[Violation]]
+
+
+def run(connection: sqlite3.Connection) -> list[Violation]:
+    """Return every violation that *connection* sees in one snapshot; writes nothing."""
+    violations: list[Violation] = []
+    for rule in RULES:
+        name = rule.__name__
+        try:
+            violations.extend(rule(connection))
+        except (sqlite3.Error, RegistryError, ValueError) as error:
+            violations.append(Violation(name, "", f"{error}", "a rule that can be asked"))
+    return violations
+
+
+def file_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """SQLite finds its own structure in order, and every constraint met."""
+    for (line,) in connection.execute("PRAGMA integrity_check").fetchall():
+        if line != "ok":
+            yield Violation("file_is_whole", "", line, "ok")
+    for table, rowid, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall():
+        found = f"{table} row {rowid} without its row in {parent}"
+        yield Violation("file_is_whole", "", found, "no row without its parent")
+
+
+def schema_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """The triggers and views are there, word for word: without them nothing above holds."""
+    query = "SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'view')"
+    found = {name: " ".join(sql.split()) for name, sql in connection.execute(query).fetchall()}
+    for statement in (*TRIGGERS, *VIEWS):
+        words = statement.split()
+        sql = found.get(words[2], "nothing")
+        if sql != " ".join(words):
+            yield Violation("schema_is_whole", "", f"{words[2]}: {sql}", " ".join(words))
+
+
+def registry_has_one_row(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """The file says once who it is."""
+    (count,) = connection.execute("SELECT count(*) FROM registry").fetchone()
+    if count != 1:
+        yield Violation("registry_has_one_row", "", str(count), "1")
+
+
+def sandbox_has_status(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """Neither row of a sandbox exists without the other."""
+    query = (
+        "SELECT id, 'no status' FROM sandboxes WHERE id NOT IN"
+        " (SELECT sandbox_id FROM sandbox_statuses)"
+        " UNION ALL SELECT sandbox_id, 'no sandbox' FROM sandbox_statuses WHERE sandbox_id NOT IN"
+        " (SELECT id FROM sandboxes)"
+        " UNION ALL SELECT DISTINCT sandbox_id, 'labels without a sandbox' FROM sandbox_labels"
+        " WHERE sandbox_id NOT IN (SELECT id FROM sandboxes)"
+    )
+    for id, found in connection.execute(query).fetchall():
+        yield Violation("sandbox_has_status", id, found, "a sandbox and its status")
+
+
+def nobody_is_leaving(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """A deletion is announced and done in one transaction."""
+    query = "SELECT sandbox_id FROM sandbox_statuses WHERE leaving"
+    for (id,) in connection.execute(query).fetchall():
+        yield Violation("nobody_is_leaving", id, "leaving = 1", "leaving = 0")
+
+
+def values_are_valid(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """Every row decodes, to values that the store would accept."""
+    for row in _rows(connection):
+        try:
+            validate_metadata(row.metadata(), "check")
+            validate_status(row.status(), "check")
+        except (RegistryError, ValueError) as error:
+            yield Violation("values_are_valid", row.id, str(error), "values that can be added")
+
+
+def columns_are_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """What is taken out of a config to be filtered by is what the config says."""
+    for row in _rows(connection):
+        try:
+            expected = metadata_columns(row.metadata())
+        except RegistryError:
+            continue  # values_are_valid says so
+        names = ("pod", "namespace", "uid", "attempt", "host_network")
+        query = f"SELECT {', '.join(names)} FROM sandboxes WHERE creation = ?"  # noqa: S608
+        found = connection.execute(query, (row.creation,)).fetchone()
+        for name, value in zip(names, found, strict=True):
+            if value != expected[name]:
+                yield Violation(
+                    "columns_are_true", row.id, f"{name} = {value!r}", repr(expected[name])
+                )
+
+
+def labels_are_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """The label rows are the labels of the config."""
+    query = "SELECT key, value FROM sandbox_labels WHERE sandbox_id = ?"
+    for row in _rows(connection):
+        try:
+            expected = {label["key"]: label["value"] for label in label_rows(row.metadata())}
+        except RegistryError:
+            continue
+        found = dict(connection.execute(query, (row.id,)).fetchall())
+        if found != expected:
+            yield Violation("labels_are_true", row.id, repr(found), repr(expected))
+
+
+def config_json_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """The config for people means what the config for the program means.
+
+    But for unknown fields, which only the bytes keep.
+    """
+    from google.protobuf import json_format  # noqa: PLC0415 - see rows.config_json
+
+    query = "SELECT id, config, config_json FROM sandboxes WHERE config IS NOT NULL"
+    for id, data, text in connection.execute(query).fetchall():
+        try:
+            stored = PodSandboxConfig.FromString(data)
+            stored.DiscardUnknownFields()
+            shown = json_format.ParseDict(json.loads(text), PodSandboxConfig())
+        except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
+            yield Violation("config_json_is_true", id, str(error), "a config in both forms")
+            continue
+        if stored != shown:
+            yield Violation("config_json_is_true", id, text, json_format.MessageToJson(stored))
+
+
+def history_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """Transitions follow one upon another, and the last one says what is so now."""
+    query = (
+        "SELECT sandbox_id, seq, event, from_state, to_state FROM sandbox_transitions ORDER BY seq"
+    )
+    last: dict[str, str | None] = {}
+    for id, seq, event, from_state, to_state in connection.execute(query).fetchall():
+        known = last.get(id)
+        if id in last and event != "created" and from_state != known:
+            yield Violation("history_is_true", id, f"seq {seq} from {from_state}", f"from {known}")
+        if id in last and event == "created" and known is not None:
+            yield Violation("history_is_true", id, f"seq {seq} creates it again", "one creation")
+        last[id] = to_state
+    states = connection.execute("SELECT sandbox_id, state FROM sandbox_statuses").fetchall()
+    now = dict(states)
+    for id, state in last.items():
+        if now.get(id) != state:
+            found = f"last transition to {state}, status {now.get(id)}"
+            yield Violation("history_is_true", id, found, "both the same")
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    file_is_whole,
+    schema_is_whole,
+    registry_has_one_row,
+    sandbox_has_status,
+    nobody_is_leaving,
+    values_are_valid,
+    columns_are_true,
+    labels_are_true,
+    config_json_is_true,
+    history_is_true,
+)
+
+
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    return [Row(*row) for row in connection.execute(ROWS.sql).fetchall()]

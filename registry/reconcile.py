@@ -1,0 +1,330 @@
+"""What became of the sandboxes while nobody looked.
+
+Three steps, each apart from the others:
+
+    look    at every namespace and process of the rows read, holding no lock
+    plan    what the rows and the looks mean: pure, one finding a sandbox
+    apply   the changes, in one transaction, but for rows that somebody changed meanwhile;
+            those are looked at again
+
+Rules:
+
+1. What cannot be seen is not dead. Only what is known to be gone makes a sandbox NOTREADY.
+2. A look has no side effects, and one sandbox that cannot be judged never stops the rest.
+3. What is not recorded (no pid, no path) is not judged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final
+
+from registry import netns, process
+from registry.kernel import Vantage
+from registry.netns import NetNSSight, Presence
+from registry.process import Life, ProcessSight
+from registry.rows import Row
+from registry.status import MESSAGE_MAX, State, Status
+
+
+class Verdict(StrEnum):
+    """What a sandbox was found to be."""
+
+    HOST = "HOST"
+    OPEN = "OPEN"
+    CLOSED = "CLOSED"
+    REPLACED = "REPLACED"
+    EXITED = "EXITED"
+    INTERRUPTED = "INTERRUPTED"
+    UNREACHABLE = "UNREACHABLE"
+    CREATING = "CREATING"
+    UNVERIFIED = "UNVERIFIED"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of one sandbox; *changed* if it was made NOTREADY for it.
+
+    *reason* is empty unless the verdict is one for which a READY sandbox becomes NOTREADY.
+    """
+
+    sandbox_id: str
+    verdict: Verdict
+    reason: str
+    message: str
+    changed: bool
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        done = " (now NOTREADY)" if self.changed else ""
+        return f"sandbox {self.sandbox_id!r}: {self.verdict}{done}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a reconcile found.
+
+    *findings*: one for each sandbox that is not simply OPEN or HOST; a NOTREADY one of which
+    something still lives has one too. *counts*: by verdict over all sandboxes, each counted once.
+    *orphans*: paths of namespaces that carry this registry's id and belong to no sandbox.
+    """
+
+    findings: tuple[Finding, ...]
+    counts: Mapping[Verdict, int]
+    orphans: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What was seen of one sandbox; None is what there was nothing to look at."""
+
+    netns: NetNSSight | None = None
+    process: ProcessSight | None = None
+    creator: ProcessSight | None = None
+    lives_in_netns: bool = False
+    """The recorded process lives in the recorded namespace, wherever that is mounted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A finding before anything was done, and whether it asks for NOTREADY."""
+
+    row: Row
+    verdict: Verdict
+    reason: str
+    message: str
+    marks: bool
+    clears_pid: bool
+    reported: bool
+
+    def applied_to(self, status: Status) -> Status:
+        """Return *status* as it is to be stored."""
+        return replace(
+            status,
+            state=State.NOTREADY,
+            pid=0 if self.clears_pid else status.pid,
+            reason=self.reason,
+            message=self.message[:MESSAGE_MAX],
+        )
+
+    def finding(self, *, changed: bool) -> Finding:
+        """Return it as the report has it."""
+        return Finding(self.row.id, self.verdict, self.reason, self.message, changed)
+
+
+# Looking.
+
+
+def look(row: Row, vantage: Vantage, container: ProcessSight | None) -> Looks:
+    """Return what can be seen of the sandbox of *row*.
+
+    Args:
+        row: as it was read.
+        vantage: from where.
+        container: what an attached container says of its process; None when there is none.
+    """
+    recorded = row.process()
+    seen = container
+    if seen is None and recorded is not None:
+        seen = process.look(recorded, vantage)
+    creator = row.creator()
+    unknown = row.state == str(State.UNKNOWN)
+    return Looks(
+        netns=None
+        if row.host_network or not row.netns_path
+        else netns.look(row.netns_path, vantage),
+        process=seen,
+        creator=process.look(creator, vantage) if unknown and creator is not None else None,
+        lives_in_netns=_lives_in_netns(row),
+    )
+
+
+def _lives_in_netns(row: Row) -> bool:
+    if row.pid == 0 or row.netns_number is None:
+        return False
+    return process.net_namespace_of(row.pid) == row.netns_number
+
+
+# Judging.
+
+
+@dataclass(slots=True)
+class _Case:
+    """What speaks against one sandbox, gathered."""
+
+    dead: list[tuple[Verdict, str, str]] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    alive: list[str] = field(default_factory=list)
+
+    def say(self) -> str:
+        return "; ".join([message for _, _, message in self.dead] + self.unseen + self.notes)
+
+
+_ORDER: Final = (
+    "HostRebooted",
+    "NetNSClosed",
+    "NetNSReplaced",
+    "ProcessExited",
+    "CreationInterrupted",
+)
+
+
+def plan(rows: Iterable[tuple[Row, Looks]], vantage: Vantage, now: int) -> list[Judgement]:
+    """Return what the looks, made at *now* (ns since the Unix epoch), mean for each row; pure."""
+    return [_judge(row, looks, vantage, now) for row, looks in rows]
+
+
+def _judge(row: Row, looks: Looks, vantage: Vantage, now: int) -> Judgement:
+    unknown = row.state == str(State.UNKNOWN)
+    if unknown and row.creator_pid is None:
+        return _quiet(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
+    if unknown and looks.creator is not None and looks.creator.life is not Life.GONE:
+        return _creating(row, looks.creator, now)
+    case = _Case()
+    _judge_boot(case, row, vantage)
+    _judge_netns(case, row, looks, vantage)
+    _judge_process(case, looks.process)
+    if unknown and looks.creator is not None:
+        message = f"its creation was interrupted: {looks.creator.detail}"
+        case.dead.append((Verdict.INTERRUPTED, "CreationInterrupted", message))
+    return _conclude(row, case)
+
+
+def _quiet(row: Row, verdict: Verdict, message: str) -> Judgement:
+    return Judgement(row, verdict, "", message, marks=False, clears_pid=False, reported=True)
+
+
+def _creating(row: Row, creator: ProcessSight, now: int) -> Judgement:
+    if creator.life is Life.UNSEEN:
+        return _quiet(row, Verdict.UNREACHABLE, f"its creator cannot be judged: {creator.detail}")
+    age = max(0, now - (row.changed_at or now)) / 1e9
+    return _quiet(row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
+
+
+def _judge_boot(case: _Case, row: Row, vantage: Vantage) -> None:
+    recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
+    if row.state == str(State.UNKNOWN):
+        recorded = (*recorded, row.creator_boot_id)
+    other = next((boot for boot in recorded if boot and boot != vantage.boot_id), None)
+    if other is not None and vantage.boot_id:
+        message = f"recorded under boot {other}, and this is boot {vantage.boot_id}"
+        case.dead.append((Verdict.CLOSED, "HostRebooted", message))
+
+
+def _judge_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
+    sight, recorded = looks.netns, row.netns()
+    if sight is None:
+        return
+    if sight.presence is Presence.UNSEEN:
+        case.unseen.append(f"network namespace {sight.detail}{_still_lives(looks)}")
+    elif sight.presence is Presence.OTHER_TYPE:
+        case.dead.append((Verdict.REPLACED, "NetNSReplaced", sight.detail))
+    elif sight.identity is None:
+        _judge_missing_netns(case, row, looks, vantage)
+    elif recorded is None:
+        case.alive.append(f"{sight.detail}, though nobody noted which it should be")
+    elif not recorded.same_as(sight.identity):
+        message = f"{row.netns_path!r} is another network namespace than the recorded one"
+        case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
+    else:
+        case.alive.append(f"network namespace {row.netns_path!r} is open")
+        if recorded.by_inode_only(sight.identity):
+            case.notes.append("only the inode tells that the namespace is the recorded one")
+
+
+def _judge_missing_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
+    assert looks.netns is not None
+    theirs, detail = row.netns_mount_ns, looks.netns.detail
+    if theirs is not None and theirs != vantage.mount_ns:
+        case.unseen.append(
+            f"{detail} in our mount namespace, but it was recorded in another one"
+            f"{_still_lives(looks)}"
+        )
+    elif row.state == str(State.UNKNOWN) and row.netns() is None:
+        case.notes.append(f"its network namespace was not made: {detail}")
+    else:
+        case.dead.append((Verdict.CLOSED, "NetNSClosed", f"network namespace is closed: {detail}"))
+
+
+def _still_lives(looks: Looks) -> str:
+    running = looks.process is not None and looks.process.life is Life.RUNNING
+    if running and looks.lives_in_netns:
+        return "; the recorded process still lives in the recorded namespace"
+    return ""
+
+
+def _judge_process(case: _Case, sight: ProcessSight | None) -> None:
+    if sight is None:
+        return
+    if sight.life is Life.UNSEEN:
+        case.unseen.append(sight.detail)
+    elif sight.life is Life.GONE:
+        case.dead.append((Verdict.EXITED, "ProcessExited", sight.detail))
+    else:
+        case.alive.append(sight.detail)
+
+
+def _conclude(row: Row, case: _Case) -> Judgement:
+    if case.dead:
+        case.dead.sort(key=lambda fact: _ORDER.index(fact[1]))
+        verdict, reason, _ = case.dead[0]
+        marks = row.state != str(State.NOTREADY)
+        exited = any(reason == "ProcessExited" for _, reason, _ in case.dead)
+        rebooted = reason == "HostRebooted"
+        return Judgement(row, verdict, reason, case.say(), marks, exited or rebooted, reported=True)
+    if case.unseen:
+        return _quiet(row, Verdict.UNREACHABLE, case.say())
+    verdict = Verdict.HOST if row.host_network else Verdict.OPEN
+    left = row.state == str(State.NOTREADY) and bool(case.alive)
+    message = "still to be cleaned up: " + "; ".join(case.alive) if left else case.say()
+    reported = left or bool(case.notes)
+    return Judgement(row, verdict, "", message, marks=False, clears_pid=False, reported=reported)
+
+
+def report(judged: Sequence[Judgement], changed: Collection[int], orphans: Sequence[str]) -> Report:
+    """Return the report of *judged*, of which the creations *changed* were made NOTREADY."""
+    return Report(
+        findings=tuple(
+            judgement.finding(changed=judgement.row.creation in changed)
+            for judgement in judged
+            if judgement.reported
+        ),
+        counts=dict(Counter(judgement.verdict for judgement in judged)),
+        orphans=tuple(orphans),
+    )
+
+
+# Orphans.
+
+
+def find_orphans(registry_id: str, directories: Iterable[str], owned: Iterable[str]) -> list[str]:
+    """Return the namespaces of this registry that no sandbox owns.
+
+    Args:
+        registry_id: which names are this registry's: `sr-<registry id>-<uuid>`.
+        directories: where to look; one that cannot be read holds none.
+        owned: the paths that sandboxes have.
+    """
+    taken = {os.path.realpath(path) for path in owned}
+    vantage = Vantage.here()
+    found = []
+    for directory in sorted({os.path.realpath(directory) for directory in directories}):
+        for name in _names(directory):
+            path = os.path.join(directory, name)
+            if not name.startswith(f"sr-{registry_id}-") or path in taken:
+                continue
+            if netns.look(path, vantage).presence is Presence.OPEN:
+                found.append(path)
+    return found
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []

@@ -1,0 +1,139 @@
+"""Finding out, on this host, what became of the sandboxes, and writing it down.
+
+What a look means is judged in `reconcile`. Here is the rest: containers, the transaction that marks
+what is gone, and namespaces that nobody owns.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from registry import changes, netns, reconcile, rows
+from registry.kernel import Vantage
+from registry.live import Container
+from registry.netns import NetNS
+from registry.process import Life, ProcessSight
+from registry.reconcile import Judgement, Looks, Report
+from registry.rows import Row
+from registry.sandbox import Sandbox
+from registry.session import Session
+
+log = logging.getLogger("registry")
+
+ROUNDS: Final = 5
+"""How often a sandbox that others keep changing is looked at again."""
+
+ContainerLoader = Callable[[Sandbox], Container | None]
+
+
+def load_containers(session: Session, loader: ContainerLoader) -> None:
+    """Give each sandbox the container that *loader* knows; one failure does not stop the rest."""
+    for row in session.fetch(rows.ROWS.sql, {}, "load containers"):
+        sandbox = Sandbox(session, Row(*row))
+        try:
+            sandbox.attach(loader(sandbox))
+        except Exception:
+            log.exception("load container of sandbox %r", sandbox.id)
+
+
+def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
+    """Look at every sandbox, mark what is gone unless *dry_run*, and report.
+
+    What somebody else changed between the look and the mark is looked at again.
+    """
+    doing = "reconcile"
+    vantage = Vantage.here()
+    pending = [Row(*row) for row in session.fetch(rows.ROWS.sql, {}, doing)]
+    judged: dict[int, Judgement] = {}
+    changed: set[int] = set()
+    for _ in range(ROUNDS):
+        looked = [(row, _look(session, row, vantage)) for row in pending]
+        judgements = reconcile.plan(looked, vantage, session.author.clock())
+        judged.update((judgement.row.creation, judgement) for judgement in judgements)
+        asked = [judgement for judgement in judgements if judgement.marks]
+        if dry_run or not asked:
+            break
+        marked = _mark(session, asked, doing)
+        changed |= marked.done
+        for creation in marked.gone:
+            del judged[creation]
+        pending = marked.changed_meanwhile
+        if not pending:
+            break
+    session.bury_deleted(doing)
+    return reconcile.report(list(judged.values()), changed, find_orphans(session, registry_id))
+
+
+def _look(session: Session, row: Row, vantage: Vantage) -> Looks:
+    try:
+        return reconcile.look(row, vantage, _look_at_container(session.live_of(row).container))
+    except Exception as error:
+        log.exception("look at sandbox %r", row.id)
+        unseen = ProcessSight(Life.UNSEEN, f"it could not be looked at: {error!r}")
+        return Looks(process=unseen, creator=unseen)
+
+
+def _look_at_container(container: Container | None) -> ProcessSight | None:
+    """Return what an attached container says of its process: its word goes before /proc."""
+    if container is None:
+        return None
+    try:
+        pid = container.pid()
+    except Exception as error:  # noqa: BLE001 - the embedder's code may raise anything
+        return ProcessSight(Life.UNSEEN, f"container {container.id!r} says nothing: {error!r}")
+    if pid is None:
+        return ProcessSight(Life.GONE, f"container {container.id!r} has no task")
+    return ProcessSight(Life.RUNNING, f"container {container.id!r} runs as process {pid}")
+
+
+class _Marked(NamedTuple):
+    """What became of the changes that were asked for; creations."""
+
+    done: set[int]
+    changed_meanwhile: list[Row]
+    gone: set[int]
+
+
+def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
+    marked = _Marked(set(), [], set())
+    with session.write(doing) as transaction:
+        for judgement in asked:
+            creation = judgement.row.creation
+            row = changes.find_creation(creation, transaction.fetch)
+            if row is None:
+                marked.gone.add(creation)
+            elif row != judgement.row:
+                marked.changed_meanwhile.append(row)
+            else:
+                status = judgement.applied_to(row.status())
+                changes.replace_status(transaction, row, status, session.author)
+                session.stop(creation)
+                marked.done.add(creation)
+    return marked
+
+
+def find_orphans(session: Session, registry_id: str, directories: Iterable[str] = ()) -> list[str]:
+    """Return the paths of this registry's namespaces that no sandbox owns.
+
+    Args:
+        session: of the registry.
+        registry_id: by which its namespaces are named.
+        directories: where to look, beside /run/netns and where the sandboxes have theirs.
+    """
+    owned = [str(path) for (path,) in session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")]
+    places = {netns.BASE_DIR, *directories, *map(os.path.dirname, owned)}
+    return reconcile.find_orphans(registry_id, places, owned)
+
+
+def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:
+    """Remove those of *paths* that are orphans still, and return them."""
+    wanted, removed = set(paths), []
+    with session.write("remove orphaned network namespaces"):
+        for path in find_orphans(session, registry_id, map(os.path.dirname, wanted)):
+            if path in wanted:
+                NetNS.load(path).remove()
+                removed.append(path)
+    return removed

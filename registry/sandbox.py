@@ -1,0 +1,173 @@
+"""A handle on one sandbox, and its status."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Final
+
+from registry import changes, netns, rows
+from registry.cni import CNIResult
+from registry.cri import PodSandboxConfig
+from registry.errors import NotFoundError
+from registry.kernel import Vantage
+from registry.live import Container, StopCh
+from registry.metadata import Metadata
+from registry.netns import NetNS, Presence
+from registry.rows import Row
+from registry.session import Session, timed
+from registry.status import State, Status, StatusStorage, UpdateFunc, validate
+
+
+class Sandbox:
+    """A handle on one creation of one sandbox.
+
+    The metadata is that of the moment it was read. After a deletion it is still there, and the
+    status raises `NotFoundError`, also when the id has been added anew.
+
+    Source: containerd pkg/store/sandbox/sandbox.go, Sandbox.
+    """
+
+    def __init__(self, session: Session, row: Row) -> None:
+        """Stand for the sandbox of *row*; use `Store.add`, `get` or `list`."""
+        self._session = session
+        self._row = row
+        self._live = session.live_of(row)
+        self.id: Final = row.id
+        self.name: Final = row.name
+        self.netns_path: Final = row.netns_path
+        self.ip: Final = row.ip
+        self.runtime_handler: Final = row.runtime_handler
+        self.process_label: Final = row.process_label
+
+    def __repr__(self) -> str:
+        """Show id and name."""
+        return f"Sandbox({self.id!r}, name={self.name!r})"
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """What the sandbox is; the config is this handle's own copy.
+
+        Raises:
+            MetadataError: the stored bytes cannot be decoded.
+        """
+        return self._row.metadata()
+
+    @property
+    def config(self) -> PodSandboxConfig | None:
+        """`metadata.config`."""
+        return self.metadata.config
+
+    @property
+    def additional_ips(self) -> tuple[str, ...] | None:
+        """`metadata.additional_ips`."""
+        return self.metadata.additional_ips
+
+    @property
+    def cni_result(self) -> CNIResult | None:
+        """`metadata.cni_result`."""
+        return self.metadata.cni_result
+
+    @property
+    def status(self) -> StatusStorage:
+        """The status, to be read and changed."""
+        return _StoredStatus(self._session, self._row)
+
+    @property
+    def netns(self) -> NetNS | None:
+        """The network namespace; None on the host network, or when the recorded one is closed.
+
+        Raises:
+            NetNSError: with `.errno`; it cannot be seen.
+        """
+        if self._row.host_network or not self.netns_path:
+            return None
+        sight = netns.look(self.netns_path, Vantage.here())
+        if sight.presence is Presence.UNSEEN:
+            return NetNS.load(self.netns_path)  # raises with the errno
+        recorded = self._row.netns()
+        if sight.identity is None or (recorded and not recorded.same_as(sight.identity)):
+            return None
+        return NetNS(self.netns_path, sight.identity)
+
+    @property
+    def container(self) -> Container | None:
+        """What was attached by `add` or the container loader in this process."""
+        return self._live.container
+
+    def attach(self, container: Container | None) -> None:
+        """Give the sandbox its container, for all handles of this process; None changes nothing."""
+        if container is not None:
+            self._live.container = container
+
+    @property
+    def stopped(self) -> StopCh:
+        """Set once the sandbox is NOTREADY or deleted; shared by all handles of this process."""
+        return self._live.stopped
+
+    def stop(self) -> None:
+        """Set `stopped` without touching the status."""
+        self.stopped.stop()
+
+    def delete(self) -> bool:
+        """Delete this creation of the sandbox; False when it was gone already."""
+        session, creation = self._session, self._row.creation
+        with session.write(f"delete sandbox {self.id!r}") as transaction:
+            row = changes.find_creation(creation, transaction.fetch)
+            if row is None:
+                return False
+            changes.delete(transaction, row, session.author)
+            session.bury(transaction, creation)
+            return True
+
+
+class _StoredStatus:
+    """The StatusStorage of one creation."""
+
+    def __init__(self, session: Session, handle: Row) -> None:
+        self._session, self._handle = session, handle
+
+    def get(self) -> Status:
+        """Return the latest committed status, or this owner's own change of it.
+
+        Raises:
+            NotFoundError: the sandbox has been deleted.
+        """
+        session, handle = self._session, self._handle
+        doing = f"read status of sandbox {handle.id!r}"
+        found = session.fetch(rows.STATUS.sql, {"creation": handle.creation}, doing)
+        if not found:
+            session.bury_deleted(doing)
+            raise _deleted(doing, handle)
+        status = rows.load_status(found[0])
+        if status.state is State.NOTREADY:
+            session.stop(handle.creation)
+        return status
+
+    def update(self, fn: UpdateFunc, /) -> Status:
+        """Store what *fn* makes of the latest status, and return it once it is committed.
+
+        *fn* runs inside the transaction, exactly once, while nobody else writes: keep it short.
+        What it raises comes out as it is, and nothing has changed.
+
+        Raises:
+            NotFoundError: the sandbox has been deleted.
+            InvalidArgumentError: what *fn* returned cannot be stored.
+            FailedPreconditionError: it leads back to UNKNOWN, or *fn* changed this status itself.
+            UnavailableError: the store's timeout passed before the write could begin.
+        """
+        session, handle = self._session, self._handle
+        doing = f"update status of sandbox {handle.id!r}"
+        with session.write(doing) as transaction:
+            row = changes.find_creation(handle.creation, transaction.fetch)
+            if row is None:
+                raise _deleted(doing, handle)
+            status = validate(timed(doing, fn, row.status()), doing)
+            changes.replace_status(transaction, row, status, session.author)
+            if status.state is State.NOTREADY:
+                session.stop(row.creation)
+            session.note_later(transaction, row, status.pid)
+        return status
+
+
+def _deleted(doing: str, row: Row) -> NotFoundError:
+    return NotFoundError(f"{doing}: it has been deleted", id=row.id)

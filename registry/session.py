@@ -1,0 +1,153 @@
+"""What a Store and its handles share: the engine, who writes, what lives in this process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, TypeVar
+
+from registry import changes, netns, process, rows
+from registry.changes import Author
+from registry.engine import Engine, Transaction
+from registry.errors import RegistryError, StoreClosedError
+from registry.kernel import Vantage
+from registry.live import Live, lives_of
+from registry.netns import NetNSIdentity
+from registry.rows import Row
+from registry.sql import Fetch
+from registry.status import State
+
+T = TypeVar("T")
+
+log = logging.getLogger("registry")
+
+SLOW: Final = 1.0
+"""Seconds that a caller's function may take before a warning is logged: nobody else writes."""
+
+
+class Session:
+    """One use of an engine, from the opening of a Store to its closing."""
+
+    def __init__(self, engine: Engine, timeout: float, author: Author) -> None:
+        """Begin open; *timeout* is what a write waits in all, in seconds."""
+        self.engine: Final = engine
+        self.author: Final = author
+        self.closed = False
+        self._timeout = timeout
+        self._lives = lives_of(engine)
+
+    def close(self) -> None:
+        """End it; a second time does nothing."""
+        if not self.closed:
+            self.closed = True
+            self.engine.detach(self._timeout)
+
+    def require_open(self, doing: str) -> None:
+        """Raise StoreClosedError if it was closed."""
+        if self.closed:
+            raise StoreClosedError(f"{doing}: the store is closed", path=self.engine.path)
+
+    # Ways into the engine.
+
+    def write(self, doing: str) -> AbstractContextManager[Transaction]:
+        """Return a context manager whose body is a write transaction, or a part of one."""
+        self.require_open(doing)
+        return self.engine.write(doing, self._timeout)
+
+    def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
+        """Return all rows of a query: of the caller's open transaction, else as committed."""
+        self.require_open(doing)
+        return self.engine.fetch(sql, params, doing)
+
+    @contextmanager
+    def reading(self, doing: str) -> Iterator[Fetch]:
+        """Lend a function whose queries all see one commit."""
+        self.require_open(doing)
+        with self.engine.snapshot(doing) as connection:
+            yield lambda sql, params: connection.execute(sql, params).fetchall()
+
+    # What lives in this process.
+
+    def live_of(self, row: Row) -> Live:
+        """Return what the sandbox of *row*, as it was just read, has in this process."""
+        if row.state == str(State.NOTREADY):
+            self.stop(row.creation)
+        return self._lives.of(row.creation)
+
+    def stop(self, creation: int) -> None:
+        """Set the StopCh of a sandbox that is NOTREADY: now, or when that is committed."""
+        stop = self._lives.of(creation).stopped.stop
+        transaction = self.engine.own_transaction()
+        if transaction is None:
+            stop()
+        else:
+            transaction.after_commit(stop)
+
+    def bury(self, transaction: Transaction, creation: int) -> None:
+        """Stop a deleted sandbox for good, when that is committed."""
+        transaction.after_commit(lambda: self._lives.bury(creation))
+
+    def bury_deleted(self, doing: str) -> None:
+        """Stop what another process has deleted; what is not committed has not been deleted."""
+        if self.engine.own_transaction() is None and self._lives.any():
+            known = self.fetch(rows.CREATIONS.sql, {}, doing)
+            self._lives.bury_all_but(creation for (creation,) in known)
+
+    # What is looked up outside the lock.
+
+    def note_later(self, transaction: Transaction, row: Row, pid: int) -> None:
+        """Once it is committed, record which namespace and process it names, if not yet known.
+
+        In a transaction of its own, since whoever looks at the host holds no lock. It shares the
+        deadline; where it fails the next write tries again.
+
+        Args:
+            transaction: the open one.
+            row: the sandbox as it was.
+            pid: what it has now.
+        """
+        known = row.process_inode is not None or row.process_start_time is not None
+        new_process = pid != 0 and (pid != row.pid or not known)
+        new_netns = row.netns_inode is None and row.netns_path != "" and not row.host_network
+        if new_process or new_netns:
+            transaction.after_commit(lambda: self._note(row.creation, transaction.deadline))
+
+    def _note(self, creation: int, deadline: float) -> None:
+        doing = "note identities"
+        try:
+            row = changes.find_creation(
+                creation, lambda sql, params: self.fetch(sql, params, doing)
+            )
+            if row is None:
+                return
+            vantage = Vantage.here()
+            of_netns = None if row.host_network else netns_at(row.netns_path, vantage)
+            of_process = process.identify(row.pid, vantage) if row.pid else None
+            if of_netns is not None or of_process is not None:
+                remaining = max(0.0, deadline - time.monotonic())
+                with self.engine.write(doing, remaining) as transaction:
+                    changes.note(transaction, row, of_netns, of_process)
+        except RegistryError as error:
+            log.warning("%s", error)
+
+
+def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:
+    """Return which network namespace is at *path*; None when none is to be seen."""
+    return netns.look(path, vantage).identity if path else None
+
+
+def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
+    """Run a caller's function inside the transaction, and say when it took long."""
+    began = time.monotonic()
+    result = fn(value)
+    took = time.monotonic() - began
+    if took > SLOW:
+        log.warning(
+            "%s: its function took %.1f s, and nobody else could write meanwhile; "
+            "do what is slow before or after it",
+            doing,
+            took,
+        )
+    return result

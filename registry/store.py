@@ -1,0 +1,414 @@
+"""The store: sandboxes, by id, name and label, in the file that outlives us.
+
+    Store               the sandboxes of one registry file
+    └── Sandbox         a handle on one creation of one sandbox
+        └── .status     its StatusStorage
+
+Rules:
+
+1. Each call is one transaction, or a part of the one its owner has open.
+2. What can be slow (looking at namespaces and processes, validating, encoding) is done before the
+   lock is taken or after it is given back.
+3. What is not in the file (`StopCh`, containers) changes after the commit, before the call returns.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sqlite3
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from registry import changes, migrate, netns, process, recover, rows
+from registry.changes import Author, Identities
+from registry.engine import attach
+from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
+from registry.kernel import Vantage
+from registry.live import Container
+from registry.metadata import Metadata, check_prefix
+from registry.metadata import validate as validate_metadata
+from registry.reconcile import Report
+from registry.recover import ContainerLoader
+from registry.rows import Row, Transition
+from registry.sandbox import Sandbox
+from registry.session import Session, netns_at, timed
+from registry.status import State, Status
+from registry.status import validate as validate_status
+from registry.values import check_integer, check_path, check_text, invalid
+
+if TYPE_CHECKING:
+    from registry.check import Violation
+
+
+class Store:
+    """The sandboxes of one registry file; from any thread, in any number of processes.
+
+    Source: containerd pkg/store/sandbox/sandbox.go, Store; differs: it is a file.
+    """
+
+    recovery: Report | None
+    """What the reconcile of `open` found; None where there was none."""
+
+    def __init__(self, session: Session) -> None:
+        """Use `Store.open`."""
+        self._session = session
+        self.recovery = None
+        found = session.fetch(migrate.REGISTRY_ID.sql, {}, "open registry")
+        self._registry_id = str(found[0][0])
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        upgrade: bool = True,
+        reconcile: bool = True,
+        read_only: bool = False,
+        timeout: float = 30.0,
+        actor: str = "",
+        container_loader: ContainerLoader | None = None,
+        clock: Callable[[], int] | None = None,
+    ) -> Store:
+        """Open the registry at *path*, and find out what became of its sandboxes.
+
+        Args:
+            path: the file; beside it lie its log and two lock files.
+            create: make a missing file; otherwise that is an error, since a disk that is not
+                mounted yet is not an empty node.
+            upgrade: bring an older schema up to date.
+            reconcile: mark what is gone as NOTREADY; see `recovery`.
+            read_only: never write; implies `reconcile=False`.
+            timeout: seconds that a write waits in all.
+            actor: who writes, for the history; default: program name and pid.
+            container_loader: gives each recovered sandbox its container, or None.
+            clock: ns since the Unix epoch; default `time.time_ns`.
+        Raises:
+            NotFoundError: there is no file, and none is to be made.
+            DataLossError: it is no registry, or corrupt.
+            SchemaVersionError: its schema is newer than this code, or older and stays so.
+            UnavailableError: another process kept the write lock past *timeout*.
+        """
+        text = os.fspath(path)
+
+        def prepare(connection: sqlite3.Connection) -> None:
+            migrate.prepare(
+                connection, str(text), create=create, upgrade=upgrade, read_only=read_only
+            )
+
+        engine = attach(
+            path,
+            create=create,
+            read_only=read_only,
+            timeout=timeout,
+            prepare=prepare,
+            guard=migrate.guard,
+        )
+        default = f"{os.path.basename(sys.argv[0] or 'python')}[{os.getpid()}]"
+        session = Session(engine, timeout, Author(actor or default, clock or time.time_ns))
+        try:
+            store = cls(session)
+            if container_loader is not None:
+                recover.load_containers(session, container_loader)
+            if reconcile and not read_only and store._may_write():
+                store.recovery = store.reconcile()
+        except BaseException:
+            session.close()
+            raise
+        return store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        session = getattr(self, "_session", None)
+        if session is not None and not session.closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+
+    def __repr__(self) -> str:
+        """Show the path and whether it is open."""
+        state = "closed" if self._session.closed else "open"
+        return f"Store({self._session.engine.path!r}, {state})"
+
+    def close(self) -> None:
+        """Close the store, for good; a second time does nothing."""
+        self._session.close()
+
+    # Reading.
+
+    def get(self, id: str, *, include_unknown: bool = False) -> Sandbox:
+        """Return the sandbox with *id*, whole or a unique prefix; an exact id wins.
+
+        Raises:
+            NotFoundError: there is none, or it is UNKNOWN and not *include_unknown*.
+            AmbiguousPrefixError: several ids begin so, hidden ones counted.
+            InvalidArgumentError: *id* is empty or no text.
+        """
+        doing = f"get sandbox {id!r}"
+        prefix = check_prefix(doing, id)
+        with self._session.reading(doing) as fetch:
+            row = changes.find(prefix, doing, fetch)
+        if row is None:
+            self._session.bury_deleted(doing)
+            raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
+        if row.state == str(State.UNKNOWN) and not include_unknown:
+            message = f"{doing}: it is being created; see include_unknown"
+            raise NotFoundError(message, id=row.id)
+        return Sandbox(self._session, row)
+
+    def list(
+        self,
+        *,
+        include_unknown: bool = False,
+        id: str | None = None,
+        name: str | None = None,
+        state: State | None = None,
+        labels: Mapping[str, str] | None = None,
+        pod: str | None = None,
+        namespace: str | None = None,
+    ) -> list[Sandbox]:
+        """Return the sandboxes that every filter lets through, ordered by created_at and id.
+
+        Args:
+            include_unknown: those whose creation is under way too.
+            id: a prefix; the other filters are exact.
+            name: of the sandbox.
+            state: of the sandbox.
+            labels: of the config; all of them.
+            pod: name of the pod.
+            namespace: of the pod, in Kubernetes.
+        Raises:
+            InvalidArgumentError: a filter has the wrong type, or *id* is empty.
+        """
+        doing = "list sandboxes"
+        params: dict[str, object] = {}
+        for field, value in (("name", name), ("pod", pod), ("namespace", namespace)):
+            if value is not None:
+                params[field] = check_text(doing, field, value, sys.maxsize)
+        if state is not None:
+            if not isinstance(state, State):
+                raise invalid(doing, "state", state, "is not a registry.State")
+            params["state"] = str(state)
+        filters = set(params)
+        if id is not None:
+            params |= rows.prefix_params(check_prefix(doing, id))
+            filters.add("id")
+        if not include_unknown:
+            filters.add("hide_unknown")
+        params |= _label_params(doing, labels)
+        sql = rows.listing(frozenset(filters), len(labels or ()))
+        found = [
+            Sandbox(self._session, Row(*row)) for row in self._session.fetch(sql, params, doing)
+        ]
+        self._session.bury_deleted(doing)
+        return found
+
+    def history(
+        self, id: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> builtins.list[Transition]:
+        """Return every committed change of state, oldest first, of all sandboxes or of one.
+
+        Args:
+            id: the full id; it may be of a sandbox that is deleted.
+            after: only those with a greater seq; 0 is the beginning of what is kept.
+            limit: at most so many.
+        Raises:
+            CompactedError: what came right after *after* is no longer kept.
+        """
+        doing = "read history" if id is None else f"read history of sandbox {id!r}"
+        check_integer(doing, "after", after, 0, 2**63 - 1)
+        params: dict[str, object] = {"after": after}
+        if id is not None:
+            params["id"] = check_prefix(doing, id)
+        if limit is not None:
+            params["limit"] = check_integer(doing, "limit", limit, 0, 2**63 - 1)
+        sql = rows.history(frozenset(params) - {"after"})
+        with self._session.reading(doing) as fetch:
+            oldest = fetch(rows.OLDEST_SEQ.sql, {})[0][0] or 1
+            found = fetch(sql, params)
+        if 0 < after < oldest - 1:
+            raise CompactedError(
+                f"{doing}: the history after seq {after} is compacted, it begins with {oldest}; "
+                "list the sandboxes, and go on from there",
+                after=after,
+                oldest=oldest,
+            )
+        return [Transition.load(row) for row in found]
+
+    def check(self) -> builtins.list[Violation]:
+        """Return every broken invariant of the registry, none hidden by the first; read-only."""
+        from registry import check  # noqa: PLC0415 - it stands above the store, and is rarely asked
+
+        self._session.require_open("check registry")
+        with self._session.engine.snapshot("check registry") as connection:
+            return check.run(connection)
+
+    # Writing.
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """Return a context manager that makes the calls inside one commit.
+
+        It belongs to the thread, or the asyncio task, that enters it, and nests by savepoint: what
+        fails inside and is caught there is rolled back alone.
+
+        Raises:
+            UnavailableError: the store's timeout passed before it could begin.
+            FailedPreconditionError: another task of this thread has one open.
+        """
+        return self._session.write("transaction")
+
+    def add(
+        self, metadata: Metadata, status: Status, *, container: Container | None = None
+    ) -> Sandbox:
+        """Add a sandbox and its status.
+
+        A shim adds it as UNKNOWN, with the path its namespace is going to have, *before* it
+        creates anything: so a crash leaves a record that names all there is to clean up.
+
+        Raises:
+            AlreadyExistsError: the id is taken.
+            NameReservedError: the name is; `.holder` has it.
+            InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
+            UnavailableError: the store's timeout passed before the write could begin.
+        """
+        doing = f"add sandbox {getattr(metadata, 'id', None)!r}"
+        columns = rows.metadata_columns(validate_metadata(metadata, doing))
+        labels = rows.label_rows(metadata)
+        validate_status(status, doing)
+        vantage = Vantage.here()
+        identities = Identities(
+            netns=netns_at(metadata.netns_path, vantage) if not metadata.host_network else None,
+            process=process.identify(status.pid, vantage) if status.pid else None,
+            creator=process.identify(os.getpid(), vantage),
+        )
+        with self._session.write(doing) as transaction:
+            row = changes.insert(
+                transaction,
+                columns,
+                labels,
+                status,
+                identities=identities,
+                author=self._session.author,
+            )
+            sandbox = Sandbox(self._session, row)
+            sandbox.attach(container)
+        return sandbox
+
+    def update_metadata(self, id: str, fn: Callable[[Metadata], Metadata]) -> Sandbox:
+        """Store what *fn* makes of the metadata of *id*; only while the sandbox is UNKNOWN.
+
+        *fn* runs inside the transaction, exactly once; what it raises comes out as it is.
+
+        Args:
+            id: whole or a unique prefix.
+            fn: must keep id and name.
+        Raises:
+            NotFoundError, AmbiguousPrefixError: as `get`.
+            FailedPreconditionError: the sandbox is not UNKNOWN any more.
+            InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
+        """
+        doing = f"update metadata of sandbox {id!r}"
+        prefix = check_prefix(doing, id)
+        with self._session.write(doing) as transaction:
+            row = changes.find(prefix, doing, transaction.fetch)
+            if row is None:
+                raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
+            metadata = timed(doing, fn, row.metadata())
+            _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
+            after = changes.replace_metadata(transaction, row, metadata)
+            self._session.note_later(transaction, after, after.pid)
+        return Sandbox(self._session, after)
+
+    def delete(self, id: str) -> bool:
+        """Delete the sandbox with *id*, whole or a unique prefix; False when there is none.
+
+        Raises:
+            AmbiguousPrefixError: several ids begin so.
+            InvalidArgumentError: *id* is empty or no text.
+        """
+        doing = f"delete sandbox {id!r}"
+        prefix = check_prefix(doing, id)
+        with self._session.write(doing) as transaction:
+            row = changes.find(prefix, doing, transaction.fetch)
+            if row is None:
+                return False
+            changes.delete(transaction, row, self._session.author)
+            self._session.bury(transaction, row.creation)
+            return True
+
+    # Recovering.
+
+    def reconcile(self, *, dry_run: bool = False) -> Report:
+        """Look at the namespace and the process of every sandbox, and mark what is gone.
+
+        The looks are made without holding any lock, and the changes in one transaction.
+
+        Args:
+            dry_run: the same report, and nothing written.
+        Raises:
+            UnavailableError: the store's timeout passed before the changes could be written.
+        """
+        return recover.run(self._session, self._registry_id, dry_run=dry_run)
+
+    def remove_orphans(self, paths: Iterable[str]) -> builtins.list[str]:
+        """Remove those namespaces of *paths* that are orphans still, and return their paths.
+
+        Each is looked at again under the write lock, so that nobody makes it his own meanwhile.
+
+        Args:
+            paths: as `Report.orphans` has them.
+        Raises:
+            NetNSError: with `.errno`; those before it in order are removed.
+        """
+        return recover.remove_orphans(self._session, self._registry_id, paths)
+
+    def _may_write(self) -> bool:
+        with self._session.reading("open registry") as fetch:
+            return migrate.may_write(fetch)
+
+    def new_netns_path(self, base_dir: str = netns.BASE_DIR) -> str:
+        """Return a fresh path for a network namespace, by which it is known as this registry's.
+
+        Raises:
+            InvalidArgumentError: *base_dir* is no absolute path.
+        """
+        check_path("name a network namespace", "base_dir", base_dir)
+        return os.path.join(base_dir, f"sr-{self._registry_id}-{uuid.uuid4()}")
+
+
+def _refuse_unless_completed(doing: str, row: Row, metadata: Metadata) -> None:
+    """Raise unless *metadata* may take the place of what *row* holds."""
+    if row.state != str(State.UNKNOWN):
+        raise FailedPreconditionError(
+            f"{doing}: it is {row.state}, and metadata is fixed once a sandbox is not UNKNOWN; "
+            "delete it and add it anew",
+            id=row.id,
+        )
+    for field in ("id", "name"):
+        if getattr(metadata, field) != getattr(row, field):
+            raise invalid(doing, field, getattr(metadata, field), "cannot change")
+
+
+def _label_params(doing: str, labels: Mapping[str, str] | None) -> dict[str, object]:
+    params: dict[str, object] = {}
+    if labels is not None and not isinstance(labels, Mapping):
+        raise invalid(doing, "labels", labels, "is not a mapping")
+    for n, (key, value) in enumerate((labels or {}).items()):
+        params[f"key{n}"] = check_text(doing, "labels", key, sys.maxsize)
+        params[f"value{n}"] = check_text(doing, "labels", value, sys.maxsize)
+    return params
