@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Final
 
+from registry import cni
 from registry.cni import CNIResult
 from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.errors import InvalidArgumentError, ResourceExhaustedError
@@ -73,8 +75,7 @@ def validate(metadata: object, doing: str) -> Metadata:
     if metadata.netns_path != "":
         check_path(doing, "netns_path", metadata.netns_path)
     _check_additional_ips(doing, metadata.additional_ips)
-    if metadata.cni_result is not None and not isinstance(metadata.cni_result, CNIResult):
-        raise invalid(doing, "cni_result", metadata.cni_result, "is not a registry.CNIResult")
+    _check_cni_result(doing, metadata.cni_result)
     _check_config(doing, metadata.config)
     return metadata
 
@@ -107,6 +108,21 @@ def _check_additional_ips(doing: str, ips: object) -> None:
         check_line(doing, "additional_ips", ip, TEXT_MAX)
 
 
+def _check_cni_result(doing: str, result: object) -> None:
+    if result is None:
+        return
+    if not isinstance(result, CNIResult):
+        raise invalid(doing, "cni_result", result, "is not a registry.CNIResult")
+    try:
+        text = json.dumps(cni.dump(result), ensure_ascii=False)
+        same = cni.load(json.loads(text)) == result
+    except (TypeError, KeyError, AttributeError, ValueError):
+        same = False
+    if not same:
+        raise invalid(doing, "cni_result", result, "holds something else than its types say")
+    check_text(doing, "cni_result", text, CONFIG_MAX)
+
+
 def _check_config(doing: str, config: object) -> None:
     if config is None:
         return
@@ -126,3 +142,8 @@ def _check_config(doing: str, config: object) -> None:
             size=size,
             limit=CONFIG_MAX,
         )
+    # What has a column of its own.
+    pod = config.metadata
+    for text in (pod.name, pod.namespace, pod.uid, *config.labels, *config.labels.values()):
+        if "\0" in text:
+            raise invalid(doing, "config", text, "holds a NUL, at which SQL text ends")

@@ -430,7 +430,7 @@ def history(filters: frozenset[str]) -> str:
     if "id" in filters:
         statement = statement.where(transition.sandbox_id == bindparam("id"))
     if "limit" in filters:
-        statement = statement.limit(bindparam("limit"))
+        statement = statement.limit(bindparam("limit")).offset(literal_column("0"))
     return compiled(statement)
 
 

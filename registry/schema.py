@@ -124,7 +124,7 @@ sandboxes: Final = Table(
     CheckConstraint("json_type(additional_ips) = 'array'", name="additional_ips"),
     CheckConstraint("json_type(cni_result) = 'object'", name="cni_result"),
     CheckConstraint("(config IS NULL) = (config_json IS NULL)", name="config"),
-    CheckConstraint("json_valid(config_json)", name="config_json"),
+    CheckConstraint("config_json IS NULL OR json_valid(config_json)", name="config_json"),
     CheckConstraint("host_network IN (0, 1)", name="host_network"),
     Index(None, "pod"),
     Index(None, "namespace", "pod"),

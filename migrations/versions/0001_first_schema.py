@@ -64,7 +64,7 @@ CREATE TABLE sandboxes (
   CONSTRAINT sandboxes_check_additional_ips CHECK (json_type(additional_ips) = 'array'),
   CONSTRAINT sandboxes_check_cni_result CHECK (json_type(cni_result) = 'object'),
   CONSTRAINT sandboxes_check_config CHECK ((config IS NULL) = (config_json IS NULL)),
-  CONSTRAINT sandboxes_check_config_json CHECK (json_valid(config_json)),
+  CONSTRAINT sandboxes_check_config_json CHECK (config_json IS NULL OR json_valid(config_json)),
   CONSTRAINT sandboxes_check_host_network CHECK (host_network IN (0, 1))
 ) STRICT""",
     """

@@ -108,7 +108,7 @@ def _resolve(path: str | os.PathLike[str], *, create: bool) -> str:
         )
     real = os.path.realpath(text)
     try:
-        mode = os.stat(real).st_mode
+        found = os.stat(real)
     except FileNotFoundError as error:
         if not create:
             raise NotFoundError(
@@ -118,13 +118,18 @@ def _resolve(path: str | os.PathLike[str], *, create: bool) -> str:
     except OSError as error:
         raise FailedPreconditionError(f"open registry {real!r}: {error.strerror}") from error
     else:
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        if not stat.S_ISREG(found.st_mode):
+            what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
             raise InvalidArgumentError(
                 f"open registry {real!r}: it is {what}; name a file in it, such as "
                 f"{os.path.join(real, 'registry.db')!r}",
                 field="path",
                 value=real,
+            )
+        if found.st_size == 0 and not create:
+            raise NotFoundError(
+                f"open registry {real!r}: the file is empty; open it with create=True to begin one",
+                path=real,
             )
     return real
 

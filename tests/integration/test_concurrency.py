@@ -1,0 +1,340 @@
+"""Many threads, many processes, many tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from registry import (
+    FailedPreconditionError,
+    NameReservedError,
+    Status,
+    Store,
+    UnavailableError,
+)
+from tests.conftest import OpenStore
+from tests.tools import READY, line, query, running, sandbox, say
+
+
+def more(old: Status) -> Status:
+    """Count one up."""
+    return replace(old, exited_at=old.exited_at + 1)
+
+
+def test_8_threads_lose_no_update(open_store: OpenStore) -> None:
+    """8 x 200 increments are 1600, through two Stores."""
+    stores = [open_store(), open_store()]
+    stores[0].add(sandbox("a"), READY)
+
+    def count(n: int) -> None:
+        handle = stores[n % 2].get("a")
+        for _ in range(200):
+            handle.status.update(more)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(8)))
+    assert 1600 == stores[0].get("a").status.get().exited_at
+
+
+def test_4_processes_lose_no_update(store: Store, path: str) -> None:
+    """4 x 200 increments are 800, and nobody waits in vain."""
+    store.add(sandbox("a"), READY)
+    code = """
+        import sys
+        from dataclasses import replace
+        from registry import Store
+        with Store.open(sys.argv[1]) as store:
+            handle = store.get("a")
+            print("open", flush=True)
+            sys.stdin.readline()
+            for _ in range(200):
+                handle.status.update(lambda old: replace(old, exited_at=old.exited_at + 1))
+        print("done")
+        """
+    with (
+        running(code, path) as one,
+        running(code, path) as two,
+        running(code, path) as three,
+        running(code, path) as four,
+    ):
+        children = [one, two, three, four]
+        assert ["open"] * 4 == [line(child) for child in children]
+        for child in children:
+            say(child)
+        assert ["done"] * 4 == [line(child) for child in children]
+    assert 800 == store.get("a").status.get().exited_at
+
+
+def test_of_many_threads_that_want_one_name_one_gets_it(store: Store) -> None:
+    """All others are told who."""
+    winners: list[str] = []
+    holders: list[str] = []
+
+    def add(n: int) -> None:
+        try:
+            winners.append(store.add(sandbox(f"s{n}", name="wanted"), READY).id)
+        except NameReservedError as error:
+            holders.append(error.holder)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    assert 1 == len(winners)
+    assert winners * 7 == holders
+
+
+def test_threads_that_read_and_write_meet_no_error(store: Store) -> None:
+    """Adding, updating, listing, deleting at once."""
+    stop = threading.Event()
+
+    def write(n: int) -> None:
+        for round_ in range(30):
+            id = f"s{n}-{round_}"
+            handle = store.add(sandbox(id), READY)
+            handle.status.update(more)
+            assert store.delete(id)
+
+    def read() -> int:
+        reads = 0
+        while not stop.is_set():
+            assert all(found.name.startswith("name-s") for found in store.list())
+            reads += 1
+        return reads
+
+    with ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        list(pool.map(write, range(5)))
+        stop.set()
+        assert all(reader.result() > 0 for reader in readers)
+    assert [] == store.list()
+    assert 5 * 30 * 2 == len(store.history())
+
+
+# Tasks.
+
+
+def test_another_task_of_the_thread_is_refused(store: Store) -> None:
+    """A transaction held across an await does not take in the other task's write."""
+    store.add(sandbox("a"), READY)
+
+    async def hold(entered: asyncio.Event, leave: asyncio.Event) -> None:
+        with store.transaction():
+            store.add(sandbox("mine"), READY)
+            entered.set()
+            await leave.wait()
+            store.get("a").status.update(lambda old: replace(old, message="mine"))
+
+    async def intrude(entered: asyncio.Event, leave: asyncio.Event) -> None:
+        await entered.wait()
+        try:
+            with pytest.raises(FailedPreconditionError, match="another task of this thread"):
+                store.add(sandbox("theirs"), READY)
+            with pytest.raises(FailedPreconditionError):
+                store.get("a").status.update(more)
+            # Reading is free, and sees what is committed.
+            assert ["a"] == [found.id for found in store.list()]
+        finally:
+            leave.set()
+
+    async def both() -> None:
+        entered, leave = asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(hold(entered, leave))
+            group.create_task(intrude(entered, leave))
+
+    asyncio.run(both())
+    assert ["a", "mine"] == sorted(found.id for found in store.list())
+    assert "mine" == store.get("a").status.get().message
+
+
+def test_a_task_nests_in_its_own_transaction(store: Store) -> None:
+    """Across an await too, and its thread may write after it."""
+
+    async def write() -> None:
+        with store.transaction():
+            store.add(sandbox("a"), READY)
+            await asyncio.sleep(0)
+            with store.transaction():
+                store.add(sandbox("b"), READY)
+
+    asyncio.run(write())
+    store.add(sandbox("c"), READY)
+    assert 3 == len(store.list())
+
+
+# Waiting.
+
+
+def test_past_the_deadline_the_holding_thread_is_named(open_store: OpenStore) -> None:
+    """An UpdateFunc that sleeps past another writer's deadline, within a process."""
+    store = open_store(timeout=0.2)
+    handle = store.add(sandbox("a"), READY)
+    other = store.add(sandbox("b"), READY)
+    inside, leave = threading.Event(), threading.Event()
+
+    def sleep(old: Status) -> Status:
+        inside.set()
+        leave.wait()
+        return old
+
+    before = time.time_ns()
+    sleeper = threading.Thread(target=handle.status.update, args=[sleep], name="the-sleeper")
+    sleeper.start()
+    inside.wait()
+    began = time.monotonic()
+    with pytest.raises(UnavailableError) as caught:
+        other.status.update(more)
+    assert 0.2 <= time.monotonic() - began < 5
+    leave.set()
+    sleeper.join()
+    assert "'the-sleeper'" in caught.value.holder
+    assert "update status of sandbox 'a'" in str(caught.value)
+    assert before <= caught.value.since <= time.time_ns()
+    assert 0.2 == caught.value.timeout
+    assert READY == other.status.get()
+    assert 1 == other.status.update(more).exited_at
+
+
+HOLDER = """
+    import sys
+    from registry import Store
+    with Store.open(sys.argv[1]) as store:
+        def hold(old):
+            print("inside", flush=True)
+            sys.stdin.readline()
+            return old
+        store.get("a").status.update(hold)
+        print("done", flush=True)
+    """
+
+
+def test_past_the_deadline_the_holding_process_is_named(open_store: OpenStore, path: str) -> None:
+    """The same between two processes; and the wait comes out well when there is time."""
+    store = open_store(timeout=0.2)
+    handle = store.add(sandbox("a"), READY)
+    with running(HOLDER, path) as child:
+        assert "inside" == line(child)
+        with pytest.raises(UnavailableError) as caught:
+            handle.status.update(more)
+        assert f"process {child.pid}" in caught.value.holder
+        assert 0 < caught.value.since <= time.time_ns()
+        assert "python" in str(caught.value)
+        patient = open_store(timeout=30)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(patient.get("a").status.update, more)
+            say(child)
+            assert 1 == waiting.result().exited_at
+        assert "done" == line(child)
+
+
+def test_a_holder_that_is_killed_lets_the_next_one_in(store: Store, path: str) -> None:
+    """The kernel releases its locks, and nothing of its write is there."""
+    handle = store.add(sandbox("a"), READY)
+    with running(HOLDER, path) as child:
+        assert "inside" == line(child)
+        child.kill()
+        assert 1 == handle.status.update(more).exited_at
+
+
+def test_a_stranger_to_the_turnstile_is_named_too(open_store: OpenStore, path: str) -> None:
+    """The sqlite3 shell, say, that holds SQLite's own lock."""
+    store = open_store(timeout=0.2)
+    handle = store.add(sandbox("a"), READY)
+    code = """
+        import sqlite3, sys
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        print("inside", flush=True)
+        sys.stdin.readline()
+        connection.execute("ROLLBACK")
+        connection.close()
+        print("done", flush=True)
+        """
+    with running(code, path) as child:
+        assert "inside" == line(child)
+        with pytest.raises(UnavailableError) as caught:
+            handle.status.update(more)
+        assert f"process {child.pid}" in caught.value.holder
+        say(child)
+        assert "done" == line(child)
+    assert 1 == handle.status.update(more).exited_at
+
+
+def test_one_deadline_covers_all_that_a_write_waits_for(open_store: OpenStore, path: str) -> None:
+    """First for a thread of ours, then for another process: not once for each."""
+    store = open_store(timeout=1.0)
+    handle = store.add(sandbox("a"), READY)
+    other = store.add(sandbox("b"), READY)
+    with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
+        assert "inside" == line(child)
+        began = time.monotonic()
+        first = pool.submit(handle.status.update, more)
+        while store._session.engine._mutex.holder is None:
+            time.sleep(0.001)
+        with pytest.raises(UnavailableError):
+            other.status.update(more)
+        assert time.monotonic() - began < 1.9
+        assert isinstance(first.exception(), UnavailableError)
+
+
+def test_writers_are_served_in_turn(store: Store, path: str) -> None:
+    """Beside a process that writes without pause, each write of ours waits for a few of its."""
+    store.add(sandbox("a"), READY)
+    store.add(sandbox("b"), READY)
+    code = """
+        import sys
+        from dataclasses import replace
+        from registry import Store
+        with Store.open(sys.argv[1]) as store:
+            handle = store.get("b")
+            print("open", flush=True)
+            while True:
+                handle.status.update(lambda old: replace(old, exited_at=old.exited_at + 1))
+        """
+    handle = store.get("a")
+    theirs = store.get("b")
+    with running(code, path) as child:
+        assert "open" == line(child)
+        while theirs.status.get().exited_at == 0:
+            time.sleep(0.001)
+        passed = []
+        for _ in range(50):
+            before = theirs.status.get().exited_at
+            handle.status.update(more)
+            passed.append(theirs.status.get().exited_at - before)
+    assert 50 == handle.status.get().exited_at
+    # In turn: one of theirs for one of ours. Without a queue it is hundreds.
+    assert sorted(passed)[25] <= 10
+
+
+# Opening at the same instant.
+
+
+def test_8_processes_open_a_fresh_path_at_once_50_times(tmp_path: object) -> None:
+    """All succeed and find the same registry."""
+    code = """
+        import os, sys
+        from registry import Store
+        folder = sys.argv[1]
+        print("up", flush=True)
+        for text in sys.stdin:
+            with Store.open(os.path.join(folder, text.strip())) as store:
+                print(store.new_netns_path("/").split("-")[1], flush=True)
+        """
+    children = [running(code, tmp_path) for _ in range(8)]
+    opened = [child.__enter__() for child in children]
+    try:
+        assert ["up"] * 8 == [line(child) for child in opened]
+        for n in range(50):
+            for child in opened:
+                say(child, f"{n}.db")
+            found = [line(child) for child in opened]
+            assert [found[0]] * 8 == found
+            assert [(1,)] == query(f"{tmp_path}/{n}.db", "SELECT count(*) FROM registry")
+    finally:
+        for running_child in children:
+            running_child.__exit__(None, None, None)

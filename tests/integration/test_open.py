@@ -1,0 +1,362 @@
+"""What `open` takes, what it refuses, and what it leaves alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import stat
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ReadOnlyError,
+    RegistryError,
+    SchemaVersionError,
+    Store,
+    UnavailableError,
+)
+from tests.conftest import OpenStore
+from tests.tools import READY, execute, line, query, run, running, sandbox, say
+
+
+def mode(path: str) -> int:
+    """Return the permissions of *path*."""
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777], ids=oct)
+def test_new_files_get_0600_and_new_directories_0700(tmp_path: Path, umask: int) -> None:
+    """Under any umask; a directory that was there keeps its mode."""
+    tmp_path.chmod(0o755)
+    path = str(tmp_path / "a" / "b" / "registry.db")
+    before = os.umask(umask)
+    try:
+        with Store.open(path) as store:
+            store.add(sandbox("a"), READY)
+            modes = {
+                name: mode(f"{path}{name}") for name in ("", "-wal", "-shm", "-lock", "-queue")
+            }
+    finally:
+        os.umask(before)
+    assert {0o600} == set(modes.values())
+    assert [0o700, 0o700] == [mode(str(tmp_path / "a")), mode(os.path.dirname(path))]
+    assert 0o755 == mode(str(tmp_path))
+
+
+def test_a_missing_file_is_not_found_unless_it_may_be_created(tmp_path: Path) -> None:
+    """Nothing is left behind, no directory either."""
+    for options in ({"create": False}, {"read_only": True}):
+        with pytest.raises(NotFoundError) as caught:
+            Store.open(tmp_path / "a" / "registry.db", **options)  # type: ignore[arg-type]
+        assert str(tmp_path / "a" / "registry.db") == caught.value.path
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_an_empty_file_is_not_a_registry_until_it_may_be_created(path: str) -> None:
+    """An interrupted creation leaves one."""
+    Path(path).touch()
+    for options in ({"create": False}, {"read_only": True}):
+        with pytest.raises(NotFoundError):
+            Store.open(path, **options)  # type: ignore[arg-type]
+    assert ["registry.db"] == os.listdir(os.path.dirname(path))
+    Store.open(path).close()
+    assert [(1,)] == query(path, "SELECT count(*) FROM registry")
+
+
+def test_a_file_that_is_no_database_is_refused(path: str) -> None:
+    """And left as it was."""
+    Path(path).write_bytes(b"something else, and longer than a header of SQLite" * 100)
+    for options in ({}, {"read_only": True}):
+        with pytest.raises(DataLossError) as caught:
+            Store.open(path, **options)  # type: ignore[arg-type]
+        assert path == caught.value.path
+        assert sqlite3.SQLITE_NOTADB == caught.value.sqlite_code
+    assert Path(path).read_bytes().startswith(b"something else")
+    assert ["registry.db"] == os.listdir(os.path.dirname(path))
+
+
+def test_a_database_that_is_no_registry_is_refused(path: str) -> None:
+    """Told by its application_id, whatever its tables are called; it is left as it was."""
+    execute(path, "CREATE TABLE registry (one)", "CREATE TABLE sandboxes (id)")
+    for options in ({}, {"read_only": True}, {"create": False}):
+        with pytest.raises(DataLossError, match="no registry") as caught:
+            Store.open(path, **options)  # type: ignore[arg-type]
+        assert path == caught.value.path
+    assert ["registry", "sandboxes"] == [
+        name for (name,) in query(path, "SELECT name FROM sqlite_master ORDER BY name")
+    ]
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    """With a file name to use instead."""
+    with pytest.raises(InvalidArgumentError, match=r"registry\.db") as caught:
+        Store.open(tmp_path)
+    assert ("path", str(tmp_path)) == (caught.value.field, caught.value.value)
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "a\0b", "/dev/null", b"/tmp/x"], ids=repr)
+def test_what_is_no_path_of_a_file_is_refused(path: Any) -> None:
+    """A registry outlives the process."""
+    with pytest.raises(InvalidArgumentError):
+        Store.open(path)
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """With the reason, as an error of ours."""
+    (tmp_path / "file").touch()
+    with pytest.raises(FailedPreconditionError, match="Not a directory"):
+        Store.open(tmp_path / "file" / "registry.db")
+
+
+def test_an_sqlite_that_is_too_old_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it makes a file; both versions are named."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.36.0")
+    with pytest.raises(FailedPreconditionError, match=r"3\.36\.0 is too old, 3\.37"):
+        Store.open(path)
+    assert not os.path.exists(path)
+
+
+def newer(path: str, *, min_reader: int, min_writer: int) -> None:
+    """Make a registry look as one that a later version has upgraded."""
+    Store.open(path).close()
+    execute(
+        path,
+        f"UPDATE registry SET level = 7, min_reader = {min_reader}, min_writer = {min_writer}",
+        "UPDATE alembic_version SET version_num = '0007'",
+    )
+
+
+def test_a_newer_schema_that_forbids_us_to_read_is_refused(path: str) -> None:
+    """Both revisions are named, and the file is left as it was."""
+    newer(path, min_reader=2, min_writer=2)
+    for options in ({}, {"read_only": True}):
+        with pytest.raises(SchemaVersionError, match="upgrade this program") as caught:
+            Store.open(path, **options)  # type: ignore[arg-type]
+        assert ("0007", "0001", path) == (
+            caught.value.found,
+            caught.value.supported,
+            caught.value.path,
+        )
+    assert [("0007",)] == query(path, "SELECT version_num FROM alembic_version")
+
+
+def test_a_newer_schema_that_forbids_us_to_write_can_be_read(path: str) -> None:
+    """Open reads, reconciles nothing, and every write is refused."""
+    newer(path, min_reader=1, min_writer=2)
+    with Store.open(path) as store:
+        assert None is store.recovery
+        assert [] == store.list()
+        with pytest.raises(SchemaVersionError) as caught:
+            store.add(sandbox("a"), READY)
+        assert ("0007", "0001") == (caught.value.found, caught.value.supported)
+        assert [] == store.list(include_unknown=True)
+
+
+def test_a_newer_schema_that_allows_us_is_used(path: str) -> None:
+    """Old code beside new code."""
+    newer(path, min_reader=1, min_writer=1)
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+        assert ["a"] == [found.id for found in store.list()]
+    assert [("0007",)] == query(path, "SELECT version_num FROM alembic_version")
+
+
+def test_every_write_sees_an_upgrade_that_came_meanwhile(store: Store, path: str) -> None:
+    """Old processes live on beside upgraded ones."""
+    handle = store.add(sandbox("a"), READY)
+    execute(path, "UPDATE registry SET level = 7, min_writer = 7")
+    with pytest.raises(SchemaVersionError):
+        handle.status.update(lambda old: old)
+    execute(path, "UPDATE registry SET level = 1, min_writer = 1")
+    assert READY == handle.status.update(lambda old: old)
+
+
+def test_opening_an_up_to_date_registry_imports_neither_alembic_nor_pyroute2(path: str) -> None:
+    """Nor what else is slow; reading and writing neither."""
+    Store.open(path).close()
+    out = run(
+        """
+        import sys
+        from registry import Metadata, State, Status, Store
+        with Store.open(sys.argv[1]) as store:
+            store.add(Metadata("a", "a", None), Status(State.READY))
+            store.list()
+            store.get("a").status.update(lambda old: old)
+        slow = ("alembic", "pyroute2", "google.protobuf.json_format", "registry.cli")
+        print([name for name in slow if name in sys.modules])
+        """,
+        path,
+    )
+    assert "[]" == out.strip()
+
+
+def test_the_hosts_logging_is_not_touched(path: str) -> None:
+    """Neither its handlers nor its levels, when a registry is created."""
+    root, theirs = logging.getLogger(), logging.getLogger("theirs")
+    theirs.setLevel(logging.DEBUG)
+    before = (root.level, list(root.handlers), theirs.disabled)
+    Store.open(path).close()
+    assert before == (root.level, list(root.handlers), theirs.disabled)
+    handlers = [type(each) for each in logging.getLogger("alembic").handlers]
+    assert [] == [each for each in handlers if each is not logging.NullHandler]
+    assert logging.NOTSET == logging.getLogger("alembic").level
+
+
+def test_a_read_only_store_reads_and_never_writes(store: Store, path: str) -> None:
+    """It reconciles nothing, and each write says why not."""
+    store.add(sandbox("a", netns_path="/run/netns/gone"), READY)
+    with Store.open(path, read_only=True) as reader:
+        assert None is reader.recovery
+        handle = reader.get("a")
+        assert READY == handle.status.get()
+        assert [] == reader.check()
+        assert ["NetNSClosed"] == [
+            finding.reason for finding in reader.reconcile(dry_run=True).findings
+        ]
+        for call in (
+            lambda: reader.add(sandbox("b"), READY),
+            lambda: reader.delete("a"),
+            reader.reconcile,
+            lambda: handle.status.update(lambda old: old),
+            reader.transaction().__enter__,
+        ):
+            with pytest.raises(ReadOnlyError) as caught:
+                call()
+            assert path == caught.value.path
+        store.get("a").status.update(lambda old: old)
+        assert READY == handle.status.get()
+
+
+def test_a_read_only_store_sees_the_commits_of_others(store: Store, path: str) -> None:
+    """At the next read."""
+    with Store.open(path, read_only=True) as reader:
+        store.add(sandbox("a"), READY)
+        assert ["a"] == [found.id for found in reader.list()]
+
+
+def test_a_locked_registry_is_unavailable_past_the_timeout(path: str) -> None:
+    """Open waits no longer than it was told to, and leaves the file alone."""
+    Store.open(path).close()
+    code = """
+        import sys
+        from registry import Store
+        store = Store.open(sys.argv[1])
+        with store.transaction():
+            print("inside", flush=True)
+            sys.stdin.readline()
+        store.close()
+        print("done", flush=True)
+        """
+    with running(code, path) as child:
+        assert "inside" == line(child)
+        with pytest.raises(UnavailableError) as caught:
+            Store.open(path, timeout=0.2)
+        assert f"process {child.pid}" in caught.value.holder
+        with Store.open(path, read_only=True, timeout=0.2) as reader:
+            assert [] == reader.list()
+        say(child)
+        assert "done" == line(child)
+    Store.open(path, timeout=0.2).close()
+
+
+def test_threads_that_open_and_close_one_file_at_once(path: str) -> None:
+    """Every one gets a store that works."""
+    errors: list[BaseException] = []
+
+    def use(n: int) -> None:
+        try:
+            for round_ in range(10):
+                with Store.open(path, reconcile=False) as store:
+                    store.add(sandbox(f"s{n}-{round_}"), READY)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=use, args=[n]) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [] == errors
+    with Store.open(path) as store:
+        assert 60 == len(store.list())
+        assert [] == store.check()
+
+
+def test_a_store_that_is_not_closed_is_warned_of(path: str) -> None:
+    """As Python warns of an unclosed file."""
+    store = Store.open(path)
+    session = store._session
+    with pytest.warns(ResourceWarning, match="unclosed Store"):
+        del store
+    session.close()
+
+
+def test_a_replaced_database_is_data_loss_before_it_is_acknowledged(
+    tmp_path: Path, path: str
+) -> None:
+    """A write into a file that nobody finds any more is not reported as done."""
+    store = Store.open(path)
+    store.add(sandbox("a"), READY)
+    os.rename(path, f"{path}.moved")
+    with pytest.raises(DataLossError) as caught:
+        store.add(sandbox("b"), READY)
+    assert path == caught.value.path
+    store.close()
+
+
+def test_a_removed_log_is_data_loss_before_it_is_acknowledged(path: str) -> None:
+    """What is written goes into a log that nobody reads."""
+    store = Store.open(path)
+    store.add(sandbox("a"), READY)
+    os.unlink(f"{path}-wal")
+    with pytest.raises(DataLossError):
+        store.add(sandbox("b"), READY)
+    store.close()
+
+
+def test_a_symlink_in_place_of_a_lock_file_is_not_followed(tmp_path: Path, path: str) -> None:
+    """It could be anybody's file."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    os.symlink(victim, f"{path}-lock")
+    with pytest.raises(RegistryError, match="lock"):
+        Store.open(path)
+    assert "precious" == victim.read_text()
+
+
+def test_a_lock_file_that_was_removed_is_made_anew(open_store: OpenStore, path: str) -> None:
+    """Otherwise two writers would each hold a lock of their own."""
+    store = open_store(timeout=5)
+    store.add(sandbox("a"), READY)
+    os.unlink(f"{path}-lock")
+    os.unlink(f"{path}-queue")
+    store.add(sandbox("b"), READY)
+    assert os.path.exists(f"{path}-lock")
+    with Store.open(path) as other:
+        assert 2 == len(other.list())
+
+
+def test_two_paths_of_one_file_are_one_engine(tmp_path: Path, store: Store, path: str) -> None:
+    """A symlink to the database is the database."""
+    os.symlink(path, tmp_path / "link.db")
+    with Store.open(tmp_path / "link.db") as linked:
+        assert linked._session.engine is store._session.engine
+
+
+def test_an_operators_shell_reads_the_same(store: Store, path: str) -> None:
+    """Through the views, beside the open store."""
+    store.add(sandbox("a", ip="10.0.0.1"), READY)
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as shell:
+        row = shell.execute("SELECT id, state, ip, created_at FROM sandbox_overview").fetchone()
+    assert ("a", "SANDBOX_READY", "10.0.0.1", "1970-01-01T00:00:00.000001000Z") == row

@@ -1,0 +1,122 @@
+"""What several tests need: sandboxes to add, and other processes that use the registry."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+import registry
+from registry import Metadata, Sandbox, State, Status
+from registry.cri import PodSandboxConfig
+
+T = TypeVar("T")
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(registry.__file__)))
+
+READY = Status(State.READY, created_at=1_000)
+UNKNOWN = Status(State.UNKNOWN)
+NOTREADY = Status(State.NOTREADY)
+
+
+def pod(name: str = "web", namespace: str = "default", **labels: str) -> PodSandboxConfig:
+    """Return a config of a pod."""
+    config = PodSandboxConfig(labels=labels)
+    config.metadata.name, config.metadata.namespace, config.metadata.uid = name, namespace, "uid-1"
+    return config
+
+
+def sandbox(id: str, **fields: Any) -> Metadata:
+    """Return metadata that can be added: the name follows from the id."""
+    fields.setdefault("name", f"name-{id}")
+    fields.setdefault("config", pod())
+    return Metadata(id=id, **fields)
+
+
+def python(code: str, *args: object) -> list[str]:
+    """Return the command that runs *code* with *args* in sys.argv[1:]."""
+    return [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which a child imports this checkout."""
+    return {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
+
+
+def run(code: str, *args: object, timeout: float = 60) -> str:
+    """Run *code* in another process, which must succeed, and return what it printed."""
+    done = subprocess.run(
+        python(code, *args),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    """Run *code* in another process meanwhile; it is killed at the end if it still runs."""
+    process = subprocess.Popen(
+        python(code, *args),
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """Return the next line of a running process; what went wrong instead, if it has none."""
+    assert process.stdout is not None
+    text = process.stdout.readline().rstrip("\n")
+    if not text and process.poll() is not None:
+        assert process.stderr is not None
+        raise AssertionError(f"exit {process.returncode}: {process.stderr.read()}")
+    return text
+
+
+def say(process: subprocess.Popen[str], text: str = "") -> None:
+    """Send a line to a running process."""
+    assert process.stdin is not None
+    process.stdin.write(text + "\n")
+    process.stdin.flush()
+
+
+def query(path: str, sql: str) -> list[tuple[Any, ...]]:
+    """Return what plain SQL says, through a connection of its own."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def execute(path: str, *statements: str) -> None:
+    """Run plain SQL, as an operator would, and commit."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def in_another_thread(fn: Callable[[], T]) -> T:
+    """Return what *fn* returns when another thread calls it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(fn).result()
+
+
+def ids(found: Iterable[Sandbox]) -> list[str]:
+    """Return the ids, in order."""
+    return [each.id for each in found]
