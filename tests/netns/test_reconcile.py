@@ -1,0 +1,662 @@
+"""Every verdict of DESIGN section 7, produced for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry import Finding, NetNS, Report, State, Status, Store, Verdict, kernel, recover
+from registry import netns as netns_module
+from registry.cri import NamespaceMode
+from tests.conftest import OpenStore
+from tests.tools import (
+    READY,
+    UNKNOWN,
+    environment,
+    execute,
+    line,
+    pod,
+    python,
+    query,
+    run,
+    running,
+    sandbox,
+)
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+ELSEWHERE = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def base_dir(tmp_path: Path) -> Iterator[str]:
+    """Return a directory for namespaces; what is mounted there is unmounted at the end."""
+    directory = tmp_path / "netns"
+    directory.mkdir()
+    yield str(directory)
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        points = [entry.split()[1] for entry in mounts]
+    for point in reversed([point for point in points if point.startswith(str(directory))]):
+        kernel.umount(point, kernel.MNT_DETACH)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Return a function that starts a process which sleeps until the end of the test."""
+    with ExitStack() as stack:
+
+        def start() -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(["sleep", "1000"])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def only(report: Report) -> Finding:
+    """Return the one finding."""
+    (finding,) = report.findings
+    assert {finding.verdict: 1} == dict(report.counts)
+    return finding
+
+
+def marked(store: Store, verdict: Verdict, reason: str) -> Finding:
+    """Reconcile, and expect the one sandbox to be made NOTREADY; a dry run says the same before."""
+    before = store.list(include_unknown=True)[0].status.get()
+    dry = only(store.reconcile(dry_run=True))
+    assert (verdict, reason, False) == (dry.verdict, dry.reason, dry.changed)
+    assert before == store.list(include_unknown=True)[0].status.get()
+    finding = only(store.reconcile())
+    assert (verdict, reason, True) == (finding.verdict, finding.reason, finding.changed)
+    (handle,) = store.list()
+    status = handle.status.get()
+    assert (State.NOTREADY, reason, finding.message) == (
+        status.state,
+        status.reason,
+        status.message,
+    )
+    assert handle.stopped.is_set()
+    assert (reason, "changed") == (store.history()[-1].reason, store.history()[-1].event)
+    assert not any(again.changed for again in store.reconcile().findings)
+    assert status == handle.status.get()
+    return finding
+
+
+def unmarked(store: Store, verdict: Verdict) -> Finding:
+    """Reconcile, and expect a finding that changes nothing."""
+    before = store.list(include_unknown=True)[0].status.get()
+    seq = store.history()[-1].seq
+    finding = only(store.reconcile())
+    assert (verdict, "", False) == (finding.verdict, finding.reason, finding.changed)
+    assert before == store.list(include_unknown=True)[0].status.get()
+    assert [] == store.history(after=seq)
+    return finding
+
+
+def add(store: Store, base_dir: str, status: Status = READY) -> NetNS:
+    """Add a sandbox with a namespace of its own."""
+    netns = NetNS.create(store.new_netns_path(base_dir))
+    store.add(sandbox("a", netns_path=netns.path), status)
+    return netns
+
+
+# Namespaces.
+
+
+def test_an_open_namespace_is_open(store: Store, base_dir: str) -> None:
+    """Nothing is done, and nothing is said."""
+    netns = add(store, base_dir)
+    report = store.reconcile()
+    assert ((), {Verdict.OPEN: 1}, ()) == (report.findings, report.counts, report.orphans)
+    assert READY == store.get("a").status.get()
+    assert netns.path == getattr(store.get("a").netns, "path", None)
+    netns.remove()
+
+
+def test_a_host_network_sandbox_is_not_looked_at(store: Store) -> None:
+    """Whatever its path says."""
+    config = pod()
+    config.linux.security_context.namespace_options.network = NamespaceMode.NODE
+    store.add(sandbox("a", config=config, netns_path="/run/netns/none"), READY)
+    report = store.reconcile()
+    assert ((), {Verdict.HOST: 1}) == (report.findings, report.counts)
+    assert None is store.get("a").netns
+
+
+def test_a_removed_namespace_is_closed(store: Store, base_dir: str) -> None:
+    """Nothing is at the path."""
+    add(store, base_dir).remove()
+    finding = marked(store, Verdict.CLOSED, "NetNSClosed")
+    assert "nothing is at" in finding.message
+    assert None is store.get("a").netns
+
+
+def test_an_unmounted_namespace_is_closed_and_the_file_left_alone(
+    store: Store, base_dir: str
+) -> None:
+    """An empty file is at the path, and stays."""
+    netns = add(store, base_dir)
+    kernel.umount(netns.path, 0)
+    marked(store, Verdict.CLOSED, "NetNSClosed")
+    assert os.path.isfile(netns.path)
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "fifo"])
+def test_something_that_is_no_namespace_is_closed_and_left_alone(
+    store: Store, base_dir: str, what: str
+) -> None:
+    """A plain file, a directory, a fifo that nobody reads."""
+    path = add(store, base_dir).path
+    NetNS.load(path).remove()
+    if what == "file":
+        Path(path).write_text("mine")
+    elif what == "directory":
+        os.mkdir(path)
+        Path(path, "mine").touch()
+    else:
+        os.mkfifo(path)
+    marked(store, Verdict.CLOSED, "NetNSClosed")
+    assert os.path.lexists(path)
+    assert what != "directory" or os.path.exists(f"{path}/mine")
+
+
+def test_another_namespace_at_the_path_is_replaced(store: Store, base_dir: str) -> None:
+    """And left alone."""
+    netns = add(store, base_dir)
+    netns.remove()
+    other = NetNS.create(netns.path)
+    marked(store, Verdict.REPLACED, "NetNSReplaced")
+    assert None is store.get("a").netns
+    assert not other.closed
+    other.remove()
+
+
+def test_a_namespace_of_another_type_is_replaced(store: Store, base_dir: str) -> None:
+    """One of UTS at the path."""
+    netns = add(store, base_dir)
+    netns.remove()
+    Path(netns.path).touch()
+    kernel.mount("/proc/self/ns/uts", netns.path, "none", kernel.MS_BIND)
+    finding = marked(store, Verdict.REPLACED, "NetNSReplaced")
+    assert "not net" in finding.message
+
+
+IN_OTHER_MOUNT_NS = """
+    import os, sys
+    from registry import Metadata, NetNS, State, Status, Store, kernel
+    path, base_dir, pid = sys.argv[1:]
+    os.makedirs(base_dir, exist_ok=True)
+    netns = NetNS.create(os.path.join(base_dir, "theirs"))
+    if pid == "inside":
+        pid = netns.do(lambda: os.posix_spawn("/bin/sleep", ["sleep", "1000"], os.environ))
+    with Store.open(path) as store:
+        status = Status(State.READY, pid=int(pid))
+        store.add(Metadata("a", "a", None, netns_path=netns.path), status)
+    print(pid, flush=True)
+    sys.stdin.readline()
+    """
+
+
+@pytest.mark.parametrize("file_visible", [True, False], ids=["empty-file", "nothing"])
+def test_a_namespace_made_in_another_mount_namespace_is_unreachable(
+    store: Store, path: str, base_dir: str, file_visible: bool
+) -> None:
+    """From here it is an empty file, or nothing: neither dead nor to be touched."""
+    where = base_dir if file_visible else f"{base_dir}/tmpfs"
+    prepare = (
+        []
+        if file_visible
+        else ["sh", "-c", f'mkdir -p {where}; mount -t tmpfs x {where}; exec "$@"', "sh"]
+    )
+    child = subprocess.Popen(
+        ["unshare", "--mount", *prepare, *python(IN_OTHER_MOUNT_NS, path, where, 0)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "0" == line(child)
+        assert file_visible == os.path.exists(f"{where}/theirs")
+        finding = unmarked(store, Verdict.UNREACHABLE)
+        assert "recorded in another one" in finding.message
+        assert file_visible == os.path.exists(f"{where}/theirs")
+        # Where it was made it is open still.
+        found = subprocess.run(
+            ["nsenter", "--mount", f"--target={child.pid}", *python(
+                "import sys; from registry import NetNS; print(NetNS.load(sys.argv[1]).closed)",
+                f"{where}/theirs",
+            )],
+            env=environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "False" == found.stdout.strip()
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_an_unreachable_sandbox_whose_process_lives_in_its_namespace_says_so(
+    store: Store, path: str, base_dir: str
+) -> None:
+    """The namespace is known to live, though its path does not lead there from here."""
+    child = subprocess.Popen(
+        ["unshare", "--mount", *python(IN_OTHER_MOUNT_NS, path, base_dir, "inside")],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid = int(line(child))
+    try:
+        finding = unmarked(store, Verdict.UNREACHABLE)
+        assert "still lives in the recorded namespace" in finding.message
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        child.kill()
+        child.communicate()
+
+
+def test_a_path_that_may_not_be_searched_is_unreachable(
+    store: Store, path: str, base_dir: str
+) -> None:
+    """A permission error is no proof of anything; here without root's rights."""
+    netns = add(store, base_dir)
+    os.chmod(base_dir, 0o700)
+    code = """
+        import os, sys
+        from registry import Store
+        with Store.open(sys.argv[1], read_only=True) as store:
+            print(len(store.reconcile(dry_run=True).findings))
+            os.setgroups([]); os.setgid(65534); os.setuid(65534)
+            for finding in store.reconcile(dry_run=True).findings:
+                print(finding.verdict, finding.message)
+        """
+    before, after = run(code, path).splitlines()
+    assert "0" == before
+    assert after.startswith("UNREACHABLE")
+    assert "Permission denied" in after
+    netns.remove()
+
+
+def test_a_loop_of_symlinks_is_unreachable(store: Store, base_dir: str) -> None:
+    """What it should lead to cannot be told."""
+    netns = add(store, base_dir)
+    netns.remove()
+    os.symlink(netns.path, netns.path)
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert "Too many levels of symbolic links" in finding.message
+    assert os.path.islink(netns.path)
+
+
+def test_another_boot_is_a_closed_namespace(store: Store, path: str, base_dir: str) -> None:
+    """Recorded under a boot id that is not ours; the reason is that, and not what follows."""
+    add(store, base_dir).remove()
+    execute(path, f"UPDATE sandbox_statuses SET boot_id = '{ELSEWHERE}'")
+    finding = marked(store, Verdict.CLOSED, "HostRebooted")
+    assert ELSEWHERE in finding.message
+    assert "nothing is at" in finding.message
+
+
+def test_another_boot_clears_the_pid(store: Store, path: str) -> None:
+    """Who has it now is somebody else, though it lives."""
+    store.add(sandbox("a"), replace(READY, pid=os.getpid()))
+    execute(path, f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}'")
+    marked(store, Verdict.CLOSED, "HostRebooted")
+    assert 0 == store.get("a").status.get().pid
+
+
+# Processes.
+
+
+def test_a_killed_process_is_exited(
+    store: Store, sleeper: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """And its pid is cleared."""
+    process = sleeper()
+    store.add(sandbox("a"), replace(READY, pid=process.pid))
+    assert () == store.reconcile().findings
+    process.kill()
+    process.wait()
+    finding = marked(store, Verdict.EXITED, "ProcessExited")
+    assert str(process.pid) in finding.message
+    assert 0 == store.get("a").status.get().pid
+
+
+def test_a_zombie_is_exited(store: Store, sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
+    """Though it still has its /proc/PID."""
+    process = sleeper()
+    store.add(sandbox("a"), replace(READY, pid=process.pid))
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert os.path.exists(f"/proc/{process.pid}")
+    marked(store, Verdict.EXITED, "ProcessExited")
+
+
+def test_a_reused_pid_is_exited(tmp_path: Path) -> None:
+    """Another process has the number; in a pid namespace of its own, where numbers come again."""
+    code = """
+        import os, sys
+        from registry import Metadata, State, Status, Store
+        def spawn():
+            return os.posix_spawn("/bin/sleep", ["sleep", "1000"], os.environ)
+        with Store.open(sys.argv[1]) as store:
+            first = spawn()
+            store.add(Metadata("a", "a", None), Status(State.READY, pid=first))
+            os.kill(first, 9)
+            os.waitpid(first, 0)
+            with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+                last.write(str(first - 1))
+            second = spawn()
+            finding, = store.reconcile().findings
+            print(first == second, finding.verdict, finding.reason, finding.message)
+            os.kill(second, 0)
+            os.kill(second, 9)
+        """
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", *python(code, tmp_path / "registry.db")],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert 0 == done.returncode, done.stderr
+    assert done.stdout.startswith("True EXITED ProcessExited")
+    assert "another one has its pid" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("pid", ["--pid", "--fork", "--mount-proc"]),
+        ("time", ["--time", "--boottime", "1000", "--fork"]),
+    ],
+    ids=["pid", "time"],
+)
+def test_a_process_of_another_namespace_is_unreachable(
+    store: Store, path: str, kind: str, options: list[str]
+) -> None:
+    """Its number, or its start time, means something else there."""
+    code = """
+        import os, sys
+        from registry import Metadata, State, Status, Store
+        with Store.open(sys.argv[1]) as store:
+            store.add(Metadata("a", "a", None), Status(State.READY, pid=os.getpid()))
+        """
+    subprocess.run(["unshare", *options, *python(code, path)], env=environment(), check=True)
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert f"recorded in {kind} namespace" in finding.message
+
+
+class Task:
+    """A container that says what it is told to."""
+
+    def __init__(self, pid: int | None) -> None:
+        self.id = "c1"
+        self._pid = pid
+
+    def pid(self) -> int | None:
+        return self._pid
+
+
+def test_a_containers_word_goes_before_proc(
+    store: Store, sleeper: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """It says that there is no task, though the process lives."""
+    store.add(sandbox("a"), replace(READY, pid=sleeper().pid), container=Task(None))
+    finding = marked(store, Verdict.EXITED, "ProcessExited")
+    assert "'c1' has no task" in finding.message
+
+
+def test_a_container_that_runs_keeps_the_sandbox(store: Store, path: str) -> None:
+    """Though the process cannot be judged from here."""
+    store.add(sandbox("a"), replace(READY, pid=os.getpid()), container=Task(os.getpid()))
+    execute(path, "UPDATE sandbox_statuses SET process_pid_ns = 1")
+    assert () == store.reconcile().findings
+
+
+def test_a_container_that_raises_stops_nobody_else(store: Store) -> None:
+    """Its sandbox is unreachable, the other one is judged."""
+
+    class Broken(Task):
+        def pid(self) -> int | None:
+            raise ConnectionError("no answer")
+
+    store.add(sandbox("a"), READY, container=Broken(None))
+    store.add(sandbox("b", netns_path="/run/netns/none"), READY)
+    report = store.reconcile()
+    assert {Verdict.UNREACHABLE: 1, Verdict.CLOSED: 1} == report.counts
+    assert ["a", "b"] == [finding.sandbox_id for finding in report.findings]
+    assert State.READY == store.get("a").status.get().state
+
+
+# Creations.
+
+
+CREATOR = """
+    import sys
+    from registry import Metadata, State, Status, Store
+    store = Store.open(sys.argv[1])
+    store.add(Metadata("a", "a", None, netns_path=sys.argv[2]), Status(State.UNKNOWN))
+    print("added", flush=True)
+    sys.stdin.readline()
+    store.close()
+    print("closed", flush=True)
+    sys.stdin.readline()
+    """
+
+
+def test_a_creation_whose_creator_lives_is_creating(store: Store, path: str) -> None:
+    """Nothing is done, and its age is told."""
+    with running(CREATOR, path, "/run/netns/planned") as child:
+        assert "added" == line(child)
+        finding = unmarked(store, Verdict.CREATING)
+        assert str(child.pid) in finding.message
+        assert "being created for 0." in finding.message
+
+
+def test_a_creation_whose_creator_died_is_interrupted(
+    store: Store, path: str, base_dir: str
+) -> None:
+    """Killed before it made the namespace: the record names all there is to clean up."""
+    with running(CREATOR, path, f"{base_dir}/planned") as child:
+        assert "added" == line(child)
+    finding = marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
+    assert f"{base_dir}/planned" in finding.message
+    assert f"{base_dir}/planned" == store.get("a").netns_path
+
+
+def test_an_imported_creation_is_unverified(store: Store, path: str) -> None:
+    """UNKNOWN without a creator: nobody can say."""
+    execute(
+        path,
+        "INSERT INTO sandboxes (id, name) VALUES ('a', 'a')",
+        "INSERT INTO sandbox_statuses (sandbox_id, state) VALUES ('a', 'SANDBOX_UNKNOWN')",
+    )
+    unmarked(store, Verdict.UNVERIFIED)
+
+
+# Several at once, and what is left.
+
+
+def test_several_reasons_are_all_named(
+    store: Store, base_dir: str, sleeper: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """The reason is the first of them, the message names all."""
+    process = sleeper()
+    netns = add(store, base_dir, replace(READY, pid=process.pid))
+    netns.remove()
+    process.kill()
+    process.wait()
+    finding = marked(store, Verdict.CLOSED, "NetNSClosed")
+    assert f"process {process.pid} is gone" in finding.message
+    assert 0 == store.get("a").status.get().pid
+
+
+def test_a_notready_sandbox_with_something_alive_is_reported(
+    store: Store, base_dir: str, sleeper: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """So that what there is to clean up is known; without it nothing is said."""
+    process = sleeper()
+    netns = add(store, base_dir, replace(READY, pid=process.pid))
+    store.get("a").status.update(lambda old: replace(old, state=State.NOTREADY))
+    finding = unmarked(store, Verdict.OPEN)
+    assert netns.path in finding.message
+    assert str(process.pid) in finding.message
+    netns.remove()
+
+
+def test_an_orphan_of_ours_is_reported_and_removed_on_request(
+    store: Store, base_dir: str, tmp_path: Path
+) -> None:
+    """Not containerd's, not another registry's, not what a sandbox owns, not a plain file."""
+    owned = add(store, base_dir)
+    orphan = NetNS.create(store.new_netns_path(base_dir))
+    with Store.open(tmp_path / "other.db") as other:
+        theirs = NetNS.create(other.new_netns_path(base_dir))
+    cni = NetNS.create(f"{base_dir}/cni-6a9d6f1c-5a5b-4bd7-8f5c-9a8f4d6f1c5a")
+    Path(store.new_netns_path(base_dir)).touch()
+    assert (orphan.path,) == store.reconcile(dry_run=True).orphans == store.reconcile().orphans
+    assert not orphan.closed
+    wanted = [orphan.path, theirs.path, cni.path, owned.path]
+    assert [orphan.path] == store.remove_orphans(wanted)
+    assert [True, False, False, False] == [netns.closed for netns in (orphan, theirs, cni, owned)]
+    assert () == store.reconcile().orphans
+    for netns in (theirs, cni, owned):
+        netns.remove()
+
+
+def test_an_orphan_that_became_somebodys_meanwhile_is_kept(store: Store, base_dir: str) -> None:
+    """The second look is under the write lock."""
+    orphan = NetNS.create(store.new_netns_path(base_dir))
+    store.add(sandbox("a", netns_path=orphan.path), UNKNOWN)
+    assert [] == store.remove_orphans([orphan.path])
+    assert not orphan.closed
+    orphan.remove()
+
+
+# The whole.
+
+
+def test_open_reconciles_before_the_caller_gets_the_store(
+    open_store: OpenStore, base_dir: str
+) -> None:
+    """And tells in `recovery`; with reconcile=False it does neither."""
+    store = open_store()
+    add(store, base_dir).remove()
+    store.close()
+    untouched = open_store(reconcile=False)
+    assert (None, State.READY) == (untouched.recovery, untouched.get("a").status.get().state)
+    untouched.close()
+    recovered = open_store()
+    assert recovered.recovery is not None
+    assert "NetNSClosed" == only(recovered.recovery).reason
+    assert State.NOTREADY == recovered.get("a").status.get().state
+    assert str(only(recovered.recovery)).startswith("sandbox 'a': CLOSED (now NOTREADY): ")
+
+
+def test_10000_sandboxes_are_one_write_transaction(store: Store, path: str) -> None:
+    """1,000 of them closed: one commit, and as many findings."""
+    with store.transaction():
+        for n in range(10_000):
+            gone = {"netns_path": f"/run/netns/none-{n}"} if n % 10 == 0 else {}
+            store.add(sandbox(f"s{n}", config=None, **gone), READY)
+    begun: list[str] = []
+    engine = store._session.engine
+    assert engine._writer is not None
+    engine._writer.set_trace_callback(begun.append)
+    report = store.reconcile()
+    engine._writer.set_trace_callback(None)
+    assert {Verdict.CLOSED: 1_000, Verdict.OPEN: 9_000} == report.counts
+    assert 1_000 == len(report.findings) == sum(finding.changed for finding in report.findings)
+    assert 1 == sum(statement.startswith("BEGIN") for statement in begun)
+    assert [(1_000,)] == query(path, "SELECT count(*) FROM why_not_ready")
+
+
+def test_what_another_writer_changes_meanwhile_is_judged_again(
+    open_store: OpenStore, base_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the write one sandbox is deleted, one moved on, one added."""
+    store = open_store()
+    for id in ("deleted", "moved", "kept"):
+        store.add(sandbox(id, netns_path=f"{base_dir}/none"), READY)
+    mark = recover._mark
+    rounds: list[object] = []
+
+    def interfere(*args: object) -> object:
+        if not rounds:
+            other = threading.Thread(target=change)
+            other.start()
+            other.join()
+        rounds.append(args)
+        return mark(*args)  # type: ignore[arg-type]
+
+    def change() -> None:
+        store.delete("deleted")
+        store.get("moved").status.update(lambda old: replace(old, message="meanwhile"))
+        store.add(sandbox("added", netns_path=f"{base_dir}/none"), READY)
+
+    monkeypatch.setattr(recover, "_mark", interfere)
+    report = store.reconcile()
+    assert ["kept", "moved"] == sorted(finding.sandbox_id for finding in report.findings)
+    assert all(finding.changed for finding in report.findings)
+    assert {Verdict.CLOSED: 2} == report.counts
+    assert 2 == len(rounds)
+    assert State.READY == store.get("added").status.get().state
+
+
+def test_identities_are_noted_once_when_the_thing_exists(
+    store: Store, path: str, base_dir: str, sleeper: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """At the first write after it was made; a namespace put in its place changes nothing."""
+    planned = store.new_netns_path(base_dir)
+    handle = store.add(sandbox("a", netns_path=planned), UNKNOWN)
+    noted = "SELECT netns_number, netns_inode FROM sandboxes"
+    assert [(None, None)] == query(path, noted)
+    netns = NetNS.create(planned)
+    store.update_metadata("a", lambda old: replace(old, ip="10.0.0.1"))
+    expected = [(netns.identity.number, netns.identity.inode)]
+    assert expected == query(path, noted)
+    pid = sleeper().pid
+    handle.status.update(lambda old: replace(old, state=State.READY, pid=pid))
+    (first,) = query(path, "SELECT process_inode, process_start_time FROM sandbox_statuses")
+    assert None not in first
+    netns.remove()
+    NetNS.create(planned)
+    handle.status.update(lambda old: replace(old, message="again"))
+    assert expected == query(path, noted)
+    other = sleeper().pid
+    handle.status.update(lambda old: replace(old, pid=other))
+    (second,) = query(path, "SELECT process_inode, process_start_time FROM sandbox_statuses")
+    assert first != second
+    NetNS.load(planned).remove()
+
+
+def test_identities_are_looked_up_outside_the_lock(
+    store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever call it is: when the host is looked at, no transaction is open."""
+    look, held = netns_module.look, []
+
+    def watched(*args: object) -> object:
+        held.append(store._session.engine._mutex.holder)
+        return look(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(netns_module, "look", watched)
+    planned = f"{base_dir}/later"
+    handle = store.add(sandbox("a", netns_path=planned), UNKNOWN)
+    store.update_metadata("a", lambda old: replace(old, ip="10.0.0.1"))
+    handle.status.update(lambda old: replace(old, state=State.READY))
+    store.reconcile()
+    assert len(held) >= 4
+    assert {None} == set(held)
