@@ -16,7 +16,7 @@ from registry.cri import PodSandboxConfig
 from registry.errors import RegistryError
 from registry.metadata import validate as validate_metadata
 from registry.rows import ROWS, Row, label_rows, metadata_columns
-from registry.schema import TRIGGERS, VIEWS
+from registry.schema import HISTORY_MAX, TRIGGERS, VIEWS
 from registry.status import validate as validate_status
 
 
@@ -159,13 +159,26 @@ def config_json_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
             yield Violation("config_json_is_true", id, text, json_format.MessageToJson(stored))
 
 
+def history_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
+    """No transition is missing between the oldest that is kept and the newest."""
+    query = "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0), count(*) FROM sandbox_transitions"
+    oldest, newest, count = connection.execute(query).fetchone()
+    if count != newest - oldest + 1:
+        found = f"{count} transitions from seq {oldest} to {newest}"
+        yield Violation("history_is_whole", "", found, str(newest - oldest + 1))
+    if oldest > 1 and newest - oldest + 1 < HISTORY_MAX:
+        yield Violation("history_is_whole", "", f"it begins with seq {oldest}", "seq 1")
+
+
 def history_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
     """Transitions follow one upon another, and the last one says what is so now."""
     query = (
         "SELECT sandbox_id, seq, event, from_state, to_state FROM sandbox_transitions ORDER BY seq"
     )
     last: dict[str, str | None] = {}
+    first_seq = None
     for id, seq, event, from_state, to_state in connection.execute(query).fetchall():
+        first_seq = first_seq or seq
         known = last.get(id)
         if id in last and event != "created" and from_state != known:
             yield Violation("history_is_true", id, f"seq {seq} from {from_state}", f"from {known}")
@@ -178,6 +191,9 @@ def history_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
         if now.get(id) != state:
             found = f"last transition to {state}, status {now.get(id)}"
             yield Violation("history_is_true", id, found, "both the same")
+    if first_seq in {None, 1}:  # else the beginning of its history may be compacted
+        for id in now.keys() - last.keys():
+            yield Violation("history_is_true", id, "no transition", "its creation")
 
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -190,6 +206,7 @@ RULES: Final[tuple[Rule, ...]] = (
     columns_are_true,
     labels_are_true,
     config_json_is_true,
+    history_is_whole,
     history_is_true,
 )
 

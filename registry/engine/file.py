@@ -381,9 +381,12 @@ class Engine:
             return self._idle.pop()
         except IndexError:
             pass
+        # Not `ro` where it can be helped: SQLite leaves the CHECKs out of a schema that it reads so,
+        # and integrity_check then passes over them.
+        mode = "ro" if self.read_only else "rw"
         with driver.driver_errors(doing, self.path):
             connection = driver.connect(
-                self.path, "ro", driver.READER_SETUP, busy_timeout=5, immutable=self._immutable
+                self.path, mode, driver.READER_SETUP, busy_timeout=5, immutable=self._immutable
             )
         self._connections.add(connection)
         if _identity(self.path) != self._files[0]:

@@ -1,0 +1,166 @@
+"""The chain of migrations, `schema.py`, and the developer's alembic commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+from registry import DataLossError, RegistryError, Store, migrate, schema
+from tests.tools import READY, ROOT, environment, execute, query, run, sandbox
+
+
+def words(path: str) -> dict[str, str]:
+    """Return what SQLite keeps of each object, white space and quotes made alike."""
+    found = query(path, "SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return {
+        key: re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split()))
+        for key, sql in found
+        if "alembic_version" not in key and "sqlite_sequence" not in key
+    }
+
+
+def test_the_chain_and_the_schema_build_the_same_database(path: str, tmp_path: Path) -> None:
+    """Table by table, column by column, trigger by trigger."""
+    Store.open(path).close()
+    built = str(tmp_path / "built.db")
+    engine = create_engine(f"sqlite:///{built}")
+    with engine.begin() as connection:
+        schema.metadata.create_all(connection)
+    engine.dispose()
+    assert words(built) == words(path)
+    assert 5 == sum(key.startswith("table") for key in words(path))
+    for table in schema.metadata.tables:
+        columns = f"SELECT * FROM pragma_table_xinfo('{table}')"
+        assert query(built, columns) == query(path, columns)
+        keys = f"SELECT * FROM pragma_foreign_key_list('{table}')"
+        assert query(built, keys) == query(path, keys)
+
+
+def test_every_revision_is_in_one_line_that_ends_in_ours() -> None:
+    """One head, one base, and the level counts them."""
+    config = Config()
+    config.set_main_option("script_location", migrate.scripts())
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+    chain = [script.revision for script in scripts.walk_revisions()]
+    assert [schema.REVISION] == scripts.get_heads()
+    assert schema.LEVEL == len(chain)
+
+
+def test_tables_are_strict_and_every_constraint_has_a_name(store: Store, path: str) -> None:
+    """SQLite's batch migrations find only what has one."""
+    store.list()
+    for name, sql in query(path, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
+        if name in schema.metadata.tables:
+            assert sql.rstrip().endswith("STRICT")
+            checks = len(re.findall(r"\bCHECK \(", sql))
+            assert checks == len(re.findall(r"CONSTRAINT \w+ CHECK \(", sql))
+            assert len(re.findall("FOREIGN KEY", sql)) == len(
+                re.findall(r"CONSTRAINT \w+ FOREIGN KEY", sql)
+            )
+
+
+def test_a_revision_that_fails_leaves_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables and the record of it are one transaction; the next open begins anew."""
+    run_alembic = migrate._run_alembic
+
+    def fail(connection: sqlite3.Connection) -> None:
+        run_alembic(connection)
+        raise OSError("power is out")
+
+    monkeypatch.setattr(migrate, "_run_alembic", fail)
+    with pytest.raises(OSError, match="power"):
+        Store.open(path)
+    monkeypatch.undo()
+    assert [] == query(path, "SELECT name FROM sqlite_master")
+    with Store.open(path) as store:
+        assert [] == store.check()
+
+
+def test_an_older_registry_is_upgraded_or_refused(path: str) -> None:
+    """Level 0 stands for any older one: open would run the missing revisions, and says so."""
+    Store.open(path).close()
+    execute(path, "UPDATE registry SET level = 0")
+    for options in ({"upgrade": False}, {"read_only": True}):
+        with pytest.raises(RegistryError, match="upgrade=True"):
+            Store.open(path, **options)  # type: ignore[arg-type]
+
+
+def alembic(*args: str, cwd: str = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the developer's command in the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *args],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_developers_alembic_upgrades_a_registry(path: str) -> None:
+    """`upgrade head` makes what `open` takes, and `current` tells the revision."""
+    done = alembic("-x", f"db={path}", "upgrade", "head")
+    assert 0 == done.returncode, done.stderr
+    done = alembic("-x", f"db={path}", "current")
+    assert f"{schema.REVISION} (head)" in done.stdout
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+        assert [] == store.check()
+
+
+def test_the_developers_alembic_without_a_database_says_what_to_do() -> None:
+    """Instead of making one somewhere."""
+    done = alembic("upgrade", "head")
+    assert 0 != done.returncode
+    assert "-x db=PATH" in done.stderr
+
+
+def test_the_developers_alembic_begins_a_revision(tmp_path: Path) -> None:
+    """In a copy of the checkout, named as the others are."""
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", f"{ROOT}/migrations", f"{ROOT}/alembic.ini", tmp_path], check=True)
+    copy.mkdir()
+    for name in ("migrations", "alembic.ini"):
+        os.rename(tmp_path / name, copy / name)
+    done = alembic("revision", "--rev-id", "0002", "-m", "what changes", cwd=str(copy))
+    assert 0 == done.returncode, done.stderr
+    made = copy / "migrations" / "versions" / "0002_what_changes.py"
+    text = made.read_text()
+    assert 'revision: Final = "0002"' in text
+    assert 'down_revision: Final = "0001"' in text
+    compile(text, str(made), "exec")
+
+
+def test_a_file_that_alembic_would_not_know_is_no_registry(path: str) -> None:
+    """An application_id of somebody else's."""
+    execute(path, "CREATE TABLE t (a)", "PRAGMA application_id = 42")
+    with pytest.raises(DataLossError):
+        Store.open(path)
+
+
+def test_creating_needs_no_package_on_the_command_line(path: str) -> None:
+    """The revisions are found from any working directory."""
+    out = run(
+        """
+        import os, sys
+        os.chdir("/")
+        from registry import Store
+        with Store.open(sys.argv[1]) as store:
+            print(store.list())
+        """,
+        path,
+    )
+    assert "[]" == out.strip()
+    with closing(sqlite3.connect(path)) as connection:
+        assert (schema.APPLICATION_ID,) == connection.execute("PRAGMA application_id").fetchone()

@@ -1,0 +1,213 @@
+"""What triggers and constraints hold whoever writes, the sqlite3 shell included."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from registry import NotFoundError, State, Store
+from tests.tools import NOTREADY, READY, UNKNOWN, pod, sandbox
+
+
+@pytest.fixture
+def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
+    """Return a connection as the sqlite3 shell has it: foreign keys off."""
+    store.add(sandbox("ready", config=pod(app="x")), READY)
+    store.add(sandbox("unknown", config=pod(app="y")), UNKNOWN)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sandboxes SET id = 'other' WHERE id = 'ready'",
+        "UPDATE sandboxes SET id = 'other' WHERE id = 'unknown'",
+        "UPDATE sandboxes SET name = 'other' WHERE id = 'unknown'",
+        "UPDATE sandboxes SET creation = 1 WHERE id = 'unknown'",
+        "UPDATE sandboxes SET creator_pid = 1 WHERE id = 'unknown'",
+        "UPDATE sandboxes SET ip = '10.0.0.1' WHERE id = 'ready'",
+        "UPDATE sandboxes SET config = x'', config_json = '{}' WHERE id = 'ready'",
+        "UPDATE sandboxes SET pod = 'other' WHERE id = 'ready'",
+        "UPDATE sandbox_statuses SET state = 'SANDBOX_UNKNOWN' WHERE sandbox_id = 'ready'",
+        "UPDATE sandbox_statuses SET state = 'SANDBOX_GONE' WHERE sandbox_id = 'ready'",
+        "UPDATE sandbox_statuses SET state = 1 WHERE sandbox_id = 'ready'",
+        "UPDATE sandbox_statuses SET pid = -1 WHERE sandbox_id = 'ready'",
+        "UPDATE sandbox_statuses SET pid = 'x' WHERE sandbox_id = 'ready'",
+        "UPDATE sandbox_statuses SET created_at = 0 WHERE sandbox_id = 'ready'",
+        "UPDATE sandbox_statuses SET sandbox_id = 'x' WHERE sandbox_id = 'ready'",
+        "DELETE FROM sandbox_statuses WHERE sandbox_id = 'ready'",
+        "REPLACE INTO sandboxes (id, name) VALUES ('ready', 'again')",
+        "REPLACE INTO sandboxes (id, name) VALUES ('new', 'name-ready')",
+        "INSERT INTO sandboxes (id, name) VALUES ('ready', 'again')",
+        "INSERT INTO sandboxes (id, name) VALUES ('new', 'name-ready')",
+        "INSERT INTO sandboxes (id, name) VALUES ('a/b', 'n')",
+        "INSERT INTO sandboxes (id, name) VALUES ('', 'n')",
+        "INSERT INTO sandboxes (id, name) VALUES ('n', '')",
+        "INSERT INTO sandboxes (id, name, netns_path) VALUES ('n', 'n', 'relative')",
+        "INSERT INTO sandboxes (id, name, additional_ips) VALUES ('n', 'n', '{}')",
+        "INSERT INTO sandboxes (id, name, config) VALUES ('n', 'n', x'')",
+        "REPLACE INTO sandbox_statuses (sandbox_id, state) VALUES ('ready', 'SANDBOX_READY')",
+        "INSERT INTO sandbox_statuses (sandbox_id, state) VALUES ('nobody', 'SANDBOX_READY')",
+        "INSERT INTO sandbox_labels (sandbox_id, key, value) VALUES ('ready', 'k', 'v')",
+        "UPDATE sandbox_labels SET value = 'z' WHERE sandbox_id = 'ready'",
+        "DELETE FROM sandbox_labels WHERE sandbox_id = 'ready'",
+        "DELETE FROM sandbox_transitions",
+        "UPDATE sandbox_transitions SET actor = 'me'",
+        "REPLACE INTO sandbox_transitions SELECT * FROM sandbox_transitions",
+        "DELETE FROM registry",
+        "INSERT INTO registry SELECT 2, registry_id, created_at, 1, 1, 1 FROM registry",
+        "REPLACE INTO registry SELECT * FROM registry",
+    ],
+    ids=str,
+)
+def test_plain_sql_cannot_break_what_must_hold(
+    shell: sqlite3.Connection, store: Store, statement: str
+) -> None:
+    """The statement is refused, and nothing has changed."""
+    before = [*shell.iterdump()]
+    with pytest.raises(sqlite3.IntegrityError):
+        shell.execute(statement)
+    assert before == [*shell.iterdump()]
+    assert [] == store.check()
+
+
+def test_plain_sql_may_complete_what_is_unknown(shell: sqlite3.Connection, store: Store) -> None:
+    """As update_metadata may."""
+    shell.execute("UPDATE sandboxes SET ip = '10.0.0.9' WHERE id = 'unknown'")
+    assert "10.0.0.9" == store.get("unknown", include_unknown=True).ip
+
+
+def test_a_change_by_plain_sql_is_in_the_history(shell: sqlite3.Connection, store: Store) -> None:
+    """With the actor sql and SQLite's time, and the handles see it."""
+    handle = store.get("ready")
+    before = time.time_ns()
+    shell.execute(
+        "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', reason = 'Operator'"
+        " WHERE sandbox_id = 'ready'"
+    )
+    last = store.history("ready")[-1]
+    assert (State.READY, State.NOTREADY, "Operator", "sql", "") == (
+        last.from_state,
+        last.to_state,
+        last.reason,
+        last.actor,
+        last.boot_id,
+    )
+    assert before - 10**9 <= last.at <= time.time_ns() + 10**9
+    assert State.NOTREADY == handle.status.get().state
+    assert handle.stopped.is_set()
+
+
+def test_a_change_that_signs_itself_is_believed(shell: sqlite3.Connection, store: Store) -> None:
+    """A writer that sets changed_at and actor says who it is."""
+    shell.execute(
+        "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', changed_at = 7, actor = 'me',"
+        " boot_id = 'b' WHERE sandbox_id = 'ready'"
+    )
+    last = store.history("ready")[-1]
+    assert (7, "me", "b") == (last.at, last.actor, last.boot_id)
+
+
+def test_a_deletion_by_plain_sql_is_whole_and_in_the_history(
+    shell: sqlite3.Connection, store: Store
+) -> None:
+    """Status and labels go with it, though the shell leaves foreign keys off."""
+    handle = store.get("ready")
+    shell.execute("DELETE FROM sandboxes WHERE id = 'ready'")
+    for table in ("sandbox_statuses", "sandbox_labels"):
+        assert [] == shell.execute(f"SELECT * FROM {table} WHERE sandbox_id = 'ready'").fetchall()
+    last = store.history("ready")[-1]
+    assert ("deleted", State.READY, None, "sql") == (
+        last.event,
+        last.from_state,
+        last.to_state,
+        last.actor,
+    )
+    with pytest.raises(NotFoundError):
+        handle.status.get()
+
+
+def test_a_sandbox_added_by_plain_sql_is_one(shell: sqlite3.Connection, store: Store) -> None:
+    """It is found, can be updated and deleted, and its history begins."""
+    shell.execute("BEGIN")
+    shell.execute("INSERT INTO sandboxes (id, name) VALUES ('imported', 'imported')")
+    shell.execute(
+        "INSERT INTO sandbox_statuses (sandbox_id, state) VALUES ('imported', 'SANDBOX_READY')"
+    )
+    shell.execute("COMMIT")
+    handle = store.get("imported")
+    assert ("created", "sql") == (store.history("imported")[0].event, store.history()[-1].actor)
+    handle.status.update(lambda _: NOTREADY)
+    assert store.delete("imported")
+    assert ["created", "changed", "deleted"] == [each.event for each in store.history("imported")]
+
+
+def test_why_not_ready_says_since_when_from_what_and_by_whom(
+    shell: sqlite3.Connection, store: Store
+) -> None:
+    """For NOTREADY sandboxes only, with ISO 8601 times in UTC."""
+    shell.execute(
+        "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', reason = 'NetNSClosed',"
+        " message = 'm', changed_at = 1700000000123456789, actor = 'shim[7]'"
+        " WHERE sandbox_id = 'ready'"
+    )
+    assert [
+        (
+            "ready",
+            "name-ready",
+            "NetNSClosed",
+            "m",
+            "2023-11-14T22:13:20.123456789Z",
+            "SANDBOX_READY",
+            "shim[7]",
+        )
+    ] == shell.execute("SELECT * FROM why_not_ready").fetchall()
+    assert 2 == len(store.list(include_unknown=True))
+
+
+def test_the_overview_has_every_sandbox_and_the_columns_of_the_contract(
+    shell: sqlite3.Connection,
+) -> None:
+    """UNKNOWN ones too; unset times are NULL."""
+    cursor = shell.execute("SELECT * FROM sandbox_overview")
+    assert (
+        "id name namespace pod state pid ip netns_path reason message created_at changed_at"
+    ) == " ".join(column[0] for column in cursor.description)
+    found = {row[0]: row for row in cursor.fetchall()}
+    assert {"ready", "unknown"} == found.keys()
+    assert None is found["unknown"][10]
+    assert "1970-01-01T00:00:00.000001000Z" == found["ready"][10]
+
+
+def test_the_config_can_be_asked_with_json_extract(shell: sqlite3.Connection) -> None:
+    """Keys are proto names."""
+    assert [("default", "web")] == shell.execute(
+        "SELECT json_extract(config_json, '$.metadata.namespace'), pod FROM sandboxes"
+        " WHERE id = 'ready'"
+    ).fetchall()
+
+
+def test_look_ups_use_indexes(shell: sqlite3.Connection, store: Store) -> None:
+    """By prefix, name, label and pod: no look-up reads the whole table."""
+    statements: list[str] = []
+    engine = store._session.engine
+    reader = engine._reader("test")
+    reader.set_trace_callback(statements.append)
+    engine._give_back(reader)
+    store.get("rea")
+    store.list(labels={"app": "x"})
+    store.list(pod="web")
+    store.list(name="name-ready")
+    store.list(id="rea")
+    reader.set_trace_callback(None)
+    selects = [statement for statement in statements if statement.startswith("SELECT")]
+    assert len(selects) >= 6
+    for statement in selects:
+        if "WHERE" in statement:
+            plan = shell.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+            assert not [step[3] for step in plan if step[3].startswith("SCAN")], statement
