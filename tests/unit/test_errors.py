@@ -1,0 +1,100 @@
+"""The errors: one tree, operands as attributes."""
+
+from __future__ import annotations
+
+import pickle
+import sqlite3
+
+import pytest
+
+import registry
+from registry import errors
+from registry.engine import driver
+
+TREE = {
+    "NotFoundError": "RegistryError",
+    "AlreadyExistsError": "RegistryError",
+    "NameReservedError": "AlreadyExistsError",
+    "InvalidArgumentError": "RegistryError",
+    "AmbiguousPrefixError": "InvalidArgumentError",
+    "MetadataError": "InvalidArgumentError",
+    "FailedPreconditionError": "RegistryError",
+    "StoreClosedError": "FailedPreconditionError",
+    "SchemaVersionError": "FailedPreconditionError",
+    "ReadOnlyError": "FailedPreconditionError",
+    "ClosedNetNSError": "FailedPreconditionError",
+    "CompactedError": "FailedPreconditionError",
+    "UnavailableError": "RegistryError",
+    "ResourceExhaustedError": "RegistryError",
+    "DataLossError": "RegistryError",
+    "CommitUnknownError": "DataLossError",
+    "NetNSError": "RegistryError",
+}
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_the_tree_is_the_contracts(name: str) -> None:
+    """Each error has the parent by which a shim maps it to a gRPC code."""
+    error = getattr(errors, name)
+    assert (TREE[name],) == tuple(base.__name__ for base in error.__bases__)
+    assert error is getattr(registry, name)
+
+
+def test_there_are_no_others() -> None:
+    """What is raised can be caught by what is documented."""
+    classes = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert {*TREE, "RegistryError"} == classes
+
+
+def test_operands_are_attributes() -> None:
+    """Those that are declared, and no others."""
+    error = errors.NameReservedError("m", id="a", name="n", holder="b")
+    assert ("m", "a", "n", "b") == (str(error), error.id, error.name, error.holder)
+    with pytest.raises(TypeError):
+        errors.NotFoundError("m", nonsense=1)
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_an_error_can_be_sent_to_another_process(name: str) -> None:
+    """With its operands, as multiprocessing sends it."""
+    error = getattr(errors, name)("message")
+    error.sqlite_code = 5
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(error), "message", 5) == (type(copy), str(copy), copy.sqlite_code)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (sqlite3.SQLITE_BUSY, "UnavailableError"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, "UnavailableError"),
+        (sqlite3.SQLITE_LOCKED, "UnavailableError"),
+        (sqlite3.SQLITE_FULL, "ResourceExhaustedError"),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, "ResourceExhaustedError"),
+        (sqlite3.SQLITE_NOMEM, "ResourceExhaustedError"),
+        (sqlite3.SQLITE_TOOBIG, "ResourceExhaustedError"),
+        (sqlite3.SQLITE_READONLY, "ReadOnlyError"),
+        (sqlite3.SQLITE_READONLY_DBMOVED, "DataLossError"),
+        (sqlite3.SQLITE_CORRUPT, "DataLossError"),
+        (sqlite3.SQLITE_CORRUPT_INDEX, "DataLossError"),
+        (sqlite3.SQLITE_NOTADB, "DataLossError"),
+        (sqlite3.SQLITE_CANTOPEN, "FailedPreconditionError"),
+        (sqlite3.SQLITE_PERM, "FailedPreconditionError"),
+        (sqlite3.SQLITE_CONSTRAINT_CHECK, "FailedPreconditionError"),
+        (sqlite3.SQLITE_IOERR_FSYNC, "RegistryError"),
+        (sqlite3.SQLITE_MISUSE, "RegistryError"),
+        (None, "RegistryError"),
+    ],
+    ids=str,
+)
+def test_driver_errors_are_mapped_by_code(code: int | None, expected: str) -> None:
+    """Never by text; the code, the path and what was being done are in it."""
+    raw = sqlite3.OperationalError("database is locked or full or corrupt")
+    if code is not None:
+        raw.sqlite_errorcode, raw.sqlite_errorname = code, f"CODE_{code}"
+    error = driver.translate(raw, "add sandbox 'a'", "/x/registry.db")
+    assert expected == type(error).__name__
+    assert code == error.sqlite_code
+    assert str(error).startswith("add sandbox 'a': ")
+    assert "'/x/registry.db'" in str(error)
+    assert "/x/registry.db" == getattr(error, "path", "/x/registry.db")

@@ -1,0 +1,131 @@
+"""Arrows point one way: a module imports only what stands before it."""
+
+from __future__ import annotations
+
+import ast
+import os
+
+import registry
+from tests.tools import run
+
+PACKAGE = os.path.dirname(registry.__file__)
+ORDER = [
+    "errors",
+    "values",
+    "kernel",
+    "status",
+    "cri",
+    "cni",
+    "metadata",
+    "netns",
+    "process",
+    "schema",
+    "sql",
+    "rows",
+    "engine.driver",
+    "engine.turnstile",
+    "engine.transaction",
+    "engine.file",
+    "engine",
+    "migrate",
+    "reconcile",
+    "live",
+    "changes",
+    "session",
+    "sandbox",
+    "recover",
+    "store",
+    "check",
+    "cli",
+    "__main__",
+]
+LATE = {("store", "check")}
+"""Upwards, and only when it is called."""
+
+
+def modules() -> dict[str, str]:
+    """Return the source of each module by its name in ORDER."""
+    found = {}
+    for folder, _, files in os.walk(PACKAGE):
+        for file in files:
+            if not file.endswith(".py") or file.endswith("_pb2.py"):
+                continue
+            path = os.path.relpath(os.path.join(folder, file), PACKAGE)
+            name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            with open(os.path.join(folder, file), encoding="utf-8") as source:
+                found[name] = source.read()
+    found.pop("__init__")
+    return found
+
+
+def imports(source: str) -> set[str]:
+    """Return which modules of the package *source* imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module in {"registry", "registry.engine"}:
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            short = name.removeprefix("registry.")
+            if name.startswith("registry.") and short.removesuffix(".sandbox_config_pb2") in ORDER:
+                found.add(short.removesuffix(".sandbox_config_pb2"))
+    return found
+
+
+def test_every_module_stands_in_the_order() -> None:
+    """A new one is put where it belongs."""
+    assert set(ORDER) >= modules().keys()
+
+
+def test_a_module_imports_only_what_stands_before_it() -> None:
+    """But for what is imported late, which is listed."""
+    for name, source in modules().items():
+        for imported in imports(source) - {name}:
+            if imported == "engine" and name.startswith("engine."):
+                continue
+            late = (name, imported) in LATE
+            assert late or ORDER.index(imported) < ORDER.index(name), f"{name} imports {imported}"
+
+
+def test_the_package_lists_its_modules_in_this_order() -> None:
+    """The docstring that a reader meets first is true."""
+    assert registry.__doc__ is not None
+    listed = registry.__doc__.split("before them:\n")[-1].split()
+    places = [listed.index(name) for name in ("errors", "status", "metadata", "store", "check")]
+    assert sorted(places) == places
+
+
+def test_a_module_that_is_imported_alone_pulls_in_none_above_it() -> None:
+    """Each by itself, without the package's own imports."""
+    out = run(
+        """
+        import importlib, sys, types
+        path, *order = sys.argv[1:]
+        for place, name in enumerate(order):
+            for loaded in [each for each in sys.modules if each.split(".")[0] == "registry"]:
+                if not loaded.endswith("_pb2"):
+                    del sys.modules[loaded]
+            package = sys.modules["registry"] = types.ModuleType("registry")
+            package.__path__ = [path]
+            importlib.import_module(f"registry.{name}")
+            above = {f"registry.{each}" for each in order[place + 1:]}
+            if name.startswith("engine."):
+                above = {each for each in above if not each.startswith("registry.engine")}
+            print(*(above & sys.modules.keys()))
+        """,
+        PACKAGE,
+        *[name for name in ORDER if name in modules()],
+    )
+    assert "" == out.strip()
+
+
+def test_everything_exported_is_there_and_documented() -> None:
+    """Each name of `__all__`, in order, with a docstring of its own."""
+    assert sorted(registry.__all__, key=lambda name: (not name.isupper(), name)) == registry.__all__
+    for name in registry.__all__:
+        value = getattr(registry, name)
+        assert name == "UpdateFunc" or value.__doc__

@@ -1,0 +1,233 @@
+"""`plan` is pure: what rows and looks mean, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from registry import State, Verdict
+from registry.kernel import Vantage
+from registry.netns import NetNSIdentity, NetNSSight, Presence
+from registry.process import Life, ProcessSight
+from registry.reconcile import Looks, plan, report
+from registry.rows import Row
+
+HERE = Vantage(boot_id="boot-1", mount_ns=10, pid_ns=20, time_ns=30)
+NETNS = NetNSIdentity("boot-1", number=7, inode=70, mount_ns=10)
+OPEN = NetNSSight(Presence.OPEN, NETNS, "'/n' is a network namespace")
+OTHER = NetNSSight(Presence.OPEN, NetNSIdentity("boot-1", 8, 70, 10), "'/n' is another")
+BY_INODE = NetNSSight(Presence.OPEN, NetNSIdentity("boot-1", None, 70, 10), "'/n' is one")
+ABSENT = NetNSSight(Presence.ABSENT, detail="nothing is at '/n'")
+PLAIN = NetNSSight(Presence.NOT_A_NAMESPACE, detail="'/n' is no namespace")
+WRONG_TYPE = NetNSSight(Presence.OTHER_TYPE, detail="'/n' is of another type")
+UNSEEN = NetNSSight(Presence.UNSEEN, detail="'/n' cannot be seen: Permission denied", errno=13)
+RUNS = ProcessSight(Life.RUNNING, "process 5 runs")
+GONE = ProcessSight(Life.GONE, "process 5 is gone")
+HIDDEN = ProcessSight(Life.UNSEEN, "process 5 is hidden")
+
+
+def row(state: State = State.READY, **columns: object) -> Row:
+    """Return the row of a sandbox with a recorded namespace; *columns* differ."""
+    fields: dict[str, object] = dict.fromkeys(Row._fields)
+    fields |= {
+        "creation": 1,
+        "id": "a",
+        "name": "n",
+        "netns_path": "/n",
+        "host_network": 0,
+        "netns_boot_id": "boot-1",
+        "netns_number": 7,
+        "netns_inode": 70,
+        "netns_mount_ns": 10,
+        "creator_pid": 4,
+        "creator_boot_id": "boot-1",
+        "state": str(state),
+        "pid": 0,
+        "reason": "",
+        "message": "",
+        "changed_at": 1_000_000_000,
+        "boot_id": "boot-1",
+    }
+    return Row(**{**fields, **columns})  # type: ignore[arg-type]
+
+
+def never_noted(state: State = State.READY, **columns: object) -> Row:
+    """Return a row whose namespace was never there."""
+    missing = dict.fromkeys(("netns_boot_id", "netns_number", "netns_inode", "netns_mount_ns"))
+    return row(state, **{**missing, **columns})
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is judged, and what must come out."""
+
+    row: Row
+    looks: Looks
+    verdict: Verdict
+    reason: str = ""
+    marks: bool = False
+    reported: bool = True
+    says: str = ""
+
+
+UNKNOWN, NOTREADY = State.UNKNOWN, State.NOTREADY
+CASES = {
+    "open": Case(row(), Looks(OPEN), Verdict.OPEN, reported=False),
+    "open, process runs": Case(row(pid=5), Looks(OPEN, RUNS), Verdict.OPEN, reported=False),
+    "host": Case(row(host_network=1), Looks(), Verdict.HOST, reported=False),
+    "host, process gone": Case(
+        row(host_network=1), Looks(None, GONE), Verdict.EXITED, "ProcessExited", marks=True
+    ),
+    "nothing recorded": Case(never_noted(netns_path=""), Looks(), Verdict.OPEN, reported=False),
+    "never noted, there now": Case(never_noted(), Looks(OPEN), Verdict.OPEN, reported=False),
+    "absent": Case(row(), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True),
+    "plain file": Case(row(), Looks(PLAIN), Verdict.CLOSED, "NetNSClosed", marks=True),
+    "never noted, absent": Case(
+        never_noted(), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
+    ),
+    "another one": Case(row(), Looks(OTHER), Verdict.REPLACED, "NetNSReplaced", marks=True),
+    "another type": Case(row(), Looks(WRONG_TYPE), Verdict.REPLACED, "NetNSReplaced", marks=True),
+    "same by inode only": Case(row(), Looks(BY_INODE), Verdict.OPEN, says="only the inode"),
+    "another boot, namespace": Case(
+        row(netns_boot_id="boot-0"), Looks(OPEN), Verdict.CLOSED, "HostRebooted", marks=True
+    ),
+    "another boot, process": Case(
+        row(process_boot_id="boot-0", pid=5), Looks(OPEN, GONE), Verdict.CLOSED, "HostRebooted",
+        marks=True, says="process 5 is gone",
+    ),
+    "another boot, status": Case(
+        row(boot_id="boot-0", host_network=1), Looks(), Verdict.CLOSED, "HostRebooted", marks=True
+    ),
+    "another boot, creator of READY": Case(
+        row(creator_boot_id="boot-0"), Looks(OPEN), Verdict.OPEN, reported=False
+    ),
+    "another boot, UNKNOWN": Case(
+        never_noted(UNKNOWN, creator_boot_id="boot-0"), Looks(ABSENT, None, GONE),
+        Verdict.CLOSED, "HostRebooted", marks=True,
+    ),
+    "unseen": Case(row(), Looks(UNSEEN), Verdict.UNREACHABLE, says="Permission denied"),
+    "unseen, process gone": Case(
+        row(pid=5), Looks(UNSEEN, GONE), Verdict.EXITED, "ProcessExited", marks=True,
+        says="Permission denied",
+    ),
+    "unseen, process lives there": Case(
+        row(pid=5), Looks(UNSEEN, RUNS, lives_in_netns=True), Verdict.UNREACHABLE,
+        says="still lives in the recorded namespace",
+    ),
+    "absent here, made elsewhere": Case(
+        row(netns_mount_ns=11), Looks(ABSENT), Verdict.UNREACHABLE, says="in another one"
+    ),
+    "plain file here, made elsewhere": Case(
+        row(netns_mount_ns=11), Looks(PLAIN), Verdict.UNREACHABLE
+    ),
+    "open, made elsewhere": Case(
+        row(netns_mount_ns=11), Looks(OPEN), Verdict.OPEN, reported=False
+    ),
+    "process gone": Case(
+        row(pid=5), Looks(OPEN, GONE), Verdict.EXITED, "ProcessExited", marks=True
+    ),
+    "process hidden": Case(row(pid=5), Looks(OPEN, HIDDEN), Verdict.UNREACHABLE, says="hidden"),
+    "closed and gone": Case(
+        row(pid=5), Looks(ABSENT, GONE), Verdict.CLOSED, "NetNSClosed", marks=True,
+        says="process 5 is gone",
+    ),
+    "replaced and gone": Case(
+        row(pid=5), Looks(OTHER, GONE), Verdict.REPLACED, "NetNSReplaced", marks=True,
+        says="process 5 is gone",
+    ),
+    "creating": Case(
+        never_noted(UNKNOWN), Looks(ABSENT, None, RUNS), Verdict.CREATING, says="for 2.0 s"
+    ),
+    "creator hidden": Case(
+        never_noted(UNKNOWN), Looks(ABSENT, None, HIDDEN), Verdict.UNREACHABLE, says="creator"
+    ),
+    "interrupted before the namespace": Case(
+        never_noted(UNKNOWN), Looks(ABSENT, None, GONE), Verdict.INTERRUPTED,
+        "CreationInterrupted", marks=True, says="nothing is at '/n'",
+    ),
+    "interrupted after the namespace": Case(
+        row(UNKNOWN), Looks(OPEN, None, GONE), Verdict.INTERRUPTED, "CreationInterrupted",
+        marks=True,
+    ),
+    "interrupted, namespace gone since": Case(
+        row(UNKNOWN), Looks(ABSENT, None, GONE), Verdict.CLOSED, "NetNSClosed", marks=True,
+        says="interrupted",
+    ),
+    "interrupted, process gone": Case(
+        row(UNKNOWN, pid=5), Looks(OPEN, GONE, GONE), Verdict.EXITED, "ProcessExited",
+        marks=True, says="interrupted",
+    ),
+    "imported": Case(
+        never_noted(UNKNOWN, creator_pid=None), Looks(ABSENT), Verdict.UNVERIFIED
+    ),
+    "NOTREADY, closed": Case(row(NOTREADY), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed"),
+    "NOTREADY, still open": Case(row(NOTREADY), Looks(OPEN), Verdict.OPEN, says="cleaned up"),
+    "NOTREADY, process runs": Case(
+        row(NOTREADY, host_network=1, pid=5), Looks(None, RUNS), Verdict.HOST, says="process 5"
+    ),
+    "NOTREADY, nothing left": Case(
+        never_noted(NOTREADY, netns_path=""), Looks(), Verdict.OPEN, reported=False
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plan(name: str) -> None:
+    """One row of the table."""
+    case = CASES[name]
+    (judgement,) = plan([(case.row, case.looks)], HERE, now=3_000_000_000)
+    assert (case.verdict, case.reason, case.marks, case.reported) == (
+        judgement.verdict,
+        judgement.reason,
+        judgement.marks,
+        judgement.reported,
+    )
+    assert case.says in judgement.message
+    assert judgement.message or not judgement.reported
+
+
+def test_every_verdict_is_in_the_table() -> None:
+    """None is forgotten."""
+    assert set(Verdict) == {case.verdict for case in CASES.values()}
+
+
+def test_a_host_whose_boot_id_cannot_be_read_reboots_nobody() -> None:
+    """What is not known is no difference."""
+    blind = Vantage("", 10, 20, 30)
+    (judgement,) = plan([(row(), Looks(OPEN))], blind, now=0)
+    assert Verdict.OPEN is judgement.verdict
+
+
+def test_a_mark_keeps_what_it_does_not_know_better() -> None:
+    """Only state, reason and message change; the pid when the process is gone."""
+    alive = row(pid=5, exit_status=3, created_at=9)
+    for looks, pid in ((Looks(ABSENT, RUNS), 5), (Looks(ABSENT, GONE), 0)):
+        (judgement,) = plan([(alive, looks)], HERE, now=0)
+        status = judgement.applied_to(alive.status())
+        assert (State.NOTREADY, pid, 9, 3, "NetNSClosed") == (
+            status.state,
+            status.pid,
+            status.created_at,
+            status.exit_status,
+            status.reason,
+        )
+
+
+def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying() -> None:
+    """OPEN ones are counted, not found."""
+    judged = plan(
+        [
+            (row(), Looks(OPEN)),
+            (row(creation=2, id="b"), Looks(ABSENT)),
+            (row(creation=3, id="c"), Looks(ABSENT)),
+        ],
+        HERE,
+        now=0,
+    )
+    made = report(judged, {2}, ["/run/netns/x"])
+    assert {Verdict.OPEN: 1, Verdict.CLOSED: 2} == made.counts
+    assert [("b", True), ("c", False)] == [
+        (each.sandbox_id, each.changed) for each in made.findings
+    ]
+    assert ("/run/netns/x",) == made.orphans
