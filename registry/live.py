@@ -7,13 +7,14 @@ that found the sandbox just before.
 
 from __future__ import annotations
 
-import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 from registry.engine import Engine
+from registry.engine.waiting import Sleepers
 
 BURIED: Final = 1024
 """Deleted sandboxes whose `Live` is still known."""
@@ -34,23 +35,26 @@ class StopCh:
     Source: containerd pkg/store, StopCh.
     """
 
-    __slots__ = ("_event",)
+    __slots__ = ("_is_set", "_sleepers")
 
     def __init__(self) -> None:
         """Begin unset."""
-        self._event = threading.Event()
+        self._is_set = False
+        self._sleepers = Sleepers()
 
     def stop(self) -> None:
         """Set it; a second time does nothing."""
-        self._event.set()
+        self._is_set = True
+        self._sleepers.wake()
 
     def is_set(self) -> bool:
         """Whether the sandbox has stopped."""
-        return self._event.is_set()
+        return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has, at most *timeout* seconds, and tell whether it has."""
-        return self._event.wait(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._sleepers.wait(self.is_set, deadline)
 
 
 class Live:

@@ -65,6 +65,10 @@ def query_only(connection: sqlite3.Connection) -> None:
 READER_SETUP: Final = (query_only,)
 
 
+class Connection(sqlite3.Connection):
+    """One that can be referred to weakly: who loses it closes it."""
+
+
 def connect(
     path: str,
     mode: str,
@@ -72,7 +76,7 @@ def connect(
     *,
     busy_timeout: float,
     immutable: bool = False,
-) -> sqlite3.Connection:
+) -> Connection:
     """Return a connection that begins no transaction by itself.
 
     Args:
@@ -91,6 +95,7 @@ def connect(
         timeout=busy_timeout,
         isolation_level=None,
         check_same_thread=False,
+        factory=Connection,
     )
     try:
         for step in setup:

@@ -26,11 +26,13 @@ import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from registry.engine import driver
 from registry.engine.driver import translate
-from registry.engine.transaction import Mutex, Transaction, current_owner
+from registry.engine.transaction import Transaction, current_owner
 from registry.engine.turnstile import Turnstile
+from registry.engine.waiting import Mutex
 from registry.errors import (
     CommitUnknownError,
     DataLossError,
@@ -161,10 +163,10 @@ class Engine:
         self.transaction: Transaction | None = None
         self._guard = guard
         self._mutex = Mutex()
-        self._writer: sqlite3.Connection | None = None
+        self._writer: driver.Connection | None = None
         self._turnstile: Turnstile | None = None
-        self._idle: list[sqlite3.Connection] = []
-        self._connections: set[sqlite3.Connection] = set()
+        self._idle: list[driver.Connection] = []
+        self._connections: WeakSet[driver.Connection] = WeakSet()
         self._immutable = False
         self._files: tuple[object, object] = (None, None)
         self._log_bound = driver.WAL_MAX
@@ -264,7 +266,7 @@ class Engine:
 
     def _open_immutable(
         self, prepare: Callable[[sqlite3.Connection], None], cause: sqlite3.Error
-    ) -> sqlite3.Connection:
+    ) -> driver.Connection:
         """Open a file on a read-only file system, where SQLite cannot make its index of the log.
 
         A log that is there holds what is newer than the file: it must not be passed over.
@@ -313,7 +315,7 @@ class Engine:
             self._turnstile.close()
         self._mutex.release(closing)
 
-    def _close_connection(self, connection: sqlite3.Connection) -> None:
+    def _close_connection(self, connection: driver.Connection) -> None:
         self._connections.discard(connection)
         with contextlib.suppress(sqlite3.Error):
             connection.close()
@@ -324,11 +326,15 @@ class Engine:
         Garbage collection would, and so would the end of the child; the parent's transaction is
         then "committed" with rows missing. A reference that nobody gives back prevents both.
         """
-        self._closed = "it belongs to the process that this one was forked from"
+        self._closed = _ABANDONED
         for connection in self._connections:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
         if self._turnstile is not None:
             self._turnstile.close_in_child()
+
+    def _is_abandoned(self) -> bool:
+        """Whether this is a forked child, in which nothing may be touched."""
+        return self._closed == _ABANDONED
 
     def require_open(self, doing: str) -> None:
         """Raise unless the engine can be used.
@@ -376,13 +382,13 @@ class Engine:
         finally:
             self._give_back(connection)
 
-    def _reader(self, doing: str) -> sqlite3.Connection:
+    def _reader(self, doing: str) -> driver.Connection:
         try:
             return self._idle.pop()
         except IndexError:
             pass
-        # Not `ro` where it can be helped: SQLite leaves the CHECKs out of a schema that it reads so,
-        # and integrity_check then passes over them.
+        # Not `ro` where it can be helped: SQLite leaves the CHECKs out of a schema that it reads
+        # so, and integrity_check then passes over them.
         mode = "ro" if self.read_only else "rw"
         with driver.driver_errors(doing, self.path):
             connection = driver.connect(
@@ -394,8 +400,8 @@ class Engine:
             raise self._replaced(doing)
         return connection
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
-        if self._closed.startswith("it belongs"):
+    def _give_back(self, connection: driver.Connection) -> None:
+        if self._is_abandoned():
             return
         if connection.in_transaction:
             connection.rollback()
@@ -502,17 +508,18 @@ class Engine:
 
     def end(self, transaction: Transaction) -> None:
         """Take back what is not committed and let the next one in; harmless when repeated."""
-        if self._mutex.holder is not transaction or self._closed.startswith("it belongs"):
+        if self._is_abandoned():
             return
-        if transaction.connection.in_transaction:
-            try:
-                transaction.connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                log.exception("%s: rolling back failed", transaction.doing)
-        if self.transaction is transaction:
-            self.transaction = None
-        if self._turnstile is not None:
-            self._turnstile.release()
+        if self._mutex.holder is transaction:
+            if transaction.connection.in_transaction:
+                try:
+                    transaction.connection.execute("ROLLBACK")
+                except sqlite3.Error:
+                    log.exception("%s: rolling back failed", transaction.doing)
+            if self.transaction is transaction:
+                self.transaction = None
+            if self._turnstile is not None:
+                self._turnstile.release()
         self._mutex.release(transaction)
 
     def new_transaction(self, doing: str) -> Transaction:
@@ -610,6 +617,12 @@ class Write:
                 self._finish()
                 raise
 
+    def __del__(self) -> None:
+        # Where a signal handler's exception struck before the first bytecode of __exit__.
+        transaction = getattr(self, "_transaction", None)
+        if transaction is not None and not self._nested:
+            self._engine.end(transaction)
+
     def _finish(self) -> None:
         engine, transaction = self._engine, self._transaction
         committed = transaction.committing and not transaction.connection.in_transaction
@@ -618,6 +631,7 @@ class Write:
             transaction.run_effects()
 
 
+_ABANDONED: Final = "it belongs to the process that this one was forked from"
 _NO_SPACE: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
 _READ_ONLY: Final = frozenset({30})  # EROFS
 

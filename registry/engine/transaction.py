@@ -42,33 +42,6 @@ def current_owner() -> object:
         return _local.token
 
 
-class Mutex:
-    """A lock that knows its holder and waits no longer than a deadline."""
-
-    def __init__(self) -> None:
-        """Begin with nobody holding it."""
-        self.holder: object = None
-        self._changed = threading.Condition(threading.Lock())
-
-    def acquire(self, holder: object, deadline: float) -> bool:
-        """Wait until *holder* may go on, and tell whether it may (monotonic seconds)."""
-        with self._changed:
-            while self.holder is not None:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return False
-                self._changed.wait(remaining)
-            self.holder = holder
-            return True
-
-    def release(self, holder: object) -> None:
-        """Let the next one in if *holder* holds it; else do nothing."""
-        with self._changed:
-            if self.holder is holder:
-                self.holder = None
-                self._changed.notify()
-
-
 class Transaction:
     """The write transaction that is open, as its owner's calls see it."""
 
@@ -169,7 +142,8 @@ class Transaction:
         Raises:
             FailedPreconditionError: from the error that ended it.
         """
-        if self.ended_by is not None or not self.connection.in_transaction:
+        parts_left_open = len(self._effects) > 1  # a signal handler's exception struck their end
+        if self.ended_by is not None or parts_left_open or not self.connection.in_transaction:
             raise self._ended() from self.ended_by
 
     def _ended(self) -> FailedPreconditionError:

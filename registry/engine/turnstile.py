@@ -26,6 +26,7 @@ import threading
 import time
 from typing import Final, NamedTuple
 
+from registry.engine.waiting import Sleepers
 from registry.errors import FailedPreconditionError
 
 
@@ -139,7 +140,7 @@ class Turnstile:
 
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
-        if self._waiter.idle:
+        if self._waiter.leave():
             self._queue.release()
         self._lock.release()
 
@@ -168,41 +169,52 @@ class Turnstile:
 
 
 class _Waiter:
-    """A thread that waits in line in the stead of a caller who has a deadline."""
+    """A thread that waits in line in the stead of a caller who has a deadline.
+
+    IDLE, until a caller comes; WAITING, until the kernel gives the lock; SERVED, until the caller
+    takes it over. A caller who leaves before finds it WAITING still, and the lock is given back as
+    soon as it comes.
+    """
 
     def __init__(self, queue: LockFile, lock: LockFile) -> None:
         self._queue, self._lock = queue, lock
-        self._changed = threading.Condition()
+        self._guard = threading.Lock()
+        self._changed = Sleepers()
         self._thread: threading.Thread | None = None
-        self.idle = True
-        self._wanted = self._served = self._closed = False
+        self._state = _IDLE
+        self._wanted = self._closed = False
         self._error: OSError | None = None
 
-    def wait(self, deadline: float) -> bool:
-        """Return whether the lock came before *deadline*; if not, it is given back when it does."""
-        try:
-            with self._changed:
-                self._wanted = True
-                self._start()
-                while not self._served:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0:
-                        return False
-                    self._changed.wait(remaining)
-                return self._take_over()
-        finally:
-            with self._changed:
-                self._wanted = False
-                if self._served:  # an interrupt came between being served and taking over
-                    self._lock.release()
-                    self._served, self.idle = False, True
+    @property
+    def idle(self) -> bool:
+        """Whether the caller may take the lock by itself."""
+        return self._state is _IDLE
 
-    def _take_over(self) -> bool:
-        self._served, self.idle = False, True
-        if self._error is not None:
+    def wait(self, deadline: float) -> bool:
+        """Return whether the lock came before *deadline*. After an exception call `leave`."""
+        with self._guard:
+            self._wanted = True
+            if self._state is _IDLE:
+                self._state = _WAITING
+        self._start()
+        self._changed.wait(lambda: self._state is not _WAITING, deadline)
+        with self._guard:
+            self._wanted = False
+            if self._state is _WAITING:
+                return False
+            self._state = _IDLE
             error, self._error = self._error, None
+        if error is not None:
             raise error
         return True
+
+    def leave(self) -> bool:
+        """Want the lock no more, and tell whether the files are the caller's to release."""
+        with self._guard:
+            self._wanted = False
+            if self._state is _SERVED:
+                self._state = _IDLE
+            return self._state is _IDLE
 
     def _start(self) -> None:
         if self._thread is None:
@@ -210,11 +222,14 @@ class _Waiter:
                 target=self._run, name="registry-turnstile", daemon=True
             )
             self._thread.start()
-        self.idle = False
-        self._changed.notify_all()
+        self._changed.wake()
 
     def _run(self) -> None:
-        while self._next():
+        while True:
+            self._changed.wait(lambda: self._state is _WAITING or self._closed, None)
+            if self._closed:
+                self._close_files()
+                return
             error = None
             try:
                 self._queue.take()
@@ -222,34 +237,23 @@ class _Waiter:
                 self._queue.release()
             except OSError as caught:
                 error = caught
-            self._serve(error)
-
-    def _next(self) -> bool:
-        """Sleep until there is somebody to wait for; False when there never will be."""
-        with self._changed:
-            while (self.idle or self._served) and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                self._close_files()
-            return not self._closed
-
-    def _serve(self, error: OSError | None) -> None:
-        with self._changed:
-            if self._wanted:
-                self._served, self._error = True, error
-                self._changed.notify_all()
-            else:
-                self._lock.release()
-                self.idle = True
+            with self._guard:
+                self._state, self._error = _SERVED, error
+                if not self._wanted:
+                    self._lock.release()
+                    self._state, self._error = _IDLE, None
+            self._changed.wake()
 
     def close(self) -> None:
         """End the thread, and close the files now or when it is served."""
-        with self._changed:
-            self._closed = True
-            if self._thread is None:
-                self._close_files()
-            self._changed.notify_all()
+        self._closed = True
+        if self._thread is None:
+            self._close_files()
+        self._changed.wake()
 
     def _close_files(self) -> None:
         self._lock.close()
         self._queue.close()
+
+
+_IDLE, _WAITING, _SERVED = "idle", "waiting", "served"

@@ -23,6 +23,7 @@ ORDER = [
     "sql",
     "rows",
     "engine.driver",
+    "engine.waiting",
     "engine.turnstile",
     "engine.transaction",
     "engine.file",

@@ -1,0 +1,92 @@
+"""Waiting for other threads, in a way that an exception from a signal handler cannot break.
+
+Python runs a handler between any two bytecodes of the main thread, inside the `threading` module's
+own Python too: struck at the wrong one, a Condition or an Event is left locked for ever. Here only
+the bare lock is used, in a `with` or to sleep on, and what is true is read from the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+
+class Sleepers:
+    """Threads that sleep until something is so, and are woken to look again."""
+
+    __slots__ = ("_locks",)
+
+    def __init__(self) -> None:
+        """Begin with nobody asleep."""
+        self._locks: list[threading.Lock] = []
+
+    def wait(self, condition: Callable[[], bool], deadline: float | None) -> bool:
+        """Sleep until *condition* holds, and tell whether it does before *deadline*.
+
+        Args:
+            condition: asked at once, and whenever somebody calls `wake`.
+            deadline: monotonic seconds; None: without end.
+        """
+        while not condition():
+            lock = threading.Lock()
+            lock.acquire()
+            self._locks.append(lock)
+            try:
+                # Asked again, now that whoever makes it so will see us.
+                if condition():
+                    return True
+                remaining = -1 if deadline is None else deadline - time.monotonic()
+                if deadline is not None and remaining <= 0:
+                    return False
+                lock.acquire(timeout=remaining)
+            finally:
+                self._locks.remove(lock)
+        return True
+
+    def wake(self) -> None:
+        """Let all of them look again."""
+        for lock in tuple(self._locks):
+            with contextlib.suppress(RuntimeError):  # somebody else has woken it
+                lock.release()
+
+
+class Mutex:
+    """A lock that is given in turn, knows its holder, and is waited for until a deadline.
+
+    Whoever asks stands in the queue, and the first one in it is the holder. So there is no moment
+    at which it is held and nobody knows by whom.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nobody holding it."""
+        self._queue: list[tuple[object, Sleepers]] = []
+        self._guard = threading.Lock()
+
+    @property
+    def holder(self) -> object:
+        """Who holds it; None when nobody does."""
+        for holder, _ in self._queue[:1]:
+            return holder
+        return None
+
+    def acquire(self, holder: object, deadline: float) -> bool:
+        """Wait until *holder* holds it, and tell whether it does before *deadline*.
+
+        After an exception the caller releases it, whether it was held or not.
+        """
+        sleepers = Sleepers()
+        with self._guard:
+            self._queue.append((holder, sleepers))
+        if sleepers.wait(lambda: self.holder is holder, deadline):
+            return True
+        self.release(holder)
+        return False
+
+    def release(self, holder: object) -> None:
+        """Take *holder* out of the queue, wherever it stands; harmless when repeated."""
+        with self._guard:
+            self._queue[:] = [entry for entry in self._queue if entry[0] is not holder]
+        for _, sleepers in self._queue[:1]:
+            sleepers.wake()

@@ -1,0 +1,76 @@
+"""An exception that a signal handler raises into a call: whole or absent, and the store goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tools import run
+
+pytestmark = pytest.mark.crash
+
+CODE = """
+    import random, signal, sys
+    from dataclasses import replace
+    from registry import Metadata, State, Status, Store
+
+    class Stop(BaseException):
+        pass
+
+    def strike(signum, frame):
+        raise Stop
+
+    path, kind, seed = sys.argv[1:]
+    moments = random.Random(int(seed))
+    signal.signal(signal.SIGALRM, strike)
+    store = Store.open(path, timeout=5)
+    handle = store.add(Metadata("a", "a", None), Status(State.READY))
+    struck = whole = 0
+
+    def call(n):
+        if kind == "update":
+            handle.status.update(lambda old: replace(old, exited_at=n))
+        elif kind == "nested":
+            with store.transaction():
+                handle.status.update(lambda old: replace(old, exited_at=n))
+                with store.transaction():
+                    handle.status.update(lambda old: replace(old, message=str(n)))
+        elif kind == "add":
+            store.add(Metadata(f"s{n}", f"s{n}", None), Status(State.READY))
+        elif kind == "read":
+            store.list()
+            store.get("a")
+
+    def done(n):
+        if kind == "add":
+            return f"s{n}" in [each.id for each in store.list()]
+        status = handle.status.get()
+        assert kind != "nested" or str(status.exited_at or "") == status.message, status
+        return status.exited_at == n
+
+    for n in range(1, 400):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 8e-4))
+            call(n)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Stop:
+            struck += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            whole += done(n)
+        else:
+            assert kind == "read" or done(n)
+        # Whatever was struck, nothing is held: a call of another thread would wait for ever.
+        assert store._session.engine._mutex.holder is None
+        assert store._session.engine.transaction is None
+    store.add(Metadata("last", "last", None), Status(State.READY))
+    print(struck > 20, store.check())
+    store.close()
+    """
+
+
+@pytest.mark.parametrize("kind", ["update", "nested", "add", "read"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_call_that_a_signal_handler_interrupts_is_whole_or_absent(
+    path: str, kind: str, seed: int
+) -> None:
+    """Hundreds of times, at random moments; afterwards nothing is held."""
+    assert "True []" == run(CODE, path, kind, seed).strip()
