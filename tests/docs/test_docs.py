@@ -1,0 +1,137 @@
+"""What the documents say is run, and what they list is compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry import State, Status, Store, Verdict, schema
+from tests.tools import ROOT, environment, execute, pod, query, sandbox
+
+DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"] + [
+    f"docs/{name}" for name in sorted(os.listdir(f"{ROOT}/docs")) if name.endswith(".md")
+]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Return every block of *language*, each with a name."""
+    found = []
+    for document in DOCUMENTS:
+        text = Path(ROOT, document).read_text(encoding="utf-8")
+        for n, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)):
+            found.append((f"{document}-{n}", block))
+    return found
+
+
+PYTHON, SQL = dict(blocks("python")), dict(blocks("sql"))
+
+
+@pytest.mark.netns
+@pytest.mark.skipif(os.geteuid() != 0, reason="a snippet makes a network namespace, as root")
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_python_snippet_runs(name: str, tmp_path: Path) -> None:
+    """By itself, in an empty directory; what its comments promise is printed."""
+    os.mkdir(tmp_path / "netns")
+    code = PYTHON[name].replace('"netns")', f'"{tmp_path}/netns")')
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    subprocess.run(["umount", "--quiet", "--lazy", tmp_path / "netns"], check=False)
+    assert 0 == done.returncode, done.stderr
+    promised = re.findall(r"print\([^\n]*\)\s+# (SANDBOX_\w+)", code)
+    assert promised == [line for line in done.stdout.split() if line in promised]
+    with Store.open(tmp_path / "registry.db", reconcile=False) as store:
+        assert [] == store.check()
+
+
+@pytest.mark.parametrize("name", SQL)
+def test_an_sql_snippet_runs(name: str, store: Store, path: str) -> None:
+    """On a registry that has what it asks for; a question has an answer."""
+    store.add(
+        sandbox("4a333b1c", config=pod("web-0", app="web")), Status(State.READY, created_at=1)
+    )
+    store.add(sandbox("5b"), Status(State.NOTREADY, reason="ProcessExited"))
+    if SQL[name].startswith("SELECT"):
+        assert query(path, SQL[name])
+    else:
+        execute(path, *SQL[name].strip().rstrip(";").split(";"))
+        assert ["5b"] == [each.id for each in store.list()]
+
+
+def test_every_link_leads_somewhere() -> None:
+    """Files of the project, by relative paths."""
+    for document in DOCUMENTS:
+        text = Path(ROOT, document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if not target.startswith("http"):
+                assert Path(ROOT, document).parent.joinpath(target).exists(), target
+
+
+def test_every_make_target_in_the_documents_exists() -> None:
+    """The two commands of the README among them."""
+    makefile = Path(ROOT, "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for document in DOCUMENTS:
+        text = Path(ROOT, document).read_text(encoding="utf-8")
+        for named in re.findall(
+            r"`make ([a-z]+)`|^\$ make ([a-z ]+?)(?: +#|$)", text, re.MULTILINE
+        ):
+            assert set(" ".join(named).split()) <= targets, named
+
+
+def test_docs_schema_lists_what_there_is(store: Store, path: str) -> None:
+    """Every table and view, every column, in order."""
+    store.list()
+    text = Path(ROOT, "docs/schema.md").read_text(encoding="utf-8")
+    assert f"Revision {schema.REVISION}." in text
+    listed = {
+        cells[0].strip("` "): re.findall(r"`(\w+)`", cells[-1])
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for cells in [line.strip("|\n ").split("|")]
+    }
+    found = {}
+    for (name,) in query(path, "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"):
+        if name != "alembic_version" and not name.startswith("sqlite_"):
+            columns = query(path, f"SELECT name FROM pragma_table_info('{name}')")
+            found[name] = [column for (column,) in columns]
+    assert found == listed
+
+
+def test_docs_reconcile_knows_every_verdict() -> None:
+    """Each in a row of its table."""
+    text = Path(ROOT, "docs/reconcile.md").read_text(encoding="utf-8")
+    assert set(Verdict) == {Verdict(word) for word in re.findall(r"\| `([A-Z]+)` \|", text)}
+
+
+def test_docs_differences_opens_with_the_seeds_symbols() -> None:
+    """All of them, in the first table."""
+    text = Path(ROOT, "docs/differences.md").read_text(encoding="utf-8")
+    table = text.split("## Departures")[0]
+    symbols = (
+        "ErrClosedNetNS Metadata MarshalJSON UnmarshalJSON NetNS NewNetNS LoadNetNS Remove Closed"
+        " GetPath Sandbox NewSandbox State Status StatusStorage StoreStatus Store NewStore Add Get"
+        " GetAll List Delete StopCh UpdateFunc Container ID Name Config NetNSPath IP AdditionalIPs"
+        " RuntimeHandler CNIResult ProcessLabel"
+    )
+    for symbol in re.findall(r"\w+", symbols):
+        assert re.search(rf"\b{symbol}\b", table), symbol
+
+
+def test_the_changelog_names_the_revision_and_the_public_api() -> None:
+    """Under Schema, and in full."""
+    text = Path(ROOT, "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"- {schema.REVISION}: " in text.split("### Schema")[1]
+    for name in vars(Store):
+        if not name.startswith("_"):
+            assert f"`{name}`" in text, name
