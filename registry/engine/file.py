@@ -194,7 +194,7 @@ class Engine:
         try:
             if not self._turnstile.acquire(deadline):
                 raise self._busy("open registry", timeout)  # noqa: TRY301 - as the calls beside it
-            self._open_writer(prepare, deadline)
+            self._open_writer(prepare, deadline, timeout)
         except BaseException:
             if not self._connections:
                 self._turnstile.remove_if_created()
@@ -203,16 +203,20 @@ class Engine:
             raise
         self._turnstile.release()
 
-    def _open_writer(self, prepare: Callable[[sqlite3.Connection], None], deadline: float) -> None:
+    def _open_writer(
+        self, prepare: Callable[[sqlite3.Connection], None], deadline: float, timeout: float
+    ) -> None:
+        doing = f"open registry {self.path!r}"
         self._create_file()
         before = _identity(self.path)
-        with driver.driver_errors(f"open registry {self.path!r}", self.path):
+        with driver.driver_errors(doing, self.path):
             remaining = max(0.0, deadline - time.monotonic())
             writer = driver.connect(self.path, "rw", driver.SETUP, busy_timeout=remaining)
             try:
                 prepare(writer)
+                # From now on `_begin_immediate` waits, for a stranger to the turnstile.
                 writer.execute("PRAGMA busy_timeout = 0")
-                writer.execute("BEGIN IMMEDIATE")
+                self._begin_immediate(writer, doing, deadline, timeout)
                 self._files = (_identity(self.path), _identity(f"{self.path}-wal"))
                 writer.execute("ROLLBACK")
             except BaseException:
@@ -431,19 +435,21 @@ class Engine:
         assert self._turnstile is not None, "`new_transaction` refuses a read-only engine"
         if not self._turnstile.acquire(deadline):
             raise self._busy(transaction.doing, timeout)
-        self._begin_immediate(transaction, deadline, timeout)
+        self._begin_immediate(transaction.connection, transaction.doing, deadline, timeout)
         self._guard(transaction)
         self.transaction = transaction
 
-    def _begin_immediate(self, transaction: Transaction, deadline: float, timeout: float) -> None:
+    def _begin_immediate(
+        self, connection: sqlite3.Connection, doing: str, deadline: float, timeout: float
+    ) -> None:
         while True:
             try:
-                transaction.connection.execute("BEGIN IMMEDIATE")
+                connection.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                    raise translate(error, transaction.doing, self.path) from error
+                    raise translate(error, doing, self.path) from error
                 if time.monotonic() >= deadline:
-                    raise self._busy(transaction.doing, timeout, stranger=True) from error
+                    raise self._busy(doing, timeout, stranger=True) from error
                 time.sleep(RETRY)
             else:
                 return

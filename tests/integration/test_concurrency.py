@@ -264,6 +264,30 @@ def test_a_stranger_to_the_turnstile_is_named_too(open_store: OpenStore, path: s
     assert 1 == handle.status.update(more).exited_at
 
 
+def test_open_waits_for_a_stranger_too(path: str) -> None:
+    """Until the timeout, naming him; and no longer than he takes."""
+    Store.open(path).close()
+    code = """
+        import sqlite3, sys
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        print("inside", flush=True)
+        sys.stdin.readline()
+        connection.execute("ROLLBACK")
+        connection.close()
+        """
+    with running(code, path) as child, ThreadPoolExecutor(1) as pool:
+        assert "inside" == line(child)
+        began = time.monotonic()
+        with pytest.raises(UnavailableError) as caught:
+            Store.open(path, timeout=0.3)
+        assert time.monotonic() - began >= 0.3
+        assert f"process {child.pid}" in caught.value.holder
+        opening = pool.submit(Store.open, path, timeout=30)
+        say(child)
+        opening.result().close()
+
+
 def test_one_deadline_covers_all_that_a_write_waits_for(open_store: OpenStore, path: str) -> None:
     """First for a thread of ours, then for another process: not once for each."""
     store = open_store(timeout=1.0)

@@ -1,0 +1,203 @@
+"""The mutex, the turnstile between processes, and what threads sleep on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+
+import pytest
+
+from registry.engine.turnstile import Turnstile
+from registry.engine.waiting import Mutex, Sleepers
+from registry.live import BURIED, Lives, StopCh
+from tests.tools import in_another_thread, line, running, say
+
+
+def soon() -> float:
+    """Return a deadline that comes at once."""
+    return time.monotonic() + 0.05
+
+
+def later() -> float:
+    """Return a deadline that never comes in a test."""
+    return time.monotonic() + 60
+
+
+def test_the_mutex_is_given_in_the_order_of_asking() -> None:
+    """Also to those who asked while others were served."""
+    mutex, order = Mutex(), []
+    assert mutex.acquire("first", soon())
+
+    def ask(name: str) -> None:
+        assert mutex.acquire(name, later())
+        order.append(name)
+        mutex.release(name)
+
+    threads = []
+    for n in range(8):
+        threads.append(threading.Thread(target=ask, args=[f"n{n}"]))
+        threads[-1].start()
+        while len(mutex._queue) < n + 2:
+            time.sleep(0)
+    mutex.release("first")
+    for thread in threads:
+        thread.join()
+    assert [f"n{n}" for n in range(8)] == order
+    assert None is mutex.holder
+
+
+def test_who_gives_up_leaves_the_queue() -> None:
+    """And the one behind gets the mutex."""
+    mutex = Mutex()
+    assert mutex.acquire("first", soon())
+    assert not mutex.acquire("second", soon())
+    assert not mutex.acquire("third", time.monotonic() - 1)
+    mutex.release("second")
+    assert "first" == mutex.holder
+    mutex.release("first")
+    mutex.release("first")
+    assert mutex.acquire("fourth", soon())
+
+
+def test_sleepers_look_again_when_woken_and_at_the_deadline() -> None:
+    """No wake is lost that comes between the look and the sleep."""
+    sleepers, said = Sleepers(), []
+    assert sleepers.wait(lambda: True, None)
+    assert not sleepers.wait(lambda: False, soon())
+    thread = threading.Thread(
+        target=lambda: said.append(sleepers.wait(lambda: bool(said), later()))
+    )
+    thread.start()
+    said.append(True)
+    sleepers.wake()
+    sleepers.wake()
+    thread.join()
+    assert [True, True] == said
+
+
+def test_a_stop_ch_wakes_all_who_wait() -> None:
+    """Once set it stays so."""
+    stop = StopCh()
+    assert not stop.wait(0)
+    woken: list[bool] = []
+    threads = [threading.Thread(target=lambda: woken.append(stop.wait())) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    stop.stop()
+    stop.stop()
+    for thread in threads:
+        thread.join()
+    assert [True] * 5 == woken
+    assert stop.is_set()
+
+
+def test_lives_of_deleted_sandboxes_are_forgotten_in_the_end() -> None:
+    """The table of a process that creates and deletes for months does not grow."""
+    lives = Lives()
+    first = lives.of(-1)
+    kept = lives.of(-2)
+    assert first is lives.of(-1)
+    for creation in range(3 * BURIED):
+        lives.of(creation)
+        lives.bury(creation)
+    lives.bury(-1)
+    assert first.stopped.is_set()
+    assert len(lives._of) <= BURIED + 2
+    lives.bury_all_but([-2])
+    assert not kept.stopped.is_set()
+    assert kept is lives.of(-2)
+
+
+def test_the_turnstile_names_its_holder_and_is_given_back(tmp_path: object) -> None:
+    """To the next one, of this process or another."""
+    database = f"{tmp_path}/r.db"
+    one, two = Turnstile(database), Turnstile(database)
+    before = time.time_ns()
+    assert one.acquire(soon())
+    holder = two.holder()
+    assert holder is not None
+    assert os.getpid() == holder.pid
+    assert before <= holder.since <= time.time_ns()
+    assert not two.acquire(soon())
+    one.release()
+    assert two.acquire(later())
+    two.release()
+    # The thread that waited in vain took it over, and gave it back when it left.
+    assert one.acquire(later())
+    one.close()
+    two.close()
+
+
+def test_who_gave_up_does_not_keep_the_lock_from_others(tmp_path: object) -> None:
+    """His thread still stands in line; when it is served it gives the lock back."""
+    database = f"{tmp_path}/r.db"
+    one, two, three = (Turnstile(database) for _ in range(3))
+    assert one.acquire(soon())
+    assert not two.acquire(soon())
+    one.release()
+    assert three.acquire(later())
+    three.release()
+    for turnstile in (one, two, three):
+        turnstile.close()
+
+
+def test_a_turnstile_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: object) -> None:
+    """Nothing is held and no descriptor left when the holder releases."""
+    database = f"{tmp_path}/r.db"
+    one, two = Turnstile(database), Turnstile(database)
+    assert one.acquire(soon())
+    assert not two.acquire(soon())
+    thread = two._waiter._thread
+    two.close()
+    one.release()
+    assert thread is not None
+    thread.join(30)
+    assert not thread.is_alive()
+    assert -1 == two._lock.fd == two._queue.fd
+    with open(f"{database}-lock", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    one.close()
+
+
+def test_between_processes_the_turnstile_is_a_queue(tmp_path: object) -> None:
+    """Who holds it and wants it again stands behind the one who waits."""
+    code = """
+        import os, sys, time
+        from registry.engine.turnstile import Turnstile
+        turnstile = Turnstile(sys.argv[1])
+        print("up", flush=True)
+        sys.stdin.readline()
+        print(turnstile.acquire(time.monotonic() + 30), flush=True)
+        sys.stdin.readline()
+        turnstile.release()
+        turnstile.close()
+        """
+    ours = Turnstile(f"{tmp_path}/r.db")
+    with running(code, f"{tmp_path}/r.db") as child:
+        assert "up" == line(child)
+        assert ours.acquire(soon())
+        say(child)
+        while ours._queue.take_now():  # until the child stands in the queue
+            ours._queue.release()
+            time.sleep(0.001)
+        ours.release()
+        taken = in_another_thread(lambda: ours.acquire(time.monotonic() + 0.2))
+        assert not taken
+        assert "True" == line(child)
+        holder = ours.holder()
+        assert holder is not None
+        assert child.pid == holder.pid
+        say(child)
+        assert ours.acquire(later())
+    ours.release()
+    ours.close()
+
+
+@pytest.mark.parametrize("which", ["lock", "queue"])
+def test_what_is_no_regular_file_is_no_lock_file(tmp_path: object, which: str) -> None:
+    """A fifo in its place must not block."""
+    os.mkfifo(f"{tmp_path}/r.db-{which}")
+    with pytest.raises(Exception, match="no regular file"):
+        Turnstile(f"{tmp_path}/r.db")
