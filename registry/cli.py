@@ -1,0 +1,458 @@
+"""The command line: what a registry holds, for people as tables and for programs as JSON.
+
+Rules:
+
+1. A verb is read-only unless its help says that it writes, and opens the store so.
+2. What comes from the database is data: it is not read as markup, and no control character of it
+   reaches a terminal. JSON is ASCII.
+3. Output is written after the store is closed, so that a slow reader of it holds up nobody.
+4. Exit codes and the fields of `--json` are a contract (docs/cli.md), and only ever added to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, TextIO
+
+import typer
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from registry import cni, rows
+from registry.cri import PodSandboxConfig, PodSandboxMetadata
+from registry.errors import (
+    CompactedError,
+    InvalidArgumentError,
+    MetadataError,
+    NetNSError,
+    NotFoundError,
+    RegistryError,
+)
+from registry.reconcile import Report, Verdict
+from registry.sandbox import Sandbox
+from registry.status import State, Status
+from registry.store import Store
+
+PROGRAM: Final = "sandbox-registry"
+
+FINE, FOUND, USAGE, UNAVAILABLE = 0, 1, 2, 3
+"""Exit codes; FOUND: what was asked about is missing or wrong."""
+CLOSED_PIPE: Final = 141
+"""What a shell says of a program that SIGPIPE ended."""
+TIMEOUT_MAX: Final = 86_400.0
+"""Seconds; infinity is nothing to wait for."""
+
+# What is logged on the way stands in what is printed at the end. Without a handler Python would
+# write it to stderr as well, with tracebacks.
+logging.getLogger("registry").addHandler(logging.NullHandler())
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line *args*, default sys.argv[1:], and return the exit code."""
+    if sys.stdout is None:  # closed, as by `>&-`: the exit code is all that is wanted
+        with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
+            return main(args)
+    try:
+        return int(app(args, prog_name=PROGRAM, standalone_mode=False) or FINE)
+    except typer.TyperException as error:
+        message = " ".join(error.format_message().split())
+        return _complain(f"{message} (see {PROGRAM} --help)", error.exit_code)
+    except RegistryError as error:
+        return _complain(str(error), _code_of(error))
+    except OSError as error:  # those of the store are RegistryErrors
+        _discard(sys.stdout)
+        return _complain(f"write output: {error.strerror}", UNAVAILABLE)
+    except SystemExit:  # what typer makes of a closed pipe, as by `| head`
+        _discard(sys.stdout)
+        return CLOSED_PIPE
+
+
+def _code_of(error: RegistryError) -> int:
+    if isinstance(error, NotFoundError):
+        return FOUND if error.id else UNAVAILABLE
+    if isinstance(error, (CompactedError, MetadataError, NetNSError)):
+        return FOUND
+    return USAGE if isinstance(error, InvalidArgumentError) else UNAVAILABLE
+
+
+def _complain(message: str, code: int) -> int:
+    """Say in one line on stderr what went wrong, and return *code*."""
+    try:
+        typer.echo(f"{PROGRAM}: error: {_plain(message)}", err=True)
+    except OSError:
+        _discard(sys.stderr)
+    return code
+
+
+def _discard(stream: TextIO) -> None:
+    """Lose what is still in the buffer: Python would try again at its end, and say that it failed.
+
+    The descriptor stays taken, or the next file that is opened would get its number.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+# What the verbs have in common.
+
+Db = Annotated[
+    str | None, typer.Option("--db", metavar="PATH", help="As before the verb, and goes before it.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for other writers.")
+]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Whole, or a unique prefix.")]
+
+
+@app.callback(context_settings={"help_option_names": ["-h", "--help"]})
+def _name_registry(
+    ctx: typer.Context,
+    *,
+    db: Annotated[
+        str | None,
+        typer.Option(
+            "--db",
+            metavar="PATH",
+            envvar="SANDBOX_REGISTRY_DB",
+            show_envvar=True,
+            help="The registry.",
+        ),
+    ] = None,
+) -> None:
+    """See, check and recover a registry of pod sandboxes.
+
+    Exit codes: 0 fine, 1 something is missing or wrong, 2 usage, 3 the registry is unavailable.
+    """
+    ctx.obj = db
+
+
+def _open(ctx: typer.Context, db: str | None, *, timeout: float | None = None) -> Store:
+    """Open the registry that was named, for writing if a *timeout* is given, in seconds."""
+    path = ctx.obj if db is None else db
+    if path is None:
+        raise _usage(ctx, "--db", "no registry is named, and SANDBOX_REGISTRY_DB is not set")
+    if timeout is None:
+        return Store.open(path, read_only=True, create=False)
+    if not 0 <= timeout <= TIMEOUT_MAX:
+        raise _usage(ctx, "--timeout", f"{timeout:g} is not between 0 and {TIMEOUT_MAX:g}")
+    actor = f"{PROGRAM}[{os.getpid()}]"
+    return Store.open(path, create=False, reconcile=False, timeout=timeout, actor=actor)
+
+
+def _usage(ctx: typer.Context, option: str, message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, ctx, param_hint=option)
+
+
+# The verbs.
+
+
+@app.command("list")
+def list_sandboxes(
+    ctx: typer.Context,
+    *,
+    db: Db = None,
+    every: Annotated[bool, typer.Option("--all", help="UNKNOWN ones too.")] = False,
+    state: Annotated[str | None, typer.Option(help="UNKNOWN, READY or NOTREADY.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")
+    ] = None,
+    pod: Annotated[str | None, typer.Option(help="Name of the pod.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Of the pod, in Kubernetes.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sandbox.")] = None,
+    id: Annotated[str | None, typer.Option(metavar="PREFIX", help="Beginning of the id.")] = None,
+    as_json: Json = False,
+) -> int:
+    """List the sandboxes that every filter lets through, oldest first."""
+    wanted, labels, found = _state(ctx, state), _labels(ctx, label or []), []
+    with _open(ctx, db) as store:
+        for sandbox in store.list(
+            include_unknown=every or wanted is State.UNKNOWN,
+            id=id,
+            name=name,
+            state=wanted,
+            labels=labels,
+            pod=pod,
+            namespace=namespace,
+        ):
+            # Read after the list: it may be another status by now, or none.
+            with contextlib.suppress(NotFoundError):
+                status = sandbox.status.get()
+                if wanted in {None, status.state}:
+                    found.append(_summary(sandbox, status, _pod(sandbox)))
+    columns = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
+    _write_all(found, columns, as_json=as_json)
+    return FOUND if any(each["pod"] is None for each in found) else FINE
+
+
+def _state(ctx: typer.Context, text: str | None) -> State | None:
+    name = (text or "").upper().removeprefix("SANDBOX_")
+    if text is not None and name not in State.__members__:
+        raise _usage(ctx, "--state", f"{text!r} is none of {', '.join(State.__members__)}")
+    return None if text is None else State[name]
+
+
+def _labels(ctx: typer.Context, texts: Sequence[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise _usage(ctx, "--label", f"{text!r} is not KEY=VALUE")
+        if labels.setdefault(key, value) != value:
+            raise _usage(ctx, "--label", f"{key!r} cannot have two values")
+    return labels
+
+
+def _pod(sandbox: Sandbox) -> PodSandboxMetadata | None:
+    """Return whose sandbox it is; None, and say why, where its config cannot be read."""
+    try:
+        return (sandbox.config or PodSandboxConfig()).metadata
+    except MetadataError as error:
+        _complain(str(error), FOUND)
+        return None
+
+
+def _summary(sandbox: Sandbox, status: Status, pod: PodSandboxMetadata | None) -> dict[str, Any]:
+    """Return the fields that `list` and `inspect` have in common."""
+    return {
+        "id": sandbox.id,
+        "name": sandbox.name,
+        "namespace": None if pod is None else pod.namespace,
+        "pod": None if pod is None else pod.name,
+        "state": str(status.state),
+        "pid": status.pid,
+        "created_at": status.created_at or None,
+        "exited_at": status.exited_at or None,
+        "exit_status": status.exit_status,
+        "reason": status.reason,
+        "message": status.message,
+        "netns_path": sandbox.netns_path,
+        "ip": sandbox.ip,
+        "runtime_handler": sandbox.runtime_handler,
+    }
+
+
+@app.command()
+def inspect(ctx: typer.Context, id: Id, *, db: Db = None, as_json: Json = False) -> int:
+    """Show everything about one sandbox, also while it is being created."""
+    with _open(ctx, db) as store:
+        sandbox = store.get(id, include_unknown=True)
+        metadata, status = sandbox.metadata, sandbox.status.get()
+    config, result = metadata.config, metadata.cni_result
+    found = _summary(sandbox, status, (config or PodSandboxConfig()).metadata) | {
+        "host_network": metadata.host_network,
+        "additional_ips": metadata.additional_ips,
+        "process_label": metadata.process_label,
+        "cni_result": None if result is None else cni.dump(result),
+        "config": None if config is None else json.loads(rows.config_json(config)),
+    }
+    if as_json:
+        _write_json(found)
+        return FINE
+    config_lines = json.dumps(found.pop("config"), indent=2, ensure_ascii=False).split("\n")
+    fields = [{"field": name, "value": _shown(name, value)} for name, value in found.items()]
+    _write(_table(fields, ("field", "value")) + "config:\n")
+    _write("".join(f"{_plain(line)}\n" for line in config_lines))
+    return FINE
+
+
+@app.command()
+def history(
+    ctx: typer.Context,
+    id: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="Whole, or a unique prefix unless it is deleted."),
+    ] = None,
+    *,
+    db: Db = None,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only later ones.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="At most so many, the oldest.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show every change of state, oldest first, of all sandboxes or of one, a deleted one too."""
+    found = []
+    with _open(ctx, db) as store:
+        whole = None if id is None else _whole_id(store, id)
+        for transition in store.history(whole, after=after, limit=limit):
+            ends = {"from_state": transition.from_state, "to_state": transition.to_state}
+            texts = {name: None if end is None else str(end) for name, end in ends.items()}
+            found.append(asdict(transition) | texts)
+    columns = "seq at sandbox_id from_state to_state pid reason actor message"
+    _write_all(found, columns.split(), as_json=as_json)
+    return FINE
+
+
+def _whole_id(store: Store, id: str) -> str:
+    """Return *id* if the history has it, else the id of the sandbox that it is a prefix of."""
+    return id if store.history(id, limit=1) else store.get(id, include_unknown=True).id
+
+
+@app.command()
+def reconcile(
+    ctx: typer.Context,
+    *,
+    db: Db = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, and write nothing.")] = False,
+    remove_orphans: Annotated[
+        bool, typer.Option("--remove-orphans", help="Remove namespaces that no sandbox owns.")
+    ] = False,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> int:
+    """Look what became of every sandbox, and mark what is gone as NOTREADY; this writes.
+
+    It also brings the schema of an older registry up to date.
+    """
+    removed, code = [], FINE
+    with _open(ctx, db, timeout=None if dry_run else timeout) as store:
+        report = store.reconcile(dry_run=dry_run)
+        for path in report.orphans if remove_orphans and not dry_run else ():
+            try:
+                removed += store.remove_orphans([path])
+            except NetNSError as error:  # the others may go all the same
+                code = _complain(str(error), FOUND)
+    if as_json:
+        counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
+        _write_json(asdict(report) | {"counts": counts, "removed": removed, "dry_run": dry_run})
+    else:
+        _write(_report(report, removed, dry_run=dry_run))
+    return code
+
+
+def _report(report: Report, removed: Sequence[str], *, dry_run: bool) -> str:
+    findings = [asdict(finding) for finding in report.findings]
+    columns = ("sandbox_id", "verdict", "changed", "reason", "message")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(report.counts.items()))
+    lines = [f"sandboxes: {counts or 'none'}"]
+    if dry_run:
+        lines.append("dry run: nothing was changed")
+    for path in report.orphans:
+        what = "removed" if path in removed else "no sandbox owns it; --remove-orphans removes it"
+        lines.append(f"orphan {_plain(path)}: {what}")
+    return (_table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
+
+
+@app.command()
+def check(ctx: typer.Context, *, db: Db = None, as_json: Json = False) -> int:
+    """Report everything in the registry that should not be so; exit code 1 if there is any."""
+    with _open(ctx, db) as store:
+        found = [asdict(violation) for violation in store.check()]
+    if found or as_json:
+        _write_all(found, ("rule", "sandbox_id", "found", "expected"), as_json=as_json)
+    else:
+        _write("no violations\n")
+    return FOUND if found else FINE
+
+
+@app.command()
+def delete(
+    ctx: typer.Context, id: Id, *, db: Db = None, timeout: Timeout = 30.0, as_json: Json = False
+) -> int:
+    """Delete the record of one sandbox, and nothing else; this writes.
+
+    Its processes and its network namespace are left alone.
+    """
+    deleted, path = False, ""
+    with _open(ctx, db, timeout=timeout) as store, contextlib.suppress(NotFoundError):
+        sandbox = store.get(id, include_unknown=True)
+        id, path, deleted = sandbox.id, sandbox.netns_path, sandbox.delete()
+    if as_json:
+        _write_json({"id": id, "deleted": deleted})
+    elif deleted:
+        left = f"; network namespace {path} is left alone" if path else ""
+        _write(_plain(f"deleted {id}{left}") + "\n")
+    if not deleted:
+        return _complain(f"delete sandbox {id!r}: there is no such sandbox", FOUND)
+    return FINE
+
+
+# Output.
+
+TIMES: Final = frozenset({"created_at", "exited_at", "at"})
+STYLES: Final = {"SANDBOX_READY": "green", "SANDBOX_NOTREADY": "yellow"}
+LAST_MIN: Final = 20
+"""Characters that the last column of a table gets on a narrow terminal."""
+
+
+def _write(text: str) -> None:
+    """Write all of *text*: unbuffered, sys.stdout.write drops what a pipe or disk did not take."""
+    data = text.encode(sys.stdout.encoding, "backslashreplace")
+    while data:
+        data = data[sys.stdout.buffer.write(data) :]
+    sys.stdout.buffer.flush()
+
+
+def _write_json(value: object) -> None:
+    _write(json.dumps(value, indent=2) + "\n")
+
+
+def _write_all(
+    found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool
+) -> None:
+    """Write *found*: every field as JSON, or a table of *columns*."""
+    if as_json:
+        _write_json(found)
+    else:
+        _write(_table(found, columns))
+
+
+def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Return a table for people; one line is one of *found*, whole, to be searched by grep.
+
+    On a terminal the last cell is folded, and no other.
+    """
+    lines = [[_shown(name, each[name]) for name in columns] for each in found]
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *lines, strict=True)]
+    if not sys.stdout.isatty():
+        padded = (map(set_cell_size, cells, widths) for cells in (_titles(columns), *lines))
+        return "".join("  ".join(cells).rstrip() + "\n" for cells in padded)
+    left = shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1])
+    widths[-1] = min(widths[-1], max(left, LAST_MIN))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title, width in zip(_titles(columns), widths, strict=True):
+        table.add_column(title, width=width, overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in line))
+    console = Console(width=sum(widths) + 2 * len(widths), force_terminal=True)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def _titles(columns: Sequence[str]) -> list[str]:
+    return [name.upper() for name in columns]
+
+
+def _shown(name: str, value: object) -> str:
+    """Return the value of the field *name* as people read it; "-" where there is none."""
+    if value is None or value == "" or (name == "pid" and value == 0):
+        return "-"
+    if name in TIMES and isinstance(value, int):
+        seconds, ns = divmod(value, 10**9)
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _plain(json.dumps(value) if isinstance(value, (dict, tuple)) else str(value))
+
+
+def _plain(text: str) -> str:
+    """Return *text* in one line, with everything that a terminal may obey written as an escape."""
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)

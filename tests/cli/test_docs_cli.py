@@ -1,0 +1,176 @@
+"""What docs/cli.md says is what the program does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from registry import Metadata, State, Status, Store, cli
+from registry.cri import LinuxPodSandboxConfig, NamespaceMode
+from tests.tools import ROOT, environment, execute, pod
+
+DOCS = Path(ROOT, "docs", "cli.md").read_text(encoding="utf-8")
+SECTIONS = dict(
+    re.findall(r"^#{2,3} `?([\w ]+)`?\n(.*?)(?=^##|\Z)", DOCS, re.DOTALL | re.MULTILINE)
+)
+EXAMPLES = re.findall(r"^```console\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+
+GROUP = typer.main.get_command(cli.app)
+assert isinstance(GROUP, TyperGroup)
+COMMANDS: dict[str, TyperCommand] = dict(GROUP.commands)  # type: ignore[arg-type]
+
+WEB = "3f2a9c41d07e"
+PROXY = "77b0d2e5a9f1"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Return a registry of two sandboxes, one of which has no namespace any more."""
+    path = str(tmp_path / "registry.db")
+    clock = iter(range(1_760_000_000_000_000_000, 2**63, 1_500_000_000))
+    host = pod("proxy", "kube-system")
+    options = host.linux.security_context.namespace_options
+    assert isinstance(host.linux, LinuxPodSandboxConfig)
+    options.network = NamespaceMode.NODE
+    with Store.open(path, clock=lambda: next(clock), actor="shim[812]") as store:
+        web = Metadata(
+            WEB, "web_shop_1_0", pod("web", "shop", app="web"), "/run/netns/web", "10.88.0.7"
+        )
+        ready = Status(State.READY, created_at=1_760_000_000_000_000_000)
+        store.add(web, Status(State.UNKNOWN)).status.update(lambda _: ready)
+        store.add(Metadata(PROXY, "proxy_kube-system_2_0", host), ready)
+    return path
+
+
+def documented_options(section: str) -> set[str]:
+    """Return the options in the first cells of the tables in a section."""
+    cells = re.findall(r"^\| (`-.*?) \|", SECTIONS[section], re.MULTILINE)
+    return set(re.findall(r"`(--?[a-z-]+)", " ".join(cells)))
+
+
+def documented_fields(verb: str) -> list[str]:
+    """Return the fields in the first cells of the table of fields of a verb, in order."""
+    _, _, table = SECTIONS[verb].partition("| field | meaning |")
+    return re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+
+
+@pytest.fixture
+def printed(path: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Return a function that returns the JSON which a verb prints."""
+
+    def printed(*args: str) -> Any:
+        cli.main(["--db", path, *args, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return printed
+
+
+def test_every_verb_has_a_section_and_there_are_no_others() -> None:
+    """In the order of --help."""
+    assert list(COMMANDS) == re.findall(r"^### `(\w+)`", DOCS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_option_is_documented_and_there_are_no_others(verb: str) -> None:
+    """Those of every verb once, those of one verb in its section."""
+    common = documented_options("Options of every verb")
+    command = COMMANDS[verb]
+    context = typer.Context(
+        command, parent=typer.Context(GROUP, help_option_names=["-h", "--help"])
+    )
+    options = {
+        option for each in command.get_params(context) for option in each.opts if option[0] == "-"
+    }
+    assert options == documented_options(verb) | common
+    assert set() == documented_options(verb) & common
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_and_option_has_help(verb: str) -> None:
+    """Nobody has to guess."""
+    assert COMMANDS[verb].help
+    assert all(getattr(each, "help", None) for each in COMMANDS[verb].params)
+
+
+def test_fields_of_list_are_as_documented(printed: Callable[..., Any]) -> None:
+    """In order."""
+    assert documented_fields("list") == list(printed("list")[0])
+
+
+def test_fields_of_inspect_are_as_documented(printed: Callable[..., Any]) -> None:
+    """Those of list come first."""
+    expected = documented_fields("list") + documented_fields("inspect")
+    assert expected == list(printed("inspect", WEB))
+
+
+def test_fields_of_history_are_as_documented(printed: Callable[..., Any]) -> None:
+    """In order."""
+    assert documented_fields("history") == list(printed("history")[0])
+
+
+def test_fields_of_reconcile_are_as_documented(printed: Callable[..., Any]) -> None:
+    """And those of what it holds."""
+    found = printed("reconcile")
+    expected = []
+    for name, value in found.items():
+        expected.append(name)
+        if name == "findings":
+            expected += [f"findings[].{field}" for field in value[0]]
+        elif name == "counts":
+            expected += [f"counts.{verdict}" for verdict in value]
+    assert expected == documented_fields("reconcile")
+
+
+def test_fields_of_check_are_as_documented(path: str, printed: Callable[..., Any]) -> None:
+    """A violation is made by hand."""
+    execute(path, "DROP VIEW why_not_ready")
+    assert documented_fields("check") == list(printed("check")[0])
+
+
+def test_fields_of_delete_are_as_documented(printed: Callable[..., Any]) -> None:
+    """Whether or not there was a sandbox."""
+    for _ in range(2):
+        assert documented_fields("delete") == list(printed("delete", WEB))
+
+
+def test_exit_codes_are_as_documented() -> None:
+    """Those of the program, and 130 of Ctrl-C."""
+    codes = [cli.FINE, cli.FOUND, cli.USAGE, cli.UNAVAILABLE, 130, cli.CLOSED_PIPE]
+    text = " ".join(re.findall(r"^\| ([\d, ]+) \|", SECTIONS["Exit codes"], re.MULTILINE))
+    assert codes == [int(code) for code in re.findall(r"\d+", text)]
+
+
+def test_examples_print_what_is_shown(path: str, tmp_path: Path) -> None:
+    """All of them, in order, on one registry."""
+    program = tmp_path / "bin" / "sandbox-registry"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m registry "$@"\n')
+    program.chmod(0o755)
+    places = {"PATH": f"{program.parent}:{os.environ['PATH']}", "SANDBOX_REGISTRY_DB": path}
+    shown = []
+    for example in EXAMPLES:
+        lines = []
+        for command in re.findall(r"^\$ (.*)$", example, re.MULTILINE):
+            done = subprocess.run(
+                command,
+                shell=True,
+                cwd=tmp_path,
+                env=environment() | places,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            lines.append(f"$ {command}\n{done.stdout}")
+        shown.append("".join(lines))
+    assert EXAMPLES == shown
