@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 from registry.engine import Engine
-from registry.engine.waiting import Sleepers
+from registry.waiting import Sleepers
 
 BURIED: Final = 1024
 """Deleted sandboxes whose `Live` is still known."""

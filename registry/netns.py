@@ -20,17 +20,19 @@ import socket
 import stat
 import threading
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from registry import kernel
 from registry.errors import ClosedNetNSError, NetNSError
 from registry.kernel import Vantage
 from registry.values import check_path
+from registry.waiting import Sleepers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -82,31 +84,36 @@ class NetNSSight:
 
 
 def look(path: str, vantage: Vantage) -> NetNSSight:
-    """Return what is at *path*, with no side effect and without raising for what is found.
+    """Return what is at *path*, with no side effect and without raising for what is found."""
+    with _opened(path, vantage) as (sight, _):
+        return sight
+
+
+@contextmanager
+def _opened(path: str, vantage: Vantage) -> Iterator[tuple[NetNSSight, int]]:
+    """Lend what is at *path* and a descriptor of it, -1 where it is no namespace.
 
     Only a regular file is opened: opening a fifo blocks, and opening a device acts.
     """
+    fd = -1
     try:
-        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return NetNSSight(Presence.ABSENT, detail=f"nothing is at {path!r}")
-    except OSError as error:
-        return _unseen(path, error)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return NetNSSight(Presence.NOT_A_NAMESPACE, detail=f"{path!r} is no namespace")
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(f"/proc/self/fd/{handle}", flags)
-    except OSError as error:
-        return _unseen(path, error)
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            sight = _not_a_namespace(path) if fd < 0 else _look_into(fd, path, vantage)
+        except (FileNotFoundError, NotADirectoryError):
+            sight = NetNSSight(Presence.ABSENT, detail=f"nothing is at {path!r}")
+        except OSError as error:
+            detail = f"{path!r} cannot be seen: {error.strerror}"
+            sight = NetNSSight(Presence.UNSEEN, detail=detail, errno=error.errno or 0)
+        yield sight, fd
     finally:
-        os.close(handle)
-    try:
-        return _look_into(fd, path, vantage)
-    except OSError as error:
-        return _unseen(path, error)
-    finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _not_a_namespace(path: str) -> NetNSSight:
+    return NetNSSight(Presence.NOT_A_NAMESPACE, detail=f"{path!r} is no namespace")
 
 
 def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
@@ -115,7 +122,7 @@ def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
     except OSError as error:
         if error.errno not in {errno.ENOTTY, errno.EINVAL}:
             raise
-        return NetNSSight(Presence.NOT_A_NAMESPACE, detail=f"{path!r} is no namespace")
+        return _not_a_namespace(path)
     if kind != kernel.CLONE_NEWNET:
         return NetNSSight(
             Presence.OTHER_TYPE, detail=f"{path!r} is a namespace of type {kind:#x}, not net"
@@ -128,11 +135,6 @@ def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
         mount_ns=vantage.mount_ns,
     )
     return NetNSSight(Presence.OPEN, identity, f"{path!r} is a network namespace")
-
-
-def _unseen(path: str, error: OSError) -> NetNSSight:
-    detail = f"{path!r} cannot be seen: {error.strerror}"
-    return NetNSSight(Presence.UNSEEN, detail=detail, errno=error.errno or 0)
 
 
 def _cookie(fd: int) -> int | None:
@@ -150,34 +152,60 @@ def _cookie(fd: int) -> int | None:
         return None
 
 
-def _in_thread(fn: Callable[[], T]) -> T:
-    """Run *fn* in a thread that ends with it, and return its result or raise its exception.
+class _Call(Generic[T]):
+    """A function that runs in a thread which ends with it, in the caller's context.
 
-    An interrupt of the caller waits until the thread has ended: what it does is half done before.
+    It is never left running: an interrupt of the caller waits until it has ended, or keeps it from
+    beginning.
     """
-    context = contextvars.copy_context()
-    results: list[T] = []
-    failures: list[BaseException] = []
 
-    def run() -> None:
+    def __init__(self, fn: Callable[[], T]) -> None:
+        self._fn = fn
+        self._context = contextvars.copy_context()
+        self._guard = threading.Lock()
+        self._begun = self._ended = False
+        self._end = Sleepers()
+        self._results: list[T] = []
+        self._failures: list[BaseException] = []
+
+    def _run(self) -> None:
+        with self._guard:
+            if self._ended:
+                return
+            self._begun = True
         try:
-            results.append(context.run(fn))
+            self._results.append(self._context.run(self._fn))
         except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
-            failures.append(error)
+            self._failures.append(error)
+        self._ended = True
+        self._end.wake()
 
-    thread = threading.Thread(target=run, name="registry-netns")
-    thread.start()
-    interrupt: BaseException | None = None
-    while thread.is_alive():
+    def result(self) -> T:
+        """Run it, and return its result or raise its exception."""
+        thread = threading.Thread(target=self._run, name="registry-netns")
+        interrupt: BaseException | None = None
         try:
-            thread.join()
-        except BaseException as error:  # noqa: BLE001
+            thread.start()
+        except BaseException as error:  # noqa: BLE001 - the thread may have started all the same
             interrupt = error
-    if interrupt is not None:
-        raise interrupt
-    if failures:
-        raise failures[0]
-    return results[0]
+            with self._guard:
+                self._ended = not self._begun
+        while not self._ended:
+            try:
+                self._end.wait(lambda: self._ended, None)
+            except BaseException as error:  # noqa: BLE001
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+        thread.join()
+        if self._failures:
+            raise self._failures[0]
+        return self._results[0]
+
+
+def _in_thread(fn: Callable[[], T]) -> T:
+    """Run *fn* in a thread of its own, and return its result or raise its exception."""
+    return _Call(fn).result()
 
 
 class NetNS:
@@ -209,18 +237,16 @@ class NetNS:
         target = f"{BASE_DIR}/sr-{uuid.uuid4()}" if path is None else path
         doing = f"create network namespace {target!r}"
         check_path(doing, "path", target)
+        made: list[str] = []
         try:
-            _share(os.path.dirname(target))
-            fd = os.open(target, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-            os.close(fd)
-            try:
-                _in_thread(lambda: _populate(target))
-                return cls._seen(target)
-            except BaseException:
-                _undo(target)
-                raise
-        except OSError as error:
-            raise _failed(doing, target, error) from error
+            _in_thread(lambda: _make(target, made))
+            return cls._seen(target)
+        except BaseException as error:
+            for left in made:
+                _undo(left)
+            if isinstance(error, OSError):
+                raise _failed(doing, target, error) from error
+            raise
 
     @classmethod
     def load(cls, path: str) -> NetNS:
@@ -250,10 +276,10 @@ class NetNS:
         Raises:
             NetNSError: with `.errno`; it cannot be seen.
         """
-        return not self._at_its_path("look at")
+        return not self._is(look(self.path, Vantage.here()), "look at")
 
-    def _at_its_path(self, verb: str) -> bool:
-        sight = look(self.path, Vantage.here())
+    def _is(self, sight: NetNSSight, verb: str) -> bool:
+        """Whether what was seen is this namespace; raises NetNSError if nothing was to be seen."""
         if sight.presence is Presence.UNSEEN:
             message = f"{verb} network namespace {self.path!r}: {sight.detail}"
             raise NetNSError(message, path=self.path, errno=sight.errno)
@@ -266,18 +292,16 @@ class NetNS:
             ClosedNetNSError: the namespace is no longer at its path.
             NetNSError: with `.errno`; it cannot be entered.
         """
-        if not self._at_its_path("enter"):
-            raise _closed("enter", self.path, "it was removed")
 
         def inside() -> T:
-            try:
-                fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            with _opened(self.path, Vantage.here()) as (sight, fd):
+                if not self._is(sight, "enter"):
+                    raise _closed("enter", self.path, "it was removed")
                 try:
                     kernel.setns(fd, kernel.CLONE_NEWNET)
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                raise _failed(f"enter network namespace {self.path!r}", self.path, error) from error
+                except OSError as error:
+                    doing = f"enter network namespace {self.path!r}"
+                    raise _failed(doing, self.path, error) from error
             return fn()
 
         return _in_thread(inside)
@@ -290,47 +314,60 @@ class NetNS:
         Raises:
             NetNSError: with `.errno`.
         """
-        sight = look(self.path, Vantage.here())
-        if sight.identity is not None and not sight.identity.same_as(self.identity):
-            return
         try:
-            if sight.identity is not None:
-                kernel.umount(self.path, kernel.MNT_DETACH)
-            _unlink_empty(self.path)
+            with _locked(os.path.dirname(self.path)):
+                vantage = Vantage.here()
+                while self._is(sight := look(self.path, vantage), "remove"):
+                    kernel.umount(self.path, kernel.MNT_DETACH)
+                if sight.presence is Presence.NOT_A_NAMESPACE:
+                    _unlink_empty(self.path)
+        except FileNotFoundError:
+            return  # its directory is gone
         except OSError as error:
             doing = f"remove network namespace {self.path!r}"
             raise _failed(doing, self.path, error) from error
 
 
-def _share(directory: str) -> None:
-    """Make *directory* a shared mount onto itself, as `ip netns` does, and wait for it if it does.
-
-    Otherwise the next `ip netns add` does so, copies the mounts that are there, and removing ours
-    ends in EBUSY.
-    """
-    os.makedirs(directory, 0o755, exist_ok=True)
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Hold the lock by which `ip netns` too keeps others from changing *directory* meanwhile."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            kernel.mount(directory, directory, "none", kernel.MS_BIND | kernel.MS_REC)
-            kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
+        yield
     finally:
         os.close(fd)
 
 
-def _populate(path: str) -> None:
-    """Make the namespace, in the calling thread, and mount it onto the file at *path*."""
+def _make(path: str, made: list[str]) -> None:
+    """Make a namespace, in the calling thread, and mount it at *path*, which is put into *made*."""
     from pyroute2 import IPRoute  # noqa: PLC0415 - 144 ms that only a creation needs
 
     kernel.unshare(kernel.CLONE_NEWNET)
     with IPRoute() as netlink:
         netlink.link("set", index=1, state="up")
-    kernel.mount("/proc/thread-self/ns/net", path, "none", kernel.MS_BIND)
+    directory = os.path.dirname(path)
+    os.makedirs(directory, 0o755, exist_ok=True)
+    with _locked(directory):
+        _share(directory)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        made.append(path)
+        kernel.mount("/proc/thread-self/ns/net", path, "none", kernel.MS_BIND)
+
+
+def _share(directory: str) -> None:
+    """Make *directory* a shared mount onto itself, as `ip netns` does.
+
+    Otherwise the next `ip netns add` does so, copies the mounts that are there, and removing ours
+    ends in EBUSY.
+    """
+    try:
+        kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        kernel.mount(directory, directory, "none", kernel.MS_BIND | kernel.MS_REC)
+        kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
 
 
 def _undo(path: str) -> None:

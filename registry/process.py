@@ -149,10 +149,10 @@ def _start_time(pid: int) -> int | None:
 
 @cache
 def _has_pidfs() -> bool:
-    """Whether pidfds have inodes of their own: without pidfs all of them share one."""
-    fds = [os.pidfd_open(pid) for pid in (os.getpid(), os.getppid()) if pid]
+    """Whether pidfds have inodes of their own; without pidfs they share one with other files."""
+    pidfd, other = os.pidfd_open(os.getpid()), os.eventfd(0)
     try:
-        return len({os.fstat(fd).st_ino for fd in fds}) == len(fds) > 1
+        return os.fstat(pidfd).st_dev != os.fstat(other).st_dev
     finally:
-        for fd in fds:
-            os.close(fd)
+        os.close(pidfd)
+        os.close(other)

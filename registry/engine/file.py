@@ -32,7 +32,6 @@ from registry.engine import driver
 from registry.engine.driver import translate
 from registry.engine.transaction import Transaction, current_owner
 from registry.engine.turnstile import Turnstile
-from registry.engine.waiting import Mutex
 from registry.errors import (
     CommitUnknownError,
     DataLossError,
@@ -45,6 +44,7 @@ from registry.errors import (
     StoreClosedError,
     UnavailableError,
 )
+from registry.waiting import Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -26,8 +26,8 @@ import threading
 import time
 from typing import Final, NamedTuple
 
-from registry.engine.waiting import Sleepers
 from registry.errors import FailedPreconditionError
+from registry.waiting import Sleepers
 
 
 class Holder(NamedTuple):

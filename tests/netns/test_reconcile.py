@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from registry import Finding, NetNS, Report, State, Status, Store, Verdict, kern
 from registry import netns as netns_module
 from registry.cri import NamespaceMode
 from tests.conftest import OpenStore
+from tests.netns.conftest import Sleeper
 from tests.tools import (
     READY,
     UNKNOWN,
@@ -37,32 +36,6 @@ pytestmark = [
 ]
 
 ELSEWHERE = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture
-def base_dir(tmp_path: Path) -> Iterator[str]:
-    """Return a directory for namespaces; what is mounted there is unmounted at the end."""
-    directory = tmp_path / "netns"
-    directory.mkdir()
-    yield str(directory)
-    with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        points = [entry.split()[1] for entry in mounts]
-    for point in reversed([point for point in points if point.startswith(str(directory))]):
-        kernel.umount(point, kernel.MNT_DETACH)
-
-
-@pytest.fixture
-def sleeper() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Return a function that starts a process which sleeps until the end of the test."""
-    with ExitStack() as stack:
-
-        def start() -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(["sleep", "1000"])
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process
-
-        yield start
 
 
 def only(report: Report) -> Finding:
@@ -322,9 +295,7 @@ def test_another_boot_clears_the_pid(store: Store, path: str) -> None:
 # Processes.
 
 
-def test_a_killed_process_is_exited(
-    store: Store, sleeper: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_a_killed_process_is_exited(store: Store, sleeper: Sleeper) -> None:
     """And its pid is cleared."""
     process = sleeper()
     store.add(sandbox("a"), replace(READY, pid=process.pid))
@@ -336,7 +307,7 @@ def test_a_killed_process_is_exited(
     assert 0 == store.get("a").status.get().pid
 
 
-def test_a_zombie_is_exited(store: Store, sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
+def test_a_zombie_is_exited(store: Store, sleeper: Sleeper) -> None:
     """Though it still has its /proc/PID."""
     process = sleeper()
     store.add(sandbox("a"), replace(READY, pid=process.pid))
@@ -414,9 +385,7 @@ class Task:
         return self._pid
 
 
-def test_a_containers_word_goes_before_proc(
-    store: Store, sleeper: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_a_containers_word_goes_before_proc(store: Store, sleeper: Sleeper) -> None:
     """It says that there is no task, though the process lives."""
     store.add(sandbox("a"), replace(READY, pid=sleeper().pid), container=Task(None))
     finding = marked(store, Verdict.EXITED, "ProcessExited")
@@ -494,9 +463,7 @@ def test_an_imported_creation_is_unverified(store: Store, path: str) -> None:
 # Several at once, and what is left.
 
 
-def test_several_reasons_are_all_named(
-    store: Store, base_dir: str, sleeper: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_several_reasons_are_all_named(store: Store, base_dir: str, sleeper: Sleeper) -> None:
     """The reason is the first of them, the message names all."""
     process = sleeper()
     netns = add(store, base_dir, replace(READY, pid=process.pid))
@@ -509,7 +476,7 @@ def test_several_reasons_are_all_named(
 
 
 def test_a_notready_sandbox_with_something_alive_is_reported(
-    store: Store, base_dir: str, sleeper: Callable[[], subprocess.Popen[bytes]]
+    store: Store, base_dir: str, sleeper: Sleeper
 ) -> None:
     """So that what there is to clean up is known; without it nothing is said."""
     process = sleeper()
@@ -621,7 +588,7 @@ def test_what_another_writer_changes_meanwhile_is_judged_again(
 
 
 def test_identities_are_noted_once_when_the_thing_exists(
-    store: Store, path: str, base_dir: str, sleeper: Callable[[], subprocess.Popen[bytes]]
+    store: Store, path: str, base_dir: str, sleeper: Sleeper
 ) -> None:
     """At the first write after it was made; a namespace put in its place changes nothing."""
     planned = store.new_netns_path(base_dir)

@@ -12,6 +12,7 @@ PACKAGE = os.path.dirname(registry.__file__)
 ORDER = [
     "errors",
     "values",
+    "waiting",
     "kernel",
     "status",
     "cri",
@@ -23,7 +24,6 @@ ORDER = [
     "sql",
     "rows",
     "engine.driver",
-    "engine.waiting",
     "engine.turnstile",
     "engine.transaction",
     "engine.file",

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from registry.engine.turnstile import Turnstile
-from registry.engine.waiting import Mutex, Sleepers
 from registry.live import BURIED, Lives, StopCh
+from registry.waiting import Mutex, Sleepers
 from tests.tools import in_another_thread, line, running, say
 
 

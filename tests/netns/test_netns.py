@@ -1,0 +1,510 @@
+"""NetNS on the real kernel."""
+
+from __future__ import annotations
+
+import contextvars
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry import ClosedNetNSError, InvalidArgumentError, NetNS, NetNSError, kernel, netns
+from registry.kernel import Vantage
+from registry.netns import NetNSIdentity, Presence
+from tests.netns.conftest import Sleeper
+from tests.tools import run
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Compare descriptors, threads and this thread's namespace before and after each test."""
+
+    def now() -> tuple[int, int, str]:
+        descriptors = len(os.listdir("/proc/self/fd"))
+        return descriptors, threading.active_count(), os.readlink("/proc/thread-self/ns/net")
+
+    before = now()
+    yield
+    assert before == now()
+
+
+@pytest.fixture
+def made(base_dir: str) -> NetNS:
+    """Return a namespace of its own."""
+    return NetNS.create(f"{base_dir}/made")
+
+
+def inside() -> str:
+    """Return which network namespace the calling thread is in."""
+    return os.readlink("/proc/thread-self/ns/net")
+
+
+# create
+
+
+def test_a_new_namespace_is_empty_but_for_a_loopback_that_is_up(made: NetNS) -> None:
+    """It answers on 127.0.0.1 at once."""
+
+    def talk() -> bytes:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as client,
+        ):
+            client.sendall(b"x")
+            connection, _ = server.accept()
+            with connection:
+                return connection.recv(1)
+
+    assert b"x" == made.do(talk)
+    assert [(1, "lo")] == made.do(socket.if_nameindex)
+
+
+def test_create_without_a_path_is_fresh_and_no_registrys() -> None:
+    """In /run/netns, as sr-UUID: without a registry's id between."""
+    first, second = NetNS.create(), NetNS.create()
+    try:
+        assert first.path != second.path
+        for one in (first, second):
+            directory, _, name = one.path.rpartition("/")
+            assert ("/run/netns", 5 + 1) == (directory, len(name.split("-")))
+            assert name.startswith("sr-")
+    finally:
+        first.remove()
+        second.remove()
+    assert not os.path.lexists(first.path)
+
+
+def test_create_leaves_what_is_at_the_path_alone(base_dir: str, made: NetNS) -> None:
+    """A file, a namespace: EEXIST, and it is as it was."""
+    Path(base_dir, "file").write_text("mine")
+    for path in (f"{base_dir}/file", made.path):
+        with pytest.raises(NetNSError) as caught:
+            NetNS.create(path)
+        assert (errno.EEXIST, path) == (caught.value.errno, caught.value.path)
+    assert "mine" == Path(base_dir, "file").read_text()
+    assert not made.closed
+
+
+@pytest.mark.parametrize("path", ["relative", "", "/a\0b", "/a\nb"], ids=repr)
+def test_create_and_load_refuse_what_is_no_absolute_path(path: str) -> None:
+    """Before anything is made."""
+    for call in (NetNS.create, NetNS.load):
+        with pytest.raises(InvalidArgumentError) as caught:
+            call(path)
+        assert "path" == caught.value.field
+
+
+def test_create_makes_its_directory(base_dir: str) -> None:
+    """And those above it."""
+    made = NetNS.create(f"{base_dir}/a/b/made")
+    assert not made.closed
+    made.remove()
+
+
+def test_without_privileges_create_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    """With the kernel's errno."""
+    os.chmod(tmp_path, 0o777)
+    out = run(
+        """
+        import os, sys
+        import pyroute2  # which the other user may not read
+        from registry import NetNS, NetNSError
+        os.chdir(sys.argv[1])
+        directory = os.open(".", os.O_RDONLY)
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        try:
+            NetNS.create(f"/proc/self/fd/{directory}/made")
+        except NetNSError as error:
+            print(error.errno, os.listdir("."))
+        """,
+        tmp_path,
+    )
+    assert f"{errno.EPERM} []" == out.strip()
+
+
+def test_a_creation_whose_mount_fails_leaves_no_file(
+    base_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOSPC, when this mount namespace may have no more mounts; the errno is kept."""
+    out = run(
+        """
+        import ctypes, os, sys
+        from registry import NetNS, NetNSError, kernel
+        kernel.unshare(0x20000)  # CLONE_NEWNS
+        directory = sys.argv[1]
+        NetNS.create(f"{directory}/first").remove()
+        with open("/proc/sys/fs/mount-max") as limit:
+            before = limit.read()
+        count = len(open("/proc/self/mountinfo").readlines())
+        try:
+            with open("/proc/sys/fs/mount-max", "w") as limit:
+                limit.write(str(count))
+            NetNS.create(f"{directory}/second")
+        except NetNSError as error:
+            print(error.errno, os.listdir(directory))
+        finally:
+            with open("/proc/sys/fs/mount-max", "w") as limit:
+                limit.write(before)
+        """,
+        base_dir,
+    )
+    assert f"{errno.ENOSPC} []" == out.strip()
+
+
+def test_an_interrupted_creation_leaves_nothing(base_dir: str) -> None:
+    """Struck by a signal at any moment: no file, no mount, or the whole namespace."""
+    out = run(
+        """
+        import os, signal, sys
+        from registry import NetNS
+        class Stop(BaseException):
+            pass
+        def strike(signum, frame):
+            raise Stop
+        signal.signal(signal.SIGALRM, strike)
+        NetNS.create(f"{sys.argv[1]}/warm").remove()
+        struck = 0
+        for n in range(60):
+            path = f"{sys.argv[1]}/n{n}"
+            made = None
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + n * 1e-4)
+                made = NetNS.create(path)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Stop:
+                struck += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if made is not None:
+                made.remove()
+            elif os.path.lexists(path):
+                # Struck after all was done, before the caller had it: whole, and to be loaded.
+                NetNS.load(path).remove()
+        print(struck > 3, os.listdir(sys.argv[1]))
+        """,
+        base_dir,
+    )
+    assert "True []" == out.strip()
+
+
+def test_ip_netns_beside_ours_does_not_keep_it_busy(tmp_path: Path) -> None:
+    """Its `add` copies no mount of ours, since the directory is shared already."""
+    out = run(
+        """
+        import os, subprocess, sys
+        from registry import NetNS, kernel
+        kernel.unshare(0x20000)  # CLONE_NEWNS: /run/netns is ours alone
+        os.makedirs("/run/netns", exist_ok=True)
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "ours", "/run/netns"], check=True)
+        made = NetNS.create("/run/netns/ours")
+        subprocess.run(["ip", "netns", "add", "theirs"], check=True)
+        made.remove()
+        print(os.listdir("/run/netns"))
+        subprocess.run(["ip", "netns", "delete", "theirs"], check=True)
+        """
+    )
+    assert "['theirs']" == out.strip()
+
+
+# load and closed
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "directory", "fifo", "uts", "socket"])
+def test_load_and_closed_know_what_is_no_network_namespace(base_dir: str, what: str) -> None:
+    """And neither blocks, nor touches it."""
+    path = f"{base_dir}/x"
+    made = NetNS.create(path)
+    made.remove()
+    with socket.socket(socket.AF_UNIX) as bound:
+        if what == "file":
+            Path(path).touch()
+        elif what == "directory":
+            os.mkdir(path)
+        elif what == "fifo":
+            os.mkfifo(path)
+        elif what == "uts":
+            Path(path).touch()
+            kernel.mount("/proc/self/ns/uts", path, "none", kernel.MS_BIND)
+        elif what == "socket":
+            bound.bind(path)
+        before = os.lstat(path) if what != "nothing" else None
+        with pytest.raises(ClosedNetNSError) as caught:
+            NetNS.load(path)
+        assert path == caught.value.path
+        assert made.closed
+        with pytest.raises(ClosedNetNSError):
+            made.do(inside)
+    assert before == (os.lstat(path) if what != "nothing" else None)
+
+
+def test_load_stands_for_the_namespace_that_is_there(made: NetNS) -> None:
+    """The same as who made it has."""
+    loaded = NetNS.load(made.path)
+    assert made.identity == loaded.identity
+    assert made.do(inside) == loaded.do(inside)
+    assert (False, False) == (made.closed, loaded.closed)
+    made.remove()
+    assert (True, True) == (made.closed, loaded.closed)
+
+
+def test_another_namespace_at_the_path_is_not_it(made: NetNS) -> None:
+    """Made anew at the same path, as often as inodes come again."""
+    for _ in range(10):
+        made.remove()
+        other = NetNS.create(made.path)
+        assert made.closed
+        assert not other.closed
+        with pytest.raises(ClosedNetNSError):
+            made.do(inside)
+        made.remove()  # leaves the other one alone
+        assert not other.closed
+        other.remove()
+
+
+def test_one_namespace_at_two_paths_is_one(base_dir: str, made: NetNS) -> None:
+    """A path is only a name."""
+    second = f"{base_dir}/second"
+    Path(second).touch()
+    kernel.mount(made.path, second, "none", kernel.MS_BIND)
+    assert NetNS.load(second).identity.same_as(made.identity)
+    made.remove()
+    assert not NetNS.load(second).closed
+
+
+def test_what_cannot_be_seen_is_neither_open_nor_closed(base_dir: str) -> None:
+    """A loop of symlinks: NetNSError with the errno, from every question."""
+    path = f"{base_dir}/loop"
+    made = NetNS.create(path)
+    made.remove()
+    os.symlink(path, path)
+    for call in (
+        lambda: NetNS.load(path),
+        lambda: made.closed,
+        lambda: made.do(inside),
+        made.remove,
+    ):
+        with pytest.raises(NetNSError) as caught:
+            call()
+        assert (errno.ELOOP, path) == (caught.value.errno, caught.value.path)
+    assert os.path.islink(path)
+
+
+def test_a_look_from_another_mount_namespace_changes_nothing(base_dir: str, made: NetNS) -> None:
+    """There it is an empty file, which stays, and the namespace with it."""
+    out = run(
+        """
+        import sys
+        from registry import ClosedNetNSError, NetNS, kernel
+        kernel.unshare(0x20000)  # CLONE_NEWNS
+        kernel.umount(sys.argv[1], 0)
+        try:
+            NetNS.load(sys.argv[1])
+        except ClosedNetNSError as error:
+            print("is no namespace" in str(error))
+        """.replace("kernel.umount", "kernel.mount('', '/', 'none', 0x44000); kernel.umount"),
+        made.path,
+    )
+    assert "True" == out.strip()
+    assert not made.closed
+
+
+# do
+
+
+def test_do_runs_inside_and_leaves_the_caller_outside(made: NetNS) -> None:
+    """In a thread of its own, from any thread, and with the caller's context."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    variable.set("seen")
+    outside = inside()
+    within = made.do(lambda: (inside(), variable.get(), threading.get_ident()))
+    assert outside != within[0]
+    assert ("seen", outside) == (within[1], inside())
+    assert threading.get_ident() != within[2]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: (made.do(inside), inside()), range(40)))
+    assert {(within[0], outside)} == set(found)
+
+
+def test_do_raises_what_its_function_raises(made: NetNS) -> None:
+    """The very exception, BaseException and OSError included."""
+    for error in (ValueError("no"), OSError(errno.EIO, "x"), SystemExit(3), KeyboardInterrupt()):
+
+        def fail(error: BaseException = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            made.do(fail)
+        assert caught.value is error
+
+
+def test_do_can_be_nested(base_dir: str, made: NetNS) -> None:
+    """From inside one into another, and back."""
+    other = NetNS.create(f"{base_dir}/other")
+    first, second, again = made.do(lambda: (inside(), other.do(inside), inside()))
+    assert first == again
+    assert {made.do(inside), other.do(inside)} == {first, second}
+
+
+def test_a_process_started_inside_lives_inside(made: NetNS) -> None:
+    """And keeps living there when the path is removed."""
+    process = made.do(lambda: subprocess.Popen(["sleep", "1000"]))
+    try:
+        assert made.do(inside) == os.readlink(f"/proc/{process.pid}/ns/net")
+        made.remove()
+        assert made.closed
+        assert None is process.poll()
+    finally:
+        process.kill()
+        process.wait()
+
+
+# remove
+
+
+def test_remove_is_idempotent(made: NetNS) -> None:
+    """A second time, an unmounted one, one whose directory is gone."""
+    made.remove()
+    made.remove()
+    Path(made.path).touch()  # what a reboot leaves where /run is on disk
+    made.remove()
+    assert not os.path.lexists(made.path)
+    subprocess.run(["umount", os.path.dirname(made.path)], check=True)
+    os.rmdir(os.path.dirname(made.path))
+    made.remove()
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "uts"])
+def test_remove_leaves_alone_what_is_not_its(made: NetNS, what: str) -> None:
+    """A file with something in it, a directory, a namespace of another type."""
+    made.remove()
+    if what == "file":
+        Path(made.path).write_text("mine")
+    elif what == "directory":
+        os.mkdir(made.path)
+    else:
+        Path(made.path).touch()
+        kernel.mount("/proc/self/ns/uts", made.path, "none", kernel.MS_BIND)
+    before = os.lstat(made.path)
+    made.remove()
+    assert before == os.lstat(made.path)
+
+
+def test_remove_takes_it_away_as_often_as_it_was_mounted(made: NetNS) -> None:
+    """Twice at one path."""
+    kernel.mount(made.path, made.path, "none", kernel.MS_BIND)
+    made.remove()
+    assert not os.path.lexists(made.path)
+
+
+def test_many_threads_remove_one_namespace_at_once(base_dir: str) -> None:
+    """All succeed, and it is gone."""
+    for n in range(20):
+        made = NetNS.create(f"{base_dir}/n{n}")
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _, made=made: made.remove(), range(8)))
+        assert not os.path.lexists(made.path)
+
+
+def test_50_threads_create_and_remove_at_once(base_dir: str) -> None:
+    """50 namespaces, all different, none left."""
+    barrier = threading.Barrier(50)
+
+    def live(n: int) -> tuple[int | None, str]:
+        barrier.wait()
+        made = NetNS.create(f"{base_dir}/n{n}")
+        seen = made.do(inside)
+        number = made.identity.number
+        made.remove()
+        return number, seen
+
+    with ThreadPoolExecutor(50) as pool:
+        found = list(pool.map(live, range(50)))
+    assert 50 == len({number for number, _ in found})
+    assert inside() not in {seen for _, seen in found}
+    assert [] == os.listdir(base_dir)
+
+
+def test_a_path_may_hold_any_character(base_dir: str) -> None:
+    """Spaces, backslashes, letters beyond ASCII."""
+    made = NetNS.create(f"{base_dir}/a b\\ ünï 日本")
+    assert not NetNS.load(made.path).closed
+    made.remove()
+    assert [] == os.listdir(base_dir)
+
+
+# identity and look
+
+
+def test_identities_without_a_number_are_compared_by_inode() -> None:
+    """And say so; boots are compared first."""
+    one = NetNSIdentity("boot", 7, 70, 1)
+    assert one.same_as(replace(one, mount_ns=2, inode=71))
+    assert not one.same_as(replace(one, number=8))
+    assert not one.same_as(replace(one, boot_id="other"))
+    assert one.same_as(replace(one, number=None))
+    assert not one.same_as(replace(one, number=None, inode=71))
+    assert one.by_inode_only(replace(one, number=None))
+    assert not one.by_inode_only(one)
+
+
+def test_the_number_is_the_cookie_of_a_socket_inside(made: NetNS) -> None:
+    """So what an older kernel tells by a socket is what a newer one tells by ioctl."""
+
+    def cookie() -> int:
+        with socket.socket() as probe:
+            option = probe.getsockopt(socket.SOL_SOCKET, kernel.SO_NETNS_COOKIE, 8)
+        return int(struct.unpack("=Q", option)[0])
+
+    with open(made.path, "rb") as file:
+        assert made.identity.number == netns._cookie(file.fileno()) == made.do(cookie)
+        if kernel.namespace_number(file.fileno()) is None:
+            pytest.skip("this kernel has no NS_GET_ID to compare with")
+        assert made.identity.number == kernel.namespace_number(file.fileno())
+
+
+def test_a_look_takes_no_lock_and_no_reference(made: NetNS) -> None:
+    """A namespace that is looked at without pause can be removed."""
+    sight = netns.look(made.path, Vantage.here())
+    assert Presence.OPEN is sight.presence
+    with open(os.path.dirname(made.path) + "/lock", "w", encoding="utf-8") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert Presence.OPEN is netns.look(made.path, Vantage.here()).presence
+    made.remove()
+    assert Presence.ABSENT is netns.look(made.path, Vantage.here()).presence
+    assert stat.S_ISDIR(os.stat(os.path.dirname(made.path)).st_mode)
+
+
+def test_descriptors_are_not_inherited(made: NetNS, sleeper: Sleeper) -> None:
+    """A process that is started while namespaces come and go has none of them open."""
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            netns.look(made.path, Vantage.here())
+            made.do(inside)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(10):
+            pid = sleeper().pid
+            opened = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            assert not [target for target in opened if "net" in target]
+    finally:
+        stop.set()
+        thread.join()

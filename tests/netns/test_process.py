@@ -1,0 +1,161 @@
+"""Which process a pid names, and whether it runs, on the real kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry import kernel, process
+from registry.kernel import Vantage
+from registry.process import Life
+from tests.netns.conftest import Sleeper
+from tests.tools import run
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def here() -> Vantage:
+    """Return from where this test looks."""
+    return Vantage.here()
+
+
+def test_a_running_process_is_known_again(here: Vantage, sleeper: Sleeper) -> None:
+    """Ourselves, init, a child."""
+    for pid in (os.getpid(), 1, sleeper().pid):
+        identity = process.identify(pid, here)
+        assert identity is not None
+        assert (pid, here.boot_id) == (identity.pid, identity.boot_id)
+        assert Life.RUNNING is process.look(identity, here).life
+
+
+@pytest.mark.parametrize("reaped", [True, False], ids=["gone", "zombie"])
+def test_a_process_that_ended_is_gone(here: Vantage, sleeper: Sleeper, reaped: bool) -> None:
+    """A zombie too, which keeps its /proc/PID; neither can be identified any more."""
+    child = sleeper()
+    identity = process.identify(child.pid, here)
+    assert identity is not None
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    if reaped:
+        child.wait()
+    assert reaped != os.path.exists(f"/proc/{child.pid}")
+    assert Life.GONE is process.look(identity, here).life
+    assert None is process.identify(child.pid, here)
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**22 + 1, 2**31 - 1, 2**40])
+def test_a_pid_that_names_nothing_has_no_identity(here: Vantage, pid: int) -> None:
+    """Nor does looking for one raise."""
+    assert None is process.identify(pid, here)
+    identity = process.identify(os.getpid(), here)
+    assert identity is not None
+    assert Life.GONE is process.look(replace(identity, pid=pid), here).life
+
+
+def test_another_process_of_that_pid_is_not_it(here: Vantage) -> None:
+    """Told by the inode of its pidfd, and by its start time where there is none."""
+    identity = process.identify(os.getpid(), here)
+    assert identity is not None
+    assert identity.inode is not None
+    assert identity.start_time is not None
+    other = replace(identity, inode=identity.inode + 1)
+    assert Life.GONE is process.look(other, here).life
+    by_time = replace(identity, inode=None)
+    assert Life.RUNNING is process.look(by_time, here).life
+    later = replace(by_time, start_time=identity.start_time + 1)
+    assert Life.GONE is process.look(later, here).life
+
+
+def test_another_boot_or_namespace_is_told_before_the_pid(here: Vantage) -> None:
+    """Booted since: gone. In another pid or time namespace: not to be seen from here."""
+    identity = process.identify(os.getpid(), here)
+    assert identity is not None
+    other = "00000000-0000-4000-8000-000000000000"
+    assert Life.GONE is process.look(replace(identity, boot_id=other), here).life
+    assert Life.UNSEEN is process.look(replace(identity, pid_ns=1), here).life
+    assert Life.UNSEEN is process.look(replace(identity, time_ns=1), here).life
+
+
+def test_a_pid_without_an_identity_is_taken_as_it_is(here: Vantage) -> None:
+    """Nobody noted which process it was: running is all that can be said."""
+    identity = process.identify(os.getpid(), here)
+    assert identity is not None
+    bare = replace(identity, inode=None, start_time=None)
+    assert Life.RUNNING is process.look(bare, here).life
+
+
+def test_a_name_with_spaces_and_parentheses_is_no_hindrance(tmp_path: Path, here: Vantage) -> None:
+    """The start time is found behind the last parenthesis."""
+    odd = tmp_path / "a) 1 (b c"
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    shutil.copy(sleep, odd)
+    with subprocess.Popen([odd, "1000"]) as child:
+        identity = process.identify(child.pid, here)
+        child.kill()
+    ours = process.identify(os.getpid(), here)
+    assert identity is not None
+    assert ours is not None
+    assert identity.start_time is not None
+    assert ours.start_time is not None
+    assert identity.start_time >= ours.start_time
+
+
+def test_a_hidden_process_is_unseen_where_only_its_start_time_would_tell(here: Vantage) -> None:
+    """/proc with hidepid: the pid is there, its start time is not to be read."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting /proc needs root")
+    out = run(
+        """
+        import os, subprocess
+        from dataclasses import replace
+        from registry import kernel, process
+        from registry.kernel import Vantage
+        kernel.unshare(0x20000)  # CLONE_NEWNS
+        kernel.mount("", "/", "none", 0x44000)  # private
+        identity = replace(process.identify(os.getppid(), Vantage.here()), inode=None)
+        subprocess.run(["mount", "-t", "tmpfs", "hidden", f"/proc/{os.getppid()}"], check=True)
+        print(process.look(identity, Vantage.here()).life.name)
+        """
+    )
+    assert "UNSEEN" == out.strip()
+
+
+def test_the_namespace_of_a_process_is_found_wherever_it_is_mounted() -> None:
+    """Ours by number; of a pid that is gone nothing."""
+    with open("/proc/self/ns/net", "rb") as file:
+        expected = kernel.namespace_number(file.fileno())
+    assert expected == process.net_namespace_of(os.getpid())
+    assert None is process.net_namespace_of(2**22 + 1)
+
+
+def test_the_vantage_is_the_threads_own() -> None:
+    """The boot id is the kernel's; another mount namespace is another vantage."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        assert file.read().strip() == Vantage.here().boot_id
+    assert Vantage.here() == Vantage.here()
+    if os.geteuid() != 0:
+        pytest.skip("another mount namespace needs root")
+    out = run(
+        """
+        import threading
+        from registry import kernel
+        from registry.kernel import Vantage
+        before, seen = Vantage.here(), []
+        def elsewhere():
+            kernel.unshare(0x20000 | 0x200)  # CLONE_NEWNS, CLONE_FS
+            seen.append(Vantage.here())
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        print(before.mount_ns != seen[0].mount_ns, before.pid_ns == seen[0].pid_ns,
+              before == Vantage.here())
+        """
+    )
+    assert "True True True" == out.strip()
