@@ -1,0 +1,91 @@
+"""Tries the wheel where nothing of the checkout can be imported; `make wheel` runs it with -I.
+
+Not a pytest module: in that environment there is no pytest.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+
+import registry
+from registry import Metadata, State, Status, Store
+
+BIN = os.path.dirname(sys.executable)
+PACKAGE = os.path.dirname(registry.__file__)
+
+
+def run(program: str, *args: str) -> str:
+    """Run an installed program, which must succeed, and return what it printed."""
+    done = subprocess.run(
+        [os.path.join(BIN, program), *args], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{program} {args}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def contents() -> None:
+    """The package is the installed one, and whole."""
+    assert PACKAGE.startswith(sys.prefix), PACKAGE
+    for name in ("py.typed", "alembic.ini", "migrations/env.py", "cri/sandbox_config_pb2.pyi"):
+        assert os.path.exists(os.path.join(PACKAGE, name)), name
+    requirements = importlib.metadata.requires("sandbox-registry") or []
+    needed = {item.split(">")[0].split("<")[0] for item in requirements if "extra" not in item}
+    assert needed == {"alembic", "protobuf", "pyroute2", "sqlalchemy"}, needed
+
+
+def recover(path: str) -> None:
+    """A registry is created, opened again without what is slow, and reconciled."""
+    with Store.open(path) as store:
+        store.add(Metadata("a", "a", None, netns_path="/run/netns/none"), Status(State.READY))
+        store.add(Metadata("b", "b", None), Status(State.READY))
+    code = (
+        "import sys; from registry import Store; s = Store.open(sys.argv[1], reconcile=False);"
+        "s.list(); s.close(); sys.exit(any(m in sys.modules for m in ('alembic', 'pyroute2')))"
+    )
+    run("python", "-I", "-c", code, path)
+    with Store.open(path) as store:
+        assert store.recovery is not None
+        assert [finding.reason for finding in store.recovery.findings] == ["NetNSClosed"]
+        store.get("b").status.update(lambda old: replace(old, message="still"))
+        assert store.check() == []
+
+
+def upgrade(path: str) -> None:
+    """An empty file becomes a registry by `open`, and by the shipped alembic.ini."""
+    with open(path, "wb"):
+        pass
+    Store.open(path).close()
+    ini = os.path.join(PACKAGE, "alembic.ini")
+    other = f"{path}.other"
+    run("alembic", "-c", ini, "-x", f"db={other}", "upgrade", "head")
+    assert "(head)" in run("alembic", "-c", ini, "-x", f"db={other}", "current")
+    Store.open(other).close()
+
+
+def command_line(path: str) -> None:
+    """The program is installed and reads what the library wrote."""
+    assert "reconcile" in run("sandbox-registry", "--help")
+    assert "SANDBOX_NOTREADY" in run("sandbox-registry", "--db", path, "list", "--json")
+    assert "no violations" in run("sandbox-registry", "--db", path, "check")
+
+
+def main() -> None:
+    """Run all of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/registry.db"
+        contents()
+        recover(path)
+        upgrade(f"{folder}/empty.db")
+        command_line(path)
+    version = importlib.metadata.version("sandbox-registry")
+    print(f"the wheel of sandbox-registry {version} works on Python {sys.version.split()[0]}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
