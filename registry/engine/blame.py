@@ -1,0 +1,64 @@
+"""Who stands in the way of a write: a thread of ours, a process, or one that knows no turnstile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import UTC, datetime
+
+from registry.engine import paths
+from registry.engine.transaction import Transaction
+from registry.engine.turnstile import Holder
+from registry.errors import UnavailableError
+
+
+def unavailable(
+    doing: str, path: str, timeout: float, ours: Transaction | None, holder: Holder | None
+) -> UnavailableError:
+    """Return the error of a write that waited too long.
+
+    Args:
+        doing: what waited.
+        path: the database.
+        timeout: seconds that it waited.
+        ours: the transaction that is open in this process, if one is.
+        holder: who holds the turnstile; None when it is a stranger to it that has the lock.
+    """
+    if ours is not None:
+        who, since = f"thread {ours.thread.name!r} (doing: {ours.doing})", ours.since
+    elif holder is None or holder.pid == os.getpid():
+        who, since = _stranger(f"{path}-shm"), 0
+    else:
+        who, since = f"process {holder.pid}{_name_of(holder.pid)}", holder.since
+    when = f" since {datetime.fromtimestamp(since / 1e9, UTC).isoformat()}" if since else ""
+    return UnavailableError(
+        f"{doing}: waited {timeout:g} s for {path!r}, which {who} has been writing{when}; "
+        "try again, or see what keeps it",
+        path=path,
+        holder=who,
+        since=since,
+        timeout=timeout,
+    )
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return f" ({file.read().strip()})"
+    except OSError:
+        return ""
+
+
+def _stranger(shm: str) -> str:
+    """Name the process that holds SQLite's own write lock, as the kernel lists it.
+
+    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK).
+    """
+    found = paths.identity(shm)
+    with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            _, _, _, kind, pid, where, start, *_ = line.split()
+            inode = int(where.rsplit(":", 1)[1])
+            if kind == "WRITE" and start == "120" and found and inode == found[1]:
+                return f"process {pid}{_name_of(int(pid))}, which is no registry,"
+    return "an unknown process, which is no registry,"

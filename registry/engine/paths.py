@@ -1,0 +1,111 @@
+"""The files themselves, without opening the database: `stat` is fine, a stray `close()` is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from registry.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ReadOnlyError,
+    RegistryError,
+    ResourceExhaustedError,
+)
+
+
+def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
+    """Return the real path of the database at *path*; its directories are made if *create*.
+
+    Raises:
+        RegistryError: with what is wrong with the path, and what to do.
+    """
+    text: object = os.fspath(path)
+    if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
+        raise InvalidArgumentError(
+            f"open registry {text!r}: it is no path of a file", field="path", value=text
+        )
+    real = os.path.realpath(text)
+    try:
+        found = os.stat(real)
+    except FileNotFoundError as error:
+        if not create:
+            raise NotFoundError(
+                f"open registry {real!r}: there is no such file; is its disk mounted?", path=real
+            ) from error
+        _make_directories(os.path.dirname(real))
+    except OSError as error:
+        raise FailedPreconditionError(f"open registry {real!r}: {error.strerror}") from error
+    else:
+        if not stat.S_ISREG(found.st_mode):
+            what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise InvalidArgumentError(
+                f"open registry {real!r}: it is {what}; name a file in it, such as "
+                f"{os.path.join(real, 'registry.db')!r}",
+                field="path",
+                value=real,
+            )
+        if found.st_size == 0 and not create:
+            raise NotFoundError(
+                f"open registry {real!r}: the file is empty; open it with create=True to begin one",
+                path=real,
+            )
+    return real
+
+
+def _make_directories(directory: str) -> None:
+    """Make *directory* and what is missing above it, with mode 0700 under any umask."""
+    if os.path.isdir(directory):
+        return
+    _make_directories(os.path.dirname(directory))
+    try:
+        os.mkdir(directory, 0o700)
+        os.chmod(directory, 0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"open registry: make directory {directory!r}: {error.strerror}"
+        ) from error
+
+
+def create_file(path: str) -> None:
+    """Make an empty file of mode 0600 if there is none; SQLite would follow the umask."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise refused(path, "create the file", error) from error
+    # The only close of the file that is not SQLite's: it has not seen the file yet.
+    os.fchmod(fd, 0o600)
+    os.close(fd)
+
+
+def refused(path: str, what: str, error: OSError) -> RegistryError:
+    """Return the error of this package for one of the system's, met while opening."""
+    message = f"open registry {path!r}: {what}: {error.strerror}"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ResourceExhaustedError(f"{message}; free some space", path=path)
+    if error.errno == errno.EROFS:
+        return ReadOnlyError(f"{message}; open it with read_only=True", path=path)
+    return FailedPreconditionError(message)
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Return which file is at *path*; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def size(path: str) -> int:
+    """Return the bytes of the file at *path*; 0 when there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

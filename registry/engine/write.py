@@ -1,0 +1,83 @@
+"""A write transaction as the body of a `with`."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from registry.engine.file import Engine
+from registry.engine.transaction import Transaction
+from registry.errors import FailedPreconditionError
+
+
+class Write:
+    """Makes its body one write transaction, or a savepoint of the one its owner has open.
+
+    All that it waits for, it waits for no longer than *timeout* seconds in all.
+    """
+
+    def __init__(self, engine: Engine, doing: str, timeout: float) -> None:
+        """Remember what to begin; *doing* is what, for messages."""
+        self._engine, self._doing, self._timeout = engine, doing, timeout
+        self._nested = False
+
+    def __enter__(self) -> Transaction:
+        engine, self._transaction = self._engine, self._engine.new_transaction(self._doing)
+        outer = engine.transaction
+        if outer is not None and outer.owner is self._transaction.owner:
+            self._enter_nested(outer)
+        elif outer is not None and outer.thread is threading.current_thread():
+            raise FailedPreconditionError(
+                f"{self._doing}: another task of this thread has a transaction open "
+                f"({outer.doing}); end it before awaiting, or write from another thread"
+            )
+        else:
+            try:
+                engine.begin(self._transaction, self._timeout)
+            except BaseException:
+                engine.end(self._transaction)
+                raise
+        return self._transaction
+
+    def _enter_nested(self, outer: Transaction) -> None:
+        self._nested, self._transaction = True, outer
+        try:
+            outer.begin_nested(self._doing)
+        except BaseException as error:
+            outer.end_nested(error)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        engine, transaction = self._engine, self._transaction
+        if self._nested:
+            engine.require_open(self._doing)
+            transaction.end_nested(error)
+            return
+        try:
+            if error is None:
+                engine.commit(transaction)
+        finally:
+            # An interrupt that strikes in here makes us begin again, not give up half-way.
+            try:
+                self._finish()
+            except BaseException:
+                self._finish()
+                raise
+
+    def __del__(self) -> None:
+        # Where a signal handler's exception struck before the first bytecode of __exit__.
+        transaction = getattr(self, "_transaction", None)
+        if transaction is not None and not self._nested:
+            self._engine.end(transaction)
+
+    def _finish(self) -> None:
+        engine, transaction = self._engine, self._transaction
+        committed = transaction.committing and not transaction.connection.in_transaction
+        engine.end(transaction)
+        if committed:
+            transaction.run_effects()
