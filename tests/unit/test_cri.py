@@ -21,7 +21,6 @@ from registry.cri import PodSandboxConfig, sandbox_config_pb2
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
-SHARED = ROOT.parent / "shared" / "data"
 PACKAGE = "sandbox_registry.cri.v1"
 PROTO = "registry/cri/sandbox_config.proto"
 
@@ -85,20 +84,10 @@ def shown_values(enum: EnumDescriptorProto) -> list[list[Any]]:
 
 
 def samples() -> list[Any]:
-    """Return each config that containerd was sent: our copies, then the shared data if it is there.
-
-    The shared data lies beside the checkout and may hold more than was copied.
-    """
-    found = []
-    for folder, origin in ((DATA, "copy"), (SHARED, "shared")):
-        files = sorted((folder / "containerd").glob("*.config.pb"))
-        for file in files:
-            name = file.name.removesuffix(".config.pb")
-            found.append(pytest.param(file, id=f"{origin}-{name}"))
-        if not files:
-            skip = pytest.mark.skip(reason=f"there is no {folder}/containerd/*.config.pb")
-            found.append(pytest.param(folder, id=origin, marks=skip))
-    return found
+    """Return each config that containerd was sent."""
+    files = sorted((DATA / "containerd").glob("*.config.pb"))
+    assert files
+    return [pytest.param(file, id=file.name.removesuffix(".config.pb")) for file in files]
 
 
 def load_both(first: str, package: str) -> subprocess.CompletedProcess[bytes]:
