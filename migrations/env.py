@@ -10,7 +10,7 @@ import sqlalchemy
 from alembic import context
 
 from registry import migrate, schema
-from registry.engine import attach
+from registry.engine import Write, attach
 from registry.errors import InvalidArgumentError
 
 
@@ -35,7 +35,7 @@ def run_on_path() -> None:
     )
     try:
         with (
-            engine.write("run alembic", 30) as transaction,
+            Write(engine, "run alembic", 30) as transaction,
             migrate.alchemy(transaction.connection) as connection,
         ):
             run(connection)

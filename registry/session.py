@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from registry import changes, netns, process, rows
 from registry.changes import Author
-from registry.engine import Engine, Transaction
+from registry.engine import Engine, Transaction, Write
 from registry.errors import RegistryError, StoreClosedError
 from registry.kernel import Vantage
 from registry.live import Live, lives_of
@@ -54,7 +54,7 @@ class Session:
     def write(self, doing: str) -> AbstractContextManager[Transaction]:
         """Return a context manager whose body is a write transaction, or a part of one."""
         self.require_open(doing)
-        return self.engine.write(doing, self._timeout)
+        return Write(self.engine, doing, self._timeout)
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query: of the caller's open transaction, else as committed."""
@@ -127,7 +127,7 @@ class Session:
             of_process = process.identify(row.pid, vantage) if row.pid else None
             if of_netns is not None or of_process is not None:
                 remaining = max(0.0, deadline - time.monotonic())
-                with self.engine.write(doing, remaining) as transaction:
+                with Write(self.engine, doing, remaining) as transaction:
                     changes.note(transaction, row, of_netns, of_process)
         except RegistryError as error:
             log.warning("%s", error)

@@ -71,7 +71,7 @@ class Mutex:
             return holder
         return None
 
-    def acquire(self, holder: object, deadline: float) -> bool:
+    def acquire(self, holder: object, deadline: float | None) -> bool:
         """Wait until *holder* holds it, and tell whether it does before *deadline*.
 
         After an exception the caller releases it, whether it was held or not.

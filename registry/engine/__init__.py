@@ -1,12 +1,16 @@
 """The file: one place that begins and ends write transactions, one place that reads.
 
 driver        connections as we want them, driver errors as we raise them
+paths         the files themselves, looked at by stat alone
 turnstile     the lock between processes
 transaction   whose turn it is in this process
+blame         who stands in the way
 file          the engine: all of it for one database file, shared by the Stores of a process
+write         a write transaction as the body of a `with`
 """
 
 from registry.engine.file import Engine, attach
 from registry.engine.transaction import Transaction
+from registry.engine.write import Write
 
-__all__ = ["Engine", "Transaction", "attach"]
+__all__ = ["Engine", "Transaction", "Write", "attach"]

@@ -21,26 +21,22 @@ import ctypes
 import logging
 import os
 import sqlite3
-import stat
-import threading
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from registry.engine import driver
+from registry.engine.blame import unavailable
 from registry.engine.driver import translate
+from registry.engine.paths import create_file, identity, refused, resolve, size
 from registry.engine.transaction import Transaction, current_owner
 from registry.engine.turnstile import Turnstile
 from registry.errors import (
     CommitUnknownError,
     DataLossError,
     FailedPreconditionError,
-    InvalidArgumentError,
-    NotFoundError,
     ReadOnlyError,
     RegistryError,
-    ResourceExhaustedError,
     StoreClosedError,
     UnavailableError,
 )
@@ -48,7 +44,6 @@ from registry.waiting import Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
 
 log = logging.getLogger("registry")
 
@@ -60,7 +55,7 @@ RETRY: Final = 0.005
 """Seconds between two looks at a lock that a stranger to the turnstile holds."""
 
 _engines: dict[tuple[str, bool], Engine] = {}
-_opening = threading.Lock()
+_gates: dict[tuple[str, bool], Mutex] = {}
 _open_at_fork: set[str] = set()
 
 
@@ -85,8 +80,18 @@ def attach(
     Raises:
         RegistryError: with what is wrong with the file, and what to do.
     """
-    real = _resolve(path, create=create and not read_only)
-    with _opening:
+    real = resolve(path, create=create and not read_only)
+    deadline = time.monotonic() + timeout
+    with _gate(real, read_only=read_only, deadline=deadline) as entered:
+        if not entered:
+            who = "another thread of this process"
+            raise UnavailableError(
+                f"open registry {real!r}: waited {timeout:g} s for {who}, which is opening or "
+                "closing it; try again",
+                path=real,
+                holder=who,
+                timeout=timeout,
+            )
         if real in _open_at_fork:
             raise StoreClosedError(
                 f"open registry {real!r}: it was open when this process was forked, and SQLite "
@@ -96,60 +101,21 @@ def attach(
         engine = _engines.get((real, read_only))
         if engine is None:
             engine = Engine(real, read_only=read_only, guard=guard)
-            engine.open(prepare, timeout)
+            engine.open(prepare, timeout, deadline)
             _engines[real, read_only] = engine
+        engine.require_same_file("open registry")
         engine.users += 1
         return engine
 
 
-def _resolve(path: str | os.PathLike[str], *, create: bool) -> str:
-    text: object = os.fspath(path)
-    if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
-        raise InvalidArgumentError(
-            f"open registry {text!r}: it is no path of a file", field="path", value=text
-        )
-    real = os.path.realpath(text)
+@contextlib.contextmanager
+def _gate(path: str, *, read_only: bool, deadline: float | None) -> Iterator[bool]:
+    """Let one thread at a time open or close a file; False when *deadline* passed before."""
+    mutex, visitor = _gates.setdefault((path, read_only), Mutex()), object()
     try:
-        found = os.stat(real)
-    except FileNotFoundError as error:
-        if not create:
-            raise NotFoundError(
-                f"open registry {real!r}: there is no such file; is its disk mounted?", path=real
-            ) from error
-        _make_directories(os.path.dirname(real))
-    except OSError as error:
-        raise FailedPreconditionError(f"open registry {real!r}: {error.strerror}") from error
-    else:
-        if not stat.S_ISREG(found.st_mode):
-            what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
-            raise InvalidArgumentError(
-                f"open registry {real!r}: it is {what}; name a file in it, such as "
-                f"{os.path.join(real, 'registry.db')!r}",
-                field="path",
-                value=real,
-            )
-        if found.st_size == 0 and not create:
-            raise NotFoundError(
-                f"open registry {real!r}: the file is empty; open it with create=True to begin one",
-                path=real,
-            )
-    return real
-
-
-def _make_directories(directory: str) -> None:
-    """Make *directory* and what is missing above it, with mode 0700 under any umask."""
-    if os.path.isdir(directory):
-        return
-    _make_directories(os.path.dirname(directory))
-    try:
-        os.mkdir(directory, 0o700)
-        os.chmod(directory, 0o700)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise FailedPreconditionError(
-            f"open registry: make directory {directory!r}: {error.strerror}"
-        ) from error
+        yield mutex.acquire(visitor, deadline)
+    finally:
+        mutex.release(visitor)
 
 
 class Engine:
@@ -176,7 +142,9 @@ class Engine:
 
     # Opening and closing.
 
-    def open(self, prepare: Callable[[sqlite3.Connection], None], timeout: float) -> None:
+    def open(
+        self, prepare: Callable[[sqlite3.Connection], None], timeout: float, deadline: float
+    ) -> None:
         """Open the file, under the lock from before the first PRAGMA on."""
         if sqlite3.sqlite_version_info < driver.OLDEST_SQLITE:
             raise FailedPreconditionError(
@@ -186,11 +154,10 @@ class Engine:
         if self.read_only:
             self._open_read_only(prepare, timeout)
             return
-        deadline = time.monotonic() + timeout
         try:
             self._turnstile = Turnstile(self.path)
         except OSError as error:
-            raise self._os_error("make the lock files beside it", error) from error
+            raise refused(self.path, "make the lock files beside it", error) from error
         try:
             if not self._turnstile.acquire(deadline):
                 raise self._busy("open registry", timeout)  # noqa: TRY301 - as the calls beside it
@@ -207,8 +174,8 @@ class Engine:
         self, prepare: Callable[[sqlite3.Connection], None], deadline: float, timeout: float
     ) -> None:
         doing = f"open registry {self.path!r}"
-        self._create_file()
-        before = _identity(self.path)
+        create_file(self.path)
+        before = identity(self.path)
         with driver.driver_errors(doing, self.path):
             remaining = max(0.0, deadline - time.monotonic())
             writer = driver.connect(self.path, "rw", driver.SETUP, busy_timeout=remaining)
@@ -217,7 +184,7 @@ class Engine:
                 # From now on `_begin_immediate` waits, for a stranger to the turnstile.
                 writer.execute("PRAGMA busy_timeout = 0")
                 self._begin_immediate(writer, doing, deadline, timeout)
-                self._files = (_identity(self.path), _identity(f"{self.path}-wal"))
+                self._files = (identity(self.path), identity(f"{self.path}-wal"))
                 writer.execute("ROLLBACK")
             except BaseException:
                 writer.close()
@@ -227,26 +194,6 @@ class Engine:
             raise self._replaced("open registry")
         self._writer = writer
         self._connections.add(writer)
-
-    def _create_file(self) -> None:
-        """Make an empty file of mode 0600; SQLite would follow the umask."""
-        try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            return
-        except OSError as error:
-            raise self._os_error("create the file", error) from error
-        # The only close of the file that is not SQLite's: it has not seen the file yet.
-        os.fchmod(fd, 0o600)
-        os.close(fd)
-
-    def _os_error(self, what: str, error: OSError) -> RegistryError:
-        message = f"open registry {self.path!r}: {what}: {error.strerror}"
-        if error.errno in _NO_SPACE:
-            return ResourceExhaustedError(f"{message}; free some space", path=self.path)
-        if error.errno in _READ_ONLY:
-            return ReadOnlyError(f"{message}; open it with read_only=True", path=self.path)
-        return FailedPreconditionError(message)
 
     def _open_read_only(
         self, prepare: Callable[[sqlite3.Connection], None], timeout: float
@@ -264,7 +211,7 @@ class Engine:
             reader = self._open_immutable(prepare, error)
         except sqlite3.Error as error:
             raise translate(error, f"open registry {self.path!r}", self.path) from error
-        self._files = (_identity(self.path), None)
+        self._files = (identity(self.path), None)
         self._connections.add(reader)
         self._idle.append(reader)
 
@@ -275,7 +222,7 @@ class Engine:
 
         A log that is there holds what is newer than the file: it must not be passed over.
         """
-        if _size(f"{self.path}-wal"):
+        if size(f"{self.path}-wal"):
             raise ReadOnlyError(
                 f"open registry {self.path!r}: its log holds changes that cannot be read without "
                 "writing beside it; make the file system writable, or copy the three files",
@@ -293,7 +240,7 @@ class Engine:
         """Leave the engine; the last user closes it, within about *timeout* seconds."""
         if self._closed:
             return
-        with _opening:
+        with _gate(self.path, read_only=self.read_only, deadline=None):
             self.users -= 1
             if self.users or self._closed:
                 return
@@ -349,6 +296,15 @@ class Engine:
         if self._closed:
             raise StoreClosedError(f"{doing}: the store is closed, {self._closed}", path=self.path)
 
+    def require_same_file(self, doing: str) -> None:
+        """Raise unless the file at the path is the one that is open.
+
+        Raises:
+            DataLossError: it was removed or replaced.
+        """
+        if identity(self.path) != self._files[0]:
+            raise self._replaced(doing)
+
     def own_transaction(self) -> Transaction | None:
         """Return the open transaction if it is the caller's."""
         transaction = self.transaction
@@ -399,9 +355,11 @@ class Engine:
                 self.path, mode, driver.READER_SETUP, busy_timeout=5, immutable=self._immutable
             )
         self._connections.add(connection)
-        if _identity(self.path) != self._files[0]:
+        try:
+            self.require_same_file(doing)
+        except DataLossError:
             self._close_connection(connection)
-            raise self._replaced(doing)
+            raise
         return connection
 
     def _give_back(self, connection: driver.Connection) -> None:
@@ -415,14 +373,6 @@ class Engine:
             self._idle.append(connection)
 
     # Writing.
-
-    def write(self, doing: str, timeout: float) -> Write:
-        """Return a context manager whose body is one write transaction, or a part of one.
-
-        It joins the transaction that the same owner has open as a savepoint. All that it waits
-        for, it waits for no longer than *timeout* seconds in all.
-        """
-        return Write(self, doing, timeout)
 
     def begin(self, transaction: Transaction, timeout: float) -> None:
         """Take the mutex, the turnstile and SQLite's write lock, in this order."""
@@ -449,7 +399,7 @@ class Engine:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise translate(error, doing, self.path) from error
                 if time.monotonic() >= deadline:
-                    raise self._busy(doing, timeout, stranger=True) from error
+                    raise unavailable(doing, self.path, timeout, self.transaction, None) from error
                 time.sleep(RETRY)
             else:
                 return
@@ -470,7 +420,7 @@ class Engine:
         except sqlite3.Error as error:
             transaction.committing = False
             self._refused(transaction, error)
-        if (_identity(self.path), _identity(f"{self.path}-wal")) != self._files:
+        if (identity(self.path), identity(f"{self.path}-wal")) != self._files:
             transaction.committing = False
             raise self._replaced(transaction.doing)
         self._bound_log(transaction.connection)
@@ -502,15 +452,15 @@ class Engine:
 
     def _bound_log(self, connection: sqlite3.Connection) -> None:
         """Begin the log anew when it has grown past its bound: passive checkpoints may starve."""
-        size = _size(f"{self.path}-wal")
-        if size <= self._log_bound:
+        logged = size(f"{self.path}-wal")
+        if logged <= self._log_bound:
             return
         with contextlib.suppress(sqlite3.Error):
             connection.execute(f"PRAGMA busy_timeout = {int(RESET_WAIT * 1000)}")
             busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
             connection.execute("PRAGMA busy_timeout = 0")
             # A reader that stays would cost every commit the wait: try again when it has grown.
-            self._log_bound = size + driver.WAL_MAX if busy else driver.WAL_MAX
+            self._log_bound = logged + driver.WAL_MAX if busy else driver.WAL_MAX
 
     def end(self, transaction: Transaction) -> None:
         """Take back what is not committed and let the next one in; harmless when repeated."""
@@ -539,150 +489,24 @@ class Engine:
             raise ReadOnlyError(f"{doing}: {self.path!r} is open read-only", path=self.path)
         return Transaction(self._writer, self.path, doing, self.require_open)
 
+    def _busy(self, doing: str, timeout: float) -> UnavailableError:
+        holder = None if self._turnstile is None else self._turnstile.holder()
+        return unavailable(doing, self.path, timeout, self.transaction, holder)
+
     def _replaced(self, doing: str) -> DataLossError:
         return DataLossError(
             f"{doing}: {self.path!r} or its -wal was removed or replaced while it was open, so "
-            "what is written goes nowhere; find out who did it, and open the store anew",
+            "what is written goes nowhere; find out who did it, close all stores of it in this "
+            "process and open it anew",
             path=self.path,
         )
-
-    def _busy(self, doing: str, timeout: float, *, stranger: bool = False) -> UnavailableError:
-        """Name who stands in the way: a thread of ours, a process, or a stranger to the lock."""
-        ours = self.transaction
-        holder = self._turnstile.holder() if self._turnstile is not None else None
-        if ours is not None:
-            who, since = f"thread {ours.thread.name!r} (doing: {ours.doing})", ours.since
-        elif stranger or holder is None or holder.pid == os.getpid():
-            who, since = _stranger(f"{self.path}-shm"), 0
-        else:
-            who, since = f"process {holder.pid}{_name_of(holder.pid)}", holder.since
-        when = f" since {datetime.fromtimestamp(since / 1e9, UTC).isoformat()}" if since else ""
-        return UnavailableError(
-            f"{doing}: waited {timeout:g} s for {self.path!r}, which {who} has been writing{when}; "
-            "try again, or see what keeps it",
-            path=self.path,
-            holder=who,
-            since=since,
-            timeout=timeout,
-        )
-
-
-class Write:
-    """The body of a `with` as one write transaction, or as a savepoint of the open one."""
-
-    def __init__(self, engine: Engine, doing: str, timeout: float) -> None:
-        """Remember what to begin."""
-        self._engine, self._doing, self._timeout = engine, doing, timeout
-        self._nested = False
-
-    def __enter__(self) -> Transaction:
-        engine, self._transaction = self._engine, self._engine.new_transaction(self._doing)
-        outer = engine.transaction
-        if outer is not None and outer.owner is self._transaction.owner:
-            self._enter_nested(outer)
-        elif outer is not None and outer.thread is threading.current_thread():
-            raise FailedPreconditionError(
-                f"{self._doing}: another task of this thread has a transaction open "
-                f"({outer.doing}); end it before awaiting, or write from another thread"
-            )
-        else:
-            try:
-                engine.begin(self._transaction, self._timeout)
-            except BaseException:
-                engine.end(self._transaction)
-                raise
-        return self._transaction
-
-    def _enter_nested(self, outer: Transaction) -> None:
-        self._nested, self._transaction = True, outer
-        try:
-            outer.begin_nested(self._doing)
-        except BaseException as error:
-            outer.end_nested(error)
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        engine, transaction = self._engine, self._transaction
-        if self._nested:
-            engine.require_open(self._doing)
-            transaction.end_nested(error)
-            return
-        try:
-            if error is None:
-                engine.commit(transaction)
-        finally:
-            # An interrupt that strikes in here makes us begin again, not give up half-way.
-            try:
-                self._finish()
-            except BaseException:
-                self._finish()
-                raise
-
-    def __del__(self) -> None:
-        # Where a signal handler's exception struck before the first bytecode of __exit__.
-        transaction = getattr(self, "_transaction", None)
-        if transaction is not None and not self._nested:
-            self._engine.end(transaction)
-
-    def _finish(self) -> None:
-        engine, transaction = self._engine, self._transaction
-        committed = transaction.committing and not transaction.connection.in_transaction
-        engine.end(transaction)
-        if committed:
-            transaction.run_effects()
 
 
 _ABANDONED: Final = "it belongs to the process that this one was forked from"
-_NO_SPACE: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
-_READ_ONLY: Final = frozenset({30})  # EROFS
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
-def _name_of(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f" ({file.read().strip()})"
-    except OSError:
-        return ""
-
-
-def _stranger(shm: str) -> str:
-    """Name the process that holds SQLite's own write lock, as the kernel lists it.
-
-    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK).
-    """
-    found = _identity(shm)
-    with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
-        for line in locks:
-            _, _, _, kind, pid, where, start, *_ = line.split()
-            inode = int(where.rsplit(":", 1)[1])
-            if kind == "WRITE" and start == "120" and found and inode == found[1]:
-                return f"process {pid}{_name_of(int(pid))}, which is no registry,"
-    return "an unknown process, which is no registry,"
 
 
 def _in_child() -> None:
-    global _opening  # noqa: PLW0603 - another thread may have held it at the fork
-    _opening = threading.Lock()
+    _gates.clear()  # another thread may have held one at the fork
     for engine in _engines.values():
         engine.abandon_in_child()
         _open_at_fork.add(engine.path)

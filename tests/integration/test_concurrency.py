@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from registry import (
     Store,
     UnavailableError,
 )
+from registry.engine import file
 from tests.conftest import OpenStore
 from tests.tools import READY, line, query, running, sandbox, say
 
@@ -286,6 +288,26 @@ def test_open_waits_for_a_stranger_too(path: str) -> None:
         opening = pool.submit(Store.open, path, timeout=30)
         say(child)
         opening.result().close()
+
+
+def test_an_open_that_waits_keeps_back_only_opens_of_the_same_file(
+    path: str, tmp_path: Path
+) -> None:
+    """And those, too, no longer than until their own deadline."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+    with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
+        assert "inside" == line(child)
+        waiting = pool.submit(Store.open, path, timeout=30)
+        while file._gates[path, False].holder is None:
+            time.sleep(0.001)
+        Store.open(tmp_path / "other.db", timeout=5).close()
+        with pytest.raises(UnavailableError, match="another thread") as caught:
+            Store.open(path, timeout=0.1)
+        assert (path, 0.1) == (caught.value.path, caught.value.timeout)
+        assert not waiting.done()
+        say(child)
+        waiting.result().close()
 
 
 def test_one_deadline_covers_all_that_a_write_waits_for(open_store: OpenStore, path: str) -> None:

@@ -315,6 +315,18 @@ def test_a_replaced_database_is_data_loss_before_it_is_acknowledged(
     store.close()
 
 
+def test_a_replaced_database_is_not_opened_as_if_it_were_the_old_one(path: str) -> None:
+    """A Store that comes later shares the file with those that are open, so it must be theirs."""
+    first = Store.open(path)
+    os.rename(path, f"{path}.moved")
+    with pytest.raises(DataLossError, match="close all stores of it") as caught:
+        Store.open(path)
+    assert path == caught.value.path
+    first.close()
+    with Store.open(path) as store:
+        assert [] == store.list()
+
+
 def test_a_removed_log_is_data_loss_before_it_is_acknowledged(path: str) -> None:
     """What is written goes into a log that nobody reads."""
     store = Store.open(path)
