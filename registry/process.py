@@ -131,6 +131,19 @@ def net_namespace_of(pid: int) -> int | None:
         os.close(fd)
 
 
+def living_in(path: str) -> list[int]:
+    """Return the processes, as far as we see them, whose network namespace is mounted at *path*."""
+    wanted, found = os.stat(path), []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            theirs = os.stat(f"/proc/{pid}/ns/net")
+        except OSError:
+            continue
+        if (theirs.st_dev, theirs.st_ino) == (wanted.st_dev, wanted.st_ino):
+            found.append(int(pid))
+    return found
+
+
 def _ended(fd: int) -> bool:
     """Whether the process has exited; a zombie has."""
     poll = select.poll()

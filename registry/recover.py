@@ -6,12 +6,14 @@ what is gone, and namespaces that nobody owns.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from registry import changes, netns, reconcile, rows
+from registry import changes, netns, process, reconcile, rows
+from registry.errors import NetNSError
 from registry.kernel import Vantage
 from registry.live import Container
 from registry.netns import NetNS
@@ -134,6 +136,23 @@ def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> 
     with session.write("remove orphaned network namespaces"):
         for path in find_orphans(session, registry_id, map(os.path.dirname, wanted)):
             if path in wanted:
-                NetNS.load(path).remove()
+                _remove_orphan(path)
                 removed.append(path)
     return removed
+
+
+def _remove_orphan(path: str) -> None:
+    """Remove a namespace unless somebody lives in it.
+
+    A copy of a registry, a backup say, takes for an orphan whatever the original made after it.
+    """
+    orphan = NetNS.load(path)
+    living = process.living_in(path)
+    if living:
+        raise NetNSError(
+            f"remove orphaned network namespace {path!r}: process {living[0]} lives in it; end it "
+            "first if it is nobody's, and make sure that this registry is no copy of another",
+            path=path,
+            errno=errno.EBUSY,
+        )
+    orphan.remove()

@@ -1,7 +1,8 @@
-"""Every verdict of DESIGN section 7, produced for real."""
+"""Every verdict of the reconciler, produced for real."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from registry import Finding, NetNS, Report, State, Status, Store, Verdict, kernel, recover
+from registry import (
+    Finding,
+    NetNS,
+    NetNSError,
+    Report,
+    State,
+    Status,
+    Store,
+    Verdict,
+    kernel,
+    recover,
+)
 from registry import netns as netns_module
 from registry.cri import NamespaceMode
 from tests.conftest import OpenStore
@@ -506,6 +518,25 @@ def test_an_orphan_of_ours_is_reported_and_removed_on_request(
     assert () == store.reconcile().orphans
     for netns in (theirs, cni, owned):
         netns.remove()
+
+
+def test_an_orphan_in_which_a_process_lives_is_kept(
+    store: Store, path: str, base_dir: str, tmp_path: Path
+) -> None:
+    """A copy of the registry would take a running sandbox for an orphan."""
+    copy = tmp_path / "copy.db"
+    execute(path, f"VACUUM INTO '{copy}'")
+    netns = NetNS.create(store.new_netns_path(base_dir))
+    store.add(sandbox("a", netns_path=netns.path), READY)
+    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
+    with Store.open(copy) as other:
+        with pytest.raises(NetNSError, match=f"process {process.pid} lives in it") as caught:
+            other.remove_orphans([netns.path])
+        assert (netns.path, errno.EBUSY) == (caught.value.path, caught.value.errno)
+        assert not netns.closed
+        process.kill()
+        process.wait()
+        assert [netns.path] == other.remove_orphans([netns.path])
 
 
 def test_an_orphan_that_became_somebodys_meanwhile_is_kept(store: Store, base_dir: str) -> None:
