@@ -145,6 +145,10 @@ _KINDS: Final[dict[int, tuple[type[RegistryError], str]]] = {
     sqlite3.SQLITE_NOMEM: (ResourceExhaustedError, "the process is out of memory"),
     sqlite3.SQLITE_TOOBIG: (ResourceExhaustedError, "the value is too large for SQLite"),
     sqlite3.SQLITE_READONLY: (ReadOnlyError, "is the file, or its file system, read-only?"),
+    sqlite3.SQLITE_READONLY_DIRECTORY: (
+        ReadOnlyError,
+        "while nobody has it open, only who can write its directory can read it",
+    ),
     sqlite3.SQLITE_READONLY_DBMOVED: (DataLossError, "the file was moved or removed"),
     sqlite3.SQLITE_CORRUPT: _CORRUPT,
     sqlite3.SQLITE_NOTADB: (DataLossError, "it is no SQLite database; is the path right?"),

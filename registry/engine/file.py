@@ -28,7 +28,14 @@ from weakref import WeakSet
 from registry.engine import driver
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
-from registry.engine.paths import create_file, identity, refused, resolve, size
+from registry.engine.paths import (
+    create_file,
+    identity,
+    on_read_only_file_system,
+    refused,
+    resolve,
+    size,
+)
 from registry.engine.transaction import Transaction, current_owner
 from registry.engine.turnstile import Turnstile
 from registry.errors import (
@@ -157,7 +164,7 @@ class Engine:
         try:
             self._turnstile = Turnstile(self.path)
         except OSError as error:
-            raise refused(self.path, "make the lock files beside it", error) from error
+            raise refused(self.path, "open or make the lock files beside it", error) from error
         try:
             if not self._turnstile.acquire(deadline):
                 raise self._busy("open registry", timeout)  # noqa: TRY301 - as the calls beside it
@@ -198,22 +205,34 @@ class Engine:
     def _open_read_only(
         self, prepare: Callable[[sqlite3.Connection], None], timeout: float
     ) -> None:
-        try:
-            reader = driver.connect(self.path, "ro", driver.READER_SETUP, busy_timeout=timeout)
+        with driver.driver_errors(f"open registry {self.path!r}", self.path):
             try:
-                prepare(reader)
-            except BaseException:
-                reader.close()
-                raise
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
-                raise translate(error, f"open registry {self.path!r}", self.path) from error
-            reader = self._open_immutable(prepare, error)
-        except sqlite3.Error as error:
-            raise translate(error, f"open registry {self.path!r}", self.path) from error
+                reader = self._open_reader(prepare, timeout)
+            except sqlite3.OperationalError as error:
+                # Only there: a file that others may write is not immutable.
+                if not on_read_only_file_system(self.path):
+                    raise
+                reader = self._open_immutable(prepare, error)
         self._files = (identity(self.path), None)
         self._connections.add(reader)
         self._idle.append(reader)
+
+    def _open_reader(
+        self, prepare: Callable[[sqlite3.Connection], None], timeout: float
+    ) -> driver.Connection:
+        reader = driver.connect(
+            self.path,
+            "ro",
+            driver.READER_SETUP,
+            busy_timeout=timeout,
+            immutable=self._immutable,
+        )
+        try:
+            prepare(reader)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
 
     def _open_immutable(
         self, prepare: Callable[[sqlite3.Connection], None], cause: sqlite3.Error
@@ -228,13 +247,8 @@ class Engine:
                 "writing beside it; make the file system writable, or copy the three files",
                 path=self.path,
             ) from cause
-        reader = driver.connect(
-            self.path, "ro", driver.READER_SETUP, busy_timeout=0, immutable=True
-        )
         self._immutable = True
-        with driver.driver_errors(f"open registry {self.path!r}", self.path):
-            prepare(reader)
-        return reader
+        return self._open_reader(prepare, timeout=0)
 
     def detach(self, timeout: float) -> None:
         """Leave the engine; the last user closes it, within about *timeout* seconds."""

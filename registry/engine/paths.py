@@ -22,7 +22,7 @@ def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
     Raises:
         RegistryError: with what is wrong with the path, and what to do.
     """
-    text: object = os.fspath(path)
+    text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
         raise InvalidArgumentError(
             f"open registry {text!r}: it is no path of a file", field="path", value=text
@@ -101,6 +101,14 @@ def identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino)
+
+
+def on_read_only_file_system(path: str) -> bool:
+    """Whether nobody can write the file at *path*."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def size(path: str) -> int:

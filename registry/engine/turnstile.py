@@ -19,6 +19,7 @@ where they would otherwise keep the lock alive after the parent's death.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -40,9 +41,14 @@ class Holder(NamedTuple):
 class LockFile:
     """A file that exists to be locked."""
 
-    def __init__(self, path: str) -> None:
-        """Open *path*, which is created with mode 0600 and never followed if it is a symlink."""
+    def __init__(self, path: str, database: str) -> None:
+        """Open *path*, which is created with mode 0600 and never followed if it is a symlink.
+
+        Root creates it for the owner of *database*, as SQLite does with the log: else an operator's
+        look would lock the shim out.
+        """
         self.path: Final = path
+        self._database: Final = database
         self.created = False
         self.fd = -1
         self._open()
@@ -53,6 +59,7 @@ class LockFile:
             self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             self.created = True
             os.fchmod(self.fd, 0o600)  # the umask may have taken more
+            self._give_to_owner()
         except FileExistsError:
             self.fd = os.open(self.path, flags)
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
@@ -60,6 +67,12 @@ class LockFile:
             raise FailedPreconditionError(
                 f"lock {self.path!r}: it is no regular file; move it away"
             )
+
+    def _give_to_owner(self) -> None:
+        if os.geteuid() == 0:
+            with contextlib.suppress(FileNotFoundError):
+                owner = os.stat(self._database)
+                os.fchown(self.fd, owner.st_uid, owner.st_gid)
 
     def reopen(self) -> None:
         """Open what is at the path now."""
@@ -109,9 +122,9 @@ class Turnstile:
             OSError: they cannot be opened.
             FailedPreconditionError: something that is no regular file is in their place.
         """
-        self._lock = LockFile(f"{database}-lock")
+        self._lock = LockFile(f"{database}-lock", database)
         try:
-            self._queue = LockFile(f"{database}-queue")
+            self._queue = LockFile(f"{database}-queue", database)
         except BaseException:
             self._lock.close()
             raise

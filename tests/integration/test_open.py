@@ -6,7 +6,9 @@ import logging
 import os
 import sqlite3
 import stat
+import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from registry import (
     RegistryError,
     SchemaVersionError,
     Store,
+    StoreClosedError,
     UnavailableError,
 )
 from tests.conftest import OpenStore
@@ -335,6 +338,80 @@ def test_a_removed_log_is_data_loss_before_it_is_acknowledged(path: str) -> None
     with pytest.raises(DataLossError):
         store.add(sandbox("b"), READY)
     store.close()
+
+
+def test_a_closed_store_cannot_be_entered(path: str) -> None:
+    """It stays closed, which a `with` says at its beginning."""
+    store = Store.open(path)
+    store.close()
+    with pytest.raises(StoreClosedError), store:
+        pass
+
+
+SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue")
+AS_NOBODY = """
+    import os, sys
+    import encodings.ascii  # now, since the interpreter may lie where only root can read
+    from registry import RegistryError, Store
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    try:
+        with Store.open(sys.argv[1], read_only=len(sys.argv) > 2) as store:
+            print(len(store.list()))
+    except RegistryError as error:
+        print(type(error).__name__, error)
+    """
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+
+
+@pytest.fixture
+def everybodys(tmp_path: Path) -> Iterator[str]:
+    """Return a path that another user can reach, below a directory that is his own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        own = f"{directory}/own"
+        os.mkdir(own, 0o755)
+        os.chown(own, 65534, 65534)
+        yield f"{own}/registry.db"
+
+
+@needs_root
+def test_a_file_that_may_not_be_read_is_no_driver_error(everybodys: str) -> None:
+    """Not to the reader who may not write it either."""
+    Store.open(everybodys).close()
+    for mode in ((), ("read_only",)):
+        assert run(AS_NOBODY, everybodys, *mode).startswith("FailedPreconditionError open registry")
+
+
+@needs_root
+def test_without_a_right_to_its_directory_a_registry_is_read_while_it_is_open(
+    everybodys: str,
+) -> None:
+    """Otherwise SQLite cannot make its index of the log, and it is said what to do."""
+    with Store.open(everybodys) as store:
+        store.add(sandbox("a"), READY)
+        for suffix in ("", "-wal", "-shm"):
+            os.chmod(everybodys + suffix, 0o644)
+        os.chown(os.path.dirname(everybodys), 0, 0)
+        assert "1\n" == run(AS_NOBODY, everybodys, "read_only")
+    told = run(AS_NOBODY, everybodys, "read_only")
+    assert "ReadOnlyError" in told
+    assert "only who can write its directory can read it" in told
+
+
+@needs_root
+def test_a_look_of_root_does_not_lock_the_owner_out(everybodys: str) -> None:
+    """What root makes beside the database belongs to its owner."""
+    Store.open(everybodys).close()
+    os.chown(everybodys, 65534, 65534)
+    for suffix in ("-lock", "-queue"):
+        os.unlink(everybodys + suffix)
+    with Store.open(everybodys) as store:
+        store.add(sandbox("a"), READY)
+        owners = {os.stat(f"{everybodys}{suffix}").st_uid for suffix in SUFFIXES}
+    assert {65534} == owners
+    assert "1\n" == run(AS_NOBODY, everybodys)
 
 
 def test_a_symlink_in_place_of_a_lock_file_is_not_followed(tmp_path: Path, path: str) -> None:
