@@ -227,6 +227,9 @@ class NetNS:
     def create(cls, path: str | None = None) -> NetNS:
         """Make a new network namespace, with its loopback up, at *path*.
 
+        Its directory is made if it is missing, and becomes a shared mount onto itself, which stays:
+        so does `ip netns`, which could not be used beside us otherwise.
+
         Args:
             path: absolute; nothing may be there. None: a fresh name in /run/netns, which no
                 registry takes for its own.

@@ -18,6 +18,7 @@ from registry.netns import NetNSIdentity
 from registry.rows import Row
 from registry.sql import Fetch
 from registry.status import State
+from registry.values import invalid
 
 T = TypeVar("T")
 
@@ -139,7 +140,13 @@ def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:
 
 
 def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
-    """Run a caller's function inside the transaction, and say when it took long."""
+    """Run a caller's function inside the transaction, and say when it took long.
+
+    Raises:
+        InvalidArgumentError: it is no function.
+    """
+    if not callable(fn):
+        raise invalid(doing, "fn", fn, "is not a function of the old value")
     began = time.monotonic()
     result = fn(value)
     took = time.monotonic() - began

@@ -41,7 +41,7 @@ from registry.sandbox import Sandbox
 from registry.session import Session, netns_at, timed
 from registry.status import State, Status
 from registry.status import validate as validate_status
-from registry.values import check_integer, check_path, check_text, invalid
+from registry.values import check_integer, check_path, check_seconds, check_text, invalid
 
 if TYPE_CHECKING:
     from registry.check import Violation
@@ -86,7 +86,7 @@ class Store:
             upgrade: bring an older schema up to date.
             reconcile: mark what is gone as NOTREADY; see `recovery`.
             read_only: never write; implies `reconcile=False`.
-            timeout: seconds that a write waits in all.
+            timeout: seconds that a write waits in all; 0 or more.
             actor: who writes, for the history; default: program name and pid.
             container_loader: gives each recovered sandbox its container, or None.
             clock: ns since the Unix epoch; default `time.time_ns`.
@@ -96,12 +96,11 @@ class Store:
             SchemaVersionError: its schema is newer than this code, or older and stays so.
             UnavailableError: another process kept the write lock past *timeout*.
         """
-        text = os.fspath(path)
+        timeout = check_seconds(f"open registry {path!r}", "timeout", timeout)
 
         def prepare(connection: sqlite3.Connection) -> None:
-            migrate.prepare(
-                connection, str(text), create=create, upgrade=upgrade, read_only=read_only
-            )
+            real = os.path.realpath(path)
+            migrate.prepare(connection, real, create=create, upgrade=upgrade, read_only=read_only)
 
         engine = attach(
             path,
@@ -125,6 +124,7 @@ class Store:
         return store
 
     def __enter__(self) -> Self:
+        self._session.require_open("enter store")
         return self
 
     def __exit__(
@@ -373,7 +373,8 @@ class Store:
         Args:
             paths: as `Report.orphans` has them.
         Raises:
-            NetNSError: with `.errno`; those before it in order are removed.
+            NetNSError: with `.errno`, EBUSY where a process lives in one; those before it in order
+                are removed.
         """
         return recover.remove_orphans(self._session, self._registry_id, paths)
 

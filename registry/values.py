@@ -14,6 +14,8 @@ from registry.errors import InvalidArgumentError
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
+SECONDS_MAX: Final = 1e9
+"""Thirty years: what the clocks of the platform can count up to."""
 SHOWN: Final = 100
 """Characters of a refused value that a message repeats."""
 
@@ -37,6 +39,19 @@ def check_integer(doing: str, field: str, value: object, low: int, high: int) ->
     if not low <= value <= high:
         raise invalid(doing, field, value, f"is not between {low} and {high}")
     return value
+
+
+def check_seconds(doing: str, field: str, value: object) -> float:
+    """Return *value* if it is a finite number of seconds, not negative.
+
+    Raises:
+        InvalidArgumentError: it is not; True and False are no numbers here.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise invalid(doing, field, value, "is not a number of seconds")
+    if not 0 <= value <= SECONDS_MAX:
+        raise invalid(doing, field, value, f"is not between 0 and {SECONDS_MAX:.0f} s")
+    return float(value)
 
 
 def check_text(doing: str, field: str, value: object, limit: int) -> str:

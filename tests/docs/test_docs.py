@@ -35,21 +35,19 @@ PYTHON, SQL = dict(blocks("python")), dict(blocks("sql"))
 @pytest.mark.skipif(os.geteuid() != 0, reason="a snippet makes a network namespace, as root")
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_python_snippet_runs(name: str, tmp_path: Path) -> None:
-    """By itself, in an empty directory; what its comments promise is printed."""
-    os.mkdir(tmp_path / "netns")
-    code = PYTHON[name].replace('"netns")', f'"{tmp_path}/netns")')
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    subprocess.run(["umount", "--quiet", "--lazy", tmp_path / "netns"], check=False)
-    assert 0 == done.returncode, done.stderr
-    promised = re.findall(r"print\([^\n]*\)\s+# (SANDBOX_\w+)", code)
-    assert promised == [line for line in done.stdout.split() if line in promised]
+    """As it stands, twice, in an empty directory; what its comments promise is printed."""
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", PYTHON[name]],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert 0 == done.returncode, done.stderr
+        promised = re.findall(r"print\([^\n]*\)\s+# (SANDBOX_\w+)", PYTHON[name])
+        assert promised == [line for line in done.stdout.split() if line in promised]
     with Store.open(tmp_path / "registry.db", reconcile=False) as store:
         assert [] == store.check()
 

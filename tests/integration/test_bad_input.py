@@ -234,3 +234,31 @@ def test_new_netns_path_refuses_a_relative_directory(store: Store) -> None:
     assert second.startswith("/tmp/x/sr-")
     assert first.split("-")[1] == second.split("-")[1]
     assert first.split("/")[-1] != second.split("/")[-1]
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.1, float("inf"), float("nan"), "5", None, True, 1e10])
+def test_a_timeout_that_is_no_time_is_refused(store: Store, path: str, timeout: Any) -> None:
+    """Before anything is opened."""
+    with pytest.raises(InvalidArgumentError, match="timeout") as caught:
+        Store.open(path, timeout=timeout)
+    assert "timeout" == caught.value.field
+
+
+def test_what_is_no_function_is_refused(store: Store) -> None:
+    """A status instead of what makes one, say."""
+    updates: list[Callable[[Any], object]] = [
+        store.get("there").status.update,
+        lambda value: store.update_metadata("begun", value),
+    ]
+    for update in updates:
+        with pytest.raises(InvalidArgumentError, match="is not a function") as caught:
+            update(READY)
+        assert ("fn", READY) == (caught.value.field, caught.value.value)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"registry.db", "", ":memory:", "a\0b"])
+def test_what_is_no_path_of_a_registry_is_refused(store: Store, wrong: Any) -> None:
+    """Bytes neither: messages and SQL have text."""
+    with pytest.raises(InvalidArgumentError, match="no path of a file") as caught:
+        Store.open(wrong)
+    assert ("path", wrong) == (caught.value.field, caught.value.value)

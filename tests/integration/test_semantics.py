@@ -1,4 +1,4 @@
-"""DESIGN section 4, sentence by sentence."""
+"""What a store promises, sentence by sentence."""
 
 from __future__ import annotations
 
