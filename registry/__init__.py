@@ -59,6 +59,7 @@ from registry.errors import (
 from registry.live import Container, StopCh
 from registry.metadata import Metadata
 from registry.netns import NetNS
+from registry.process import Process
 from registry.reconcile import Finding, Report, Verdict
 from registry.rows import Transition
 from registry.sandbox import Sandbox
@@ -86,6 +87,7 @@ __all__ = [
     "NetNS",
     "NetNSError",
     "NotFoundError",
+    "Process",
     "ReadOnlyError",
     "RegistryError",
     "Report",

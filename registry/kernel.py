@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import ctypes
 
-CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
+CLONE_NEWUTS: Final = 0x04000000  # linux/sched.h
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
 NS_GET_ID: Final = 0x8008B70D
 SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h
@@ -25,6 +27,8 @@ MS_BIND: Final = 0x1000  # linux/mount.h
 MS_REC: Final = 0x4000
 MS_SHARED: Final = 0x100000
 MNT_DETACH: Final = 2
+PIDFD_GET_INFO: Final = 0xC040FF0B  # linux/pidfd.h, _IOWR(0xFF, 11, struct pidfd_info), 64 bytes
+PIDFD_INFO_EXIT: Final = 8
 
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -63,6 +67,20 @@ def namespace_number(fd: int) -> int | None:
     except OSError:
         return None
     return int.from_bytes(number, sys.byteorder)
+
+
+def wait_status(pidfd: int) -> int | None:
+    """Return how a process ended, as wait() tells its parent, who has to have reaped it.
+
+    None while it runs or is a zombie, and before Linux 6.15.
+    """
+    info = bytearray(PIDFD_INFO_EXIT.to_bytes(8, sys.byteorder).ljust(64, b"\0"))
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    told = int.from_bytes(info[:8], sys.byteorder) & PIDFD_INFO_EXIT
+    return int.from_bytes(info[60:], sys.byteorder) if told else None
 
 
 def _own_namespace(kind: str) -> int | None:

@@ -279,14 +279,9 @@ class NetNS:
         Raises:
             NetNSError: with `.errno`; it cannot be seen.
         """
-        return not self._is(look(self.path, Vantage.here()), "look at")
-
-    def _is(self, sight: NetNSSight, verb: str) -> bool:
-        """Whether what was seen is this namespace; raises NetNSError if nothing was to be seen."""
-        if sight.presence is Presence.UNSEEN:
-            message = f"{verb} network namespace {self.path!r}: {sight.detail}"
-            raise NetNSError(message, path=self.path, errno=sight.errno)
-        return sight.identity is not None and sight.identity.same_as(self.identity)
+        sight = look(self.path, Vantage.here())
+        doing = f"look at network namespace {self.path!r}"
+        return not _is_at(self.path, self.identity, sight, doing)
 
     def do(self, fn: Callable[[], T]) -> T:
         """Run *fn* inside, in a thread of its own, and return its result or raise its exception.
@@ -297,13 +292,13 @@ class NetNS:
         """
 
         def inside() -> T:
+            doing = f"enter network namespace {self.path!r}"
             with _opened(self.path, Vantage.here()) as (sight, fd):
-                if not self._is(sight, "enter"):
+                if not _is_at(self.path, self.identity, sight, doing):
                     raise _closed("enter", self.path, "it was removed")
                 try:
                     kernel.setns(fd, kernel.CLONE_NEWNET)
                 except OSError as error:
-                    doing = f"enter network namespace {self.path!r}"
                     raise _failed(doing, self.path, error) from error
             return fn()
 
@@ -317,18 +312,43 @@ class NetNS:
         Raises:
             NetNSError: with `.errno`.
         """
-        try:
-            with _locked(os.path.dirname(self.path)):
-                vantage = Vantage.here()
-                while self._is(sight := look(self.path, vantage), "remove"):
-                    kernel.umount(self.path, kernel.MNT_DETACH)
-                if sight.presence is Presence.NOT_A_NAMESPACE:
-                    _unlink_empty(self.path)
-        except FileNotFoundError:
-            return  # its directory is gone
-        except OSError as error:
-            doing = f"remove network namespace {self.path!r}"
-            raise _failed(doing, self.path, error) from error
+        remove(self.path, self.identity)
+
+
+def remove(path: str, identity: NetNSIdentity | None) -> None:
+    """Remove the namespace at *path*, and the empty file that it is mounted on; or that file alone.
+
+    Args:
+        path: absolute.
+        identity: which one it must be, any other is left alone; None: whichever is there.
+    Raises:
+        NetNSError: with `.errno`.
+    """
+    doing = f"remove network namespace {path!r}"
+    try:
+        with _locked(os.path.dirname(path)):
+            vantage = Vantage.here()
+            while _is_at(path, identity, sight := look(path, vantage), doing):
+                kernel.umount(path, kernel.MNT_DETACH)
+            if sight.presence is Presence.NOT_A_NAMESPACE:
+                _unlink_empty(path)
+    except FileNotFoundError:
+        return  # its directory is gone
+    except OSError as error:
+        raise _failed(doing, path, error) from error
+
+
+def _is_at(path: str, identity: NetNSIdentity | None, sight: NetNSSight, doing: str) -> bool:
+    """Whether the *sight* at *path* is of the namespace *identity*, or of any if that is None.
+
+    Raises:
+        NetNSError: with `.errno`; nothing was to be seen.
+    """
+    if sight.presence is Presence.UNSEEN:
+        raise NetNSError(f"{doing}: {sight.detail}", path=path, errno=sight.errno)
+    if sight.identity is None:
+        return False
+    return identity is None or sight.identity.same_as(identity)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Processes: which one it is that a pid names, and whether it still runs.
+"""Processes: which one it is that a pid names, whether it still runs, and holding it.
 
 A pid is used again, so a process is known by boot, pid namespace, and the inode of its pidfd
 (unique on Linux >= 6.9) or else its start time. Whoever looks from another pid or time namespace
@@ -10,12 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
+import time
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from registry import kernel
+from registry.errors import FailedPreconditionError
 from registry.kernel import Vantage
 
 
@@ -49,6 +53,8 @@ class ProcessSight:
     detail: str
 
 
+REAPED_WITHIN: Final = 0.05
+"""Seconds in which the parent of a process that has ended should have reaped it."""
 _GONE: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 """Of pidfd_open: no such process; the last two: a thread of another process has the number."""
 
@@ -78,27 +84,37 @@ def identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
 
 def look(identity: ProcessIdentity, vantage: Vantage) -> ProcessSight:
     """Return whether the process still runs, without side effects and without raising."""
+    sight, fd = _find(identity, vantage)
+    if fd is not None:
+        os.close(fd)
+    return sight
+
+
+def _find(identity: ProcessIdentity, vantage: Vantage) -> tuple[ProcessSight, int | None]:
+    """Return what was seen, and the pidfd of what was looked at, for the caller to close."""
     pid = identity.pid
     if identity.boot_id and vantage.boot_id and identity.boot_id != vantage.boot_id:
-        return ProcessSight(Life.GONE, f"process {pid} ran before the host was booted")
+        return ProcessSight(Life.GONE, f"process {pid} ran before the host was booted"), None
     for kind, theirs, ours in (
         ("pid", identity.pid_ns, vantage.pid_ns),
         ("time", identity.time_ns, vantage.time_ns),
     ):
         if theirs is not None and theirs != ours:
             detail = f"process {pid} was recorded in {kind} namespace {theirs}, not in ours"
-            return ProcessSight(Life.UNSEEN, detail)
+            return ProcessSight(Life.UNSEEN, detail), None
     try:
         fd = os.pidfd_open(pid)
     except (OSError, OverflowError) as error:
         code = getattr(error, "errno", errno.ESRCH)
         if code in _GONE:
-            return ProcessSight(Life.GONE, f"process {pid} is gone")
-        return ProcessSight(Life.UNSEEN, f"process {pid} cannot be seen: {os.strerror(code)}")
+            return ProcessSight(Life.GONE, f"process {pid} is gone"), None
+        detail = f"process {pid} cannot be seen: {os.strerror(code)}"
+        return ProcessSight(Life.UNSEEN, detail), None
     try:
-        return _compare(fd, identity)
-    finally:
+        return _compare(fd, identity), fd
+    except BaseException:
         os.close(fd)
+        raise
 
 
 def _compare(fd: int, identity: ProcessIdentity) -> ProcessSight:
@@ -117,6 +133,119 @@ def _compare(fd: int, identity: ProcessIdentity) -> ProcessSight:
     if same:
         return ProcessSight(Life.RUNNING, f"process {pid} runs")
     return ProcessSight(Life.GONE, f"process {pid} is gone, another one has its pid")
+
+
+class Process:
+    """A process that is held by a pidfd: whatever becomes of its pid, no other takes its place.
+
+    `select` and the like take it as they take a file; it is readable once the process has ended.
+    """
+
+    def __init__(self, pid: int, fd: int) -> None:
+        """Hold what is open as the pidfd *fd*; use `of_pid` or `Sandbox.open_process`."""
+        self.pid: Final = pid
+        self._fd = fd
+
+    @classmethod
+    def of_pid(cls, pid: int) -> Self:
+        """Hold the process that *pid* names now, such as a child that nobody has waited for.
+
+        Raises:
+            OSError: there is none.
+        """
+        return cls(pid, os.pidfd_open(pid))
+
+    @classmethod
+    def of_identity(cls, identity: ProcessIdentity) -> Self | None:
+        """Hold the process that *identity* was noted of; None when it has ended.
+
+        Raises:
+            FailedPreconditionError: it cannot be seen from here, or told from another.
+        """
+        sight, fd = _find(identity, Vantage.here())
+        known = identity.inode is not None or identity.start_time is not None
+        if fd is not None and sight.life is Life.RUNNING and known:
+            return cls(identity.pid, fd)
+        if fd is not None:
+            os.close(fd)
+        if sight.life is Life.GONE:
+            return None
+        raise FailedPreconditionError(f"open process {identity.pid}: {sight.detail}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Show the pid."""
+        return f"Process({self.pid})"
+
+    def fileno(self) -> int:
+        """Return the pidfd; -1 when it is closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Let go of it; the process goes on. A second time does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has exited; a zombie has."""
+        return _ended(self._fd)
+
+    def kill(self, number: int = signal.SIGKILL) -> bool:
+        """Send it a signal, and tell whether it still was there.
+
+        Raises:
+            PermissionError: it is not ours to kill.
+        """
+        try:
+            signal.pidfd_send_signal(self._fd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended, at most *timeout* seconds, and tell whether it has."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+
+    def exit_status(self) -> int | None:
+        """Return its exit code, or 128 and the signal as a shell does, once it has ended.
+
+        A child of ours is reaped, once. Of another process only Linux 6.15 and later tell, when its
+        parent has reaped it, which an init does at once. None: not known.
+        """
+        try:
+            found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return self._exit_status_of_stranger()
+        if found is None:
+            return None
+        exited = found.si_code == os.CLD_EXITED
+        return found.si_status if exited else 128 + found.si_status
+
+    def _exit_status_of_stranger(self) -> int | None:
+        deadline = time.monotonic() + REAPED_WITHIN
+        while (status := kernel.wait_status(self._fd)) is None:
+            if not self.ended or time.monotonic() >= deadline:
+                return None
+            time.sleep(REAPED_WITHIN / 50)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
 
 
 def net_namespace_of(pid: int) -> int | None:

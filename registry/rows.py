@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -41,6 +42,7 @@ from registry.sql import Core, Statement, compiled
 from registry.status import State, Status
 
 STATUS_FIELDS: Final = tuple(Status.__dataclass_fields__)
+_status_of: Final = attrgetter(*STATUS_FIELDS)
 
 
 class Row(NamedTuple):
@@ -112,7 +114,7 @@ class Row(NamedTuple):
 
     def status(self) -> Status:
         """Return the status."""
-        return load_status(tuple(getattr(self, name) for name in STATUS_FIELDS))
+        return load_status(_status_of(self))
 
     def netns(self) -> NetNSIdentity | None:
         """Return which namespace `netns_path` named when it was noted; None before that."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Final
 
 from registry import changes, netns, rows
@@ -13,6 +12,7 @@ from registry.kernel import Vantage
 from registry.live import Container, StopCh
 from registry.metadata import Metadata
 from registry.netns import NetNS, Presence
+from registry.process import Process
 from registry.rows import Row
 from registry.session import Session, timed
 from registry.status import State, Status, StatusStorage, UpdateFunc, validate
@@ -31,6 +31,7 @@ class Sandbox:
         """Stand for the sandbox of *row*; use `Store.add`, `get` or `list`."""
         self._session = session
         self._row = row
+        self._metadata: Metadata | None = None
         self._live = session.live_of(row)
         self.id: Final = row.id
         self.name: Final = row.name
@@ -43,14 +44,16 @@ class Sandbox:
         """Show id and name."""
         return f"Sandbox({self.id!r}, name={self.name!r})"
 
-    @cached_property
+    @property
     def metadata(self) -> Metadata:
         """What the sandbox is; the config is this handle's own copy.
 
         Raises:
             MetadataError: the stored bytes cannot be decoded.
         """
-        return self._row.metadata()
+        if self._metadata is None:
+            self._metadata = self._row.metadata()
+        return self._metadata
 
     @property
     def config(self) -> PodSandboxConfig | None:
@@ -73,6 +76,11 @@ class Sandbox:
         return _StoredStatus(self._session, self._row)
 
     @property
+    def seen(self) -> Status:
+        """The status when this handle was read, at the same moment as its neighbours in a list."""
+        return self._row.status()
+
+    @property
     def netns(self) -> NetNS | None:
         """The network namespace; None on the host network, or when the recorded one is closed.
 
@@ -88,6 +96,27 @@ class Sandbox:
         if sight.identity is None or (recorded and not recorded.same_as(sight.identity)):
             return None
         return NetNS(self.netns_path, sight.identity)
+
+    def remove_netns(self) -> None:
+        """Remove the sandbox's network namespace, if there is one; a second time does nothing.
+
+        The recorded one and no other; or, while none was recorded, what its creator has left at the
+        path: a namespace, or the empty file for one. What is stored does not change.
+
+        Raises:
+            NetNSError: with `.errno`.
+        """
+        if self.netns_path and not self._row.host_network:
+            netns.remove(self.netns_path, self._row.netns())
+
+    def open_process(self) -> Process | None:
+        """Return the sandbox's init process, to be watched, killed and closed; None: it has ended.
+
+        Raises:
+            FailedPreconditionError: it cannot be seen from here, or nobody noted which one it is.
+        """
+        recorded = self._row.process()
+        return None if recorded is None else Process.of_identity(recorded)
 
     @property
     def container(self) -> Container | None:

@@ -149,6 +149,11 @@ class Store:
         """Close the store, for good; a second time does nothing."""
         self._session.close()
 
+    @property
+    def path(self) -> str:
+        """The file, with no symlink in it."""
+        return self._session.engine.path
+
     # Reading.
 
     def get(self, id: str, *, include_unknown: bool = False) -> Sandbox:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -731,6 +732,26 @@ class Task:
 
     def pid(self) -> int | None:
         return self._pid
+
+
+def test_a_handle_has_the_status_with_which_it_was_read(open_store: OpenStore) -> None:
+    """Of one moment in a list, and no other even when it has changed since."""
+    store, other = open_store(), open_store()
+    added = store.add(sandbox("a"), READY)
+    store.add(sandbox("b"), READY)
+    listed = store.list()
+    other.get("a").status.update(lambda old: replace(old, state=State.NOTREADY))
+    assert [READY, READY] == [each.seen for each in listed]
+    assert READY == added.seen
+    assert State.NOTREADY is listed[0].status.get().state
+    assert [State.NOTREADY, State.READY] == [each.seen.state for each in store.list()]
+
+
+def test_a_store_knows_its_file(tmp_path: Path) -> None:
+    """By the path without symlinks."""
+    os.symlink(tmp_path, tmp_path / "link")
+    with Store.open(tmp_path / "link" / "registry.db") as store:
+        assert str(tmp_path / "registry.db") == store.path
 
 
 def test_a_container_is_shared_by_the_handles_and_loaded_after_a_restart(

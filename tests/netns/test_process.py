@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from registry import kernel, process
+from registry import FailedPreconditionError, Process, Store, kernel, process
 from registry.kernel import Vantage
-from registry.process import Life
+from registry.process import Life, ProcessIdentity
 from tests.netns.conftest import Sleeper
-from tests.tools import run
+from tests.tools import READY, line, run, running, sandbox
 
 pytestmark = pytest.mark.netns
 
@@ -159,3 +161,114 @@ def test_the_vantage_is_the_threads_own() -> None:
         """
     )
     assert "True True True" == out.strip()
+
+
+# Process.
+
+
+def identified(pid: int, here: Vantage) -> ProcessIdentity:
+    """Return which process *pid* names; it runs."""
+    identity = process.identify(pid, here)
+    assert identity is not None
+    return identity
+
+
+def test_a_held_process_is_killed_and_waited_for(here: Vantage, sleeper: Sleeper) -> None:
+    """By its pidfd, to which select listens too."""
+    child = sleeper()
+    held = Process.of_identity(identified(child.pid, here))
+    assert held is not None
+    with held:
+        assert not held.ended
+        assert not held.wait(0)
+        assert held.kill()
+        assert held.wait(10)
+        assert [held] == select.select([held], [], [], 0)[0]
+        assert held.ended
+        assert 128 + signal.SIGKILL == held.exit_status()
+        assert not held.kill()
+    assert -1 == held.fileno()
+    child.wait()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 128 + signal.SIGTERM)]
+)
+def test_the_exit_status_of_a_child_is_told_as_a_shell_does(command: str, status: int) -> None:
+    """It is reaped thereby; while it runs there is none."""
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"sleep 0.1; {command}"], os.environ)
+    with Process.of_pid(pid) as child:
+        assert None is child.exit_status()
+        assert child.wait(10)
+        assert status == child.exit_status()
+        assert not os.path.exists(f"/proc/{pid}")
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -TERM $$", 143)])
+def test_the_exit_status_of_a_stranger_is_told_once_it_is_reaped(command: str, status: int) -> None:
+    """By the kernel, if it is new enough; a zombie's is not known."""
+    script = f"sh -c 'read go; {command}' <&0 & echo $!; wait $!; read end"
+    with subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        with Process.of_pid(int(parent.stdout.readline())) as stranger:
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+            assert stranger.wait(10)
+            told = stranger.exit_status()
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    assert (status if release >= (6, 15) else None) == told
+
+
+def test_the_exit_status_of_a_strangers_zombie_is_not_known() -> None:
+    """Nobody has reaped it, and nobody waits for that for long."""
+    code = """
+        import os, sys
+        pid = os.fork()
+        if pid == 0:
+            os._exit(3)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        print(pid, flush=True)
+        sys.stdin.readline()
+        """
+    with running(code) as parent, Process.of_pid(int(line(parent))) as zombie:
+        assert zombie.ended
+        assert None is zombie.exit_status()
+
+
+def test_a_process_that_ended_is_not_held(here: Vantage, sleeper: Sleeper) -> None:
+    """Nor is the one that has its pid now."""
+    child = sleeper()
+    identity = identified(child.pid, here)
+    assert identity.inode is not None
+    assert None is Process.of_identity(replace(identity, inode=identity.inode + 1))
+    child.kill()
+    child.wait()
+    assert None is Process.of_identity(identity)
+
+
+def test_a_process_that_cannot_be_told_from_another_is_not_held(
+    here: Vantage, sleeper: Sleeper
+) -> None:
+    """It might be killed. Neither one of which only the pid was noted, nor one of elsewhere."""
+    identity = identified(sleeper().pid, here)
+    with pytest.raises(FailedPreconditionError, match="nobody noted"):
+        Process.of_identity(replace(identity, inode=None, start_time=None))
+    with pytest.raises(FailedPreconditionError, match="pid namespace"):
+        Process.of_identity(replace(identity, pid_ns=1))
+
+
+def test_a_sandbox_gives_its_process(store: Store, sleeper: Sleeper) -> None:
+    """The recorded one; none where there is no pid, or it has ended."""
+    child = sleeper()
+    added = store.add(sandbox("a"), replace(READY, pid=child.pid))
+    held = added.open_process()
+    assert held is not None
+    with held:
+        assert (child.pid, f"Process({child.pid})") == (held.pid, repr(held))
+    assert None is store.add(sandbox("b"), READY).open_process()
+    child.kill()
+    child.wait()
+    assert None is added.open_process()

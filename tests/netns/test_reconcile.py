@@ -110,6 +110,47 @@ def test_an_open_namespace_is_open(store: Store, base_dir: str) -> None:
     netns.remove()
 
 
+def test_a_sandbox_removes_its_namespace(store: Store, base_dir: str) -> None:
+    """The recorded one, once; it is closed from then on, and what is stored is as it was."""
+    netns = add(store, base_dir)
+    sandbox = store.get("a")
+    for _ in range(2):
+        sandbox.remove_netns()
+        assert not os.path.exists(netns.path)
+    assert READY == sandbox.status.get()
+    assert netns.path == sandbox.netns_path
+    assert None is sandbox.netns
+
+
+@pytest.mark.parametrize("step", ["nothing", "file", "namespace"])
+def test_a_sandbox_removes_what_an_interrupted_creation_has_left(
+    store: Store, base_dir: str, step: str
+) -> None:
+    """Nobody has recorded which namespace it is; at the intended path it can be no other."""
+    path = store.new_netns_path(base_dir)
+    sandbox_ = store.add(sandbox("a", netns_path=path), UNKNOWN)
+    if step == "file":
+        Path(path).touch()
+    elif step == "namespace":
+        NetNS.create(path)
+    sandbox_.remove_netns()
+    assert not os.path.exists(path)
+
+
+def test_a_sandbox_leaves_what_is_not_its_namespace(store: Store, base_dir: str) -> None:
+    """Another one in its place, and any on the host network."""
+    netns = add(store, base_dir)
+    netns.remove()
+    other = NetNS.create(netns.path)
+    store.get("a").remove_netns()
+    assert not other.closed
+    config = pod()
+    config.linux.security_context.namespace_options.network = NamespaceMode.NODE
+    store.add(sandbox("b", config=config, netns_path=netns.path), READY).remove_netns()
+    assert not other.closed
+    other.remove()
+
+
 def test_a_host_network_sandbox_is_not_looked_at(store: Store) -> None:
     """Whatever its path says."""
     config = pod()
