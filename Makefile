@@ -17,15 +17,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 override VENV := $(abspath $(VENV))
 python := $(VENV)/bin/python
 installed := $(VENV)/.installed
-proto := registry/cri/sandbox_config.proto
+protos := registry/cri/sandbox_config.proto registry/shim/runtime.proto
 
 .PHONY: help
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: demo
 demo: $(installed) ## see it work: a crash, a recovery, and what an operator sees
 	@$(python) examples/demo.py
+
+.PHONY: demo-shim
+demo-shim: $(installed) ## the same over the CRI: serve, kill, serve again
+	@$(python) -m examples.demo_shim
 
 .PHONY: test
 test: $(installed) ## run all tests
@@ -74,8 +78,8 @@ wheel: $(installed) ## build sdist and wheel, and try the wheel in an environmen
 		"$$away/venv/bin/python" -I $(CURDIR)/tests/wheel_check.py
 
 .PHONY: proto
-proto: $(installed) ## generate the Python of registry/cri from its .proto
-	@$(python) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(proto)
+proto: $(installed) ## generate the Python of the .proto files, beside them
+	@$(python) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(protos)
 
 .PHONY: ci
 ci: lint type test wheel demo ## all that must pass before a change goes in

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def run_sandbox(store: Store, pod: str, base_dir: str, *, stop_before_ready: boo
         pause = start_pause()
     else:
         netns = NetNS.create(sandbox.netns_path)
-        store.update_metadata(sandbox.id, lambda old: replace(old, ip="10.88.0.7"))
+        store.update_metadata(sandbox.id, lambda old: replace(old, ip=f"10.88.0.{pod[-1]}"))
         if stop_before_ready:
             print(pod, flush=True)
             signal.pause()  # here SIGKILL comes
@@ -115,7 +115,9 @@ def demonstrate(shim: subprocess.Popen[str], path: str) -> None:
     show(path, overview)
 
     say("The operator asks the same file why:")
-    query = "SELECT pod, w.reason, w.since FROM why_not_ready AS w JOIN sandboxes USING (id)"
+    query = (
+        "SELECT o.pod, w.reason, w.since FROM why_not_ready w JOIN sandbox_overview o USING (id)"
+    )
     print(f'  $ sqlite3 -header -column {path} \\\n      "{query}"')
     if shutil.which("sqlite3"):
         command = ["sqlite3", "-readonly", "-header", "-column", path, query]
@@ -170,15 +172,15 @@ def show(path: str, query: str) -> None:
 # Where it runs.
 
 
-def main() -> int:
-    """Run the demo where namespaces can be made: here, or inside a user namespace."""
+def in_namespaces(run: Callable[[], int], again: Sequence[str]) -> int:
+    """Call *run* where namespaces can be made: here, or run *again* inside a user namespace."""
     here = ["unshare", "--mount", "--net"]
     as_user = [*here, "--user", "--map-root-user"]
     if works(here):
-        return run_and_clean_up()
+        return run()
     if works(as_user):
         in_run_of_its_own = 'mount -t tmpfs demo /run && mkdir /run/netns && exec "$@"'
-        command = [*as_user, "sh", "-c", in_run_of_its_own, "sh", sys.executable, __file__]
+        command = [*as_user, "sh", "-c", in_run_of_its_own, "sh", sys.executable, *again]
         return subprocess.run(command, check=False).returncode
     print(
         "the demo needs root with CAP_SYS_ADMIN, or a kernel that lets users make namespaces",
@@ -225,4 +227,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["shim"]:
         run_shim(*sys.argv[2:])
     else:
-        sys.exit(main())
+        sys.exit(in_namespaces(run_and_clean_up, [__file__]))

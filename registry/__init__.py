@@ -30,6 +30,7 @@ Modules, each importing only from those before it:
     store         Store
     check         what must hold of the data
     cli           the command line
+    shim          a runtime shim, which embeds all of this: the CRI on a unix socket
 """
 
 from __future__ import annotations

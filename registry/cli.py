@@ -40,7 +40,7 @@ from registry.errors import (
 )
 from registry.reconcile import Report, Verdict
 from registry.sandbox import Sandbox
-from registry.status import State, Status
+from registry.status import State
 from registry.store import Store
 
 PROGRAM: Final = "sandbox-registry"
@@ -140,11 +140,17 @@ def _name_registry(
     ctx.obj = db
 
 
-def _open(ctx: typer.Context, db: str | None, *, timeout: float | None = None) -> Store:
-    """Open the registry that was named, for writing if a *timeout* is given, in seconds."""
-    path = ctx.obj if db is None else db
+def path_of(ctx: typer.Context, db: str | None) -> str:
+    """Return the path of the registry that was named, after the verb, before it or by variable."""
+    path: str | None = ctx.obj if db is None else db
     if path is None:
         raise _usage(ctx, "--db", "no registry is named, and SANDBOX_REGISTRY_DB is not set")
+    return path
+
+
+def _open(ctx: typer.Context, db: str | None, *, timeout: float | None = None) -> Store:
+    """Open the registry that was named, for writing if a *timeout* is given, in seconds."""
+    path = path_of(ctx, db)
     if timeout is None:
         return Store.open(path, read_only=True, create=False)
     if not 0 <= timeout <= TIMEOUT_MAX:
@@ -177,9 +183,9 @@ def list_sandboxes(
     as_json: Json = False,
 ) -> int:
     """List the sandboxes that every filter lets through, oldest first."""
-    wanted, labels, found = _state(ctx, state), _labels(ctx, label or []), []
+    wanted, labels = _state(ctx, state), _labels(ctx, label or [])
     with _open(ctx, db) as store:
-        for sandbox in store.list(
+        sandboxes = store.list(
             include_unknown=every or wanted is State.UNKNOWN,
             id=id,
             name=name,
@@ -187,12 +193,8 @@ def list_sandboxes(
             labels=labels,
             pod=pod,
             namespace=namespace,
-        ):
-            # Read after the list: it may be another status by now, or none.
-            with contextlib.suppress(NotFoundError):
-                status = sandbox.status.get()
-                if wanted in {None, status.state}:
-                    found.append(_summary(sandbox, status, _pod(sandbox)))
+        )
+    found = [_summary(sandbox, _pod(sandbox)) for sandbox in sandboxes]
     columns = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
     _write_all(found, columns, as_json=as_json)
     return FOUND if any(each["pod"] is None for each in found) else FINE
@@ -225,8 +227,9 @@ def _pod(sandbox: Sandbox) -> PodSandboxMetadata | None:
         return None
 
 
-def _summary(sandbox: Sandbox, status: Status, pod: PodSandboxMetadata | None) -> dict[str, Any]:
+def _summary(sandbox: Sandbox, pod: PodSandboxMetadata | None) -> dict[str, Any]:
     """Return the fields that `list` and `inspect` have in common."""
+    status = sandbox.seen
     return {
         "id": sandbox.id,
         "name": sandbox.name,
@@ -250,9 +253,9 @@ def inspect(ctx: typer.Context, id: Id, *, db: Db = None, as_json: Json = False)
     """Show everything about one sandbox, also while it is being created."""
     with _open(ctx, db) as store:
         sandbox = store.get(id, include_unknown=True)
-        metadata, status = sandbox.metadata, sandbox.status.get()
+        metadata = sandbox.metadata
     config, result = metadata.config, metadata.cni_result
-    found = _summary(sandbox, status, (config or PodSandboxConfig()).metadata) | {
+    found = _summary(sandbox, (config or PodSandboxConfig()).metadata) | {
         "host_network": metadata.host_network,
         "additional_ips": metadata.additional_ips,
         "process_label": metadata.process_label,

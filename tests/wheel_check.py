@@ -32,7 +32,13 @@ def run(program: str, *args: str) -> str:
 def contents() -> None:
     """The package is the installed one, and whole."""
     assert PACKAGE.startswith(sys.prefix), PACKAGE
-    for name in ("py.typed", "alembic.ini", "migrations/env.py", "cri/sandbox_config_pb2.pyi"):
+    for name in (
+        "py.typed",
+        "alembic.ini",
+        "migrations/env.py",
+        "cri/sandbox_config_pb2.pyi",
+        "shim/runtime.proto",
+    ):
         assert os.path.exists(os.path.join(PACKAGE, name)), name
     requirements = importlib.metadata.requires("sandbox-registry") or []
     needed = {item.split(">")[0].split("<")[0] for item in requirements if "extra" not in item}

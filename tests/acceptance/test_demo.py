@@ -122,3 +122,24 @@ def test_an_interrupted_demo_leaves_nothing_behind(after: int) -> None:
         demo.send_signal(signal.SIGINT)
         demo.communicate()
     assert demo.returncode in {130, -signal.SIGINT, 1} or after == 6
+
+
+def test_the_demo_of_the_shim_shows_a_server_that_is_killed() -> None:
+    """Three pods, of which the two whose process lives go on."""
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.demo_shim"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    for line in (
+        "web-0  SANDBOX_READY",
+        "web-1  SANDBOX_NOTREADY",
+        "proxy  SANDBOX_READY",
+        "ProcessExited",
+        "All of it is removed again.",
+    ):
+        assert line in done.stdout

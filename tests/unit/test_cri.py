@@ -18,11 +18,13 @@ from google.protobuf.descriptor_pb2 import (
 
 from registry import cri
 from registry.cri import PodSandboxConfig, sandbox_config_pb2
+from registry.shim import runtime_pb2
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 PACKAGE = "sandbox_registry.cri.v1"
 PROTO = "registry/cri/sandbox_config.proto"
+PROTOS = [PROTO, "registry/shim/runtime.proto"]
 
 UNKNOWN_FIELD = bytes([0xC0, 0x3E, 0x2A])
 """Field 1000, a varint, 42: something that a CRI to come may have added."""
@@ -126,6 +128,19 @@ def test_enums_are_those_of_the_cri() -> None:
     ]
 
 
+def test_the_messages_of_the_shim_are_those_of_the_cri() -> None:
+    """What they have of a message has upstream's numbers, names, types and order."""
+    theirs = json.loads((DATA / "cri" / "cri-v1-sandbox-rpcs.json").read_text())
+    file = FileDescriptorProto()
+    runtime_pb2.DESCRIPTOR.CopyToProto(file)
+    for message in file.message_type:
+        expected, found = theirs["messages"][message.name], shown_fields(message)
+        assert [field for field in expected if field in found] == found, message.name
+    assert [("PodSandboxState", theirs["enums"]["PodSandboxState"])] == [
+        (enum.name, shown_values(enum)) for enum in file.enum_type
+    ]
+
+
 def test_the_proto_file_is_registered_under_a_name_of_ours() -> None:
     """File and package are named after this project, so that no other module can claim them."""
     assert (PROTO, PACKAGE, "proto3") == (ours().name, ours().package, ours().syntax)
@@ -140,14 +155,17 @@ def test_every_message_and_enum_is_exported() -> None:
     }
 
 
+@pytest.mark.parametrize("proto", PROTOS)
 @pytest.mark.parametrize("suffix", [".py", ".pyi"])
-def test_generated_code_is_what_protoc_makes_of_the_proto_file(tmp_path: Path, suffix: str) -> None:
+def test_generated_code_is_what_protoc_makes_of_the_proto_file(
+    tmp_path: Path, suffix: str, proto: str
+) -> None:
     """Generating anew gives the committed file, byte for byte; else `make proto` was forgotten."""
     pytest.importorskip("grpc_tools", reason="protoc comes with grpcio-tools, a dev dependency")
     options = ["--proto_path=.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    command = [sys.executable, "-m", "grpc_tools.protoc", *options, PROTO]
+    command = [sys.executable, "-m", "grpc_tools.protoc", *options, proto]
     subprocess.run(command, check=True, cwd=ROOT)
-    generated = PROTO.replace(".proto", f"_pb2{suffix}")
+    generated = proto.replace(".proto", f"_pb2{suffix}")
     assert (tmp_path / generated).read_bytes() == (ROOT / generated).read_bytes()
 
 

@@ -1,0 +1,131 @@
+"""See the shim work: pods over the CRI, a server that is killed, and the next one.
+
+    make demo-shim
+
+Serves the CRI on a socket in a temporary directory, runs three pods over gRPC, kills the server and
+one pause process, serves again and lists. Needs root, or a kernel that lets users make namespaces.
+All of it is removed at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import grpc
+
+from examples.demo import in_namespaces, say, show
+from registry.cri import NamespaceMode, PodSandboxConfig
+from registry.shim import runtime_pb2 as api
+
+EXPECTED = {"web-0": "SANDBOX_READY", "web-1": "SANDBOX_NOTREADY", "proxy": "SANDBOX_READY"}
+
+
+class Runtime:
+    """A client of the CRI."""
+
+    def __init__(self, socket: str) -> None:
+        """Connect when something is called."""
+        eager = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
+        self._channel = grpc.insecure_channel(f"unix://{socket}", eager)
+
+    def call(self, method: str, request: Any) -> Any:
+        """Call *method*, and wait for the server if it is just being started."""
+        return self._channel.unary_unary(
+            f"/runtime.v1.RuntimeService/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=getattr(api, f"{method}Response").FromString,
+        )(request, timeout=20, wait_for_ready=True)
+
+    def run(self, pod: str) -> str:
+        """Run a pod, and return the id of its sandbox."""
+        config = PodSandboxConfig(hostname=pod)
+        config.metadata.name, config.metadata.namespace, config.metadata.uid = pod, "default", pod
+        if pod == "proxy":
+            config.linux.security_context.namespace_options.network = NamespaceMode.NODE
+        id = self.call("RunPodSandbox", api.RunPodSandboxRequest(config=config)).pod_sandbox_id
+        return str(id)
+
+    def list(self) -> dict[str, str]:
+        """Return the state of each pod."""
+        items = self.call("ListPodSandbox", api.ListPodSandboxRequest()).items
+        return {item.metadata.name: api.PodSandboxState.Name(item.state) for item in items}
+
+    def info(self, id: str) -> Any:
+        """Return the verbose information on a sandbox."""
+        request = api.PodSandboxStatusRequest(pod_sandbox_id=id, verbose=True)
+        return json.loads(self.call("PodSandboxStatus", request).info["info"])
+
+    def remove(self, id: str) -> None:
+        """Stop and remove a sandbox."""
+        self.call("RemovePodSandbox", api.RemovePodSandboxRequest(pod_sandbox_id=id))
+
+
+def serve(folder: str) -> subprocess.Popen[bytes]:
+    """Start the server; its log goes to a file."""
+    command = [sys.executable, "-m", "registry", "serve", "--listen", f"unix://{folder}/cri.sock"]
+    with open(f"{folder}/log", "ab") as log:
+        return subprocess.Popen([*command, "--db", f"{folder}/registry.db"], stderr=log)
+
+
+def demonstrate(folder: str) -> None:
+    """Run, kill, serve again; whatever happens, nothing is left running."""
+    overview = "SELECT pod, state, pid, reason FROM sandbox_overview"
+    ids: dict[str, str] = {}
+    server, runtime = serve(folder), Runtime(f"{folder}/cri.sock")
+    try:
+        say("A server runs three pods, one of them on the host network.")
+        runtime.call("Version", api.VersionRequest())
+        for pod in EXPECTED:
+            began = time.monotonic()
+            ids[pod] = runtime.run(pod)
+            print(f"  {pod:6} {ids[pod][:13]}  {(time.monotonic() - began) * 1000:4.0f} ms")
+
+        say("The server is killed with SIGKILL; then the pause process of web-1 is, too.")
+        pid = runtime.info(ids["web-1"])["pid"]
+        server.kill()
+        server.wait()
+        os.kill(pid, signal.SIGKILL)
+        show(f"{folder}/registry.db", overview)
+
+        say("Another server takes over: ListPodSandbox says")
+        began = time.monotonic()
+        server = serve(folder)
+        states = runtime.list()
+        for pod, state in states.items():
+            print(f"  {pod:6} {state}")
+        print(f"\n  {(time.monotonic() - began) * 1000:.0f} ms after its start; and the file says")
+        show(f"{folder}/registry.db", overview)
+        if states != EXPECTED:
+            raise SystemExit(f"that is not what was to be expected: {EXPECTED}")
+    finally:
+        if server.poll() is not None:
+            server = serve(folder)
+        for id in ids.values():
+            runtime.remove(id)
+        server.terminate()
+        server.wait()
+        print("\nAll of it is removed again.")
+
+
+def main() -> int:
+    """Run the demo in a directory of its own."""
+    folder = tempfile.mkdtemp(prefix="sandbox-registry-demo-")
+    try:
+        demonstrate(folder)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(in_namespaces(main, ["-m", "examples.demo_shim"]))

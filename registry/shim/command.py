@@ -1,0 +1,31 @@
+"""`sandbox-registry serve`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from registry import Store
+from registry.cli import FINE, Db, app, path_of
+
+
+@app.command()
+def serve(
+    ctx: typer.Context,
+    *,
+    listen: Annotated[
+        str, typer.Option(metavar="unix:///PATH", help="Where to serve.")
+    ] = "unix:///run/sandbox-registry.sock",
+    db: Db = None,
+) -> int:
+    """Serve the CRI's sandbox calls until SIGTERM; sandboxes outlive this. Makes the registry."""
+    from registry.shim import server  # noqa: PLC0415 - gRPC is an extra of its own
+
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("registry").setLevel(logging.INFO)
+    with Store.open(path_of(ctx, db)) as store:
+        server.serve(store, listen)
+    return FINE

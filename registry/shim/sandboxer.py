@@ -1,0 +1,277 @@
+"""Running, stopping, removing and recovering sandboxes.
+
+Each is written down before it is done, so that after a crash `recover` can finish or undo it:
+
+    step                        record                     after a crash here
+    --------------------------- -------------------------- -----------------------------------
+    run     reserve the name    UNKNOWN, netns path        undone
+            make the namespace                             undone
+            spawn pause, held                              undone; it has ended by itself
+            record its pid      UNKNOWN, pid               undone
+            let it go                                      undone
+            done                READY, created_at          goes on
+    stop    intent              NOTREADY, SandboxStopped   finished
+            end pause, remove the namespace                finished
+    remove  intent              NOTREADY, SandboxRemoved   finished
+            end pause, remove the namespace                finished
+            done                none                       gone
+
+There are no locks. Who changes a sandbox's state first goes on, and a run that finds its sandbox
+stopped or removed meanwhile undoes what it has made.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from registry import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    Metadata,
+    NetNS,
+    NotFoundError,
+    Process,
+    RegistryError,
+    Sandbox,
+    State,
+    Status,
+    Store,
+)
+from registry.cri import PodSandboxConfig
+from registry.shim import pause
+from registry.shim.exits import Exit, Exits
+
+log = logging.getLogger("registry.shim")
+
+STOPPED: Final = "SandboxStopped"
+REMOVED: Final = "SandboxRemoved"
+FAILED: Final = "CreationFailed"
+EXITED: Final = "ProcessExited"
+"""Reasons; the last as reconcile has it."""
+KILLED_WITHIN: Final = 10.0
+"""Seconds that a process may take to end after SIGKILL."""
+
+
+class Sandboxer:
+    """The sandboxes of one store, as processes and namespaces of this host."""
+
+    def __init__(self, store: Store) -> None:
+        """Finish and undo what was left half done, and watch what runs."""
+        self._store: Final = store
+        self._exits: Final = Exits(self._note_exits)
+        try:
+            self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Watch no more; the sandboxes go on, and the store stays open."""
+        self._exits.close()
+
+    # Running.
+
+    def run(self, config: PodSandboxConfig, runtime_handler: str = "") -> str:
+        """Run a sandbox, and return its id; when this raises, nothing of it is left.
+
+        Raises:
+            NameReservedError: there is a sandbox of that name; `.holder` is its id.
+            InvalidArgumentError: *config* cannot be had.
+            RegistryError: a step failed.
+        """
+        name = name_of(config)
+        pause.check(config)
+        path = "" if pause.is_host_network(config) else self._store.new_netns_path()
+        metadata = Metadata(
+            secrets.token_hex(32), name, config, netns_path=path, runtime_handler=runtime_handler
+        )
+        sandbox = self._store.add(metadata, Status(State.UNKNOWN))
+        try:
+            process = self._start(sandbox, config)
+        except BaseException:
+            self._undo(sandbox)
+            raise
+        self._exits.watch(sandbox, process)
+        return sandbox.id
+
+    def _start(self, sandbox: Sandbox, config: PodSandboxConfig) -> Process:
+        netns = NetNS.create(sandbox.netns_path) if sandbox.netns_path else None
+        held = pause.spawn(netns, config)
+        try:
+            sandbox.status.update(_while_unknown(pid=held.process.pid))
+            held.release()
+            sandbox.status.update(_while_unknown(state=State.READY, created_at=time.time_ns()))
+        except BaseException as error:
+            held.close()
+            _end(held.process)
+            held.process.close()
+            if isinstance(error, BrokenPipeError):
+                raise RegistryError("run sandbox: its pause process was killed") from error
+            raise
+        return held.process
+
+    def _undo(self, sandbox: Sandbox) -> None:
+        """Take back a run that failed, or that a crash has interrupted."""
+        try:
+            self._clean_up(sandbox)
+            sandbox.delete()
+        except RegistryError as error:
+            log.exception("undo run of sandbox %r", sandbox.id)
+            # It stays, with all there is to clean up, to be seen and removed.
+            sandbox.status.update(_failed(error))
+
+    # Stopping.
+
+    def stop(self, id: str) -> None:
+        """Stop the sandbox with *id*, whole or a unique prefix; of none there is nothing to do.
+
+        Raises:
+            AmbiguousPrefixError, InvalidArgumentError: *id* is no one's.
+            RegistryError: something of it cannot be removed; try again.
+        """
+        self._close_down(id, _stopped)
+
+    def remove(self, id: str) -> None:
+        """Stop the sandbox and delete it; as `stop`."""
+        sandbox = self._close_down(id, _removed)
+        if sandbox is not None:
+            sandbox.delete()
+
+    def _close_down(self, id: str, intent: Callable[[Status], Status]) -> Sandbox | None:
+        try:
+            sandbox = self._store.get(id, include_unknown=True)
+            sandbox.status.update(intent)
+            # Anew, since a run may have recorded more in between.
+            sandbox = self._store.get(sandbox.id, include_unknown=True)
+        except NotFoundError:
+            return None
+        self._clean_up(sandbox)
+        return sandbox
+
+    def _clean_up(self, sandbox: Sandbox) -> None:
+        """End the pause process and remove the namespace, as far as they are there."""
+        process = sandbox.open_process()
+        if process is not None:
+            with process:
+                _end(process)
+                self._note_exit(sandbox, process.exit_status())
+        elif sandbox.seen.pid:
+            self._note_exit(sandbox, None)
+        sandbox.remove_netns()
+
+    # What happens by itself.
+
+    def _note_exits(self, exits: Sequence[Exit]) -> None:
+        with self._store.transaction():
+            for sandbox, exit_status in exits:
+                self._note_exit(sandbox, exit_status)
+
+    def _note_exit(self, sandbox: Sandbox, exit_status: int | None) -> None:
+        """Record it; what is known of it already stays, since a stop and the watch both see it."""
+        now = time.time_ns()
+
+        def ended(old: Status) -> Status:
+            code = exit_status if old.exit_status is None else old.exit_status
+            new = replace(old, pid=0, exited_at=old.exited_at or now, exit_status=code)
+            if old.state is State.NOTREADY:
+                return new
+            message = f"pause process {old.pid} has ended with exit status {exit_status}"
+            return replace(new, state=State.NOTREADY, reason=EXITED, message=message)
+
+        try:
+            sandbox.status.update(ended)
+        except NotFoundError:
+            return  # it was removed
+
+    def _recover(self) -> None:
+        """Finish or undo what a crash has interrupted; one that fails does not stop the rest."""
+        for sandbox in self._store.list(include_unknown=True):
+            try:
+                self._recover_one(sandbox)
+            except RegistryError:
+                log.exception("recover sandbox %r", sandbox.id)
+        for path in self._store.reconcile(dry_run=True).orphans:
+            try:
+                self._store.remove_orphans([path])
+            except RegistryError:
+                log.exception("remove orphan %r", path)
+
+    def _recover_one(self, sandbox: Sandbox) -> None:
+        state, reason = sandbox.seen.state, sandbox.seen.reason
+        if state is State.UNKNOWN:
+            return  # somebody else is creating it
+        if self._never_ran(sandbox):
+            self._undo(sandbox)
+        elif state is State.NOTREADY and reason in {STOPPED, REMOVED}:
+            self._clean_up(sandbox)
+            if reason == REMOVED:
+                sandbox.delete()
+        else:
+            self._watch(sandbox)
+
+    def _watch(self, sandbox: Sandbox) -> None:
+        process = sandbox.open_process()
+        if process is not None:
+            self._exits.watch(sandbox, process)
+        elif sandbox.seen.pid:
+            self._note_exit(sandbox, None)
+
+    def _never_ran(self, sandbox: Sandbox) -> bool:
+        """Whether its run was interrupted, or failed and could not be undone."""
+        return not sandbox.seen.created_at and any(
+            (change.from_state, change.to_state) == (State.UNKNOWN, State.NOTREADY)
+            for change in self._store.history(sandbox.id)
+        )
+
+
+def name_of(config: PodSandboxConfig) -> str:
+    """Return the name of the sandbox of a pod, by which there is only one at a time.
+
+    Source: containerd internal/cri/server/helpers.go, makeSandboxName.
+
+    Raises:
+        InvalidArgumentError: the pod has no name.
+    """
+    if not config.metadata.name:
+        raise InvalidArgumentError(
+            "run sandbox: the config has no metadata.name", field="metadata.name", value=""
+        )
+    metadata = config.metadata
+    return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+
+
+def _while_unknown(**changes: object) -> Callable[[Status], Status]:
+    """Return an UpdateFunc that makes *changes*, and refuses once somebody has stopped it."""
+
+    def change(old: Status) -> Status:
+        if old.state is not State.UNKNOWN:
+            raise FailedPreconditionError("run sandbox: it was stopped while it was being run")
+        return replace(old, **changes)  # type: ignore[arg-type]
+
+    return change
+
+
+def _stopped(old: Status) -> Status:
+    if old.state is State.NOTREADY:
+        return old
+    return replace(old, state=State.NOTREADY, reason=STOPPED, message="")
+
+
+def _removed(old: Status) -> Status:
+    return replace(old, state=State.NOTREADY, reason=REMOVED, message="")
+
+
+def _failed(error: RegistryError) -> Callable[[Status], Status]:
+    """Return the UpdateFunc for a run that could not be undone."""
+    return lambda old: replace(old, state=State.NOTREADY, reason=FAILED, message=str(error)[:1024])
+
+
+def _end(process: Process) -> None:
+    process.kill()
+    if not process.wait(KILLED_WITHIN):
+        raise RegistryError(f"end pause process {process.pid}: it does not die")

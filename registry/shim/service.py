@@ -1,0 +1,213 @@
+"""The CRI's services: from requests to the Sandboxer, and from the registry to responses."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from registry import (
+    AlreadyExistsError,
+    AmbiguousPrefixError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NameReservedError,
+    NetNSError,
+    NotFoundError,
+    RegistryError,
+    ResourceExhaustedError,
+    Sandbox,
+    State,
+    Store,
+    UnavailableError,
+)
+from registry.cri import PodSandboxConfig
+from registry.shim import runtime_pb2 as api
+from registry.shim.pause import options_of
+from registry.shim.sandboxer import Sandboxer, name_of
+
+Request = TypeVar("Request", bound=Message)
+
+log = logging.getLogger("registry.shim")
+
+RUNTIME: Final = "runtime.v1.RuntimeService"
+IMAGE: Final = "runtime.v1.ImageService"
+"""Wire names. Ours would begin with the package of runtime.proto."""
+
+_CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
+    (NotFoundError, grpc.StatusCode.NOT_FOUND),
+    (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS),
+    (InvalidArgumentError, grpc.StatusCode.INVALID_ARGUMENT),
+    (FailedPreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (ResourceExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DataLossError, grpc.StatusCode.DATA_LOSS),
+    (RegistryError, grpc.StatusCode.INTERNAL),
+)
+
+
+def services(store: Store, sandboxer: Sandboxer) -> list[grpc.GenericRpcHandler]:
+    """Return both services; what is not listed in them is UNIMPLEMENTED."""
+    return [
+        grpc.method_handlers_generic_handler(RUNTIME, RuntimeService(store, sandboxer).methods()),
+        grpc.method_handlers_generic_handler(
+            IMAGE,
+            {
+                "ListImages": _unary(api.ListImagesRequest, lambda _: api.ListImagesResponse()),
+                "ImageFsInfo": _unary(api.ImageFsInfoRequest, lambda _: api.ImageFsInfoResponse()),
+            },
+        ),
+    ]
+
+
+def _unary(
+    request_type: type[Request], answer: Callable[[Request], Message]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """Return a method that answers one request, or aborts with the code of what was raised."""
+
+    def call(request: Request, context: grpc.ServicerContext) -> Message:
+        try:
+            return answer(request)
+        except RegistryError as error:
+            code = next(code for kind, code in _CODES if isinstance(error, kind))
+            context.abort(code, str(error))
+            raise
+
+    return grpc.unary_unary_rpc_method_handler(
+        call,
+        request_deserializer=request_type.FromString,
+        response_serializer=lambda response: response.SerializeToString(),
+    )
+
+
+class RuntimeService:
+    """runtime.v1.RuntimeService, as far as it is about sandboxes."""
+
+    def __init__(self, store: Store, sandboxer: Sandboxer) -> None:
+        """Read from *store*, and change through *sandboxer*."""
+        self._store: Final = store
+        self._sandboxer: Final = sandboxer
+        self._version: Final = version("sandbox-registry")
+
+    def methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Return each method by its name on the wire."""
+        return {
+            "Version": _unary(api.VersionRequest, self._answer_version),
+            "Status": _unary(api.StatusRequest, self._status),
+            "RunPodSandbox": _unary(api.RunPodSandboxRequest, self._run),
+            "StopPodSandbox": _unary(api.StopPodSandboxRequest, self._stop),
+            "RemovePodSandbox": _unary(api.RemovePodSandboxRequest, self._remove),
+            "PodSandboxStatus": _unary(api.PodSandboxStatusRequest, self._sandbox_status),
+            "ListPodSandbox": _unary(api.ListPodSandboxRequest, self._list),
+            "ListContainers": _unary(
+                api.ListContainersRequest, lambda _: api.ListContainersResponse()
+            ),
+        }
+
+    def _answer_version(self, request: api.VersionRequest) -> api.VersionResponse:
+        return api.VersionResponse(
+            version=request.version or "0.1.0",
+            runtime_name="sandbox-registry",
+            runtime_version=self._version,
+            runtime_api_version="v1",
+        )
+
+    def _status(self, request: api.StatusRequest) -> api.StatusResponse:
+        response = api.StatusResponse()
+        for kind in ("RuntimeReady", "NetworkReady"):
+            response.status.conditions.add(type=kind, status=True)
+        if request.verbose:
+            response.info["registry"] = json.dumps(self._store.path)
+        return response
+
+    def _run(self, request: api.RunPodSandboxRequest) -> api.RunPodSandboxResponse:
+        try:
+            id = self._sandboxer.run(request.config, request.runtime_handler)
+        except NameReservedError as error:
+            name = name_of(request.config)
+            # Clients look for containerd's words.
+            message = (
+                f'failed to reserve sandbox name "{name}": '
+                f'name "{name}" is reserved for "{error.holder}"'
+            )
+            raise NameReservedError(message, name=name, holder=error.holder) from error
+        return api.RunPodSandboxResponse(pod_sandbox_id=id)
+
+    def _stop(self, request: api.StopPodSandboxRequest) -> api.StopPodSandboxResponse:
+        self._sandboxer.stop(request.pod_sandbox_id)
+        return api.StopPodSandboxResponse()
+
+    def _remove(self, request: api.RemovePodSandboxRequest) -> api.RemovePodSandboxResponse:
+        self._sandboxer.remove(request.pod_sandbox_id)
+        return api.RemovePodSandboxResponse()
+
+    def _sandbox_status(self, request: api.PodSandboxStatusRequest) -> api.PodSandboxStatusResponse:
+        sandbox = self._store.get(request.pod_sandbox_id)
+        config = sandbox.config or PodSandboxConfig()
+        told = api.PodSandboxStatus(**_told(sandbox, config))
+        told.network.ip = sandbox.ip
+        for ip in sandbox.additional_ips or ():
+            told.network.additional_ips.add(ip=ip)
+        told.linux.namespaces.options.CopyFrom(options_of(config))
+        response = api.PodSandboxStatusResponse(status=told)
+        if request.verbose:
+            response.info["info"] = json.dumps(_info(sandbox))
+        return response
+
+    def _list(self, request: api.ListPodSandboxRequest) -> api.ListPodSandboxResponse:
+        wanted, response = request.filter, api.ListPodSandboxResponse()
+        state = None
+        if wanted.HasField("state"):
+            ready = wanted.state.state == api.SANDBOX_READY
+            state = State.READY if ready else State.NOTREADY
+        try:
+            whole = self._store.get(wanted.id).id if wanted.id else None
+        except (NotFoundError, AmbiguousPrefixError):
+            return response
+        for sandbox in self._store.list(id=whole, state=state, labels=wanted.label_selector):
+            response.items.add(**_told(sandbox, sandbox.config or PodSandboxConfig()))
+        return response
+
+
+def _told(sandbox: Sandbox, config: PodSandboxConfig) -> dict[str, Any]:
+    """Return what a list and a status have in common."""
+    status = sandbox.seen
+    ready = status.state is State.READY
+    return {
+        "id": sandbox.id,
+        "metadata": config.metadata,
+        "state": api.SANDBOX_READY if ready else api.SANDBOX_NOTREADY,
+        "created_at": status.created_at,
+        "labels": config.labels,
+        "annotations": config.annotations,
+        "runtime_handler": sandbox.runtime_handler,
+    }
+
+
+def _info(sandbox: Sandbox) -> dict[str, Any]:
+    """Return what crictl shows beneath a status; containerd's names where it has one."""
+    status = sandbox.seen
+    return {
+        "pid": status.pid,
+        "netNamespaceClosed": _is_closed(sandbox),
+        "netNamespacePath": sandbox.netns_path,
+        "reason": status.reason,
+        "message": status.message,
+        "exitStatus": status.exit_status,
+        "exitedAt": status.exited_at,
+        "runtimeHandler": sandbox.runtime_handler,
+    }
+
+
+def _is_closed(sandbox: Sandbox) -> bool | None:
+    """Whether the sandbox's own namespace is closed; None when it cannot be seen."""
+    try:
+        return bool(sandbox.netns_path) and sandbox.netns is None
+    except NetNSError:
+        return None

@@ -1,0 +1,149 @@
+"""A client of the CRI that knows nothing of our .proto: its messages are made of upstream's."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from typing import Any, Self
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
+
+from tests.tools import ROOT
+
+UPSTREAM = os.path.join(ROOT, "tests", "data", "cri", "cri-v1-sandbox-rpcs.json")
+DEADLINE = 2.0
+"""Seconds; crictl's default."""
+
+
+@cache
+def upstream() -> dict[str, Any]:
+    """Return services, messages and enums of the CRI."""
+    with open(UPSTREAM, encoding="utf-8") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
+
+
+@cache
+def messages() -> dict[str, Any]:
+    """Return the class of each message of runtime.v1, in a pool of its own."""
+    file = FileDescriptorProto(name="api.proto", package="runtime.v1", syntax="proto3")
+    for name, values in upstream()["enums"].items():
+        enum = file.enum_type.add(name=name)
+        for number, value in values:
+            # In one scope, where two enums may have the same value.
+            enum.value.add(name=f"{name}_{value}", number=number)
+    for name, fields in upstream()["messages"].items():
+        message = file.message_type.add(name=name)
+        for number, field, kind in fields:
+            _add_field(message, number, field, kind)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"runtime.v1.{name}"))
+        for name in upstream()["messages"]
+    }
+
+
+def _add_field(message: DescriptorProto, number: int, name: str, kind: str) -> None:
+    field = message.field.add(name=name, number=number)
+    field.label = FieldDescriptorProto.LABEL_OPTIONAL
+    if kind.startswith("repeated "):
+        field.label = FieldDescriptorProto.LABEL_REPEATED
+        kind = kind.removeprefix("repeated ")
+    elif kind.startswith("map<"):
+        field.label = FieldDescriptorProto.LABEL_REPEATED
+        entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
+        entry.options.map_entry = True
+        for place, part in enumerate(kind.removeprefix("map<").removesuffix(">").split(", ")):
+            _add_field(entry, place + 1, ("key", "value")[place], part)
+        field.type_name = f".runtime.v1.{message.name}.{entry.name}"
+        field.type = FieldDescriptorProto.TYPE_MESSAGE
+        return
+    if kind in upstream()["messages"]:
+        field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, f".runtime.v1.{kind}"
+    elif kind in upstream()["enums"]:
+        field.type, field.type_name = FieldDescriptorProto.TYPE_ENUM, f".runtime.v1.{kind}"
+    else:
+        field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
+
+
+READY, NOTREADY = 0, 1
+"""PodSandboxState."""
+NODE = 2
+"""NamespaceMode."""
+
+
+def pod_config(name: str, *, host_network: bool = False, **labels: str) -> Any:
+    """Return the PodSandboxConfig of a pod, as crictl reads one from a file."""
+    config = messages()["PodSandboxConfig"](hostname=f"host-of-{name}", labels=labels)
+    config.metadata.name, config.metadata.namespace = name, "default"
+    config.metadata.uid, config.metadata.attempt = f"uid-{name}", 1
+    config.annotations["made-by"] = "a test"
+    if host_network:
+        config.linux.security_context.namespace_options.network = NODE
+    return config
+
+
+class Client:
+    """One connection to a runtime."""
+
+    def __init__(self, socket: str) -> None:
+        eager = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
+        self._channel = grpc.insecure_channel(f"unix://{socket}", eager)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def call(
+        self, method: str, /, *, timeout: float = DEADLINE, wait: bool = False, **fields: Any
+    ) -> Any:
+        """Call *method* of either service, with *fields* as its request; *wait* for the server."""
+        for service, its in upstream()["services"].items():
+            if method in its:
+                request = messages()[its[method]["request"]](**fields)
+                return self._channel.unary_unary(
+                    f"/runtime.v1.{service}/{method}",
+                    request_serializer=lambda message: message.SerializeToString(),
+                    response_deserializer=messages()[its[method]["response"]].FromString,
+                )(request, timeout=timeout, wait_for_ready=wait)
+        raise AssertionError(method)
+
+    def run(self, config: Any, **options: Any) -> str:
+        """RunPodSandbox, and its id."""
+        response = self.call("RunPodSandbox", config=config, **options)
+        assert isinstance(response.pod_sandbox_id, str)
+        return response.pod_sandbox_id
+
+    def stop(self, id: str, timeout: float = DEADLINE) -> None:
+        """StopPodSandbox."""
+        self.call("StopPodSandbox", pod_sandbox_id=id, timeout=timeout)
+
+    def remove(self, id: str, timeout: float = DEADLINE) -> None:
+        """RemovePodSandbox."""
+        self.call("RemovePodSandbox", pod_sandbox_id=id, timeout=timeout)
+
+    def status(self, id: str) -> Any:
+        """PodSandboxStatus, and its status."""
+        return self.call("PodSandboxStatus", pod_sandbox_id=id).status
+
+    def info(self, id: str) -> Any:
+        """PodSandboxStatus, and its verbose info."""
+        response = self.call("PodSandboxStatus", pod_sandbox_id=id, verbose=True)
+        return json.loads(response.info["info"])
+
+    def list(self, **filters: Any) -> list[Any]:
+        """ListPodSandbox, and its items."""
+        state = filters.pop("state", None)
+        if state is not None:
+            filters["state"] = {"state": state}
+        return list(self.call("ListPodSandbox", filter=filters).items)

@@ -1,0 +1,129 @@
+"""A real server, on a real socket, whose sandboxes are all gone at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from registry import Store
+from registry.shim.sandboxer import Sandboxer
+from tests.shim.client import Client
+from tests.tools import environment
+
+
+def pauses() -> set[int]:
+    """Return the pids of all pause processes of this machine, held ones too."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path("/proc", pid, "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"sleep\0infinity" in command or b"sleep infinity" in command:
+            found.add(int(pid))
+    return found
+
+
+def namespaces() -> set[str]:
+    """Return the names of all namespaces that a registry has made, what is left of one too."""
+    try:
+        return {name for name in os.listdir("/run/netns") if name.startswith("sr-")}
+    except FileNotFoundError:
+        return set()
+
+
+def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+    """Wait until *condition* is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.002)
+
+
+class Server:
+    """`sandbox-registry serve`, to be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.db = str(directory / "registry.db")
+        self.socket = str(directory / "cri.sock")
+        self.log = directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """Return how it is started."""
+        listen = f"unix://{self.socket}"
+        return [sys.executable, "-m", "registry", "serve", "--listen", listen, "--db", self.db]
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command(), env=environment(), stderr=log)
+        with Client(self.socket) as client:
+            client.call("Version", timeout=20, wait=True)
+
+    def kill(self) -> None:
+        """Kill it, as the kernel does when memory is short."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> int:
+        """End it as systemd does, and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[Server]:
+    """Run a server; what it ran is removed at the end, and nothing else may be left."""
+    before = (pauses(), namespaces())
+    server = Server(directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+        remove_all(server.db)
+    assert before == (pauses(), namespaces())
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Return a running server, for the tests of a module."""
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Server]:
+    """Return a running server, to be killed."""
+    with serving(tmp_path) as server:
+        yield server
+
+
+def remove_all(db: str) -> None:
+    """Remove every sandbox of a registry, and check it."""
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        for sandbox in store.list(include_unknown=True):
+            sandboxer.remove(sandbox.id)
+        assert [] == store.list(include_unknown=True)
+        assert [] == store.check()
+
+
+@pytest.fixture
+def cri(server: Server) -> Iterator[Client]:
+    """Return a client of the server; it has no sandbox before and none after the test."""
+    with Client(server.socket) as client:
+        yield client
+        for item in client.list():
+            client.remove(item.id)

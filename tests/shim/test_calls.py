@@ -1,0 +1,428 @@
+"""The CRI's sandbox calls, as crictl and critest make them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from registry import Store, kernel
+from tests.shim.client import NODE, NOTREADY, READY, Client, pod_config, upstream
+from tests.shim.conftest import Server, namespaces, pauses, until
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+
+def refused(code: grpc.StatusCode, cri: Client, method: str, **fields: Any) -> str:
+    """Make a call that must fail with *code*, and return what it says."""
+    with pytest.raises(grpc.RpcError) as caught:
+        cri.call(method, **fields)
+    assert code is caught.value.code()
+    return str(caught.value.details())
+
+
+def until_stopped(cri: Client, id: str) -> None:
+    """Wait until a sandbox is NOTREADY."""
+    until(lambda: cri.status(id).state == NOTREADY)
+
+
+def namespace_of(pid: int, kind: str) -> int:
+    """Return the inode of a namespace of a process."""
+    return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+
+
+def in_network_of(pid: int, *command: str) -> str:
+    """Return what *command* prints in the network, IPC and UTS namespaces of a process."""
+    enter = ["nsenter", f"--target={pid}", "--net", "--ipc", "--uts"]
+    return subprocess.check_output([*enter, *command], text=True)
+
+
+# What clients do on every connect.
+
+
+def test_crictl_connects(cri: Client) -> None:
+    """It asks for the version, and refuses a runtime that leaves one of four fields empty."""
+    version = cri.call("Version", version="v1")
+    assert ("v1", "sandbox-registry", "v1") == (
+        version.version,
+        version.runtime_name,
+        version.runtime_api_version,
+    )
+    assert version.runtime_version
+
+
+def test_critest_connects(cri: Client) -> None:
+    """It asks for the version and for the file system of images, then whether all is ready."""
+    version = cri.call("Version")
+    assert "" not in {
+        version.version,
+        version.runtime_name,
+        version.runtime_version,
+        version.runtime_api_version,
+    }
+    assert [] == list(cri.call("ImageFsInfo").image_filesystems)
+    conditions = cri.call("Status", verbose=True).status.conditions
+    assert {"RuntimeReady": True, "NetworkReady": True} == {
+        condition.type: condition.status for condition in conditions
+    }
+
+
+def test_there_are_no_containers_and_no_images(cri: Client) -> None:
+    """Whatever is asked for."""
+    wanted = {"pod_sandbox_id": "4a33"}
+    assert [] == list(cri.call("ListContainers", filter=wanted).containers)
+    assert [] == list(cri.call("ListImages").images)
+
+
+@pytest.mark.parametrize("method", [
+    (service, method) for service, methods in upstream()["services"].items() for method in methods
+    if method not in {
+        "Version", "Status", "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox",
+        "PodSandboxStatus", "ListPodSandbox", "ListContainers", "ListImages", "ImageFsInfo",
+    }
+], ids=lambda pair: pair[1])  # fmt: skip
+def test_everything_else_is_unimplemented(server: Server, method: tuple[str, str]) -> None:
+    """Streams too."""
+    with grpc.insecure_channel(f"unix://{server.socket}") as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/runtime.v1." + "/".join(method)
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=2)
+    assert grpc.StatusCode.UNIMPLEMENTED is caught.value.code()
+
+
+# The life of a sandbox.
+
+
+def test_crictl_runs_stops_and_removes_a_pod(cri: Client) -> None:
+    """`runp`, `pods`, `inspectp`, `stopp` and `rmp`, in the order of their calls."""
+    began = time.time_ns()
+    cri.call("Version")
+    id = cri.run(pod_config("web", app="shop"))
+    cri.call("Version")
+    (item,) = cri.list()
+    assert (id, READY, {"app": "shop"}) == (item.id, item.state, dict(item.labels))
+    assert ("web", "default", "uid-web", 1) == (
+        item.metadata.name,
+        item.metadata.namespace,
+        item.metadata.uid,
+        item.metadata.attempt,
+    )
+    assert {"made-by": "a test"} == dict(item.annotations)
+    cri.call("Version")
+    status = cri.status(id)
+    assert (id, item.metadata, READY) == (status.id, status.metadata, status.state)
+    assert began <= status.created_at == item.created_at <= time.time_ns()
+    assert status.HasField("network")
+    assert status.linux.namespaces.HasField("options")
+    cri.call("Version")
+    cri.stop(id)
+    cri.call("Version")
+    assert NOTREADY == cri.status(id).state
+    cri.remove(id)
+    refused(grpc.StatusCode.NOT_FOUND, cri, "PodSandboxStatus", pod_sandbox_id=id)
+    assert [] == cri.list()
+
+
+def test_a_sandbox_has_namespaces_of_its_own(cri: Client) -> None:
+    """Its network with the loopback up and nothing else, its host name, its IPC."""
+    pid = cri.info(cri.run(pod_config("web")))["pid"]
+    for kind in ("net", "uts", "ipc"):
+        assert namespace_of(pid, kind) != namespace_of(os.getpid(), kind)
+    assert "host-of-web\n" == in_network_of(pid, "hostname")
+    links = in_network_of(pid, "ip", "-oneline", "link").splitlines()
+    assert 1 == len(links)
+    assert "lo: <LOOPBACK,UP," in links[0]
+    assert socket.gethostname() != "host-of-web"
+
+
+def test_a_sandbox_on_the_host_network_has_none(server: Server, cri: Client) -> None:
+    """Neither a network nor a host name of its own, and no path."""
+    before = namespaces()
+    id = cri.run(pod_config("web", host_network=True))
+    info = cri.info(id)
+    for kind in ("net", "uts"):
+        assert namespace_of(info["pid"], kind) == namespace_of(os.getpid(), kind)
+    assert namespace_of(info["pid"], "ipc") != namespace_of(os.getpid(), "ipc")
+    assert ("", False) == (info["netNamespacePath"], info["netNamespaceClosed"])
+    assert before == namespaces()
+    assert NODE == cri.status(id).linux.namespaces.options.network
+
+
+def test_a_sandbox_may_share_the_ipc_of_the_host(cri: Client) -> None:
+    """If its config says so."""
+    config = pod_config("web")
+    config.linux.security_context.namespace_options.ipc = NODE
+    pid = cri.info(cri.run(config))["pid"]
+    assert namespace_of(pid, "ipc") == namespace_of(os.getpid(), "ipc")
+    assert namespace_of(pid, "net") != namespace_of(os.getpid(), "net")
+
+
+def test_sysctls_are_set_in_the_sandbox_alone(cri: Client) -> None:
+    """With dots or slashes, of the network and of IPC."""
+    config = pod_config("web")
+    config.linux.sysctls["net.ipv4.ip_unprivileged_port_start"] = "77"
+    config.linux.sysctls["net/ipv4/conf/lo/forwarding"] = "1"
+    config.linux.sysctls["kernel.shmmni"] = "99"
+    pid = cri.info(cri.run(config))["pid"]
+    for name, value in config.linux.sysctls.items():
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        assert f"{value}\n" == in_network_of(pid, "cat", path)
+        with open(path, encoding="ascii") as ours:
+            assert value != ours.read().strip()
+
+
+@pytest.mark.parametrize("name", [
+    "kernel.panic", "vm.swappiness", "net/../kernel/panic", "net..ipv4", "/net", "kernel.sem.",
+])  # fmt: skip
+def test_a_sysctl_of_the_host_is_refused(cri: Client, name: str) -> None:
+    """Before anything is made."""
+    config = pod_config("web")
+    config.linux.sysctls[name] = "1"
+    message = refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "RunPodSandbox", config=config)
+    assert f"{name!r} would change the host" in message
+    assert [] == cri.list()
+
+
+@pytest.mark.parametrize("name", ["net.ipv4.ip_forward", "kernel.shmmni", "kernel.domainname"])
+def test_a_sysctl_is_of_the_host_where_the_namespace_is(cri: Client, name: str) -> None:
+    """On the host network, or with its IPC."""
+    config = pod_config("web", host_network=True)
+    config.linux.security_context.namespace_options.ipc = NODE
+    config.linux.sysctls[name] = "1"
+    refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "RunPodSandbox", config=config)
+
+
+def test_a_pause_process_has_nothing_of_the_server(server: Server, cri: Client) -> None:
+    """No descriptor, session, directory, environment or ignored signal."""
+    pid = cri.info(cri.run(pod_config("web")))["pid"]
+    files = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    assert dict.fromkeys("012", os.devnull) == files
+    assert (pid, "/") == (os.getsid(pid), os.readlink(f"/proc/{pid}/cwd"))
+    with open(f"/proc/{pid}/environ", encoding="ascii") as environ:
+        names = {entry.partition("=")[0] for entry in environ.read().split("\0")}
+    assert {"", "PATH", "PWD", "OLDPWD", "_"} >= names
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        masks = dict(
+            line.split(":\t", 1) for line in status if line.startswith(("SigBlk", "SigIgn"))
+        )
+    glibc_internal = 0b11 << 31
+    assert 0 == int(masks["SigBlk"], 16)
+    assert 0 == int(masks["SigIgn"], 16) & ~glibc_internal
+
+
+# Refusals.
+
+
+def test_a_taken_name_is_refused_naming_its_holder(cri: Client) -> None:
+    """In containerd's words; also while it is NOTREADY, and not any more once it is removed."""
+    config = pod_config("web")
+    id = cri.run(config)
+    name = "web_default_uid-web_1"
+    expected = f'failed to reserve sandbox name "{name}": name "{name}" is reserved for "{id}"'
+    assert expected == refused(grpc.StatusCode.ALREADY_EXISTS, cri, "RunPodSandbox", config=config)
+    cri.stop(id)
+    assert expected == refused(grpc.StatusCode.ALREADY_EXISTS, cri, "RunPodSandbox", config=config)
+    cri.remove(id)
+    assert id != cri.run(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("metadata", None, "metadata.name"),
+        ("hostname", "h" * 65, "longer than 64 bytes"),
+        ("log_directory", "x" * (4 << 20), "config"),
+    ],
+)
+def test_a_config_that_cannot_be_had_is_refused(
+    cri: Client, field: str, value: str | None, why: str
+) -> None:
+    """Saying why, and nothing is left of it."""
+    before = (pauses(), namespaces())
+    config = pod_config("web")
+    if value is None:
+        config.ClearField(field)
+    else:
+        setattr(config, field, value)
+    with pytest.raises(grpc.RpcError) as caught:
+        cri.run(config)
+    assert caught.value.code() in {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+    assert why in str(caught.value.details())
+    assert before == (pauses(), namespaces())
+    assert [] == cri.list()
+
+
+def test_a_step_that_fails_undoes_those_before_it(server: Server, cri: Client) -> None:
+    """The sysctl is refused by the kernel, when record and namespace are there already."""
+    before = (pauses(), namespaces())
+    config = pod_config("web")
+    config.linux.sysctls["net.ipv4.no_such_thing"] = "1"
+    message = refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "RunPodSandbox", config=config)
+    assert "no_such_thing" in message
+    assert "No such file" in message
+    assert before == (pauses(), namespaces())
+    with Store.open(server.db, read_only=True) as store:
+        assert [] == store.list(include_unknown=True)
+        assert ["created", "deleted"] == [change.event for change in store.history()[-2:]]
+    config.linux.sysctls.clear()
+    cri.run(config)
+
+
+# Looking up.
+
+
+def test_ids_may_be_prefixes(cri: Client) -> None:
+    """In every call that takes one."""
+    id = cri.run(pod_config("web", host_network=True))
+    assert id == cri.status(id[:12]).id
+    assert [id] == [item.id for item in cri.list(id=id[:12])]
+    cri.stop(id[:12])
+    cri.remove(id[:12])
+    assert [] == cri.list()
+
+
+def test_an_ambiguous_prefix_is_an_error_in_status_and_nothing_in_list(cri: Client) -> None:
+    """Of 17 ids two begin alike."""
+    found = [cri.run(pod_config(f"web-{n}", host_network=True)) for n in range(17)]
+    first = [id[0] for id in found]
+    prefix = next(letter for letter in first if first.count(letter) > 1)
+    fields = {"pod_sandbox_id": prefix}
+    refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "PodSandboxStatus", **fields)
+    assert [] == cri.list(id=prefix)
+    refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "StopPodSandbox", **fields)
+    assert 17 == len(cri.list(state=READY))
+
+
+def test_what_is_missing(cri: Client) -> None:
+    """Has no status, is not listed, and is stopped and removed."""
+    assert "no such sandbox" in refused(
+        grpc.StatusCode.NOT_FOUND, cri, "PodSandboxStatus", pod_sandbox_id="4a33"
+    )
+    assert [] == cri.list(id="4a33")
+    cri.stop("4a33")
+    cri.remove("4a33")
+
+
+@pytest.mark.parametrize("method", ["PodSandboxStatus", "StopPodSandbox", "RemovePodSandbox"])
+def test_an_empty_id_is_no_id(cri: Client, method: str) -> None:
+    """It would be a prefix of all."""
+    refused(grpc.StatusCode.INVALID_ARGUMENT, cri, method)
+
+
+def test_list_filters(cri: Client) -> None:
+    """By state, labels and id, all of them together."""
+    web = cri.run(pod_config("web", host_network=True, app="shop", tier="front"))
+    db = cri.run(pod_config("db", host_network=True, app="shop", tier="back"))
+    cri.stop(db)
+
+    def found(**filters: Any) -> list[str]:
+        return [item.id for item in cri.list(**filters)]
+
+    assert [web, db] == found()
+    assert [web] == found(state=READY)
+    assert [db] == found(state=NOTREADY)
+    assert [web, db] == found(label_selector={"app": "shop"})
+    assert [db] == found(label_selector={"app": "shop", "tier": "back"})
+    assert [] == found(label_selector={"app": "shop", "tier": "back"}, state=READY)
+    assert [] == found(label_selector={"app": ""})
+    assert [db] == found(id=db, state=NOTREADY)
+    assert [] == found(id=db, state=READY)
+
+
+def test_the_runtime_handler_is_kept(cri: Client) -> None:
+    """It says nothing here: there is one way to run a sandbox."""
+    id = cri.run(pod_config("web", host_network=True), runtime_handler="gvisor")
+    assert ["gvisor", "gvisor"] == [cri.status(id).runtime_handler, cri.list()[0].runtime_handler]
+
+
+# Stopping.
+
+
+def test_stop_is_idempotent(cri: Client) -> None:
+    """The first one ends process and namespace; why and when is told from then on."""
+    id = cri.run(pod_config("web"))
+    before = cri.info(id)
+    assert not before["netNamespaceClosed"]
+    for _ in range(3):
+        cri.stop(id)
+        assert NOTREADY == cri.status(id).state
+        assert not os.path.exists(before["netNamespacePath"])
+    info = cri.info(id)
+    assert before["exitedAt"] == 0 < info["exitedAt"] < time.time_ns()
+    assert (0, True, "SandboxStopped", 128 + signal.SIGKILL) == (
+        info["pid"],
+        info["netNamespaceClosed"],
+        info["reason"],
+        info["exitStatus"],
+    )
+    assert before["pid"] not in pauses()
+
+
+def test_stop_succeeds_when_the_namespace_is_gone(cri: Client) -> None:
+    """Somebody has removed it."""
+    id = cri.run(pod_config("web"))
+    path = cri.info(id)["netNamespacePath"]
+    kernel.umount(path, kernel.MNT_DETACH)
+    os.unlink(path)
+    assert cri.info(id)["netNamespaceClosed"]
+    cri.stop(id)
+    assert NOTREADY == cri.status(id).state
+
+
+def test_remove_stops_what_runs(cri: Client) -> None:
+    """And then it is gone, for good, whole."""
+    before = (pauses(), namespaces())
+    id = cri.run(pod_config("web"))
+    cri.remove(id)
+    assert before == (pauses(), namespaces())
+    cri.remove(id)
+    assert [] == cri.list()
+
+
+# Exits.
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)], ids=["kill", "term"]
+)
+def test_the_end_of_a_pause_process_is_noted_within_100_ms(
+    cri: Client, number: int, status: int
+) -> None:
+    """With exit status, time and reason; a median, since one call may be late on a busy machine."""
+    took = []
+    for n in range(5):
+        id = cri.run(pod_config(f"web-{n}"))
+        pid = cri.info(id)["pid"]
+        began = time.time_ns()
+        os.kill(pid, number)
+        until_stopped(cri, id)
+        info = cri.info(id)
+        took.append(info["exitedAt"] - began)
+        assert (0, status, "ProcessExited") == (info["pid"], info["exitStatus"], info["reason"])
+        assert f"pause process {pid} has ended with exit status {status}" == info["message"]
+        assert not info["netNamespaceClosed"]
+    assert sorted(took)[2] < 100e6
+
+
+def test_a_stop_after_an_exit_removes_the_namespace_and_keeps_the_reason(cri: Client) -> None:
+    """Why it ended is not that somebody stopped it later."""
+    id = cri.run(pod_config("web"))
+    os.kill(cri.info(id)["pid"], signal.SIGKILL)
+    until_stopped(cri, id)
+    cri.stop(id)
+    info = cri.info(id)
+    assert ("ProcessExited", True) == (info["reason"], info["netNamespaceClosed"])

@@ -1,0 +1,71 @@
+"""What docs/shim.md says is tried."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+
+from tests.shim.client import NOTREADY, READY, Client, messages
+from tests.shim.conftest import Server
+from tests.tools import ROOT
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+DOCS = Path(ROOT, "docs", "shim.md").read_text(encoding="utf-8")
+POD = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)[0]
+CRICTL = re.findall(r"^\$ crictl (.*)$", DOCS, re.MULTILINE)
+
+
+def test_the_pod_is_run_as_crictl_does(cri: Client) -> None:
+    """The calls of each line, since crictl itself is rarely at hand."""
+    verbs = [line.split()[0] for line in CRICTL]
+    assert ["info", "runp", "pods", "inspectp", "stopp", "rmp"] == verbs
+    pod = json_format.ParseDict(json.loads(POD), messages()["PodSandboxConfig"]())
+    assert cri.call("Status", verbose=True).info
+    id = cri.run(pod)
+    key, _, value = CRICTL[2].rpartition(" ")[2].partition("=")
+    assert [id] == [item.id for item in cri.list(label_selector={key: value})]
+    assert READY == cri.status(id[:4]).state
+    assert {"pid", "netNamespaceClosed", "reason", "message", "exitStatus"} <= set(cri.info(id))
+    cri.stop(id[:4])
+    assert NOTREADY == cri.status(id[:4]).state
+    cri.remove(id[:4])
+    assert [] == cri.list()
+
+
+@pytest.mark.skipif(not shutil.which("crictl"), reason="crictl is not installed")
+def test_crictl_does_as_it_is_told(server: Server, tmp_path: Path) -> None:
+    """Line by line; where the docs have an id, the one that `runp` has printed."""
+    (tmp_path / "pod.json").write_text(POD)
+    id = "4a33"
+    for line in CRICTL:
+        done = subprocess.run(
+            ["crictl", *shlex.split(line.replace("4a33", id))],
+            cwd=tmp_path,
+            env=os.environ | {"CONTAINER_RUNTIME_ENDPOINT": f"unix://{server.socket}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert 0 == done.returncode, (line, done.stderr)
+        if line.startswith("runp"):
+            id = done.stdout.strip()
+
+
+def test_serve_is_told_as_it_is(server: Server) -> None:
+    """The line that starts it has its options."""
+    (line,) = re.findall(r"^\$ (sandbox-registry serve .*)$", DOCS, re.MULTILINE)
+    assert [part for part in shlex.split(line) if part.startswith("--")] == [
+        part for part in server.command() if part.startswith("--")
+    ]

@@ -1,0 +1,328 @@
+"""A server that dies at any moment, and the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import grpc
+import pyroute2  # noqa: F401 - once, not in every child
+import pytest
+
+import registry.shim
+from registry import NetNS, State, Store, Verdict, netns
+from registry.cri import PodSandboxConfig
+from registry.shim.sandboxer import Sandboxer
+from tests.shim.client import NOTREADY, READY, Client, pod_config
+from tests.shim.conftest import Server, namespaces, pauses, remove_all, serving, until
+from tests.tools import execute, line, running
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.crash,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+SHIM = os.path.dirname(registry.shim.__file__)
+Work = Callable[[Sandboxer], object]
+
+
+def config(name: str = "web") -> PodSandboxConfig:
+    """Return the config of a pod with a network of its own."""
+    return PodSandboxConfig.FromString(pod_config(name).SerializeToString())
+
+
+def die_in(db: str, work: Work, place: int) -> bool:
+    """Do *work* in a child that kills itself before its *place*-th line; False if there are fewer.
+
+    Lines are counted as they are executed, in the shim and in what makes and removes namespaces, in
+    whatever thread.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _work_and_die(db, work, place)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in {0, -signal.SIGKILL}
+    return code != 0
+
+
+def _work_and_die(db: str, work: Work, place: int) -> None:
+    left = place
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        file = frame.f_code.co_filename
+        if not file.startswith(SHIM) and file != netns.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    code = 1
+    try:
+        with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+            threading.settrace(trace)
+            sys.settrace(trace)
+            work(sandboxer)
+            sys.settrace(None)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[str]:
+    """Return where a registry can be made; no process and no namespace is left of it."""
+    before = (pauses(), namespaces())
+    yield str(tmp_path / "registry.db")
+    remove_all(str(tmp_path / "registry.db"))
+    assert before == (pauses(), namespaces())
+
+
+def recovered(db: str) -> list[tuple[str, State]]:
+    """Start and end a shim, and return the sandboxes that there are then, hidden ones too."""
+    with Store.open(db) as store, closing(Sandboxer(store)):
+        assert [] == store.check()
+        found = store.list(include_unknown=True)
+        stopped = [each.seen for each in found if each.seen.state is State.NOTREADY]
+        assert not any(status.pid for status in stopped)
+        return [(each.id, each.seen.state) for each in found]
+
+
+def test_run_that_dies_before_any_line_is_undone_or_goes_on(db: str) -> None:
+    """Until it is READY nothing of it is left, then all of it lives; its name is never stuck."""
+    before = (pauses(), namespaces())
+    place = outcomes = 0
+    while die_in(db, lambda sandboxer: sandboxer.run(config()), place := place + 1):
+        found = recovered(db)
+        outcomes |= 1 << len(found)
+        if not found:
+            # A pause process that was held back reads the end of its input, and ends.
+            until(lambda: before == (pauses(), namespaces()))
+            continue
+        assert [State.READY] == [state for _, state in found]
+        assert (1, 1) == (len(pauses() - before[0]), len(namespaces() - before[1]))
+        remove_all(db)
+    assert 0b11 == outcomes
+    assert place > 100
+
+
+def _call(verb: Callable[[Sandboxer, str], None], id: str, sandboxer: Sandboxer) -> None:
+    verb(sandboxer, id)
+
+
+@pytest.mark.parametrize(
+    ("verb", "left"), [(Sandboxer.stop, {1}), (Sandboxer.remove, {0, 1})], ids=["stop", "remove"]
+)
+def test_stop_and_remove_that_die_before_any_line_are_finished(
+    db: str, verb: Callable[[Sandboxer, str], None], left: set[int]
+) -> None:
+    """Or have not begun: then it is READY as before, and they can be asked for again."""
+    before = (pauses(), namespaces())
+    place = 0
+    states, counts = set(), set()
+    while True:
+        with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+            id = sandboxer.run(config())
+        died = die_in(db, partial(_call, verb, id), place := place + 1)
+        found = recovered(db)
+        counts.add(len(found))
+        for _, state in found:
+            states.add(state)
+            if state is State.READY:
+                assert (1, 1) == (len(pauses() - before[0]), len(namespaces() - before[1]))
+            else:
+                assert before == (pauses(), namespaces())
+        remove_all(db)
+        assert before == (pauses(), namespaces())
+        if not died:
+            break
+    assert State.READY in states
+    assert left == counts
+    assert place > 30
+
+
+def test_what_ran_goes_on_and_is_watched_again(mortal: Server) -> None:
+    """Its process, its namespace, its status; and its end is noted as that of any."""
+    with Client(mortal.socket) as cri:
+        ids = [cri.run(pod_config(f"web-{n}")) for n in range(3)]
+        before = [cri.info(id) for id in ids]
+    mortal.kill()
+    os.kill(before[1]["pid"], signal.SIGKILL)
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        assert [READY, NOTREADY, READY] == [cri.status(id).state for id in ids]
+        assert "ProcessExited" == cri.info(ids[1])["reason"]
+        assert [before[0], before[2]] == [cri.info(ids[0]), cri.info(ids[2])]
+        os.kill(before[2]["pid"], signal.SIGTERM)
+        until(lambda: cri.status(ids[2]).state == NOTREADY)
+        assert "ProcessExited" == cri.info(ids[2])["reason"]
+        cri.stop(ids[0])
+        assert cri.info(ids[0])["netNamespaceClosed"]
+
+
+def test_the_exit_status_of_what_an_earlier_server_ran_is_told_by_the_kernel(
+    mortal: Server,
+) -> None:
+    """Where it can: from Linux 6.15 on, when init has reaped it."""
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if release < (6, 15):
+        pytest.skip("this kernel does not tell the exit status of a stranger")
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("web"))
+        pid = cri.info(id)["pid"]
+    mortal.kill()
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        parent = int(stat.read().rpartition(")")[2].split()[1])
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: cri.status(id).state == NOTREADY)
+        assert cri.info(id)["exitStatus"] in {143, None}
+        assert parent != mortal.process.pid  # type: ignore[union-attr]
+
+
+def test_the_end_by_signal_leaves_the_sandboxes(mortal: Server) -> None:
+    """SIGTERM ends the server alone, and with exit code 0."""
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("web"))
+    assert 0 == mortal.end()
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        assert READY == cri.status(id).state
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_namespace_that_went_meanwhile_is_found_out(mortal: Server, stopped: bool) -> None:
+    """The process still lives, and is watched, or ended by a stop."""
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("web"))
+        pid = cri.info(id)["pid"]
+    mortal.kill()
+    with Store.open(mortal.db, reconcile=False) as store:
+        store.get(id).remove_netns()
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        assert (NOTREADY, "NetNSClosed") == (cri.status(id).state, cri.info(id)["reason"])
+        assert pid == cri.info(id)["pid"]
+        if stopped:
+            cri.stop(id)
+        else:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: cri.info(id)["pid"] == 0)
+        assert pid not in pauses()
+        assert "NetNSClosed" == cri.info(id)["reason"]
+
+
+def test_what_is_not_the_shims_is_left_alone(db: str) -> None:
+    """A NOTREADY sandbox that an embedder has added, and one that somebody else is creating."""
+    code = """
+        import sys
+        from registry import Metadata, State, Status, Store
+        with Store.open(sys.argv[1]) as store:
+            store.add(Metadata("dead", "dead", None), Status(State.NOTREADY))
+            store.add(Metadata("born", "born", None), Status(State.UNKNOWN))
+            print("added", flush=True)
+            sys.stdin.readline()
+        """
+    with running(code, db) as other:
+        assert "added" == line(other)
+        expected = [("born", State.UNKNOWN), ("dead", State.NOTREADY)]
+        assert expected == sorted(recovered(db))
+    assert [("dead", State.NOTREADY)] == recovered(db)
+
+
+def test_a_namespace_without_a_record_is_removed(db: str) -> None:
+    """One of this registry, as it is left when a record is removed by hand while it is made."""
+    with Store.open(db) as store:
+        orphan = NetNS.create(store.new_netns_path())
+    assert [] == recovered(db)
+    assert orphan.closed
+    assert not os.path.exists(orphan.path)
+
+
+def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
+    db: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its config is damaged, or its process cannot be told from another; it is said, and stays."""
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        first, second = sandboxer.run(config("a")), sandboxer.run(config("b"))
+        pid = store.get(first).seen.pid
+    execute(
+        db,
+        "UPDATE sandbox_statuses SET process_inode = NULL, process_start_time = NULL "
+        f"WHERE pid = {pid}",
+    )
+    with Store.open(db) as store, closing(Sandboxer(store)):
+        assert {State.READY} == {each.seen.state for each in store.list()}
+        assert f"recover sandbox {first!r}" in caplog.text
+        os.kill(store.get(second).seen.pid, signal.SIGKILL)
+        until(lambda: store.get(second).seen.state is State.NOTREADY)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pid not in pauses())
+
+
+def test_servers_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> None:
+    """While eight clients run, stop and remove: what was acknowledged is so, and no more lives."""
+    acknowledged: dict[str, str] = {}
+    unsure: set[str] = set()
+    stop = threading.Event()
+
+    def churn(worker: int, socket: str) -> None:
+        n = 0
+        with Client(socket) as cri:
+            while not stop.is_set():
+                name, n = f"pod-{worker}-{n}", n + 1
+                unsure.add(name)
+                with suppress(grpc.RpcError):
+                    id = cri.run(pod_config(name, host_network=worker % 2 == 0), timeout=5)
+                    acknowledged[name] = id
+                    unsure.discard(name)
+                    if n % 3:
+                        unsure.add(name)
+                        (cri.stop if n % 3 == 1 else cri.remove)(id)
+                        acknowledged[name] = f"{('', 'stopped ', 'removed ')[n % 3]}{id}"
+                        unsure.discard(name)
+
+    with serving(tmp_path) as server, ThreadPoolExecutor(8) as pool:
+        workers = [pool.submit(churn, worker, server.socket) for worker in range(8)]
+        try:
+            for round_ in range(5):
+                time.sleep(0.2 + 0.05 * round_)
+                server.kill()
+                server.start()
+        finally:
+            stop.set()
+        for worker in workers:
+            worker.result()
+        server.kill()
+        server.start()
+        with Client(server.socket) as cri:
+            found = {item.id: item.state for item in cri.list()}
+            for name, told in acknowledged.items():
+                if name in unsure:
+                    continue
+                verb, _, id = told.rpartition(" ")
+                expected = {"": READY, "stopped": NOTREADY, "removed": None}[verb]
+                assert expected == found.get(id), (name, told)
+            running = {cri.info(id)["pid"] for id, state in found.items() if state == READY}
+        with Store.open(server.db, reconcile=False) as store:
+            report = store.reconcile(dry_run=True)
+            assert {Verdict.OPEN, Verdict.HOST, Verdict.CLOSED} >= set(report.counts)
+            assert not any(each.changed for each in report.findings)
+            assert () == report.orphans
+        assert running == pauses()
+        assert len(acknowledged) > 20

@@ -1,0 +1,255 @@
+"""The server: its socket, its command, many calls at once, and a store that is in trouble."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from registry import NetNS, NetNSError, RegistryError, State, Store, UnavailableError
+from registry.cri import PodSandboxConfig
+from registry.shim import pause
+from registry.shim.exits import Exits
+from registry.shim.sandboxer import Sandboxer
+from tests.shim.client import NOTREADY, READY, Client, pod_config
+from tests.shim.conftest import Server, namespaces, pauses, remove_all, until
+from tests.tools import environment
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+
+def config(name: str = "web") -> PodSandboxConfig:
+    """Return the config of a pod with a network of its own."""
+    return PodSandboxConfig.FromString(pod_config(name).SerializeToString())
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[str]:
+    """Return where a registry can be made; no process and no namespace is left of it."""
+    before = (pauses(), namespaces())
+    yield str(tmp_path / "registry.db")
+    remove_all(str(tmp_path / "registry.db"))
+    assert before == (pauses(), namespaces())
+
+
+# The command.
+
+
+def refused(*options: str) -> str:
+    """Return what `serve` says instead of serving."""
+    command = [sys.executable, "-m", "registry", "serve", *options]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=False, timeout=20
+    )
+    assert done.returncode in {2, 3}
+    assert "Traceback" not in done.stderr
+    assert "" == done.stdout
+    return done.stderr
+
+
+@pytest.mark.parametrize("listen", ["tcp://127.0.0.1:80", "/run/x.sock", "unix:x.sock", ""])
+def test_only_a_unix_socket_is_served(tmp_path: Path, listen: str) -> None:
+    """At an absolute path; the example says how."""
+    told = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
+    assert f"serve at {listen!r}" in told
+    assert "unix:///run/sandbox-registry.sock" in told
+
+
+def test_a_socket_is_served_once(server: Server) -> None:
+    """Whoever comes second is refused, and the first one goes on."""
+    told = refused("--listen", f"unix://{server.socket}", "--db", server.db)
+    assert "another process" in told
+    with Client(server.socket) as cri:
+        cri.call("Version")
+
+
+def test_a_socket_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    """Its path is too long for a socket, or its directory is a file."""
+    db = str(tmp_path / "registry.db")
+    assert "serve at" in refused("--listen", f"unix:///tmp/{'x' * 120}", "--db", db)
+    (tmp_path / "file").touch()
+    assert "serve at" in refused("--listen", f"unix://{tmp_path}/file/s.sock", "--db", db)
+
+
+def test_the_socket_is_for_its_owner_alone(server: Server) -> None:
+    """Whoever may call can make processes as root; a stale one is no hindrance."""
+    assert 0o600 == stat.S_IMODE(os.stat(server.socket).st_mode)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(server.socket)
+
+
+def test_an_end_in_peace_removes_the_socket_and_loses_no_call(mortal: Server) -> None:
+    """SIGTERM lets the calls under way end."""
+    with Client(mortal.socket) as cri, ThreadPoolExecutor(8) as pool:
+        runs = [pool.submit(cri.run, pod_config(f"web-{n}"), timeout=10) for n in range(8)]
+        until(lambda: any(run.done() for run in runs))
+        assert 0 == mortal.end()
+        answered = {run.result() for run in runs if run.exception() is None}
+    with Store.open(mortal.db, reconcile=False) as store:
+        assert answered <= {each.id for each in store.list(state=State.READY)}
+        assert [] == [each for each in store.list(include_unknown=True) if not each.seen.pid]
+
+
+# Many calls at once.
+
+
+def test_50_pods_at_once(server: Server, cri: Client) -> None:
+    """All of them run, each with a name, a namespace and a process of its own."""
+    with ThreadPoolExecutor(50) as pool:
+        pods = [pod_config(f"web-{n}") for n in range(50)]
+        ids = list(pool.map(lambda pod: cri.run(pod, timeout=60), pods))
+    listed = cri.list(state=READY)
+    assert sorted(ids) == sorted(item.id for item in listed)
+    infos = [cri.info(id) for id in ids]
+    assert 50 == len({info["pid"] for info in infos})
+    assert 50 == len({info["netNamespacePath"] for info in infos})
+    assert {info["pid"] for info in infos} <= pauses()
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(partial(cri.stop, timeout=60), ids))
+    assert [] == cri.list(state=READY)
+
+
+def test_of_two_with_one_name_one_wins_and_the_other_names_it(cri: Client) -> None:
+    """However many come at once."""
+
+    def attempt(_: int) -> str:
+        try:
+            return cri.run(pod_config("web"), timeout=20)
+        except grpc.RpcError as error:
+            return str(error.details())
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(attempt, range(8)))
+    (id,) = [item.id for item in cri.list()]
+    assert 1 == outcomes.count(id)
+    assert 7 == sum(f'is reserved for "{id}"' in outcome for outcome in outcomes)
+
+
+@pytest.mark.parametrize("verb", ["stop", "remove"])
+@pytest.mark.parametrize("moment", ["create", "spawn", "release"])
+def test_a_run_that_is_stopped_meanwhile_is_undone(
+    db: str, verb: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any moment of it: it fails, and nothing of it is left."""
+    before = (pauses(), namespaces())
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        owner: Any = {"create": NetNS, "spawn": pause, "release": pause.Pause}[moment]
+        step = getattr(owner, moment)
+
+        def strike_before(*given: Any) -> Any:
+            (sandbox,) = store.list(include_unknown=True)
+            getattr(sandboxer, verb)(sandbox.id)
+            return step(*given)
+
+        monkeypatch.setattr(owner, moment, strike_before)
+        with pytest.raises(RegistryError):
+            sandboxer.run(config())
+        assert [] == store.list(include_unknown=True)
+        assert before == (pauses(), namespaces())
+
+
+def test_stops_and_removes_of_one_sandbox_at_once(cri: Client) -> None:
+    """All succeed, and it is gone."""
+    for n in range(5):
+        id = cri.run(pod_config(f"web-{n}"))
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(verb, id, timeout=20) for verb in [cri.stop, cri.remove] * 4]
+        assert [None] * 8 == [call.result() for call in calls]
+    assert [] == cri.list()
+
+
+# Trouble.
+
+
+def test_a_run_that_cannot_be_undone_is_seen_and_removed_later(
+    db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its record stays, says why, and names what is left; the first error comes out."""
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        with monkeypatch.context() as trouble:
+            trouble.setattr("registry.sandbox.Sandbox.remove_netns", _stuck)
+            bad = config()
+            bad.linux.sysctls["net.ipv4.no_such_thing"] = "1"
+            with pytest.raises(RegistryError, match="no_such_thing"):
+                sandboxer.run(bad)
+        (left,) = store.list()
+        assert (State.NOTREADY, "CreationFailed") == (left.seen.state, left.seen.reason)
+        assert "stuck" in left.seen.message
+        assert f"undo run of sandbox {left.id!r}" in caplog.text
+        assert not NetNS.load(left.netns_path).closed
+        sandboxer.remove(left.id)
+        assert [] == store.list(include_unknown=True)
+
+
+def _stuck(_: object) -> None:
+    raise NetNSError("it is stuck", path="/run/netns/x", errno=16)
+
+
+def test_an_end_that_cannot_be_noted_at_once_is_noted_later(
+    db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While somebody else writes for long, with the exit status that it had."""
+    monkeypatch.setattr("registry.shim.exits.RETRY", 0.01)
+    with Store.open(db, timeout=0.05) as store, closing(Sandboxer(store)) as sandboxer:
+        id = sandboxer.run(config())
+        pid = store.get(id).seen.pid
+        with Store.open(db, timeout=5) as other, other.transaction():
+            os.kill(pid, 15)
+            until(lambda: "trying again" in caplog.text)
+            assert State.READY is store.get(id).seen.state
+        until(lambda: store.get(id).seen.state is State.NOTREADY)
+        assert 143 == store.get(id).seen.exit_status
+        assert UnavailableError.__name__ in caplog.text
+
+
+def test_the_watch_ends_with_the_store(db: str) -> None:
+    """Nothing is noted in a store that is closed, and nothing spins."""
+    caplog = logging.getLogger("registry.shim")
+    assert not caplog.handlers
+    store = Store.open(db)
+    sandboxer = Sandboxer(store)
+    pid = store.get(sandboxer.run(config())).seen.pid
+    store.close()
+    os.kill(pid, 15)
+    until(lambda: pid not in pauses())
+    until(lambda: not [each for each in threading.enumerate() if each.name == "exits"])
+    sandboxer.close()
+
+
+def test_exits_can_be_closed_while_they_watch(db: str) -> None:
+    """What they watched goes on."""
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        sandbox = store.get(sandboxer.run(config()))
+        process = sandbox.open_process()
+        assert process is not None
+        exits = Exits(lambda _: None)
+        exits.watch(sandbox, process)
+        exits.close()
+        assert -1 == process.fileno()
+        assert sandbox.seen.pid in pauses()
+
+
+def test_a_namespace_that_goes_is_no_exit(cri: Client) -> None:
+    """The process lives; the verbose status tells, and a restart would make it NOTREADY."""
+    id = cri.run(pod_config("web"))
+    path = cri.info(id)["netNamespacePath"]
+    NetNS.load(path).remove()
+    assert (READY, True) == (cri.status(id).state, cri.info(id)["netNamespaceClosed"])
+    cri.stop(id)
+    assert NOTREADY == cri.status(id).state
