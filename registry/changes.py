@@ -167,34 +167,28 @@ def replace_status(transaction: Transaction, row: Row, status: Status, author: A
     """Store *status* for the sandbox of *row*; another pid is another, unknown process.
 
     Raises:
-        FailedPreconditionError: it leads back to UNKNOWN, or the row is no longer as it was read.
+        FailedPreconditionError: it leads back to UNKNOWN.
     """
     doing = transaction.doing
     if status.state is State.UNKNOWN and row.state != str(State.UNKNOWN):
         raise FailedPreconditionError(
             f"{doing}: no way leads from {row.state} back to {status.state}", id=row.id
         )
-    written = transaction.execute(
+    transaction.execute(
         rows.UPDATE_STATUS.sql,
         {
             **rows.status_columns(status),
             **rows.process_columns(row.process() if status.pid == row.pid else None),
             **author.sign(row.changed_at),
             "of": row.creation,
-            "since": row.changed_at,
         },
     )
-    if written.rowcount == 0:
-        raise FailedPreconditionError(
-            f"{doing}: its own UpdateFunc changed or deleted it; return the new status instead",
-            id=row.id,
-        )
 
 
 def delete(transaction: Transaction, row: Row, author: Author) -> None:
     """Delete the sandbox of *row*, which is there; the history says who did it."""
     signature = author.sign(row.changed_at)
-    transaction.execute(rows.ANNOUNCE_DELETION.sql, {"of": row.id, "leaving": 1, **signature})
+    transaction.execute(rows.ANNOUNCE_DELETION.sql, {"of": row.creation, "leaving": 1, **signature})
     transaction.execute(rows.DELETE.sql, {"creation": row.creation})
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from registry.cri import PodSandboxConfig
+from registry.engine.driver import Connection
 from registry.errors import RegistryError
 from registry.metadata import validate as validate_metadata
 from registry.rows import ROWS, Row, label_rows, metadata_columns
@@ -35,10 +36,10 @@ class Violation:
         return f"{self.rule}{whose}: found {self.found}, expected {self.expected}"
 
 
-Rule = Callable[[sqlite3.Connection], Iterator[Violation]]
+Rule = Callable[[Connection], Iterator[Violation]]
 
 
-def run(connection: sqlite3.Connection) -> list[Violation]:
+def run(connection: Connection) -> list[Violation]:
     """Return every violation that *connection* sees in one snapshot; writes nothing."""
     violations: list[Violation] = []
     for rule in RULES:
@@ -50,20 +51,20 @@ def run(connection: sqlite3.Connection) -> list[Violation]:
     return violations
 
 
-def file_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
+def file_is_whole(connection: Connection) -> Iterator[Violation]:
     """SQLite finds its own structure in order, and every constraint met."""
-    for (line,) in connection.execute("PRAGMA integrity_check").fetchall():
+    for (line,) in connection.fetch("PRAGMA integrity_check"):
         if line != "ok":
             yield Violation("file_is_whole", "", line, "ok")
-    for table, rowid, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall():
+    for table, rowid, parent, _ in connection.fetch("PRAGMA foreign_key_check"):
         found = f"{table} row {rowid} without its row in {parent}"
         yield Violation("file_is_whole", "", found, "no row without its parent")
 
 
-def schema_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
+def schema_is_whole(connection: Connection) -> Iterator[Violation]:
     """The triggers and views are there, word for word: without them nothing above holds."""
     query = "SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'view')"
-    found = {name: " ".join(sql.split()) for name, sql in connection.execute(query).fetchall()}
+    found = {name: " ".join(sql.split()) for name, sql in connection.fetch(query)}
     for statement in (*TRIGGERS, *VIEWS):
         words = statement.split()
         sql = found.get(words[2], "nothing")
@@ -71,14 +72,14 @@ def schema_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
             yield Violation("schema_is_whole", "", f"{words[2]}: {sql}", " ".join(words))
 
 
-def registry_has_one_row(connection: sqlite3.Connection) -> Iterator[Violation]:
+def registry_has_one_row(connection: Connection) -> Iterator[Violation]:
     """The file says once who it is."""
-    (count,) = connection.execute("SELECT count(*) FROM registry").fetchone()
+    ((count,),) = connection.fetch("SELECT count(*) FROM registry")
     if count != 1:
         yield Violation("registry_has_one_row", "", str(count), "1")
 
 
-def sandbox_has_status(connection: sqlite3.Connection) -> Iterator[Violation]:
+def sandbox_has_status(connection: Connection) -> Iterator[Violation]:
     """Neither row of a sandbox exists without the other."""
     query = (
         "SELECT id, 'no status' FROM sandboxes WHERE id NOT IN"
@@ -88,18 +89,18 @@ def sandbox_has_status(connection: sqlite3.Connection) -> Iterator[Violation]:
         " UNION ALL SELECT DISTINCT sandbox_id, 'labels without a sandbox' FROM sandbox_labels"
         " WHERE sandbox_id NOT IN (SELECT id FROM sandboxes)"
     )
-    for id, found in connection.execute(query).fetchall():
+    for id, found in connection.fetch(query):
         yield Violation("sandbox_has_status", id, found, "a sandbox and its status")
 
 
-def nobody_is_leaving(connection: sqlite3.Connection) -> Iterator[Violation]:
+def nobody_is_leaving(connection: Connection) -> Iterator[Violation]:
     """A deletion is announced and done in one transaction."""
     query = "SELECT sandbox_id FROM sandbox_statuses WHERE leaving"
-    for (id,) in connection.execute(query).fetchall():
+    for (id,) in connection.fetch(query):
         yield Violation("nobody_is_leaving", id, "leaving = 1", "leaving = 0")
 
 
-def values_are_valid(connection: sqlite3.Connection) -> Iterator[Violation]:
+def values_are_valid(connection: Connection) -> Iterator[Violation]:
     """Every row decodes, to values that the store would accept."""
     for row in _rows(connection):
         try:
@@ -109,7 +110,7 @@ def values_are_valid(connection: sqlite3.Connection) -> Iterator[Violation]:
             yield Violation("values_are_valid", row.id, str(error), "values that can be added")
 
 
-def columns_are_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+def columns_are_true(connection: Connection) -> Iterator[Violation]:
     """What is taken out of a config to be filtered by is what the config says."""
     for row in _rows(connection):
         try:
@@ -117,8 +118,8 @@ def columns_are_true(connection: sqlite3.Connection) -> Iterator[Violation]:
         except RegistryError:
             continue  # values_are_valid says so
         names = ("pod", "namespace", "uid", "attempt", "host_network")
-        query = f"SELECT {', '.join(names)} FROM sandboxes WHERE creation = ?"  # noqa: S608
-        found = connection.execute(query, (row.creation,)).fetchone()
+        query = f"SELECT {', '.join(names)} FROM sandboxes WHERE creation = :of"  # noqa: S608
+        (found,) = connection.fetch(query, {"of": row.creation})
         for name, value in zip(names, found, strict=True):
             if value != expected[name]:
                 yield Violation(
@@ -126,20 +127,20 @@ def columns_are_true(connection: sqlite3.Connection) -> Iterator[Violation]:
                 )
 
 
-def labels_are_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+def labels_are_true(connection: Connection) -> Iterator[Violation]:
     """The label rows are the labels of the config."""
-    query = "SELECT key, value FROM sandbox_labels WHERE sandbox_id = ?"
+    query = "SELECT key, value FROM sandbox_labels WHERE sandbox_id = :of"
     for row in _rows(connection):
         try:
             expected = {label["key"]: label["value"] for label in label_rows(row.metadata())}
         except RegistryError:
             continue
-        found = dict(connection.execute(query, (row.id,)).fetchall())
+        found = dict(connection.fetch(query, {"of": row.id}))
         if found != expected:
             yield Violation("labels_are_true", row.id, repr(found), repr(expected))
 
 
-def config_json_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+def config_json_is_true(connection: Connection) -> Iterator[Violation]:
     """The config for people means what the config for the program means.
 
     But for unknown fields, which only the bytes keep.
@@ -147,7 +148,7 @@ def config_json_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
     from google.protobuf import json_format  # noqa: PLC0415 - see rows.config_json
 
     query = "SELECT id, config, config_json FROM sandboxes WHERE config IS NOT NULL"
-    for id, data, text in connection.execute(query).fetchall():
+    for id, data, text in connection.fetch(query):
         try:
             stored = PodSandboxConfig.FromString(data)
             stored.DiscardUnknownFields()
@@ -159,10 +160,10 @@ def config_json_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
             yield Violation("config_json_is_true", id, text, json_format.MessageToJson(stored))
 
 
-def history_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
+def history_is_whole(connection: Connection) -> Iterator[Violation]:
     """No transition is missing between the oldest that is kept and the newest."""
     query = "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0), count(*) FROM sandbox_transitions"
-    oldest, newest, count = connection.execute(query).fetchone()
+    ((oldest, newest, count),) = connection.fetch(query)
     if count != newest - oldest + 1:
         found = f"{count} transitions from seq {oldest} to {newest}"
         yield Violation("history_is_whole", "", found, str(newest - oldest + 1))
@@ -170,14 +171,14 @@ def history_is_whole(connection: sqlite3.Connection) -> Iterator[Violation]:
         yield Violation("history_is_whole", "", f"it begins with seq {oldest}", "seq 1")
 
 
-def history_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
+def history_is_true(connection: Connection) -> Iterator[Violation]:
     """Transitions follow one upon another, and the last one says what is so now."""
     query = (
         "SELECT sandbox_id, seq, event, from_state, to_state FROM sandbox_transitions ORDER BY seq"
     )
     last: dict[str, str | None] = {}
     first_seq = None
-    for id, seq, event, from_state, to_state in connection.execute(query).fetchall():
+    for id, seq, event, from_state, to_state in connection.fetch(query):
         first_seq = first_seq or seq
         known = last.get(id)
         if id in last and event != "created" and from_state != known:
@@ -185,7 +186,7 @@ def history_is_true(connection: sqlite3.Connection) -> Iterator[Violation]:
         if id in last and event == "created" and known is not None:
             yield Violation("history_is_true", id, f"seq {seq} creates it again", "one creation")
         last[id] = to_state
-    states = connection.execute("SELECT sandbox_id, state FROM sandbox_statuses").fetchall()
+    states = connection.fetch("SELECT sandbox_id, state FROM sandbox_statuses")
     now = dict(states)
     for id, state in last.items():
         if now.get(id) != state:
@@ -211,5 +212,5 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 
 
-def _rows(connection: sqlite3.Connection) -> list[Row]:
-    return [Row(*row) for row in connection.execute(ROWS.sql).fetchall()]
+def _rows(connection: Connection) -> list[Row]:
+    return [Row(*row) for row in connection.fetch(ROWS.sql)]

@@ -1,19 +1,22 @@
 """What a sandbox has in this process and not in the file: its StopCh and its container.
 
-One `Live` for each creation, shared by all handles of all Stores of one engine. It outlives the
+One `Live` for each creation, shared by all handles of all Stores of one file. It outlives the
 handles, since a StopCh that is set stays so; after a deletion it is kept for a while, for a reader
 that found the sandbox just before.
+
+What another process deletes is found out by comparing with the file. Only what has been seen in a
+commit can be missing from a later one: a sandbox that is being added right now is in no snapshot of
+anybody else, and lives.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from typing import Final, Protocol
-from weakref import WeakKeyDictionary
 
-from registry.engine import Engine
 from registry.waiting import Sleepers
 
 BURIED: Final = 1024
@@ -60,21 +63,29 @@ class StopCh:
 class Live:
     """What one creation of a sandbox has in this process."""
 
-    __slots__ = ("container", "stopped")
+    __slots__ = ("container", "seen", "stopped")
 
     def __init__(self) -> None:
         """Begin running, without a container."""
         self.stopped = StopCh()
         self.container: Container | None = None
+        self.seen = 0
+        """Its place among those that were seen in a commit, from 1 on; 0 before that."""
 
 
 class Lives:
-    """Every `Live` of one engine, by creation."""
+    """Every `Live` of one file, by creation."""
 
     def __init__(self) -> None:
         """Begin with none."""
+        self.users = 0
         self._of: dict[int, Live] = {}
-        self._buried: deque[int] = deque()
+        self._buried: dict[int, None] = {}
+        self._counting = threading.Lock()
+        self.seen = 0
+        """How many have been seen in a commit."""
+        self.settled = 0
+        """Up to which transition it is known what became of them."""
 
     def of(self, creation: int) -> Live:
         """Return the one of *creation*, made when it is first asked for."""
@@ -82,26 +93,63 @@ class Lives:
         # setdefault is one step for all threads; the look before it spares making one in vain.
         return self._of.setdefault(creation, Live()) if live is None else live
 
-    def any(self) -> bool:
-        """Whether there is one of a sandbox that is not known to be deleted."""
-        return len(self._of) > len(self._buried)
+    def see(self, creation: int) -> Live:
+        """Return the one of *creation*, which is in a commit."""
+        live = self.of(creation)
+        if live.seen == 0:
+            with self._counting:
+                self.seen += 1
+                live.seen = self.seen
+        return live
 
     def bury(self, creation: int) -> None:
         """Stop a deleted sandbox, and forget it when enough others have been deleted after it."""
         self.of(creation).stopped.stop()
-        self._buried.append(creation)
-        if len(self._buried) > BURIED:
-            self._of.pop(self._buried.popleft(), None)
+        self._buried[creation] = None
+        for oldest in tuple(self._buried)[:-BURIED]:
+            self._of.pop(oldest, None)
+            self._buried.pop(oldest, None)
 
-    def bury_all_but(self, creations: Iterable[int]) -> None:
-        """Stop those that are no longer in the file: another process deleted them."""
-        for creation in self._of.keys() - set(creations) - set(self._buried):
+    def bury_all_but(self, creations: Iterable[int], seen: int) -> None:
+        """Stop those that are not among *creations*, all there are in a snapshot.
+
+        Args:
+            creations: of the snapshot.
+            seen: how many had been seen before it was taken; later ones may not be in it.
+        """
+        known = {n for n, live in tuple(self._of.items()) if 0 < live.seen <= seen}
+        for creation in known - set(creations) - self._buried.keys():
             self.bury(creation)
 
+    def settle(self, newest: int, seen: int) -> None:
+        """Note that nothing up to the transition *newest* has deleted one of the first *seen*."""
+        # One that was seen meanwhile may be gone again already: that is found out the next time.
+        if self.seen == seen:
+            self.settled = newest
 
-_lives: WeakKeyDictionary[Engine, Lives] = WeakKeyDictionary()
+
+class Table:
+    """The lives of the files that are open, by their real paths."""
+
+    def __init__(self) -> None:
+        """Begin with none; in a forked child again, where another thread may have held the lock."""
+        self._lock = threading.Lock()
+        self._lives: dict[str, Lives] = {}
+
+    def join(self, path: str) -> Lives:
+        """Return the lives that all open Stores of the file at *path* share."""
+        with self._lock:
+            lives = self._lives.setdefault(path, Lives())
+            lives.users += 1
+            return lives
+
+    def leave(self, path: str, lives: Lives) -> None:
+        """Have no more to do with *lives*: who opens the file after the last one begins anew."""
+        with self._lock:
+            lives.users -= 1
+            if lives.users == 0 and self._lives.get(path) is lives:
+                del self._lives[path]
 
 
-def lives_of(engine: Engine) -> Lives:
-    """Return the lives that all Stores on *engine* share."""
-    return _lives.setdefault(engine, Lives())
+table: Final = Table()
+os.register_at_fork(after_in_child=table.__init__)  # type: ignore[misc]

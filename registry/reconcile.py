@@ -100,6 +100,8 @@ class Judgement:
     marks: bool
     clears_pid: bool
     reported: bool
+    left: str = ""
+    """What still lives of a sandbox that is not ready: no part of why it is so."""
 
     def applied_to(self, status: Status) -> Status:
         """Return *status* as it is to be stored."""
@@ -113,7 +115,8 @@ class Judgement:
 
     def finding(self, *, changed: bool) -> Finding:
         """Return it as the report has it."""
-        return Finding(self.row.id, self.verdict, self.reason, self.message, changed)
+        message = "; ".join(filter(None, (self.message, self.left)))
+        return Finding(self.row.id, self.verdict, self.reason, message, changed)
 
 
 # Looking.
@@ -163,6 +166,9 @@ class _Case:
 
     def say(self) -> str:
         return "; ".join([message for _, _, message in self.dead] + self.unseen + self.notes)
+
+    def left(self) -> str:
+        return "still to be cleaned up: " + "; ".join(self.alive) if self.alive else ""
 
 
 _ORDER: Final = (
@@ -222,30 +228,30 @@ def _judge_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
         return
     if sight.presence is Presence.UNSEEN:
         case.unseen.append(f"network namespace {sight.detail}{_still_lives(looks)}")
-    elif sight.presence is Presence.OTHER_TYPE:
-        case.dead.append((Verdict.REPLACED, "NetNSReplaced", sight.detail))
-    elif sight.identity is None:
-        _judge_missing_netns(case, row, looks, vantage)
-    elif recorded is None:
-        case.alive.append(f"{sight.detail}, though nobody noted which it should be")
-    elif not recorded.same_as(sight.identity):
-        message = f"{row.netns_path!r} is another network namespace than the recorded one"
-        case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
-    else:
+    elif recorded is not None and sight.identity and recorded.same_as(sight.identity):
         case.alive.append(f"network namespace {row.netns_path!r} is open")
         if recorded.by_inode_only(sight.identity):
             case.notes.append("only the inode tells that the namespace is the recorded one")
-
-
-def _judge_missing_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
-    assert looks.netns is not None
-    theirs, detail = row.netns_mount_ns, looks.netns.detail
-    if theirs is not None and theirs != vantage.mount_ns:
+    elif recorded is not None and recorded.mount_ns not in {None, vantage.mount_ns}:
         case.unseen.append(
-            f"{detail} in our mount namespace, but it was recorded in another one"
+            f"{sight.detail} in our mount namespace, but it was recorded in another one"
             f"{_still_lives(looks)}"
         )
-    elif row.state == str(State.UNKNOWN) and row.netns() is None:
+    else:
+        _judge_other_netns(case, row, sight)
+
+
+def _judge_other_netns(case: _Case, row: Row, sight: NetNSSight) -> None:
+    """Judge what is no namespace, or not the recorded one."""
+    recorded, detail = row.netns(), sight.detail
+    if sight.presence is Presence.OTHER_TYPE:
+        case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
+    elif sight.identity is not None and recorded is None:
+        case.alive.append(f"{detail}, though nobody noted which it should be")
+    elif sight.identity is not None:
+        message = f"{row.netns_path!r} is another network namespace than the recorded one"
+        case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
+    elif row.state == str(State.UNKNOWN) and recorded is None:
         case.notes.append(f"its network namespace was not made: {detail}")
     else:
         case.dead.append((Verdict.CLOSED, "NetNSClosed", f"network namespace is closed: {detail}"))
@@ -275,15 +281,18 @@ def _conclude(row: Row, case: _Case) -> Judgement:
         verdict, reason, _ = case.dead[0]
         marks = row.state != str(State.NOTREADY)
         exited = any(reason == "ProcessExited" for _, reason, _ in case.dead)
-        rebooted = reason == "HostRebooted"
-        return Judgement(row, verdict, reason, case.say(), marks, exited or rebooted, reported=True)
+        clears_pid = exited or reason == "HostRebooted"
+        return Judgement(
+            row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=case.left()
+        )
     if case.unseen:
         return _quiet(row, Verdict.UNREACHABLE, case.say())
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
-    left = row.state == str(State.NOTREADY) and bool(case.alive)
-    message = "still to be cleaned up: " + "; ".join(case.alive) if left else case.say()
-    reported = left or bool(case.notes)
-    return Judgement(row, verdict, "", message, marks=False, clears_pid=False, reported=reported)
+    left = case.left() if row.state == str(State.NOTREADY) else ""
+    reported = bool(left or case.notes)
+    return Judgement(
+        row, verdict, "", case.say(), marks=False, clears_pid=False, reported=reported, left=left
+    )
 
 
 def report(judged: Sequence[Judgement], changed: Collection[int], orphans: Sequence[str]) -> Report:

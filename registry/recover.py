@@ -48,7 +48,8 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     """
     doing = "reconcile"
     vantage = Vantage.here()
-    pending = [Row(*row) for row in session.fetch(rows.ROWS.sql, {}, doing)]
+    with session.reading(doing) as fetch:
+        pending = [Row(*row) for row in fetch(rows.ROWS.sql, {})]
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
     for _ in range(ROUNDS):
@@ -65,7 +66,6 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         pending = marked.changed_meanwhile
         if not pending:
             break
-    session.bury_deleted(doing)
     return reconcile.report(list(judged.values()), changed, find_orphans(session, registry_id))
 
 

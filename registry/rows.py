@@ -354,12 +354,10 @@ UPDATE_METADATA: Final = Statement(
         .values(_values(sandboxes, without={"creation", *creator_columns(None)}))
     )
 )
-# changed_at moves with every write, so by it the row is known to be the one that was read.
 UPDATE_STATUS: Final = Statement(
     lambda: (
         update(sandbox_statuses)
         .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
-        .where(sandbox_statuses.c.changed_at.is_not_distinct_from(bindparam("since")))
         .values(_values(sandbox_statuses, without={"leaving", "sandbox_id"}))
     )
 )
@@ -385,14 +383,27 @@ NOTE_PROCESS: Final = Statement(
 ANNOUNCE_DELETION: Final = Statement(
     lambda: (
         update(sandbox_statuses)
-        .where(sandbox_statuses.c.sandbox_id == bindparam("of"))
+        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
         .values({name: bindparam(name) for name in ("changed_at", "actor", "boot_id", "leaving")})
     )
 )
 DELETE: Final = Statement(
     lambda: delete(sandboxes).where(sandboxes.c.creation == bindparam("creation"))
 )
-OLDEST_SEQ: Final = Statement(lambda: select(func.min(sandbox_transitions.c.seq)))
+# Each by itself: SQLite finds either end of an index at once, but not both in one query.
+KEPT: Final = Statement(
+    lambda: select(
+        select(func.min(sandbox_transitions.c.seq)).scalar_subquery(),
+        select(func.max(sandbox_transitions.c.seq)).scalar_subquery(),
+    )
+)
+DELETIONS: Final = Statement(
+    lambda: (
+        select(sandbox_transitions.c.seq)
+        .where(sandbox_transitions.c.seq > bindparam("after"))
+        .where(sandbox_transitions.c.event == _literal("deleted"))
+    )
+)
 
 
 @cache

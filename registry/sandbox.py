@@ -14,7 +14,7 @@ from registry.metadata import Metadata
 from registry.netns import NetNS, Presence
 from registry.process import Process
 from registry.rows import Row
-from registry.session import Session, timed
+from registry.session import Session
 from registry.status import State, Status, StatusStorage, UpdateFunc, validate
 
 
@@ -165,7 +165,7 @@ class _StoredStatus:
         doing = f"read status of sandbox {handle.id!r}"
         found = session.fetch(rows.STATUS.sql, {"creation": handle.creation}, doing)
         if not found:
-            session.bury_deleted(doing)
+            session.bury_missing(handle.creation)
             raise _deleted(doing, handle)
         status = rows.load_status(found[0])
         if status.state is State.NOTREADY:
@@ -190,7 +190,7 @@ class _StoredStatus:
             row = changes.find_creation(handle.creation, transaction.fetch)
             if row is None:
                 raise _deleted(doing, handle)
-            status = validate(timed(doing, fn, row.status()), doing)
+            status = validate(session.ask(transaction, row, doing, fn, row.status()), doing)
             changes.replace_status(transaction, row, status, session.author)
             if status.state is State.NOTREADY:
                 session.stop(row.creation)

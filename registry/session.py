@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, TypeVar
 
-from registry import changes, netns, process, rows
+from registry import changes, live, netns, process, rows
 from registry.changes import Author
 from registry.engine import Engine, Transaction, Write
-from registry.errors import RegistryError, StoreClosedError
+from registry.errors import FailedPreconditionError, RegistryError, StoreClosedError
 from registry.kernel import Vantage
-from registry.live import Live, lives_of
+from registry.live import Live
 from registry.netns import NetNSIdentity
 from registry.rows import Row
 from registry.sql import Fetch
@@ -37,12 +37,13 @@ class Session:
         self.author: Final = author
         self.closed = False
         self._timeout = timeout
-        self._lives = lives_of(engine)
+        self._lives = live.table.join(engine.path)
 
     def close(self) -> None:
         """End it; a second time does nothing."""
         if not self.closed:
             self.closed = True
+            live.table.leave(self.engine.path, self._lives)
             self.engine.detach(self._timeout)
 
     def require_open(self, doing: str) -> None:
@@ -64,18 +65,31 @@ class Session:
 
     @contextmanager
     def reading(self, doing: str) -> Iterator[Fetch]:
-        """Lend a function whose queries all see one commit."""
+        """Lend a function whose queries all see one commit; what is deleted in it stops."""
         self.require_open(doing)
+        seen = self._lives.seen
         with self.engine.snapshot(doing) as connection:
-            yield lambda sql, params: connection.execute(sql, params).fetchall()
+
+            def fetch(sql: str, params: Mapping[str, object]) -> list[tuple[Any, ...]]:
+                return connection.fetch(sql, params)
+
+            yield fetch
+            if self.engine.own_transaction() is None:
+                self._bury_deleted(seen, fetch)
 
     # What lives in this process.
 
     def live_of(self, row: Row) -> Live:
         """Return what the sandbox of *row*, as it was just read, has in this process."""
+        creation, lives = row.creation, self._lives
+        transaction = self.engine.own_transaction()
+        if transaction is None:
+            lives.see(creation)
+        else:
+            transaction.after_commit(lambda: lives.see(creation))
         if row.state == str(State.NOTREADY):
-            self.stop(row.creation)
-        return self._lives.of(row.creation)
+            self.stop(creation)
+        return lives.of(creation)
 
     def stop(self, creation: int) -> None:
         """Set the StopCh of a sandbox that is NOTREADY: now, or when that is committed."""
@@ -90,11 +104,49 @@ class Session:
         """Stop a deleted sandbox for good, when that is committed."""
         transaction.after_commit(lambda: self._lives.bury(creation))
 
-    def bury_deleted(self, doing: str) -> None:
-        """Stop what another process has deleted; what is not committed has not been deleted."""
-        if self.engine.own_transaction() is None and self._lives.any():
-            known = self.fetch(rows.CREATIONS.sql, {}, doing)
-            self._lives.bury_all_but(creation for (creation,) in known)
+    def bury_missing(self, creation: int) -> None:
+        """Stop a sandbox that was not to be found, unless it is still being added."""
+        if self.engine.own_transaction() is None and self._lives.of(creation).seen:
+            self._lives.bury(creation)
+
+    def _bury_deleted(self, seen: int, fetch: Fetch) -> None:
+        """Stop what another process has deleted; the history says whether there is any.
+
+        Args:
+            seen: how many sandboxes had been seen in a commit when the snapshot was taken.
+            fetch: reads the snapshot.
+        """
+        lives = self._lives
+        oldest, newest = (seq or 0 for seq in fetch(rows.KEPT.sql, {})[0])
+        if newest == lives.settled:
+            return
+        complete = oldest <= lives.settled + 1 <= newest
+        if seen and (not complete or fetch(rows.DELETIONS.sql, {"after": lives.settled})):
+            lives.bury_all_but((creation for (creation,) in fetch(rows.CREATIONS.sql, {})), seen)
+        lives.settle(newest, seen)
+
+    # What a caller's function makes of a row.
+
+    def ask(
+        self, transaction: Transaction, row: Row, doing: str, fn: Callable[[T], T], value: T
+    ) -> T:
+        """Return what *fn* makes of *value*, a part of *row*, inside the transaction.
+
+        Raises:
+            FailedPreconditionError: *fn* itself has changed or deleted that sandbox, which what it
+                returned would overwrite.
+        """
+        before = transaction.connection.total_changes
+        result = timed(doing, fn, value)
+        if transaction.connection.total_changes != before:
+            now = changes.find_creation(row.creation, transaction.fetch)
+            if now != row:
+                raise FailedPreconditionError(
+                    f"{doing}: its own function changed or deleted it; "
+                    "return the new value instead",
+                    id=row.id,
+                )
+        return result
 
     # What is looked up outside the lock.
 

@@ -38,7 +38,7 @@ from registry.reconcile import Report
 from registry.recover import ContainerLoader
 from registry.rows import Row, Transition
 from registry.sandbox import Sandbox
-from registry.session import Session, netns_at, timed
+from registry.session import Session, netns_at
 from registry.status import State, Status
 from registry.status import validate as validate_status
 from registry.values import check_integer, check_path, check_seconds, check_text, invalid
@@ -169,7 +169,6 @@ class Store:
         with self._session.reading(doing) as fetch:
             row = changes.find(prefix, doing, fetch)
         if row is None:
-            self._session.bury_deleted(doing)
             raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
         if row.state == str(State.UNKNOWN) and not include_unknown:
             message = f"{doing}: it is being created; see include_unknown"
@@ -217,11 +216,9 @@ class Store:
             filters.add("hide_unknown")
         params |= _label_params(doing, labels)
         sql = rows.listing(frozenset(filters), len(labels or ()))
-        found = [
-            Sandbox(self._session, Row(*row)) for row in self._session.fetch(sql, params, doing)
-        ]
-        self._session.bury_deleted(doing)
-        return found
+        with self._session.reading(doing) as fetch:
+            found = fetch(sql, params)
+        return [Sandbox(self._session, Row(*row)) for row in found]
 
     def history(
         self, id: str | None = None, *, after: int = 0, limit: int | None = None
@@ -244,7 +241,7 @@ class Store:
             params["limit"] = check_integer(doing, "limit", limit, 0, 2**63 - 1)
         sql = rows.history(frozenset(params) - {"after"})
         with self._session.reading(doing) as fetch:
-            oldest = fetch(rows.OLDEST_SEQ.sql, {})[0][0] or 1
+            oldest = fetch(rows.KEPT.sql, {})[0][0] or 1
             found = fetch(sql, params)
         if 0 < after < oldest - 1:
             raise CompactedError(
@@ -333,7 +330,7 @@ class Store:
             row = changes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
-            metadata = timed(doing, fn, row.metadata())
+            metadata = self._session.ask(transaction, row, doing, fn, row.metadata())
             _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
             after = changes.replace_metadata(transaction, row, metadata)
             self._session.note_later(transaction, after, after.pid)

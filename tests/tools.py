@@ -49,8 +49,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
 
 
-def run(code: str, *args: object, timeout: float = 60) -> str:
-    """Run *code* in another process, which must succeed, and return what it printed."""
+def run(code: str, *args: object, timeout: float = 60, expected: int = 0) -> str:
+    """Run *code* in another process, which must end as *expected*; return what it printed."""
     done = subprocess.run(
         python(code, *args),
         env=environment(),
@@ -59,7 +59,7 @@ def run(code: str, *args: object, timeout: float = 60) -> str:
         timeout=timeout,
         check=False,
     )
-    assert 0 == done.returncode, done.stderr
+    assert expected == done.returncode, done.stderr
     return done.stdout
 
 

@@ -60,5 +60,5 @@ def _stranger(shm: str) -> str:
             _, _, _, kind, pid, where, start, *_ = line.split()
             inode = int(where.rsplit(":", 1)[1])
             if kind == "WRITE" and start == "120" and found and inode == found[1]:
-                return f"process {pid}{_name_of(int(pid))}, which is no registry,"
-    return "an unknown process, which is no registry,"
+                return f"process {pid}{_name_of(int(pid))}, which takes no turns,"
+    return "an unknown process, which takes no turns,"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import sqlite3
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
+from weakref import WeakSet
 
 from registry.errors import (
     DataLossError,
@@ -17,7 +19,7 @@ from registry.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 WAL_PAGES: Final = 1000
 """Pages after which a commit moves the log into the database, as far as readers let it."""
@@ -66,7 +68,42 @@ READER_SETUP: Final = (query_only,)
 
 
 class Connection(sqlite3.Connection):
-    """One that can be referred to weakly: who loses it closes it."""
+    """One that is known while it is open: who loses it closes it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Open it as sqlite3 does."""
+        super().__init__(*args, **options)
+        _open.add(self)
+
+    def fetch(self, sql: str, params: Mapping[str, object] = {}) -> list[tuple[Any, ...]]:
+        """Return all rows of a query; bytes that are no UTF-8 as lone surrogates.
+
+        One value that a stranger has written so must not hide all the others.
+        """
+        try:
+            return self.execute(sql, params).fetchall()
+        except sqlite3.OperationalError as error:
+            if hasattr(error, "sqlite_errorcode"):
+                raise
+        # Only now, since Python code for each text takes ten times as long.
+        self.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+        try:
+            return self.execute(sql, params).fetchall()
+        finally:
+            self.text_factory = str
+
+
+_open: Final[WeakSet[Connection]] = WeakSet()
+
+
+def leak_all() -> None:
+    """Let nothing close a connection that is open, in a forked child.
+
+    Garbage collection would, and so would the end of the child; the parent's transaction is then
+    "committed" with rows missing. A reference that nobody gives back prevents both.
+    """
+    for connection in _open:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def connect(

@@ -17,15 +17,13 @@ Rules, each measured or written down by SQLite (How To Corrupt An SQLite Databas
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
 
-from registry.engine import driver
+from registry.engine import driver, turnstile
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
 from registry.engine.paths import (
@@ -62,6 +60,8 @@ RETRY: Final = 0.005
 """Seconds between two looks at a lock that a stranger to the turnstile holds."""
 
 _engines: dict[tuple[str, bool], Engine] = {}
+_living: set[Engine] = set()
+"""All that may have something open: those that are being opened or closed too."""
 _gates: dict[tuple[str, bool], Mutex] = {}
 _open_at_fork: set[str] = set()
 
@@ -108,7 +108,12 @@ def attach(
         engine = _engines.get((real, read_only))
         if engine is None:
             engine = Engine(real, read_only=read_only, guard=guard)
-            engine.open(prepare, timeout, deadline)
+            _living.add(engine)
+            try:
+                engine.open(prepare, timeout, deadline)
+            except BaseException:
+                _living.discard(engine)
+                raise
             _engines[real, read_only] = engine
         engine.require_same_file("open registry")
         engine.users += 1
@@ -139,7 +144,6 @@ class Engine:
         self._writer: driver.Connection | None = None
         self._turnstile: Turnstile | None = None
         self._idle: list[driver.Connection] = []
-        self._connections: WeakSet[driver.Connection] = WeakSet()
         self._immutable = False
         self._files: tuple[object, object] = (None, None)
         self._log_bound = driver.WAL_MAX
@@ -164,13 +168,12 @@ class Engine:
         try:
             self._turnstile = Turnstile(self.path)
         except OSError as error:
-            raise refused(self.path, "open or make the lock files beside it", error) from error
+            raise self._unlockable(f"open registry {self.path!r}", error) from error
         try:
-            if not self._turnstile.acquire(deadline):
-                raise self._busy("open registry", timeout)  # noqa: TRY301 - as the calls beside it
+            self._take_turn("open registry", deadline, timeout)
             self._open_writer(prepare, deadline, timeout)
         except BaseException:
-            if not self._connections:
+            if self._writer is None:
                 self._turnstile.remove_if_created()
             self._turnstile.release()
             self._turnstile.close()
@@ -200,7 +203,6 @@ class Engine:
             writer.close()
             raise self._replaced("open registry")
         self._writer = writer
-        self._connections.add(writer)
 
     def _open_read_only(
         self, prepare: Callable[[sqlite3.Connection], None], timeout: float
@@ -214,7 +216,6 @@ class Engine:
                     raise
                 reader = self._open_immutable(prepare, error)
         self._files = (identity(self.path), None)
-        self._connections.add(reader)
         self._idle.append(reader)
 
     def _open_reader(
@@ -262,40 +263,57 @@ class Engine:
             self._close(timeout)
 
     def _close(self, timeout: float) -> None:
-        """Close all connections under the lock: the last one to close moves the log."""
-        deadline = time.monotonic() + timeout
+        """Let nothing begin any more, and close when what is under way has ended.
+
+        What goes on past *timeout* seconds in another thread is rolled back at its next step, and
+        closes when it ends.
+        """
         if self.transaction is not None and self.transaction.owner is current_owner():
             self.end(self.transaction)
+        deadline = time.monotonic() + timeout
         closing = object()
-        self._mutex.acquire(closing, deadline)
-        self._closed = "it was closed"
-        if self._turnstile is not None:
-            self._turnstile.acquire(deadline)
-        while self._idle:
-            self._close_connection(self._idle.pop())
-        if self._writer is not None:
-            self._close_connection(self._writer)
-        if self._turnstile is not None:
-            self._turnstile.release()
-            self._turnstile.close()
-        self._mutex.release(closing)
+        try:
+            free = self._mutex.acquire(closing, deadline)
+            self._closed = "it was closed"
+            if free:
+                self._close_all(deadline)
+        finally:
+            self._mutex.release(closing)
+        self._close_if_free()
+
+    def _close_if_free(self) -> None:
+        """Close unless somebody is writing, who calls this after."""
+        closing = object()
+        try:
+            if self._mutex.acquire(closing, time.monotonic()):
+                self._close_all(time.monotonic())
+        finally:
+            self._mutex.release(closing)
+
+    def _close_all(self, deadline: float) -> None:
+        """Close all connections under the lock: the last one to close moves the log."""
+        lock, self._turnstile = self._turnstile, None
+        try:
+            if lock is not None:
+                with contextlib.suppress(OSError, FailedPreconditionError):
+                    lock.acquire(deadline)
+        finally:
+            while self._idle:
+                self._close_connection(self._idle.pop())
+            if self._writer is not None:
+                self._close_connection(self._writer)
+            if lock is not None:
+                lock.release()
+                lock.close()
+            _living.discard(self)
 
     def _close_connection(self, connection: driver.Connection) -> None:
-        self._connections.discard(connection)
         with contextlib.suppress(sqlite3.Error):
             connection.close()
 
     def abandon_in_child(self) -> None:
-        """Make every use raise in a forked child, and let nothing there close a connection.
-
-        Garbage collection would, and so would the end of the child; the parent's transaction is
-        then "committed" with rows missing. A reference that nobody gives back prevents both.
-        """
+        """Make every use raise in a forked child."""
         self._closed = _ABANDONED
-        for connection in self._connections:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-        if self._turnstile is not None:
-            self._turnstile.close_in_child()
 
     def _is_abandoned(self) -> bool:
         """Whether this is a forked child, in which nothing may be touched."""
@@ -331,10 +349,10 @@ class Engine:
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of one query: of the caller's open transaction, else as committed."""
         with self.snapshot(doing, single=True) as connection:
-            return connection.execute(sql, params).fetchall()
+            return connection.fetch(sql, params)
 
     @contextlib.contextmanager
-    def snapshot(self, doing: str, *, single: bool = False) -> Iterator[sqlite3.Connection]:
+    def snapshot(self, doing: str, *, single: bool = False) -> Iterator[driver.Connection]:
         """Lend a connection on which all queries see the same commit.
 
         Args:
@@ -368,7 +386,6 @@ class Engine:
             connection = driver.connect(
                 self.path, mode, driver.READER_SETUP, busy_timeout=5, immutable=self._immutable
             )
-        self._connections.add(connection)
         try:
             self.require_same_file(doing)
         except DataLossError:
@@ -396,12 +413,25 @@ class Engine:
         self.require_open(transaction.doing)
         if self._unwritable is not None:
             raise self._unwritable
-        assert self._turnstile is not None, "`new_transaction` refuses a read-only engine"
-        if not self._turnstile.acquire(deadline):
-            raise self._busy(transaction.doing, timeout)
+        self._take_turn(transaction.doing, deadline, timeout)
         self._begin_immediate(transaction.connection, transaction.doing, deadline, timeout)
         self._guard(transaction)
         self.transaction = transaction
+
+    def _take_turn(self, doing: str, deadline: float, timeout: float) -> None:
+        """Take the turnstile."""
+        assert self._turnstile is not None, "`new_transaction` refuses a read-only engine"
+        try:
+            if self._turnstile.acquire(deadline):
+                return
+        except OSError as error:
+            raise self._unlockable(doing, error) from error
+        raise self._busy(doing, timeout)
+
+    def _unlockable(self, doing: str, error: OSError) -> RegistryError:
+        return refused(
+            doing, self.path, f"open and lock the lock files beside {self.path!r}", error
+        )
 
     def _begin_immediate(
         self, connection: sqlite3.Connection, doing: str, deadline: float, timeout: float
@@ -437,6 +467,7 @@ class Engine:
         if (identity(self.path), identity(f"{self.path}-wal")) != self._files:
             transaction.committing = False
             raise self._replaced(transaction.doing)
+        transaction.committed = True
         self._bound_log(transaction.connection)
 
     def _refused(self, transaction: Transaction, error: sqlite3.Error) -> None:
@@ -481,7 +512,10 @@ class Engine:
         if self._is_abandoned():
             return
         if self._mutex.holder is transaction:
-            if transaction.connection.in_transaction:
+            open_still = transaction.connection.in_transaction
+            # Where a signal handler's exception struck between COMMIT and the note of it.
+            transaction.committed |= transaction.committing and not open_still
+            if open_still:
                 try:
                     transaction.connection.execute("ROLLBACK")
                 except sqlite3.Error:
@@ -491,6 +525,8 @@ class Engine:
             if self._turnstile is not None:
                 self._turnstile.release()
         self._mutex.release(transaction)
+        if self._closed:
+            self._close_if_free()
 
     def new_transaction(self, doing: str) -> Transaction:
         """Return a transaction of the caller's that has not begun.
@@ -521,10 +557,12 @@ _ABANDONED: Final = "it belongs to the process that this one was forked from"
 
 def _in_child() -> None:
     _gates.clear()  # another thread may have held one at the fork
-    for engine in _engines.values():
+    for engine in _living:
         engine.abandon_in_child()
         _open_at_fork.add(engine.path)
     _engines.clear()
+    driver.leak_all()
+    turnstile.close_all()
 
 
 os.register_at_fork(after_in_child=_in_child)

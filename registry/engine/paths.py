@@ -78,15 +78,22 @@ def create_file(path: str) -> None:
     except FileExistsError:
         return
     except OSError as error:
-        raise refused(path, "create the file", error) from error
+        raise refused(f"open registry {path!r}", path, "create the file", error) from error
     # The only close of the file that is not SQLite's: it has not seen the file yet.
     os.fchmod(fd, 0o600)
     os.close(fd)
 
 
-def refused(path: str, what: str, error: OSError) -> RegistryError:
-    """Return the error of this package for one of the system's, met while opening."""
-    message = f"open registry {path!r}: {what}: {error.strerror}"
+def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
+    """Return the error of this package for one of the system's.
+
+    Args:
+        doing: what was being done and to which object; it begins the message.
+        path: the database.
+        what: was refused.
+        error: by the system.
+    """
+    message = f"{doing}: {what}: {error.strerror}"
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return ResourceExhaustedError(f"{message}; free some space", path=path)
     if error.errno == errno.EROFS:

@@ -15,13 +15,14 @@ import sqlite3
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from registry.engine.driver import translate
-from registry.errors import FailedPreconditionError
+from registry.engine.driver import Connection, driver_errors
+from registry.errors import FailedPreconditionError, RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _local = threading.local()
 
@@ -47,7 +48,7 @@ class Transaction:
 
     def __init__(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         path: str,
         doing: str,
         require_open: Callable[[str], None],
@@ -65,10 +66,10 @@ class Transaction:
         self.since = time.time_ns()
         self.deadline = 0.0
         """Until when all that it does may wait (monotonic seconds)."""
-        self.committing = False
+        self.committing = self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction inside a nested write."""
-        self._effects: list[list[Callable[[], None]]] = [[]]
+        self._effects: list[list[Callable[[], object]]] = [[]]
 
     @property
     def doing(self) -> str:
@@ -83,13 +84,9 @@ class Transaction:
             FailedPreconditionError: SQLite has ended the transaction; another statement would
                 commit by itself.
         """
-        self.require_open(self.doing)
-        if not self.connection.in_transaction:
-            raise self._ended() from self.ended_by
-        try:
+        self._require_whole()
+        with self._driver_errors():
             return self.connection.execute(sql, params)
-        except sqlite3.Error as error:
-            raise translate(error, self.doing, self.path) from error
 
     def execute_many(self, sql: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Run one statement for each of *rows*; errors as `execute`."""
@@ -98,9 +95,26 @@ class Transaction:
 
     def fetch(self, sql: str, params: Mapping[str, object] = {}) -> list[tuple[Any, ...]]:
         """Return all rows of a query, this transaction's own changes among them."""
-        return self.execute(sql, params).fetchall()
+        self._require_whole()
+        with self._driver_errors():
+            return self.connection.fetch(sql, params)
 
-    def after_commit(self, effect: Callable[[], None]) -> None:
+    def _require_whole(self) -> None:
+        self.require_open(self.doing)
+        if not self.connection.in_transaction:
+            raise self._ended() from self.ended_by
+
+    @contextmanager
+    def _driver_errors(self) -> Iterator[None]:
+        """As `driver_errors`, but for the end of a connection that was closed in mid-call."""
+        try:
+            with driver_errors(self.doing, self.path):
+                yield
+        except RegistryError:
+            self.require_open(self.doing)
+            raise
+
+    def after_commit(self, effect: Callable[[], object]) -> None:
         """Run *effect* once the commit is certain and before the call returns; never otherwise."""
         self._effects[-1].append(effect)
 

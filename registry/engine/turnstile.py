@@ -26,6 +26,7 @@ import stat
 import threading
 import time
 from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from registry.errors import FailedPreconditionError
 from registry.waiting import Sleepers
@@ -51,33 +52,38 @@ class LockFile:
         self._database: Final = database
         self.created = False
         self.fd = -1
-        self._open()
+        _open.add(self)
+        self.reopen()
 
-    def _open(self) -> None:
+    def reopen(self) -> None:
+        """Open what is at the path now, and then let go of what was there before.
+
+        Raises:
+            OSError, FailedPreconditionError: it is no file to be locked; nothing has changed.
+        """
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        before = self.fd
         try:
-            self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             self.created = True
-            os.fchmod(self.fd, 0o600)  # the umask may have taken more
-            self._give_to_owner()
+            os.fchmod(fd, 0o600)  # the umask may have taken more
+            self._give_to_owner(fd)
         except FileExistsError:
-            self.fd = os.open(self.path, flags)
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            self.close()
+            fd = os.open(self.path, flags)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
             raise FailedPreconditionError(
                 f"lock {self.path!r}: it is no regular file; move it away"
             )
+        self.fd = fd
+        if before >= 0:
+            os.close(before)
 
-    def _give_to_owner(self) -> None:
+    def _give_to_owner(self, fd: int) -> None:
         if os.geteuid() == 0:
             with contextlib.suppress(FileNotFoundError):
                 owner = os.stat(self._database)
-                os.fchown(self.fd, owner.st_uid, owner.st_gid)
-
-    def reopen(self) -> None:
-        """Open what is at the path now."""
-        self.close()
-        self._open()
+                os.fchown(fd, owner.st_uid, owner.st_gid)
 
     def close(self) -> None:
         """Close the descriptor, and with it release the lock if no forked child has it too."""
@@ -110,6 +116,15 @@ class LockFile:
             return False
         ours = os.fstat(self.fd)
         return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+_open: Final[WeakSet[LockFile]] = WeakSet()
+
+
+def close_all() -> None:
+    """Close every lock file, in a forked child: it would keep the parent's lock."""
+    for file in _open:
+        file.close()
 
 
 class Turnstile:
@@ -149,7 +164,8 @@ class Turnstile:
 
     def _sign(self) -> None:
         line = f"{os.getpid()} {time.time_ns()}\n"
-        os.pwrite(self._lock.fd, line.ljust(40).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk; it only names the holder
+            os.pwrite(self._lock.fd, line.ljust(40).encode(), 0)
 
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
@@ -174,11 +190,6 @@ class Turnstile:
     def close(self) -> None:
         """Close both files; where a thread still waits, it closes them when it is served."""
         self._waiter.close()
-
-    def close_in_child(self) -> None:
-        """Close both files in a forked child, which has no waiting thread."""
-        self._lock.close()
-        self._queue.close()
 
 
 class _Waiter:

@@ -19,10 +19,15 @@ class Write:
     def __init__(self, engine: Engine, doing: str, timeout: float) -> None:
         """Remember what to begin; *doing* is what, for messages."""
         self._engine, self._doing, self._timeout = engine, doing, timeout
-        self._nested = False
+        self._entered = self._nested = False
 
     def __enter__(self) -> Transaction:
+        if self._entered:
+            raise FailedPreconditionError(
+                f"{self._doing}: it was entered before; call transaction() for each `with`"
+            )
         engine, self._transaction = self._engine, self._engine.new_transaction(self._doing)
+        self._entered = True
         outer = engine.transaction
         if outer is not None and outer.owner is self._transaction.owner:
             self._enter_nested(outer)
@@ -77,7 +82,6 @@ class Write:
 
     def _finish(self) -> None:
         engine, transaction = self._engine, self._transaction
-        committed = transaction.committing and not transaction.connection.in_transaction
         engine.end(transaction)
-        if committed:
+        if transaction.committed:
             transaction.run_effects()

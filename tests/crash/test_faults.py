@@ -145,6 +145,34 @@ def test_a_full_disk_is_resource_exhausted_and_nothing_is_half_done(small_disk: 
     assert ["True True", "['first'] []", "['first', 'second'] []"] == out.splitlines()
 
 
+def test_a_full_disk_without_lock_files_is_told_as_it_is(small_disk: Path) -> None:
+    """They are made empty; who holds the lock is written when there is space."""
+    out = run(
+        """
+        import os, sys
+        from registry import ResourceExhaustedError, Store
+        path = f"{sys.argv[1]}/registry.db"
+        Store.open(path).close()
+        for name in ("lock", "queue"):
+            os.unlink(f"{path}-{name}")
+        with open(f"{sys.argv[1]}/filler", "wb", buffering=0) as filler:
+            for size in (4096, 1):
+                try:
+                    while True:
+                        filler.write(b"x" * size)
+                except OSError:
+                    pass
+        for each in (path, f"{sys.argv[1]}/new.db"):
+            try:
+                Store.open(each)
+            except ResourceExhaustedError as error:
+                print(error.path == each, "free some space" in str(error))
+        """,
+        small_disk,
+    )
+    assert ["True True"] * 2 == out.splitlines()
+
+
 def test_an_error_that_ends_the_whole_transaction_fails_it_whole(small_disk: Path) -> None:
     """SQLITE_FULL in a nested write that is caught: what follows is not committed alone."""
     out = run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ from registry import (
     NameReservedError,
     Status,
     Store,
+    StoreClosedError,
     UnavailableError,
 )
 from registry.engine import file
 from tests.conftest import OpenStore
-from tests.tools import READY, line, query, running, sandbox, say
+from tests.tools import READY, ids, line, query, running, sandbox, say
 
 
 def more(old: Status) -> Status:
@@ -308,6 +310,44 @@ def test_an_open_that_waits_keeps_back_only_opens_of_the_same_file(
         assert not waiting.done()
         say(child)
         waiting.result().close()
+
+
+def test_a_transaction_is_entered_once(store: Store) -> None:
+    """Again, or inside itself, it is refused; what it holds is not harmed."""
+    transaction = store.transaction()
+    with transaction:
+        store.add(sandbox("a"), READY)
+        with pytest.raises(FailedPreconditionError, match="entered before"), transaction:
+            pass
+    with pytest.raises(FailedPreconditionError, match="entered before"), transaction:
+        pass
+    store.add(sandbox("b"), READY)
+    assert ["a", "b"] == ids(store.list())
+
+
+def test_a_close_that_waits_no_longer_ends_the_write_under_way(path: str) -> None:
+    """Which is told so and rolled back; then all is closed, and the next one gets in."""
+    store = Store.open(path, timeout=0.05)
+    handle = store.add(sandbox("a"), READY)
+    begun, closed = threading.Event(), threading.Event()
+
+    def slow(old: Status) -> Status:
+        begun.set()
+        closed.wait(10)
+        return replace(old, message="too late")
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(handle.status.update, slow)
+        begun.wait(10)
+        store.close()
+        closed.set()
+        with pytest.raises(StoreClosedError):
+            writer.result()
+    with Store.open(path, timeout=5) as again:
+        assert "" == again.get("a").status.get().message
+        again.get("a").status.update(lambda old: replace(old, message="in time"))
+        assert [] == again.check()
+    assert not os.path.exists(f"{path}-wal")
 
 
 def test_one_deadline_covers_all_that_a_write_waits_for(open_store: OpenStore, path: str) -> None:

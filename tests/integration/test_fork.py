@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 
 import pytest
@@ -212,6 +213,44 @@ def test_a_lock_that_the_parent_held_is_not_kept_by_the_child(path: str) -> None
 def open_descriptors() -> list[str]:
     """Return the numbers of our descriptors."""
     return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+
+
+def test_a_child_of_a_closing_store_keeps_no_lock(path: str) -> None:
+    """One thread writes, another waits to close, and a third forks: then the parent is killed."""
+    child = run(
+        """
+        import os, signal, sys, threading, time
+        from registry import Metadata, State, Status, Store
+        store = Store.open(sys.argv[1])
+        handle = store.add(Metadata("a", "a", None), Status(State.READY))
+        begun = threading.Event()
+        def slow(old):
+            begun.set()
+            time.sleep(60)
+        threading.Thread(target=lambda: handle.status.update(slow), daemon=True).start()
+        begun.wait()
+        threading.Thread(target=store.close, daemon=True).start()
+        from registry.engine import file
+        while file._engines:
+            time.sleep(0.001)
+        child = os.fork()
+        if child == 0:
+            os.close(1)
+            os.close(2)
+            signal.pause()
+        print(child, flush=True)
+        os.close(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        path,
+        expected=-signal.SIGKILL,
+    )
+    try:
+        with Store.open(path, timeout=5) as store:
+            store.add(sandbox("b"), READY)
+            assert [] == store.check()
+    finally:
+        os.kill(int(child), signal.SIGKILL)
 
 
 def test_subprocesses_inherit_no_descriptor(store: Store) -> None:

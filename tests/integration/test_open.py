@@ -10,6 +10,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from registry import (
     UnavailableError,
 )
 from tests.conftest import OpenStore
-from tests.tools import READY, execute, line, query, run, running, sandbox, say
+from tests.tools import READY, execute, ids, line, query, run, running, sandbox, say
 
 
 def mode(path: str) -> int:
@@ -434,6 +436,38 @@ def test_a_lock_file_that_was_removed_is_made_anew(open_store: OpenStore, path: 
     assert os.path.exists(f"{path}-lock")
     with Store.open(path) as other:
         assert 2 == len(other.list())
+
+
+def test_a_lock_file_that_cannot_be_opened_is_named_and_may_be_repaired(
+    open_store: OpenStore, path: str
+) -> None:
+    """A symlink, a directory; nobody's lock is left behind, and the store goes on afterwards."""
+    store = open_store()
+    for make, unmake in ((partial(os.symlink, "x"), os.unlink), (os.mkdir, os.rmdir)):
+        os.unlink(f"{path}-lock")
+        make(f"{path}-lock")
+        with pytest.raises(FailedPreconditionError, match="lock files beside"):
+            store.add(sandbox("a"), READY)
+        unmake(f"{path}-lock")
+        store.add(sandbox("b"), READY).delete()
+    os.unlink(f"{path}-queue")
+    os.symlink("x", f"{path}-queue")
+    store.close()
+    os.unlink(f"{path}-queue")
+
+
+def test_bytes_that_are_no_text_hide_nothing_else(store: Store, path: str) -> None:
+    """A stranger has written them; the sandbox is listed, judged, reported and deleted."""
+    store.add(sandbox("a"), READY)
+    store.add(sandbox("b"), READY)
+    execute(path, "UPDATE sandbox_statuses SET message = CAST(x'41ff' AS TEXT)")
+    with Store.open(path) as again:
+        assert again.recovery is not None
+        assert ["a", "b"] == ids(again.list())
+        assert "A\udcff" == again.get("a").status.get().message
+        assert {"a", "b"} == {violation.sandbox_id for violation in again.check()}
+        assert again.delete("a")
+        again.get("b").status.update(lambda old: replace(old, message=""))
 
 
 def test_two_paths_of_one_file_are_one_engine(tmp_path: Path, store: Store, path: str) -> None:

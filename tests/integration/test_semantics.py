@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from registry import (
     Metadata,
     NameReservedError,
     NotFoundError,
+    Sandbox,
     State,
     Status,
     Store,
@@ -425,6 +429,79 @@ def test_a_nested_change_that_is_rolled_back_does_not_stop(store: Store) -> None
     assert not handle.stopped.is_set()
 
 
+def test_what_is_being_added_is_not_stopped_by_a_read_of_somebody_else(store: Store) -> None:
+    """It is in no snapshot but its own: neither a thread nor a task may take it for deleted."""
+
+    async def add() -> Sandbox:
+        with store.transaction():
+            added = store.add(sandbox("a"), READY)
+            await asyncio.sleep(0)
+        return added
+
+    async def both() -> Sandbox:
+        added, _ = await asyncio.gather(add(), asyncio.to_thread(store.list))
+        return added
+
+    assert not asyncio.run(both()).stopped.is_set()
+    with store.transaction():
+        added = store.add(sandbox("b"), READY)
+        assert ["a"] == in_another_thread(lambda: ids(store.list()))
+        with pytest.raises(NotFoundError):
+            in_another_thread(lambda: store.get("b"))
+        with pytest.raises(NotFoundError):
+            in_another_thread(added.status.get)
+    assert not added.stopped.is_set()
+
+
+def test_adds_beside_reads_stop_nobody(store: Store) -> None:
+    """Lists and vain look-ups in two threads, while a third adds."""
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            store.list()
+            with suppress(NotFoundError):
+                store.get("none")
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        added = [store.add(sandbox(f"s{n}"), READY) for n in range(200)]
+        done.set()
+        for reader in readers:
+            reader.result()
+    assert not any(each.stopped.is_set() for each in added)
+
+
+def test_a_store_that_only_reads_shares_it(open_store: OpenStore) -> None:
+    """All handles of one sandbox in a process do."""
+    store = open_store()
+    handle = store.add(sandbox("a"), READY)
+    reader = open_store(read_only=True)
+    seen = reader.get("a").stopped
+    handle.status.update(lambda old: replace(old, state=State.NOTREADY))
+    assert seen.is_set()
+
+
+def test_an_id_that_another_process_has_added_anew_stops_the_old_one(
+    store: Store, path: str
+) -> None:
+    """At the next read of whatever; the new one lives."""
+    old = store.add(sandbox("a"), READY)
+    run(
+        """
+        import sys
+        from registry import Metadata, State, Status, Store
+        with Store.open(sys.argv[1]) as store:
+            store.delete("a")
+            store.add(Metadata("a", "name-a", None), Status(State.READY))
+        """,
+        path,
+    )
+    new = store.get("a")
+    assert old.stopped.is_set()
+    assert not new.stopped.is_set()
+
+
 def test_a_deletion_stops(store: Store) -> None:
     """All handles, however it is deleted."""
     first, second = store.add(sandbox("a"), READY), store.add(sandbox("b"), READY)
@@ -533,6 +610,47 @@ def test_metadata_is_completed_while_unknown_and_fixed_afterwards(store: Store) 
     assert "abc" == fixed.value.id
     assert "10.0.0.9" == store.get("abc").ip
     assert ["abc"] == [found.id for found in store.list(labels={"tier": "back"}, pod="db")]
+
+
+@pytest.mark.parametrize("how", ["update", "delete"])
+def test_a_function_that_itself_changes_the_sandbox_is_refused(store: Store, how: str) -> None:
+    """What it returns would overwrite that, metadata or status; nothing of both is stored."""
+    handle = store.add(sandbox("a"), UNKNOWN)
+
+    def meddle() -> None:
+        if how == "delete":
+            store.delete("a")
+        else:
+            store.update_metadata("a", lambda old: replace(old, ip="1.2.3.4"))
+
+    def metadata(old: Metadata) -> Metadata:
+        meddle()
+        return old
+
+    def status(old: Status) -> Status:
+        meddle()
+        return old
+
+    with pytest.raises(FailedPreconditionError, match="its own function") as caught:
+        store.update_metadata("a", metadata)
+    assert "a" == caught.value.id
+    with pytest.raises(FailedPreconditionError, match="its own function"):
+        handle.status.update(status)
+    assert "" == store.get("a", include_unknown=True).ip
+
+
+def test_a_clock_that_stands_still_hides_no_nested_update(open_store: OpenStore) -> None:
+    """Two updates inside an UpdateFunc are seen, though the times may be the same."""
+    handle = open_store(clock=lambda: 1_000).add(sandbox("a"), READY)
+
+    def twice(old: Status) -> Status:
+        handle.status.update(lambda inner: replace(inner, message="one"))
+        handle.status.update(lambda inner: replace(inner, message="two"))
+        return old
+
+    with pytest.raises(FailedPreconditionError, match="its own function"):
+        handle.status.update(twice)
+    assert "" == handle.status.get().message
 
 
 def test_the_functions_error_leaves_the_metadata(store: Store) -> None:

@@ -121,6 +121,20 @@ CASES = {
     "plain file here, made elsewhere": Case(
         row(netns_mount_ns=11), Looks(PLAIN), Verdict.UNREACHABLE
     ),
+    "another here, made elsewhere": Case(
+        row(netns_mount_ns=11), Looks(OTHER), Verdict.UNREACHABLE, says="in another one"
+    ),
+    "another type here, made elsewhere": Case(
+        row(netns_mount_ns=11), Looks(WRONG_TYPE), Verdict.UNREACHABLE, says="in another one"
+    ),
+    "NOTREADY, process gone, still open": Case(
+        row(NOTREADY, pid=5), Looks(OPEN, GONE), Verdict.EXITED, "ProcessExited",
+        says="cleaned up: network namespace '/n' is open",
+    ),
+    "interrupted, its namespace made and its process running": Case(
+        never_noted(UNKNOWN, pid=5), Looks(OPEN, RUNS, GONE), Verdict.INTERRUPTED,
+        "CreationInterrupted", marks=True, says="cleaned up: ",
+    ),
     "open, made elsewhere": Case(
         row(netns_mount_ns=11), Looks(OPEN), Verdict.OPEN, reported=False
     ),
@@ -183,8 +197,9 @@ def test_plan(name: str) -> None:
         judgement.marks,
         judgement.reported,
     )
-    assert case.says in judgement.message
-    assert judgement.message or not judgement.reported
+    message = judgement.finding(changed=False).message
+    assert case.says in message
+    assert message or not judgement.reported
 
 
 def test_every_verdict_is_in_the_table() -> None:

@@ -105,9 +105,21 @@ def test_lives_of_deleted_sandboxes_are_forgotten_in_the_end() -> None:
     lives.bury(-1)
     assert first.stopped.is_set()
     assert len(lives._of) <= BURIED + 2
-    lives.bury_all_but([-2])
+    lives.bury_all_but([-2], lives.seen)
     assert not kept.stopped.is_set()
     assert kept is lives.of(-2)
+
+
+def test_only_what_was_seen_in_an_earlier_commit_can_be_missing() -> None:
+    """What is being added, and what was added after the snapshot, lives."""
+    lives = Lives()
+    before, adding = lives.see(1), lives.of(2)
+    seen = lives.seen
+    after = lives.see(3)
+    lives.bury_all_but([], seen)
+    assert before.stopped.is_set()
+    assert not adding.stopped.is_set()
+    assert not after.stopped.is_set()
 
 
 def test_the_turnstile_names_its_holder_and_is_given_back(tmp_path: object) -> None:
