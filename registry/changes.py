@@ -23,7 +23,8 @@ from registry.netns import NetNSIdentity
 from registry.process import ProcessIdentity
 from registry.rows import Row
 from registry.sql import Fetch
-from registry.status import State, Status
+from registry.status import TIME_MAX, State, Status
+from registry.values import check_integer
 
 NAMED: Final = 10
 """Ids that a message names before it only counts them."""
@@ -41,7 +42,7 @@ class Author:
 
         The triggers take a row whose changed_at stands still for one written by plain SQL.
         """
-        now = self.clock()
+        now = check_integer("read the clock", "clock", self.clock(), 0, TIME_MAX - 1)
         return {
             "changed_at": now + 1 if now == previous else now,
             "actor": self.actor,

@@ -7,17 +7,21 @@ is reported itself.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
+
+from sqlalchemy import CheckConstraint, create_engine
 
 from registry.cri import PodSandboxConfig
 from registry.engine.driver import Connection
 from registry.errors import RegistryError
 from registry.metadata import validate as validate_metadata
-from registry.rows import ROWS, Row, label_rows, metadata_columns
-from registry.schema import HISTORY_MAX, TRIGGERS, VIEWS
+from registry.rows import ROWS, Row, config_json, label_rows, metadata_columns
+from registry.schema import HISTORY_MAX, LEVEL, REVISION, metadata
 from registry.status import validate as validate_status
 
 
@@ -61,22 +65,63 @@ def file_is_whole(connection: Connection) -> Iterator[Violation]:
         yield Violation("file_is_whole", "", found, "no row without its parent")
 
 
+def constraints_hold(connection: Connection) -> Iterator[Violation]:
+    """Every CHECK is met; SQLite's own check leaves them out where a file is only read."""
+    for table in metadata.tables.values():
+        whose = next((name for name in ("sandbox_id", "id") if name in table.c), "''")
+        for check in table.constraints:
+            if isinstance(check, CheckConstraint):
+                query = f"SELECT {whose} FROM {table.name} WHERE NOT ({check.sqltext})"  # noqa: S608
+                for (id,) in connection.fetch(query):
+                    yield Violation("constraints_hold", id, f"not so: {check.sqltext}", "so")
+
+
 def schema_is_whole(connection: Connection) -> Iterator[Violation]:
-    """The triggers and views are there, word for word: without them nothing above holds."""
-    query = "SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'view')"
-    found = {name: " ".join(sql.split()) for name, sql in connection.fetch(query)}
-    for statement in (*TRIGGERS, *VIEWS):
-        words = statement.split()
-        sql = found.get(words[2], "nothing")
-        if sql != " ".join(words):
-            yield Violation("schema_is_whole", "", f"{words[2]}: {sql}", " ".join(words))
+    """What the schema has is there, word for word, and nothing else: else nothing here holds."""
+    if connection.fetch("SELECT level FROM registry") != [(LEVEL,)]:
+        return  # it is a newer one's, which only its own code knows
+    expected, found = _expected_words(), words(connection.fetch(OBJECTS))
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            shown = f"{key}: {found.get(key, 'nothing')}"
+            yield Violation("schema_is_whole", "", shown, expected.get(key, "nothing"))
 
 
-def registry_has_one_row(connection: Connection) -> Iterator[Violation]:
-    """The file says once who it is."""
-    ((count,),) = connection.fetch("SELECT count(*) FROM registry")
-    if count != 1:
-        yield Violation("registry_has_one_row", "", str(count), "1")
+OBJECTS: Final = (
+    "SELECT type || ' ' || name, sql FROM sqlite_master"
+    " WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%' AND name <> 'alembic_version'"
+)
+
+
+def words(objects: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return what SQLite keeps of each object, by type and name, white space made alike."""
+    return {key: re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split())) for key, sql in objects}
+
+
+@cache
+def _expected_words() -> dict[str, str]:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        expected = words(tuple(row) for row in connection.exec_driver_sql(OBJECTS).all())
+    engine.dispose()
+    return expected
+
+
+def registry_says_who_it_is(connection: Connection) -> Iterator[Violation]:
+    """Once, with an id that can be part of a file's name, and the revision that made it."""
+    rule = "registry_says_who_it_is"
+    found = connection.fetch("SELECT registry_id, level, min_reader, min_writer FROM registry")
+    if len(found) != 1:
+        yield Violation(rule, "", f"{len(found)} rows", "one row")
+    for registry_id, level, *oldest in found:
+        if not re.fullmatch("[0-9a-f]{32}", registry_id):
+            yield Violation(rule, "", f"registry_id {registry_id!r}", "32 hexadecimal digits")
+        if not all(1 <= each <= level for each in oldest):
+            yield Violation(rule, "", f"level {level}, readable from {oldest}", "1 to its level")
+        revisions = connection.fetch("SELECT version_num FROM alembic_version")
+        if level == LEVEL and revisions != [(REVISION,)]:
+            yield Violation(rule, "", f"revisions {revisions}", REVISION)
 
 
 def sandbox_has_status(connection: Connection) -> Iterator[Violation]:
@@ -91,6 +136,22 @@ def sandbox_has_status(connection: Connection) -> Iterator[Violation]:
     )
     for id, found in connection.fetch(query):
         yield Violation("sandbox_has_status", id, found, "a sandbox and its status")
+
+
+def identities_are_of_something(connection: Connection) -> Iterator[Violation]:
+    """Which process or namespace it is, is noted only of a pid or a path that there is."""
+    rule, expected = "identities_are_of_something", "no identity"
+    query = (
+        "SELECT sandbox_id, 'of process 0' FROM sandbox_statuses WHERE pid = 0 AND"
+        " coalesce(process_boot_id, process_pid_ns, process_time_ns, process_inode,"
+        " process_start_time) IS NOT NULL UNION ALL"
+        " SELECT id, 'of no namespace' FROM sandboxes WHERE netns_path = '' AND"
+        " netns_inode IS NOT NULL UNION ALL"
+        " SELECT id, 'of no creator' FROM sandboxes WHERE creator_pid IS NULL AND"
+        " coalesce(creator_boot_id, creator_inode, creator_start_time) IS NOT NULL"
+    )
+    for id, found in connection.fetch(query):
+        yield Violation(rule, id, found, expected)
 
 
 def nobody_is_leaving(connection: Connection) -> Iterator[Violation]:
@@ -153,10 +214,11 @@ def config_json_is_true(connection: Connection) -> Iterator[Violation]:
             stored = PodSandboxConfig.FromString(data)
             stored.DiscardUnknownFields()
             shown = json_format.ParseDict(json.loads(text), PodSandboxConfig())
+            by_proto_names = json.loads(text) == json.loads(config_json(stored))
         except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
             yield Violation("config_json_is_true", id, str(error), "a config in both forms")
             continue
-        if stored != shown:
+        if stored != shown or not by_proto_names:
             yield Violation("config_json_is_true", id, text, json_format.MessageToJson(stored))
 
 
@@ -181,6 +243,10 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
     for id, seq, event, from_state, to_state in connection.fetch(query):
         first_seq = first_seq or seq
         known = last.get(id)
+        if event == "changed" and from_state == to_state:
+            yield Violation("history_is_true", id, f"seq {seq} changes nothing", "another state")
+        if id not in last and event != "created" and first_seq == 1:
+            yield Violation("history_is_true", id, f"seq {seq} is its first", "its creation")
         if id in last and event != "created" and from_state != known:
             yield Violation("history_is_true", id, f"seq {seq} from {from_state}", f"from {known}")
         if id in last and event == "created" and known is not None:
@@ -199,9 +265,11 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
 
 RULES: Final[tuple[Rule, ...]] = (
     file_is_whole,
+    constraints_hold,
     schema_is_whole,
-    registry_has_one_row,
+    registry_says_who_it_is,
     sandbox_has_status,
+    identities_are_of_something,
     nobody_is_leaving,
     values_are_valid,
     columns_are_true,

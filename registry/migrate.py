@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import select
 
-from registry.engine import Transaction
+from registry.engine import Connection, Transaction
 from registry.errors import DataLossError, NotFoundError, SchemaVersionError
 from registry.schema import APPLICATION_ID, LEVEL, REVISION
 from registry.schema import registry as registry_table
@@ -38,7 +38,7 @@ REGISTRY_ID: Final = Statement(lambda: select(registry_table.c.registry_id))
 
 
 def prepare(
-    connection: sqlite3.Connection, path: str, *, create: bool, upgrade: bool, read_only: bool
+    connection: Connection, path: str, *, create: bool, upgrade: bool, read_only: bool
 ) -> None:
     """Make sure that *connection* leads to a registry which this code may read.
 
@@ -56,7 +56,7 @@ def prepare(
             raise NotFoundError(
                 f"{doing}: the file is empty; open it with create=True to begin one", path=path
             )
-        _upgrade(connection)
+        _upgrade(connection, doing, path)
         return
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise DataLossError(
@@ -64,18 +64,26 @@ def prepare(
             "is the path right?",
             path=path,
         )
-    version = _version(connection)
+    version = _version(connection.fetch, doing, path)
     if version.level < LEVEL:
         if not upgrade or read_only:
-            raise _refused(connection, doing, path, "open it for writing with upgrade=True")
-        _upgrade(connection)
-    elif version.min_reader > LEVEL:
-        raise _refused(connection, doing, path, "upgrade this program")
+            advice = "open it for writing with upgrade=True"
+            raise _refused(connection.fetch, doing, path, advice)
+        _upgrade(connection, doing, path)
+    admit(connection.fetch, doing, path)
 
 
-def may_write(fetch: Fetch) -> bool:
-    """Whether the registry lets code of this level write."""
-    return _read(fetch(_VERSION.sql, {})).min_writer <= LEVEL
+def admit(fetch: Fetch, doing: str, path: str) -> bool:
+    """Tell whether code of this level may write the registry, which it may read.
+
+    Raises:
+        SchemaVersionError: it may not even read it.
+        DataLossError: it is no registry.
+    """
+    version = _version(fetch, doing, path)
+    if version.min_reader > LEVEL:
+        raise _refused(fetch, doing, path, "upgrade this program")
+    return version.min_writer <= LEVEL
 
 
 def guard(transaction: Transaction) -> None:
@@ -84,19 +92,29 @@ def guard(transaction: Transaction) -> None:
     Raises:
         SchemaVersionError: with both revisions.
     """
-    if not may_write(transaction.fetch):
-        raise _refused(
-            transaction.connection, transaction.doing, transaction.path, "upgrade this program"
-        )
+    fetch, doing, path = transaction.fetch, transaction.doing, transaction.path
+    if not admit(fetch, doing, path):
+        raise _refused(fetch, doing, path, "upgrade this program")
 
 
-def _version(connection: sqlite3.Connection) -> Version:
-    return _read(connection.execute(_VERSION.sql).fetchall())
+def _version(fetch: Fetch, doing: str, path: str) -> Version:
+    try:
+        found = fetch(_VERSION.sql, {})
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise  # it may be a registry, but cannot be read now
+        raise _damaged(doing, path, str(error)) from error
+    if len(found) != 1:
+        raise _damaged(doing, path, f"table registry has {len(found)} rows")
+    return Version(*map(int, found[0]))
 
 
-def _read(found: list[tuple[Any, ...]]) -> Version:
-    level, min_reader, min_writer = found[0]
-    return Version(int(level), int(min_reader), int(min_writer))
+def _damaged(doing: str, path: str, why: str) -> DataLossError:
+    return DataLossError(
+        f"{doing}: it says that it is a registry (application_id), but not of which schema: {why}; "
+        "restore a backup, or move the file away and start anew",
+        path=path,
+    )
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -106,10 +124,9 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return (tables, application_id) == (0, 0)
 
 
-def _refused(
-    connection: sqlite3.Connection, doing: str, path: str, advice: str
-) -> SchemaVersionError:
-    found = str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+def _refused(fetch: Fetch, doing: str, path: str, advice: str) -> SchemaVersionError:
+    revisions = fetch("SELECT version_num FROM alembic_version", {})
+    found = ", ".join(str(revision) for (revision,) in revisions) or "none"
     return SchemaVersionError(
         f"{doing}: its schema is at revision {found!r}, this program's at {REVISION!r}; {advice}",
         path=path,
@@ -118,20 +135,41 @@ def _refused(
     )
 
 
-def _upgrade(connection: sqlite3.Connection) -> None:
-    """Apply all revisions that are missing, in one transaction with the record of them."""
+def _upgrade(connection: Connection, doing: str, path: str) -> None:
+    """Apply all revisions that are missing, in one transaction with the record of them.
+
+    Raises:
+        DataLossError: they do not fit what is there.
+        RegistryError: for a driver error, by its code.
+    """
     # Off, or rebuilding a table deletes the rows that refer to it; and not to be changed inside.
     connection.execute("PRAGMA foreign_keys = OFF")
     try:
         connection.execute("BEGIN IMMEDIATE")
         _run_alembic(connection)
         connection.execute("COMMIT")
+    except Exception as error:
+        _roll_back(connection)
+        if type(error).__module__.partition(".")[0] not in {"alembic", "sqlalchemy"}:
+            raise
+        cause = getattr(error, "orig", None)
+        if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise cause from error
+        raise DataLossError(
+            f"{doing}: bringing its schema up to date failed, and it is as it was: {error}; "
+            "somebody has changed it: restore a backup, or move the file away and start anew",
+            path=path,
+        ) from error
     except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        _roll_back(connection)
         raise
     finally:
         connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _run_alembic(connection: sqlite3.Connection) -> None:

@@ -364,11 +364,14 @@ def _locked(directory: str) -> Iterator[None]:
 
 def _make(path: str, made: list[str]) -> None:
     """Make a namespace, in the calling thread, and mount it at *path*, which is put into *made*."""
-    from pyroute2 import IPRoute  # noqa: PLC0415 - 144 ms that only a creation needs
+    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - 144 ms that only this needs
 
     kernel.unshare(kernel.CLONE_NEWNET)
-    with IPRoute() as netlink:
-        netlink.link("set", index=1, state="up")
+    try:
+        with IPRoute() as netlink:
+            netlink.link("set", index=1, state="up")
+    except NetlinkError as error:
+        raise OSError(error.code, f"loopback: {os.strerror(error.code)}") from error
     directory = os.path.dirname(path)
     os.makedirs(directory, 0o755, exist_ok=True)
     with _locked(directory):

@@ -87,6 +87,7 @@ class Sandbox:
         Raises:
             NetNSError: with `.errno`; it cannot be seen.
         """
+        self._session.require_own(f"look at network namespace {self.netns_path!r}")
         if self._row.host_network or not self.netns_path:
             return None
         sight = netns.look(self.netns_path, Vantage.here())
@@ -106,6 +107,7 @@ class Sandbox:
         Raises:
             NetNSError: with `.errno`.
         """
+        self._session.require_own(f"remove network namespace {self.netns_path!r}")
         if self.netns_path and not self._row.host_network:
             netns.remove(self.netns_path, self._row.netns())
 
@@ -115,6 +117,7 @@ class Sandbox:
         Raises:
             FailedPreconditionError: it cannot be seen from here, or nobody noted which one it is.
         """
+        self._session.require_own(f"open process of sandbox {self.id!r}")
         recorded = self._row.process()
         return None if recorded is None else Process.of_identity(recorded)
 

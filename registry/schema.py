@@ -80,6 +80,10 @@ registry: Final = Table(
     Column("min_reader", Integer, nullable=False),
     Column("min_writer", Integer, nullable=False),
     CheckConstraint("one = 1", name="one_row"),
+    # It is a part of the names of namespaces.
+    CheckConstraint(
+        "length(registry_id) = 32 AND registry_id NOT GLOB '*[^0-9a-f]*'", name="registry_id"
+    ),
     sqlite_strict=True,
 )
 
@@ -126,6 +130,10 @@ sandboxes: Final = Table(
     CheckConstraint("(config IS NULL) = (config_json IS NULL)", name="config"),
     CheckConstraint("config_json IS NULL OR json_valid(config_json)", name="config_json"),
     CheckConstraint("host_network IN (0, 1)", name="host_network"),
+    CheckConstraint(
+        "netns_inode IS NOT NULL OR coalesce(netns_boot_id, netns_number, netns_mount_ns) IS NULL",
+        name="netns",
+    ),
     Index(None, "pod"),
     Index(None, "namespace", "pod"),
     sqlite_strict=True,
@@ -243,11 +251,11 @@ def _state_of(id: str) -> str:
     return f"(SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE id = {id})"
 
 
-def _labels_fixed(verb: str, alias: str) -> str:
-    """Refuse to touch a label of a sandbox whose metadata is fixed."""
+def _labels_fixed(verb: str, alias: str, also: str = "") -> str:
+    """Refuse to touch a label of a sandbox whose metadata is fixed, or *also* when that holds."""
     return f"""
 CREATE TRIGGER sandbox_labels_fixed_{verb.lower()} BEFORE {verb} ON sandbox_labels
-WHEN {_state_of(f"{alias}.sandbox_id")} <> 'SANDBOX_UNKNOWN'
+WHEN {_state_of(f"{alias}.sandbox_id")} <> 'SANDBOX_UNKNOWN'{f" OR {also}" if also else ""}
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_labels: fixed once the sandbox is not SANDBOX_UNKNOWN');
 END"""
@@ -369,6 +377,14 @@ BEGIN
   UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
   WHERE sandbox_id = NEW.sandbox_id;
 END""",
+    f"""
+CREATE TRIGGER sandbox_statuses_process_noted_once BEFORE UPDATE OF {_PROCESS} ON sandbox_statuses
+WHEN (OLD.process_inode IS NOT NULL OR OLD.process_start_time IS NOT NULL)
+  AND OLD.pid IS NEW.pid AND {_changed(_PROCESS)} AND coalesce({_row("NEW", _PROCESS)[1:-1]})
+  IS NOT NULL
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_statuses: the identity of a process is noted once');
+END""",
     # A new pid is a new process: a writer that knows nothing of identities must not leave the old
     # one's beside it, by which a living process would be judged gone.
     f"""
@@ -379,8 +395,9 @@ BEGIN
     process_time_ns = NULL, process_inode = NULL, process_start_time = NULL
   WHERE sandbox_id = NEW.sandbox_id;
 END""",
-    _labels_fixed("INSERT", "NEW"),
-    _labels_fixed("UPDATE", "OLD"),
+    # The first labels come before the status; without a sandbox the next one would inherit them.
+    _labels_fixed("INSERT", "NEW", "NEW.sandbox_id NOT IN (SELECT id FROM sandboxes)"),
+    _labels_fixed("UPDATE", "OLD", "OLD.sandbox_id IS NOT NEW.sandbox_id"),
     _labels_fixed("DELETE", "OLD"),
     """
 CREATE TRIGGER sandbox_transitions_not_replaced BEFORE INSERT ON sandbox_transitions
@@ -390,6 +407,13 @@ BEGIN
 END""",
     """
 CREATE TRIGGER sandbox_transitions_fixed BEFORE UPDATE ON sandbox_transitions
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
+END""",
+    # One with a seq of its own far ahead would be the only one that is kept, and the last one ever.
+    """
+CREATE TRIGGER sandbox_transitions_in_turn AFTER INSERT ON sandbox_transitions
+WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",

@@ -47,9 +47,15 @@ class Session:
             self.engine.detach(self._timeout)
 
     def require_open(self, doing: str) -> None:
-        """Raise StoreClosedError if it was closed."""
+        """Raise StoreClosedError if it was closed, or belongs to the process that forked us."""
         if self.closed:
             raise StoreClosedError(f"{doing}: the store is closed", path=self.engine.path)
+        self.engine.require_open(doing)
+
+    def require_own(self, doing: str) -> None:
+        """Raise StoreClosedError in a forked child; a closed store's handles may still look."""
+        if self.engine.abandoned:
+            self.engine.require_open(doing)
 
     # Ways into the engine.
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import sqlite3
 import sys
 import time
 import uuid
@@ -24,11 +23,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from registry import changes, migrate, netns, process, recover, rows
 from registry.changes import Author, Identities
-from registry.engine import attach
+from registry.engine import Connection, attach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
 from registry.kernel import Vantage
 from registry.live import Container
@@ -41,10 +40,20 @@ from registry.sandbox import Sandbox
 from registry.session import Session, netns_at
 from registry.status import State, Status
 from registry.status import validate as validate_status
-from registry.values import check_integer, check_path, check_seconds, check_text, invalid
+from registry.values import (
+    check_integer,
+    check_line,
+    check_path,
+    check_seconds,
+    check_text,
+    invalid,
+)
 
 if TYPE_CHECKING:
     from registry.check import Violation
+
+ACTOR_MAX: Final = 256
+"""Characters of who writes."""
 
 
 class Store:
@@ -96,9 +105,11 @@ class Store:
             SchemaVersionError: its schema is newer than this code, or older and stays so.
             UnavailableError: another process kept the write lock past *timeout*.
         """
-        timeout = check_seconds(f"open registry {path!r}", "timeout", timeout)
+        doing = f"open registry {path!r}"
+        timeout = check_seconds(doing, "timeout", timeout)
+        author = _author(actor, clock, doing)
 
-        def prepare(connection: sqlite3.Connection) -> None:
+        def prepare(connection: Connection) -> None:
             real = os.path.realpath(path)
             migrate.prepare(connection, real, create=create, upgrade=upgrade, read_only=read_only)
 
@@ -110,13 +121,14 @@ class Store:
             prepare=prepare,
             guard=migrate.guard,
         )
-        default = f"{os.path.basename(sys.argv[0] or 'python')}[{os.getpid()}]"
-        session = Session(engine, timeout, Author(actor or default, clock or time.time_ns))
+        session = Session(engine, timeout, author)
         try:
+            # Another process may have upgraded it since this one has first opened it.
+            may_write = _admit(session)
             store = cls(session)
             if container_loader is not None:
                 recover.load_containers(session, container_loader)
-            if reconcile and not read_only and store._may_write():
+            if reconcile and not read_only and may_write:
                 store.recovery = store.reconcile()
         except BaseException:
             session.close()
@@ -375,14 +387,15 @@ class Store:
         Args:
             paths: as `Report.orphans` has them.
         Raises:
+            InvalidArgumentError: they are no absolute paths.
             NetNSError: with `.errno`, EBUSY where a process lives in one; those before it in order
                 are removed.
         """
-        return recover.remove_orphans(self._session, self._registry_id, paths)
-
-    def _may_write(self) -> bool:
-        with self._session.reading("open registry") as fetch:
-            return migrate.may_write(fetch)
+        doing = "remove orphaned network namespaces"
+        if isinstance(paths, str) or not isinstance(paths, Iterable):
+            raise invalid(doing, "paths", paths, "is not several paths")
+        wanted = [check_path(doing, "paths", path) for path in paths]
+        return recover.remove_orphans(self._session, self._registry_id, wanted)
 
     def new_netns_path(self, base_dir: str = netns.BASE_DIR) -> str:
         """Return a fresh path for a network namespace, by which it is known as this registry's.
@@ -390,8 +403,27 @@ class Store:
         Raises:
             InvalidArgumentError: *base_dir* is no absolute path.
         """
+        self._session.require_open("name a network namespace")
         check_path("name a network namespace", "base_dir", base_dir)
         return os.path.join(base_dir, f"sr-{self._registry_id}-{uuid.uuid4()}")
+
+
+def _admit(session: Session) -> bool:
+    """Tell whether the registry may be written; raise unless it may be read."""
+    path = session.engine.path
+    doing = f"open registry {path!r}"
+    with session.reading(doing) as fetch:
+        return migrate.admit(fetch, doing, path)
+
+
+def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:
+    """Return who writes; *actor* is "" for the program's name and pid."""
+    program = os.path.basename((sys.argv or [""])[0]) or "python"
+    printable = program.encode(errors="replace").decode()
+    check_line(doing, "actor", actor, ACTOR_MAX)
+    if clock is not None and not callable(clock):
+        raise invalid(doing, "clock", clock, "is not a function that returns nanoseconds")
+    return Author(actor or f"{printable}[{os.getpid()}]", clock or time.time_ns)
 
 
 def _refuse_unless_completed(doing: str, row: Row, metadata: Metadata) -> None:

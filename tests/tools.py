@@ -111,6 +111,18 @@ def execute(path: str, *statements: str) -> None:
             connection.execute(statement)
 
 
+def tamper(path: str, *statements: str) -> None:
+    """Run plain SQL with triggers and constraints out of the way, and put them back."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        triggers = shell.execute(query).fetchall()
+        shell.execute("PRAGMA ignore_check_constraints = ON")
+        for name, _ in triggers:
+            shell.execute(f"DROP TRIGGER {name}")
+        for statement in (*statements, *(sql for _, sql in triggers)):
+            shell.execute(statement)
+
+
 def in_another_thread(fn: Callable[[], T]) -> T:
     """Return what *fn* returns when another thread calls it."""
     with ThreadPoolExecutor(1) as pool:

@@ -25,7 +25,9 @@ CREATE TABLE registry (
   min_reader INTEGER NOT NULL,
   min_writer INTEGER NOT NULL,
   CONSTRAINT registry_pk PRIMARY KEY (one),
-  CONSTRAINT registry_check_one_row CHECK (one = 1)
+  CONSTRAINT registry_check_one_row CHECK (one = 1),
+  CONSTRAINT registry_check_registry_id CHECK (length(registry_id) = 32 AND registry_id NOT GLOB
+    '*[^0-9a-f]*')
 ) STRICT""",
     """
 CREATE TABLE sandboxes (
@@ -65,7 +67,9 @@ CREATE TABLE sandboxes (
   CONSTRAINT sandboxes_check_cni_result CHECK (json_type(cni_result) = 'object'),
   CONSTRAINT sandboxes_check_config CHECK ((config IS NULL) = (config_json IS NULL)),
   CONSTRAINT sandboxes_check_config_json CHECK (config_json IS NULL OR json_valid(config_json)),
-  CONSTRAINT sandboxes_check_host_network CHECK (host_network IN (0, 1))
+  CONSTRAINT sandboxes_check_host_network CHECK (host_network IN (0, 1)),
+  CONSTRAINT sandboxes_check_netns CHECK (netns_inode IS NOT NULL OR coalesce(netns_boot_id,
+    netns_number, netns_mount_ns) IS NULL)
 ) STRICT""",
     """
 CREATE TABLE sandbox_transitions (
@@ -275,6 +279,18 @@ BEGIN
   WHERE sandbox_id = NEW.sandbox_id;
 END""",
     """
+CREATE TRIGGER sandbox_statuses_process_noted_once BEFORE UPDATE OF process_boot_id,
+  process_pid_ns, process_time_ns, process_inode, process_start_time ON sandbox_statuses
+WHEN (OLD.process_inode IS NOT NULL OR OLD.process_start_time IS NOT NULL)
+  AND OLD.pid IS NEW.pid AND (OLD.process_boot_id, OLD.process_pid_ns, OLD.process_time_ns,
+  OLD.process_inode, OLD.process_start_time) IS NOT (NEW.process_boot_id, NEW.process_pid_ns,
+  NEW.process_time_ns, NEW.process_inode, NEW.process_start_time) AND
+  coalesce(NEW.process_boot_id, NEW.process_pid_ns, NEW.process_time_ns, NEW.process_inode,
+  NEW.process_start_time) IS NOT NULL
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_statuses: the identity of a process is noted once');
+END""",
+    """
 CREATE TRIGGER sandbox_statuses_new_process AFTER UPDATE OF pid ON sandbox_statuses
 WHEN OLD.pid IS NOT NEW.pid AND NOT ((OLD.process_boot_id, OLD.process_pid_ns,
   OLD.process_time_ns, OLD.process_inode, OLD.process_start_time) IS NOT (NEW.process_boot_id,
@@ -287,14 +303,14 @@ END""",
     """
 CREATE TRIGGER sandbox_labels_fixed_insert BEFORE INSERT ON sandbox_labels
 WHEN (SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE id =
-  NEW.sandbox_id) <> 'SANDBOX_UNKNOWN'
+  NEW.sandbox_id) <> 'SANDBOX_UNKNOWN' OR NEW.sandbox_id NOT IN (SELECT id FROM sandboxes)
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_labels: fixed once the sandbox is not SANDBOX_UNKNOWN');
 END""",
     """
 CREATE TRIGGER sandbox_labels_fixed_update BEFORE UPDATE ON sandbox_labels
 WHEN (SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE id =
-  OLD.sandbox_id) <> 'SANDBOX_UNKNOWN'
+  OLD.sandbox_id) <> 'SANDBOX_UNKNOWN' OR OLD.sandbox_id IS NOT NEW.sandbox_id
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_labels: fixed once the sandbox is not SANDBOX_UNKNOWN');
 END""",
@@ -313,6 +329,12 @@ BEGIN
 END""",
     """
 CREATE TRIGGER sandbox_transitions_fixed BEFORE UPDATE ON sandbox_transitions
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
+END""",
+    """
+CREATE TRIGGER sandbox_transitions_in_turn AFTER INSERT ON sandbox_transitions
+WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",

@@ -9,8 +9,9 @@ file          the engine: all of it for one database file, shared by the Stores 
 write         a write transaction as the body of a `with`
 """
 
+from registry.engine.driver import Connection
 from registry.engine.file import Engine, attach
 from registry.engine.transaction import Transaction
 from registry.engine.write import Write
 
-__all__ = ["Engine", "Transaction", "Write", "attach"]
+__all__ = ["Connection", "Engine", "Transaction", "Write", "attach"]

@@ -72,7 +72,7 @@ def attach(
     create: bool,
     read_only: bool,
     timeout: float,
-    prepare: Callable[[sqlite3.Connection], None],
+    prepare: Callable[[driver.Connection], None],
     guard: Callable[[Transaction], None],
 ) -> Engine:
     """Return the engine of the file at *path*, which all Stores of this process share.
@@ -154,7 +154,7 @@ class Engine:
     # Opening and closing.
 
     def open(
-        self, prepare: Callable[[sqlite3.Connection], None], timeout: float, deadline: float
+        self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
     ) -> None:
         """Open the file, under the lock from before the first PRAGMA on."""
         if sqlite3.sqlite_version_info < driver.OLDEST_SQLITE:
@@ -181,7 +181,7 @@ class Engine:
         self._turnstile.release()
 
     def _open_writer(
-        self, prepare: Callable[[sqlite3.Connection], None], deadline: float, timeout: float
+        self, prepare: Callable[[driver.Connection], None], deadline: float, timeout: float
     ) -> None:
         doing = f"open registry {self.path!r}"
         create_file(self.path)
@@ -204,9 +204,7 @@ class Engine:
             raise self._replaced("open registry")
         self._writer = writer
 
-    def _open_read_only(
-        self, prepare: Callable[[sqlite3.Connection], None], timeout: float
-    ) -> None:
+    def _open_read_only(self, prepare: Callable[[driver.Connection], None], timeout: float) -> None:
         with driver.driver_errors(f"open registry {self.path!r}", self.path):
             try:
                 reader = self._open_reader(prepare, timeout)
@@ -219,7 +217,7 @@ class Engine:
         self._idle.append(reader)
 
     def _open_reader(
-        self, prepare: Callable[[sqlite3.Connection], None], timeout: float
+        self, prepare: Callable[[driver.Connection], None], timeout: float
     ) -> driver.Connection:
         reader = driver.connect(
             self.path,
@@ -236,7 +234,7 @@ class Engine:
         return reader
 
     def _open_immutable(
-        self, prepare: Callable[[sqlite3.Connection], None], cause: sqlite3.Error
+        self, prepare: Callable[[driver.Connection], None], cause: sqlite3.Error
     ) -> driver.Connection:
         """Open a file on a read-only file system, where SQLite cannot make its index of the log.
 
@@ -315,7 +313,8 @@ class Engine:
         """Make every use raise in a forked child."""
         self._closed = _ABANDONED
 
-    def _is_abandoned(self) -> bool:
+    @property
+    def abandoned(self) -> bool:
         """Whether this is a forked child, in which nothing may be touched."""
         return self._closed == _ABANDONED
 
@@ -394,7 +393,7 @@ class Engine:
         return connection
 
     def _give_back(self, connection: driver.Connection) -> None:
-        if self._is_abandoned():
+        if self.abandoned:
             return
         if connection.in_transaction:
             connection.rollback()
@@ -509,7 +508,7 @@ class Engine:
 
     def end(self, transaction: Transaction) -> None:
         """Take back what is not committed and let the next one in; harmless when repeated."""
-        if self._is_abandoned():
+        if self.abandoned:
             return
         if self._mutex.holder is transaction:
             open_still = transaction.connection.in_transaction

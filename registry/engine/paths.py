@@ -27,9 +27,13 @@ def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
         raise InvalidArgumentError(
             f"open registry {text!r}: it is no path of a file", field="path", value=text
         )
-    real = os.path.realpath(text)
     try:
+        real = os.path.realpath(text)
         found = os.stat(real)
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"open registry {text!r}: it is no path of a file", field="path", value=text
+        ) from error
     except FileNotFoundError as error:
         if not create:
             raise NotFoundError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from registry import (
     Store,
 )
 from registry.cri import NamespaceOption, PodSandboxConfig
-from tests.tools import READY, UNKNOWN, pod, query, sandbox
+from tests.tools import READY, UNKNOWN, pod, query, run, sandbox
 
 TABLES = ("sandboxes", "sandbox_statuses", "sandbox_labels", "sandbox_transitions")
 
@@ -256,9 +258,65 @@ def test_what_is_no_function_is_refused(store: Store) -> None:
         assert ("fn", READY) == (caught.value.field, caught.value.value)
 
 
-@pytest.mark.parametrize("wrong", [5, None, b"registry.db", "", ":memory:", "a\0b"])
+@pytest.mark.parametrize("wrong", [5, None, b"registry.db", "", ":memory:", "a\0b", "\ud800"])
 def test_what_is_no_path_of_a_registry_is_refused(store: Store, wrong: Any) -> None:
     """Bytes neither: messages and SQL have text."""
     with pytest.raises(InvalidArgumentError, match="no path of a file") as caught:
         Store.open(wrong)
     assert ("path", wrong) == (caught.value.field, caught.value.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("actor", 5),
+        ("actor", b"me"),
+        ("actor", "two\nlines"),
+        ("actor", "\ud800"),
+        ("actor", "x" * 257),
+        ("clock", 5),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_who_writes_and_by_which_clock_is_checked(tmp_path: Path, field: str, value: Any) -> None:
+    """Before anything is opened."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        Store.open(tmp_path / "new.db", **{field: value})
+    assert (field, value) == (caught.value.field, caught.value.value)
+    assert not os.path.exists(tmp_path / "new.db")
+
+
+@pytest.mark.parametrize("time", [None, -1, 1.5, "now", 2**63, True], ids=repr)
+def test_a_clock_that_tells_no_time_stores_nothing(tmp_path: Path, time: Any) -> None:
+    """Times are nanoseconds, and SQL holds 63 bits of them."""
+    with Store.open(tmp_path / "new.db", clock=lambda: time) as odd:
+        with pytest.raises(InvalidArgumentError, match="read the clock") as caught:
+            odd.add(sandbox("a"), READY)
+        assert ("clock", time) == (caught.value.field, caught.value.value)
+        assert [] == odd.list()
+
+
+@pytest.mark.parametrize("paths", [None, 5, "/run/netns/x", ["netns"], [b"/x"]], ids=repr)
+def test_orphans_that_are_no_paths_are_refused(store: Store, paths: Any) -> None:
+    """A string is one path and not several."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        store.remove_orphans(paths)
+    assert "paths" == caught.value.field
+
+
+def test_a_program_without_a_name_opens_a_registry(tmp_path: Path) -> None:
+    """As one that embeds Python may be; or with one that is no UTF-8."""
+    out = run(
+        """
+        import sys
+        from registry import Metadata, State, Status, Store
+        path = sys.argv[1]
+        for sys.argv in ([], ["a\\udcff"]):
+            with Store.open(path) as store:
+                store.add(Metadata("a", "a", None), Status(State.READY))
+                print(ascii(store.history()[-1].actor.partition("[")[0]))
+                store.delete("a")
+        """,
+        tmp_path / "new.db",
+    )
+    assert ["'python'", "'a?'"] == out.splitlines()

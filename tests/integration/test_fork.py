@@ -146,6 +146,9 @@ def test_every_use_in_a_child_raises_store_closed_error(path: str) -> None:
             lambda: store.add(Metadata("b", "b", None), Status(State.READY)),
             handle.status.get, lambda: handle.status.update(lambda old: old),
             lambda: Store.open(path), lambda: Store.open(path, read_only=True),
+            store.__enter__, store.new_netns_path, store.transaction,
+            lambda: store.remove_orphans([]), lambda: store.update_metadata("a", lambda old: old),
+            lambda: handle.netns, handle.remove_netns, handle.open_process,
         )]
         store.close()
         os.write(write, repr(all(results)).encode())

@@ -15,18 +15,13 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from registry import DataLossError, RegistryError, Store, migrate, schema
+from registry import DataLossError, RegistryError, Store, check, migrate, schema
 from tests.tools import READY, ROOT, environment, execute, query, run, sandbox
 
 
 def words(path: str) -> dict[str, str]:
-    """Return what SQLite keeps of each object, white space and quotes made alike."""
-    found = query(path, "SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-    return {
-        key: re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split()))
-        for key, sql in found
-        if "alembic_version" not in key and "sqlite_sequence" not in key
-    }
+    """Return what SQLite keeps of each object."""
+    return check.words(query(path, check.OBJECTS))
 
 
 def test_the_chain_and_the_schema_build_the_same_database(path: str, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from tests.tools import (
     run,
     running,
     sandbox,
+    tamper,
 )
 
 pytestmark = [
@@ -340,7 +341,7 @@ def test_another_boot_is_a_closed_namespace(store: Store, path: str, base_dir: s
 def test_another_boot_clears_the_pid(store: Store, path: str) -> None:
     """Who has it now is somebody else, though it lives."""
     store.add(sandbox("a"), replace(READY, pid=os.getpid()))
-    execute(path, f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}'")
+    tamper(path, f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}'")
     marked(store, Verdict.CLOSED, "HostRebooted")
     assert 0 == store.get("a").status.get().pid
 
@@ -448,7 +449,7 @@ def test_a_containers_word_goes_before_proc(store: Store, sleeper: Sleeper) -> N
 def test_a_container_that_runs_keeps_the_sandbox(store: Store, path: str) -> None:
     """Though the process cannot be judged from here."""
     store.add(sandbox("a"), replace(READY, pid=os.getpid()), container=Task(os.getpid()))
-    execute(path, "UPDATE sandbox_statuses SET process_pid_ns = 1")
+    tamper(path, "UPDATE sandbox_statuses SET process_pid_ns = 1")
     assert () == store.reconcile().findings
 
 

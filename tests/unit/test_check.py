@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry import Store, Violation, check, schema
-from tests.tools import READY, UNKNOWN, execute, pod, sandbox
-
-DROP = "DROP TRIGGER {}"
+from tests.tools import READY, UNKNOWN, execute, pod, sandbox, tamper
 
 
 def broken(path: str, *statements: str) -> list[Violation]:
@@ -19,17 +17,7 @@ def broken(path: str, *statements: str) -> list[Violation]:
     with Store.open(path) as store:
         store.add(sandbox("a", config=pod(app="x")), READY)
         store.add(sandbox("b", config=pod(app="y")), UNKNOWN)
-    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
-        triggers = shell.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
-        ).fetchall()
-        for name, _ in triggers:
-            shell.execute(f"DROP TRIGGER {name}")
-        shell.execute("PRAGMA ignore_check_constraints = ON")
-        for statement in statements:
-            shell.execute(statement)
-        for _, sql in triggers:
-            shell.execute(sql)
+    tamper(path, *statements)
     with Store.open(path, reconcile=False) as store:
         return store.check()
 
@@ -70,14 +58,46 @@ def broken(path: str, *statements: str) -> list[Violation]:
             "a",
             "UPDATE sandbox_transitions SET to_state = 'SANDBOX_UNKNOWN' WHERE sandbox_id = 'a'",
         ),
-        ("registry_has_one_row", "", "DELETE FROM registry"),
+        ("registry_says_who_it_is", "", "DELETE FROM registry"),
+        ("registry_says_who_it_is", "", "UPDATE registry SET registry_id = '../../x'"),
+        ("registry_says_who_it_is", "", "UPDATE registry SET min_writer = 0"),
+        ("registry_says_who_it_is", "", "INSERT INTO alembic_version VALUES ('0009')"),
         ("file_is_whole", "", "UPDATE sandboxes SET name = '' WHERE id = 'a'"),
+        ("constraints_hold", "a", "UPDATE sandboxes SET name = '' WHERE id = 'a'"),
+        ("constraints_hold", "a", "UPDATE sandboxes SET additional_ips = '{}' WHERE id = 'a'"),
+        ("constraints_hold", "a", "UPDATE sandbox_transitions SET event = 'no' WHERE seq = 1"),
+        ("schema_is_whole", "", "DROP INDEX sandboxes_by_pod"),
+        (
+            "schema_is_whole",
+            "",
+            "CREATE TRIGGER odd AFTER INSERT ON sandboxes BEGIN DELETE FROM sandboxes; END",
+        ),
+        (
+            "identities_are_of_something",
+            "a",
+            "UPDATE sandbox_statuses SET process_inode = 1 WHERE sandbox_id = 'a'",
+        ),
+        (
+            "config_json_is_true",
+            "a",
+            "UPDATE sandboxes SET config_json = replace(config_json, '\"uid\"', '\"UID\"')",
+        ),
+        (
+            "config_json_is_true",
+            "b",
+            "UPDATE sandboxes SET config_json = '{\"logDirectory\":\"\"}' WHERE id = 'b'",
+        ),
+        (
+            "history_is_true",
+            "a",
+            "UPDATE sandbox_transitions SET event = 'changed', from_state = to_state WHERE seq = 1",
+        ),
     ],
     ids=str,
 )
 def test_each_rule_finds_what_breaks_it(path: str, rule: str, id: str, statement: str) -> None:
     """And names the sandbox."""
-    if rule == "registry_has_one_row":
+    if statement == "DELETE FROM registry":
         with Store.open(path) as store, closing(sqlite3.connect(path)) as shell:
             shell.execute("DROP TRIGGER registry_stays")
             shell.execute(statement)
@@ -145,7 +165,9 @@ def test_the_rules_are_as_many_as_their_tests() -> None:
     tested = {
         "file_is_whole",
         "schema_is_whole",
-        "registry_has_one_row",
+        "constraints_hold",
+        "identities_are_of_something",
+        "registry_says_who_it_is",
         "sandbox_has_status",
         "nobody_is_leaving",
         "values_are_valid",

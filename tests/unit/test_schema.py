@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from registry import NotFoundError, State, Store
 from tests.tools import NOTREADY, READY, UNKNOWN, pod, sandbox
+
+FAR_AHEAD = """INSERT INTO sandbox_transitions VALUES (9223372036854775807, 'ready', '', '', '',
+    '', 'deleted', 'SANDBOX_READY', NULL, 0, '', '', '', NULL, 0)"""
 
 
 @pytest.fixture
@@ -62,6 +67,12 @@ def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
         "DELETE FROM registry",
         "INSERT INTO registry SELECT 2, registry_id, created_at, 1, 1, 1 FROM registry",
         "REPLACE INTO registry SELECT * FROM registry",
+        "UPDATE registry SET registry_id = '../../x'",
+        "UPDATE OR REPLACE sandbox_labels SET sandbox_id = 'ready' WHERE sandbox_id = 'unknown'",
+        "UPDATE sandbox_labels SET sandbox_id = 'nobody' WHERE sandbox_id = 'unknown'",
+        "INSERT INTO sandbox_labels (sandbox_id, key, value) VALUES ('nobody', 'k', 'v')",
+        FAR_AHEAD,
+        "UPDATE sandboxes SET netns_boot_id = 'x' WHERE id = 'ready'",
     ],
     ids=str,
 )
@@ -73,6 +84,21 @@ def test_plain_sql_cannot_break_what_must_hold(
     with pytest.raises(sqlite3.IntegrityError):
         shell.execute(statement)
     assert before == [*shell.iterdump()]
+    assert [] == store.check()
+
+
+@pytest.mark.parametrize("column", ["process_inode", "process_boot_id"])
+def test_plain_sql_cannot_exchange_a_process(
+    shell: sqlite3.Connection, store: Store, column: str
+) -> None:
+    """By another identity a living one would be judged gone; another pid is another process."""
+    store.add(sandbox("runs"), replace(READY, pid=os.getpid()))
+    with pytest.raises(sqlite3.IntegrityError, match="noted once"):
+        shell.execute(f"UPDATE sandbox_statuses SET {column} = NULL WHERE pid <> 0")
+    shell.execute("UPDATE sandbox_statuses SET pid = 1 WHERE pid <> 0")
+    assert [(None,)] == shell.execute(
+        f"SELECT {column} FROM sandbox_statuses WHERE pid = 1"
+    ).fetchall()
     assert [] == store.check()
 
 
