@@ -70,18 +70,16 @@ class FailedPreconditionError(RegistryError):
     """
 
     id: str = ""
+    path: str = ""
 
 
 class StoreClosedError(FailedPreconditionError):
     """The store was closed, or belongs to the process that forked this one."""
 
-    path: str = ""
-
 
 class SchemaVersionError(FailedPreconditionError):
     """The registry's schema is not one this code may use; both revisions are named."""
 
-    path: str = ""
     found: str = ""
     supported: str = ""
 
@@ -89,16 +87,12 @@ class SchemaVersionError(FailedPreconditionError):
 class ReadOnlyError(FailedPreconditionError):
     """A write through a store, or to a file, that can only be read."""
 
-    path: str = ""
-
 
 class ClosedNetNSError(FailedPreconditionError):
     """No network namespace is at *path*: it was removed, or never made.
 
     Source: containerd pkg/netns, ErrClosedNetNS.
     """
-
-    path: str = ""
 
 
 class CompactedError(FailedPreconditionError):

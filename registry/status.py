@@ -61,7 +61,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
         State.NOTREADY: frozenset(),
     }
 )
-"""The life cycle as data. The reconciler obeys it; the store, like containerd's, accepts any
+"""The life cycle as data. The reconciler keeps to it; the store, like containerd's, accepts any
 change but one back to UNKNOWN, and an UpdateFunc that wants strictness consults it."""
 
 

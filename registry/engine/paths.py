@@ -41,7 +41,7 @@ def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
             ) from error
         _make_directories(os.path.dirname(real))
     except OSError as error:
-        raise FailedPreconditionError(f"open registry {real!r}: {error.strerror}") from error
+        raise refused(f"open registry {real!r}", real, "look at it", error) from error
     else:
         if not stat.S_ISREG(found.st_mode):
             what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
@@ -50,6 +50,12 @@ def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
                 f"{os.path.join(real, 'registry.db')!r}",
                 field="path",
                 value=real,
+            )
+        if found.st_nlink > 1:
+            raise FailedPreconditionError(
+                f"open registry {real!r}: it has {found.st_nlink} names (hard links), and SQLite "
+                "would keep a log for each; leave it one",
+                path=real,
             )
         if found.st_size == 0 and not create:
             raise NotFoundError(
@@ -67,12 +73,21 @@ def _make_directories(directory: str) -> None:
     try:
         os.mkdir(directory, 0o700)
         os.chmod(directory, 0o700)
+        _sync(os.path.dirname(directory))
     except FileExistsError:
         return
     except OSError as error:
-        raise FailedPreconditionError(
-            f"open registry: make directory {directory!r}: {error.strerror}"
-        ) from error
+        doing = "open registry"
+        raise refused(doing, directory, f"make directory {directory!r}", error) from error
+
+
+def _sync(directory: str) -> None:
+    """Have a new entry of *directory* survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def create_file(path: str) -> None:
@@ -102,7 +117,7 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
         return ResourceExhaustedError(f"{message}; free some space", path=path)
     if error.errno == errno.EROFS:
         return ReadOnlyError(f"{message}; open it with read_only=True", path=path)
-    return FailedPreconditionError(message)
+    return FailedPreconditionError(f"{message}; may this user do so?", path=path)
 
 
 def identity(path: str) -> tuple[int, int] | None:

@@ -537,6 +537,18 @@ def test_two_paths_of_one_file_are_one_engine(tmp_path: Path, store: Store, path
         assert linked._session.engine is store._session.engine
 
 
+def test_a_file_of_two_names_is_refused(store: Store, path: str) -> None:
+    """SQLite would keep a log for each of them."""
+    store.list()
+    os.link(path, f"{path}.too")
+    try:
+        with pytest.raises(FailedPreconditionError, match="hard links") as caught:
+            Store.open(f"{path}.too")
+        assert f"{path}.too" == caught.value.path
+    finally:
+        os.unlink(f"{path}.too")
+
+
 def test_an_operators_shell_reads_the_same(store: Store, path: str) -> None:
     """Through the views, beside the open store."""
     store.add(sandbox("a", ip="10.0.0.1"), READY)

@@ -207,7 +207,8 @@ def test_the_exit_status_of_a_child_is_told_as_a_shell_does(command: str, status
 @pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -TERM $$", 143)])
 def test_the_exit_status_of_a_stranger_is_told_once_it_is_reaped(command: str, status: int) -> None:
     """By the kernel, if it is new enough; a zombie's is not known."""
-    script = f"sh -c 'read go; {command}' <&0 & echo $!; wait $!; read end"
+    # Where a shell puts a job into the background it takes its input away, but not descriptor 3.
+    script = f"exec 3<&0; sh -c 'read go <&3; {command}' & echo $!; wait $!; read end"
     with subprocess.Popen(
         ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:

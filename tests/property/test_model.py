@@ -282,7 +282,7 @@ class StoreMachine(RuleBasedStateMachine):
         for id, held in self.model.items():
             assert held.metadata == found[id].metadata
             assert held.status == found[id].status.get()
-            assert (held.status.state is State.NOTREADY) <= found[id].stopped.is_set()
+            assert (held.status.state is State.NOTREADY) == found[id].stopped.is_set()
         assert [] == self.store.check()
 
 
