@@ -20,7 +20,7 @@ from registry.cri import NamespaceMode, NamespaceOption, PodSandboxConfig
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
 """Ends at the end of its input, which comes when the server dies."""
-ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 HOSTNAME_MAX: Final = 64
 """Bytes that Linux keeps of a host name."""
 IPC_SYSCTLS: Final = re.compile(
@@ -79,8 +79,10 @@ def check(config: PodSandboxConfig) -> None:
         pass
 
 
-def spawn(netns: NetNS | None, config: PodSandboxConfig) -> Pause:
+def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
     """Make a pause process, held back, in *netns* (None: the host's) and namespaces of its own.
+
+    Its environment says SANDBOX_ID=*id*, for who finds the process and not the record.
 
     Raises:
         InvalidArgumentError: as `check`; or the kernel refuses a sysctl.
@@ -94,7 +96,7 @@ def spawn(netns: NetNS | None, config: PodSandboxConfig) -> Pause:
             socket.sethostname(config.hostname)
         for path, key, value in _sysctls(config):
             _write_sysctl(path, key, value)
-        return _spawn_held()
+        return _spawn_held(id)
 
     try:
         if netns is not None:
@@ -111,13 +113,13 @@ def _flags(config: PodSandboxConfig) -> int:
     return uts | (0 if options_of(config).ipc == NamespaceMode.NODE else kernel.CLONE_NEWIPC)
 
 
-def _spawn_held() -> Pause:
+def _spawn_held(id: str) -> Pause:
     read, write = os.pipe()
     try:
         pid = os.posix_spawn(
             "/bin/sh",
             ["sh", "-c", HELD],
-            ENVIRONMENT,
+            {"PATH": PATH, "SANDBOX_ID": id},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, read, 0),
                 (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),

@@ -101,7 +101,7 @@ class Sandboxer:
 
     def _start(self, sandbox: Sandbox, config: PodSandboxConfig) -> Process:
         netns = NetNS.create(sandbox.netns_path) if sandbox.netns_path else None
-        held = pause.spawn(netns, config)
+        held = pause.spawn(sandbox.id, netns, config)
         try:
             sandbox.status.update(_while_unknown(pid=held.process.pid))
             held.release()
@@ -158,8 +158,7 @@ class Sandboxer:
         process = sandbox.open_process()
         if process is not None:
             with process:
-                _end(process)
-                self._note_exit(sandbox, process.exit_status())
+                self._note_exit(sandbox, _end(process))
         elif sandbox.seen.pid:
             self._note_exit(sandbox, None)
         sandbox.remove_netns()
@@ -271,7 +270,9 @@ def _failed(error: RegistryError) -> Callable[[Status], Status]:
     return lambda old: replace(old, state=State.NOTREADY, reason=FAILED, message=str(error)[:1024])
 
 
-def _end(process: Process) -> None:
+def _end(process: Process) -> int | None:
+    """Kill it, and return its exit status; that also reaps a child of ours."""
     process.kill()
     if not process.wait(KILLED_WITHIN):
         raise RegistryError(f"end pause process {process.pid}: it does not die")
+    return process.exit_status()

@@ -8,36 +8,58 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry import Store
 from registry.shim.sandboxer import Sandboxer
 from tests.shim.client import Client
-from tests.tools import environment
+from tests.tools import environment, query
 
 
-def pauses() -> set[int]:
-    """Return the pids of all pause processes of this machine, held ones too."""
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path("/proc", pid, "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"sleep\0infinity" in command or b"sleep infinity" in command:
-            found.add(int(pid))
-    return found
+def pauses(db: str) -> set[int]:
+    """Return the pids of the pause processes of a registry, held ones too.
+
+    And those of all zombies whose parent is this process or a child of it: a zombie has no
+    environment by which it could be known, and nobody here may leave one.
+    """
+    ours = {f"SANDBOX_ID={id}".encode() for (id,) in asked(db, "sandbox_id", "sandbox_transitions")}
+    found, parents, zombies = set(), {}, set()
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError):
+            state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[:2]
+            parents[pid] = int(parent)
+            if state == "Z":
+                zombies.add(pid)
+            elif not ours.isdisjoint(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                found.add(pid)
+    children = {pid for pid, parent in parents.items() if parent == os.getpid()} - zombies
+    return found | {pid for pid in zombies if parents[pid] in {os.getpid(), *children}}
 
 
-def namespaces() -> set[str]:
-    """Return the names of all namespaces that a registry has made, what is left of one too."""
+def namespaces(db: str) -> set[str]:
+    """Return the names of the namespaces that a registry has made, what is left of one too."""
+    of_ours = tuple(f"sr-{id}-" for (id,) in asked(db, "registry_id", "registry"))
     try:
-        return {name for name in os.listdir("/run/netns") if name.startswith("sr-")}
+        return {name for name in os.listdir("/run/netns") if name.startswith(of_ours)}
     except FileNotFoundError:
         return set()
+
+
+def asked(db: str, column: str, table: str) -> list[tuple[Any, ...]]:
+    """Return a column of a registry by plain SQL; nothing while there is none."""
+    return query(db, f"SELECT {column} FROM {table}") if os.path.exists(db) else []
+
+
+def left_of(db: str) -> tuple[set[int], set[str]]:
+    """Return the processes and the namespaces of a registry."""
+    return pauses(db), namespaces(db)
+
+
+NOTHING: tuple[set[int], set[str]] = (set(), set())
 
 
 def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
@@ -85,7 +107,6 @@ class Server:
 @contextmanager
 def serving(directory: Path) -> Iterator[Server]:
     """Run a server; what it ran is removed at the end, and nothing else may be left."""
-    before = (pauses(), namespaces())
     server = Server(directory)
     server.start()
     try:
@@ -93,7 +114,7 @@ def serving(directory: Path) -> Iterator[Server]:
     finally:
         server.kill()
         remove_all(server.db)
-    assert before == (pauses(), namespaces())
+    until(lambda: NOTHING == left_of(server.db))
     assert "Traceback" not in server.log.read_text()
 
 
@@ -127,3 +148,12 @@ def cri(server: Server) -> Iterator[Client]:
         yield client
         for item in client.list():
             client.remove(item.id)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[str]:
+    """Return where a registry can be made; no process and no namespace is left of it."""
+    db = str(tmp_path / "registry.db")
+    yield db
+    remove_all(db)
+    assert NOTHING == left_of(db)

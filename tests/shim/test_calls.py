@@ -14,7 +14,7 @@ import pytest
 
 from registry import Store, kernel
 from tests.shim.client import NODE, NOTREADY, READY, Client, pod_config, upstream
-from tests.shim.conftest import Server, namespaces, pauses, until
+from tests.shim.conftest import NOTHING, Server, left_of, namespaces, pauses, until
 
 pytestmark = [
     pytest.mark.netns,
@@ -148,14 +148,14 @@ def test_a_sandbox_has_namespaces_of_its_own(cri: Client) -> None:
 
 def test_a_sandbox_on_the_host_network_has_none(server: Server, cri: Client) -> None:
     """Neither a network nor a host name of its own, and no path."""
-    before = namespaces()
+    before = namespaces(server.db)
     id = cri.run(pod_config("web", host_network=True))
     info = cri.info(id)
     for kind in ("net", "uts"):
         assert namespace_of(info["pid"], kind) == namespace_of(os.getpid(), kind)
     assert namespace_of(info["pid"], "ipc") != namespace_of(os.getpid(), "ipc")
     assert ("", False) == (info["netNamespacePath"], info["netNamespaceClosed"])
-    assert before == namespaces()
+    assert before == namespaces(server.db)
     assert NODE == cri.status(id).linux.namespaces.options.network
 
 
@@ -205,13 +205,15 @@ def test_a_sysctl_is_of_the_host_where_the_namespace_is(cri: Client, name: str) 
 
 def test_a_pause_process_has_nothing_of_the_server(server: Server, cri: Client) -> None:
     """No descriptor, session, directory, environment or ignored signal."""
-    pid = cri.info(cri.run(pod_config("web")))["pid"]
+    id = cri.run(pod_config("web"))
+    pid = cri.info(id)["pid"]
     files = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     assert dict.fromkeys("012", os.devnull) == files
     assert (pid, "/") == (os.getsid(pid), os.readlink(f"/proc/{pid}/cwd"))
     with open(f"/proc/{pid}/environ", encoding="ascii") as environ:
-        names = {entry.partition("=")[0] for entry in environ.read().split("\0")}
-    assert {"", "PATH", "PWD", "OLDPWD", "_"} >= names
+        variables = dict(entry.partition("=")[::2] for entry in environ.read().split("\0"))
+    assert {"", "PATH", "SANDBOX_ID", "PWD", "OLDPWD", "_"} >= variables.keys()
+    assert id == variables["SANDBOX_ID"]
     with open(f"/proc/{pid}/status", encoding="ascii") as status:
         masks = dict(
             line.split(":\t", 1) for line in status if line.startswith(("SigBlk", "SigIgn"))
@@ -246,10 +248,9 @@ def test_a_taken_name_is_refused_naming_its_holder(cri: Client) -> None:
     ],
 )
 def test_a_config_that_cannot_be_had_is_refused(
-    cri: Client, field: str, value: str | None, why: str
+    server: Server, cri: Client, field: str, value: str | None, why: str
 ) -> None:
     """Saying why, and nothing is left of it."""
-    before = (pauses(), namespaces())
     config = pod_config("web")
     if value is None:
         config.ClearField(field)
@@ -262,19 +263,18 @@ def test_a_config_that_cannot_be_had_is_refused(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
     assert why in str(caught.value.details())
-    assert before == (pauses(), namespaces())
+    assert NOTHING == left_of(server.db)
     assert [] == cri.list()
 
 
 def test_a_step_that_fails_undoes_those_before_it(server: Server, cri: Client) -> None:
     """The sysctl is refused by the kernel, when record and namespace are there already."""
-    before = (pauses(), namespaces())
     config = pod_config("web")
     config.linux.sysctls["net.ipv4.no_such_thing"] = "1"
     message = refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "RunPodSandbox", config=config)
     assert "no_such_thing" in message
     assert "No such file" in message
-    assert before == (pauses(), namespaces())
+    assert NOTHING == left_of(server.db)
     with Store.open(server.db, read_only=True) as store:
         assert [] == store.list(include_unknown=True)
         assert ["created", "deleted"] == [change.event for change in store.history()[-2:]]
@@ -352,7 +352,7 @@ def test_the_runtime_handler_is_kept(cri: Client) -> None:
 # Stopping.
 
 
-def test_stop_is_idempotent(cri: Client) -> None:
+def test_stop_is_idempotent(server: Server, cri: Client) -> None:
     """The first one ends process and namespace; why and when is told from then on."""
     id = cri.run(pod_config("web"))
     before = cri.info(id)
@@ -369,7 +369,7 @@ def test_stop_is_idempotent(cri: Client) -> None:
         info["reason"],
         info["exitStatus"],
     )
-    assert before["pid"] not in pauses()
+    assert before["pid"] not in pauses(server.db)
 
 
 def test_stop_succeeds_when_the_namespace_is_gone(cri: Client) -> None:
@@ -383,12 +383,11 @@ def test_stop_succeeds_when_the_namespace_is_gone(cri: Client) -> None:
     assert NOTREADY == cri.status(id).state
 
 
-def test_remove_stops_what_runs(cri: Client) -> None:
+def test_remove_stops_what_runs(server: Server, cri: Client) -> None:
     """And then it is gone, for good, whole."""
-    before = (pauses(), namespaces())
     id = cri.run(pod_config("web"))
     cri.remove(id)
-    assert before == (pauses(), namespaces())
+    assert NOTHING == left_of(server.db)
     cri.remove(id)
     assert [] == cri.list()
 

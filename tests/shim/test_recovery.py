@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -24,7 +24,7 @@ from registry import NetNS, State, Store, Verdict, netns
 from registry.cri import PodSandboxConfig
 from registry.shim.sandboxer import Sandboxer
 from tests.shim.client import NOTREADY, READY, Client, pod_config
-from tests.shim.conftest import Server, namespaces, pauses, remove_all, serving, until
+from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving, until
 from tests.tools import execute, line, running
 
 pytestmark = [
@@ -83,15 +83,6 @@ def _work_and_die(db: str, work: Work, place: int) -> None:
         os._exit(code)
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[str]:
-    """Return where a registry can be made; no process and no namespace is left of it."""
-    before = (pauses(), namespaces())
-    yield str(tmp_path / "registry.db")
-    remove_all(str(tmp_path / "registry.db"))
-    assert before == (pauses(), namespaces())
-
-
 def recovered(db: str) -> list[tuple[str, State]]:
     """Start and end a shim, and return the sandboxes that there are then, hidden ones too."""
     with Store.open(db) as store, closing(Sandboxer(store)):
@@ -104,17 +95,16 @@ def recovered(db: str) -> list[tuple[str, State]]:
 
 def test_run_that_dies_before_any_line_is_undone_or_goes_on(db: str) -> None:
     """Until it is READY nothing of it is left, then all of it lives; its name is never stuck."""
-    before = (pauses(), namespaces())
     place = outcomes = 0
     while die_in(db, lambda sandboxer: sandboxer.run(config()), place := place + 1):
         found = recovered(db)
         outcomes |= 1 << len(found)
         if not found:
             # A pause process that was held back reads the end of its input, and ends.
-            until(lambda: before == (pauses(), namespaces()))
+            until(lambda: NOTHING == left_of(db))
             continue
         assert [State.READY] == [state for _, state in found]
-        assert (1, 1) == (len(pauses() - before[0]), len(namespaces() - before[1]))
+        assert (1, 1) == tuple(map(len, left_of(db)))
         remove_all(db)
     assert 0b11 == outcomes
     assert place > 100
@@ -131,7 +121,6 @@ def test_stop_and_remove_that_die_before_any_line_are_finished(
     db: str, verb: Callable[[Sandboxer, str], None], left: set[int]
 ) -> None:
     """Or have not begun: then it is READY as before, and they can be asked for again."""
-    before = (pauses(), namespaces())
     place = 0
     states, counts = set(), set()
     while True:
@@ -143,11 +132,11 @@ def test_stop_and_remove_that_die_before_any_line_are_finished(
         for _, state in found:
             states.add(state)
             if state is State.READY:
-                assert (1, 1) == (len(pauses() - before[0]), len(namespaces() - before[1]))
+                assert (1, 1) == tuple(map(len, left_of(db)))
             else:
-                assert before == (pauses(), namespaces())
+                assert NOTHING == left_of(db)
         remove_all(db)
-        assert before == (pauses(), namespaces())
+        assert NOTHING == left_of(db)
         if not died:
             break
     assert State.READY in states
@@ -223,7 +212,7 @@ def test_a_namespace_that_went_meanwhile_is_found_out(mortal: Server, stopped: b
         else:
             os.kill(pid, signal.SIGKILL)
         until(lambda: cri.info(id)["pid"] == 0)
-        assert pid not in pauses()
+        assert pid not in pauses(mortal.db)
         assert "NetNSClosed" == cri.info(id)["reason"]
 
 
@@ -272,7 +261,7 @@ def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
         os.kill(store.get(second).seen.pid, signal.SIGKILL)
         until(lambda: store.get(second).seen.state is State.NOTREADY)
     os.kill(pid, signal.SIGKILL)
-    until(lambda: pid not in pauses())
+    until(lambda: pid not in pauses(db))
 
 
 def test_servers_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> None:
@@ -324,5 +313,5 @@ def test_servers_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> None:
             assert {Verdict.OPEN, Verdict.HOST, Verdict.CLOSED} >= set(report.counts)
             assert not any(each.changed for each in report.findings)
             assert () == report.orphans
-        assert running == pauses()
+        assert running == pauses(server.db)
         assert len(acknowledged) > 20

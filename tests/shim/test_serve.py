@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -25,7 +24,7 @@ from registry.shim import pause
 from registry.shim.exits import Exits
 from registry.shim.sandboxer import Sandboxer
 from tests.shim.client import NOTREADY, READY, Client, pod_config
-from tests.shim.conftest import Server, namespaces, pauses, remove_all, until
+from tests.shim.conftest import NOTHING, Server, left_of, pauses, until
 from tests.tools import environment
 
 pytestmark = [
@@ -37,15 +36,6 @@ pytestmark = [
 def config(name: str = "web") -> PodSandboxConfig:
     """Return the config of a pod with a network of its own."""
     return PodSandboxConfig.FromString(pod_config(name).SerializeToString())
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[str]:
-    """Return where a registry can be made; no process and no namespace is left of it."""
-    before = (pauses(), namespaces())
-    yield str(tmp_path / "registry.db")
-    remove_all(str(tmp_path / "registry.db"))
-    assert before == (pauses(), namespaces())
 
 
 # The command.
@@ -119,7 +109,7 @@ def test_50_pods_at_once(server: Server, cri: Client) -> None:
     infos = [cri.info(id) for id in ids]
     assert 50 == len({info["pid"] for info in infos})
     assert 50 == len({info["netNamespacePath"] for info in infos})
-    assert {info["pid"] for info in infos} <= pauses()
+    assert {info["pid"] for info in infos} == pauses(server.db)
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(partial(cri.stop, timeout=60), ids))
     assert [] == cri.list(state=READY)
@@ -147,7 +137,6 @@ def test_a_run_that_is_stopped_meanwhile_is_undone(
     db: str, verb: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any moment of it: it fails, and nothing of it is left."""
-    before = (pauses(), namespaces())
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         owner: Any = {"create": NetNS, "spawn": pause, "release": pause.Pause}[moment]
         step = getattr(owner, moment)
@@ -161,7 +150,7 @@ def test_a_run_that_is_stopped_meanwhile_is_undone(
         with pytest.raises(RegistryError):
             sandboxer.run(config())
         assert [] == store.list(include_unknown=True)
-        assert before == (pauses(), namespaces())
+        assert NOTHING == left_of(db)
 
 
 def test_stops_and_removes_of_one_sandbox_at_once(cri: Client) -> None:
@@ -227,7 +216,7 @@ def test_the_watch_ends_with_the_store(db: str) -> None:
     pid = store.get(sandboxer.run(config())).seen.pid
     store.close()
     os.kill(pid, 15)
-    until(lambda: pid not in pauses())
+    until(lambda: pid not in pauses(db))
     until(lambda: not [each for each in threading.enumerate() if each.name == "exits"])
     sandboxer.close()
 
@@ -242,7 +231,7 @@ def test_exits_can_be_closed_while_they_watch(db: str) -> None:
         exits.watch(sandbox, process)
         exits.close()
         assert -1 == process.fileno()
-        assert sandbox.seen.pid in pauses()
+        assert sandbox.seen.pid in pauses(db)
 
 
 def test_a_namespace_that_goes_is_no_exit(cri: Client) -> None:
