@@ -223,23 +223,24 @@ class Process:
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
-    def exit_status(self) -> int | None:
+    def exit_status(self, timeout: float = REAPED_WITHIN) -> int | None:
         """Return its exit code, or 128 and the signal as a shell does, once it has ended.
 
         A child of ours is reaped, once. Of another process only Linux 6.15 and later tell, when its
-        parent has reaped it, which an init does at once. None: not known.
+        parent has reaped it, which an init does at once: *timeout* seconds it may take. None: not
+        known.
         """
         try:
             found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            return self._exit_status_of_stranger()
+            return self._exit_status_of_stranger(timeout)
         if found is None:
             return None
         exited = found.si_code == os.CLD_EXITED
         return found.si_status if exited else 128 + found.si_status
 
-    def _exit_status_of_stranger(self) -> int | None:
-        deadline = time.monotonic() + REAPED_WITHIN
+    def _exit_status_of_stranger(self, timeout: float) -> int | None:
+        deadline = time.monotonic() + timeout
         while (status := kernel.wait_status(self._fd)) is None:
             if not self.ended or time.monotonic() >= deadline:
                 return None

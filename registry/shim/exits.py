@@ -1,12 +1,15 @@
-"""Which processes have ended, told by the kernel as it happens."""
+"""Which processes have ended, told by the kernel as it happens; and what is to be tried again."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from registry import Process, RegistryError, Sandbox, StoreClosedError
@@ -14,22 +17,39 @@ from registry import Process, RegistryError, Sandbox, StoreClosedError
 log = logging.getLogger("registry.shim")
 
 RETRY: Final = 1.0
-"""Seconds until an end that could not be noted is noted again."""
+RETRY_MAX: Final = 64.0
+"""Seconds until what failed is tried again, at first and at last: they double."""
+REAPED_WITHIN: Final = 10.0
+"""Seconds that the exit status of another's child is waited for: its parent has to reap it."""
+LOOK: Final = 0.02
+"""Seconds between two looks whether it has."""
 
 Exit = tuple[Sandbox, int | None]
 """Whose init process has ended, and its exit status if that is known."""
+
+
+@dataclass(slots=True)
+class _Ended:
+    sandbox: Sandbox
+    process: Process
+    status: int | None
+    until: float
+    noted: bool = False
 
 
 class Exits:
     """Watches the init processes of sandboxes, in a thread of its own."""
 
     def __init__(self, note: Callable[[Sequence[Exit]], None]) -> None:
-        """Begin; *note* is called with those that ended, again while it raises RegistryError."""
+        """Begin; *note* is called with those that ended, and once more if a status came late."""
         self._note: Final = note
         self._epoll: Final = select.epoll()
-        self._closing: Final = os.eventfd(0)
+        self._wake: Final = os.eventfd(0)
+        self._closing = False
         self._watched: Final[dict[int, tuple[Sandbox, Process]]] = {}
-        self._epoll.register(self._closing, select.EPOLLIN)
+        self._ended: list[_Ended] = []
+        self._failed: Final[list[Callable[[], None]]] = []
+        self._epoll.register(self._wake, select.EPOLLIN)
         self._thread: Final = threading.Thread(target=self._run, name="exits", daemon=True)
         self._thread.start()
 
@@ -38,35 +58,77 @@ class Exits:
         self._watched[process.fileno()] = (sandbox, process)
         self._epoll.register(process.fileno(), select.EPOLLIN)
 
+    def retry(self, work: Callable[[], None]) -> None:
+        """Do *work*, which has failed, after a while, and again until it does not raise."""
+        self._failed.append(work)
+        if not self._closing:
+            os.eventfd_write(self._wake, 1)
+
     def close(self) -> None:
         """Watch no more; what has not ended goes on."""
-        os.eventfd_write(self._closing, 1)
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
         self._thread.join()
         for _, process in self._watched.values():
             process.close()
         self._epoll.close()
-        os.close(self._closing)
+        os.close(self._wake)
 
     def _run(self) -> None:
-        ended: list[Exit] = []
-        while True:
-            for fd, _ in self._epoll.poll(RETRY if ended else None):
-                if fd == self._closing:
-                    return
-                ended.append(self._take(fd))
-            if not ended:
-                continue
-            try:
-                self._note(ended)
-            except StoreClosedError:
-                return
-            except RegistryError:
-                log.exception("note the end of %d processes; trying again", len(ended))
-            else:
-                ended.clear()
+        delay, due = RETRY, math.inf
+        while not self._closing:
+            self._take(due)
+            self._try(self._note_ended)
+            if time.monotonic() >= due:
+                again, self._failed[:] = self._failed[:], []
+                for work in again:
+                    self._try(work)
+                delay, due = min(2 * delay, RETRY_MAX), math.inf
+            if not self._failed:
+                delay, due = RETRY, math.inf
+            elif due == math.inf:
+                due = time.monotonic() + delay
 
-    def _take(self, fd: int) -> Exit:
-        self._epoll.unregister(fd)
-        sandbox, process = self._watched.pop(fd)
-        with process:
-            return sandbox, process.exit_status()
+    def _take(self, due: float) -> None:
+        """Take those that end until *due*; or soon, while an exit status is waited for."""
+        timeout = LOOK if any(each.noted for each in self._ended) else due - time.monotonic()
+        for fd, _ in self._epoll.poll(None if timeout == math.inf else max(0.0, timeout)):
+            if fd == self._wake:
+                os.eventfd_read(fd)
+                continue
+            self._epoll.unregister(fd)
+            sandbox, process = self._watched.pop(fd)
+            until = time.monotonic() + REAPED_WITHIN
+            self._ended.append(_Ended(sandbox, process, process.exit_status(0), until))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if self._closing:
+            return
+        try:
+            work()
+        except StoreClosedError:
+            self._closing = True
+        except Exception as error:
+            if isinstance(error, RegistryError):
+                log.warning("%s; trying again", error)
+            else:
+                log.exception("trying again")
+            if work not in self._failed:
+                self._failed.append(work)
+
+    def _note_ended(self) -> None:
+        """Note the ends at once, and each exit status when it is known."""
+        for each in self._ended:
+            if each.status is None:
+                each.status = each.process.exit_status(0)
+        news = [each for each in self._ended if not each.noted or each.status is not None]
+        if news:
+            self._note([(each.sandbox, each.status) for each in news])
+        now, left = time.monotonic(), []
+        for each in self._ended:
+            each.noted = True
+            if each.status is None and now < each.until:
+                left.append(each)
+            else:
+                each.process.close()
+        self._ended = left

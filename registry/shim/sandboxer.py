@@ -26,7 +26,9 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from registry import (
@@ -76,15 +78,33 @@ class Sandboxer:
 
     # Running.
 
-    def run(self, config: PodSandboxConfig, runtime_handler: str = "") -> str:
+    def run(
+        self,
+        config: PodSandboxConfig,
+        runtime_handler: str = "",
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> str:
         """Run a sandbox, and return its id; when this raises, nothing of it is left.
 
+        Or is still being removed, where that failed too: the database may be locked.
+
+        Args:
+            config: of the pod.
+            runtime_handler: by which it is to be run.
+            wanted: whether the caller still waits; once it does not, this raises.
         Raises:
             NameReservedError: there is a sandbox of that name; `.holder` is its id.
             InvalidArgumentError: *config* cannot be had.
             RegistryError: a step failed.
         """
         name = name_of(config)
+        if runtime_handler:
+            raise InvalidArgumentError(
+                # containerd's words.
+                f'failed to get sandbox runtime: no runtime for "{runtime_handler}" is configured',
+                field="runtime_handler",
+                value=runtime_handler,
+            )
         pause.check(config)
         path = "" if pause.is_host_network(config) else self._store.new_netns_path()
         metadata = Metadata(
@@ -92,38 +112,48 @@ class Sandboxer:
         )
         sandbox = self._store.add(metadata, Status(State.UNKNOWN))
         try:
-            process = self._start(sandbox, config)
+            process = self._start(sandbox, config, wanted)
         except BaseException:
             self._undo(sandbox)
             raise
         self._exits.watch(sandbox, process)
         return sandbox.id
 
-    def _start(self, sandbox: Sandbox, config: PodSandboxConfig) -> Process:
+    def _start(
+        self, sandbox: Sandbox, config: PodSandboxConfig, wanted: Callable[[], bool]
+    ) -> Process:
         netns = NetNS.create(sandbox.netns_path) if sandbox.netns_path else None
         held = pause.spawn(sandbox.id, netns, config)
         try:
-            sandbox.status.update(_while_unknown(pid=held.process.pid))
+            sandbox.status.update(_while(wanted, pid=held.process.pid))
             held.release()
-            sandbox.status.update(_while_unknown(state=State.READY, created_at=time.time_ns()))
+            sandbox.status.update(_while(wanted, state=State.READY, created_at=time.time_ns()))
         except BaseException as error:
             held.close()
-            _end(held.process)
-            held.process.close()
+            with held.process:
+                _end(held.process)
             if isinstance(error, BrokenPipeError):
                 raise RegistryError("run sandbox: its pause process was killed") from error
             raise
         return held.process
 
     def _undo(self, sandbox: Sandbox) -> None:
-        """Take back a run that failed, or that a crash has interrupted."""
+        """Take back a run that failed, or that a crash has interrupted; again until it succeeds."""
         try:
-            self._clean_up(sandbox)
-            sandbox.delete()
+            self._take_back(sandbox)
         except RegistryError as error:
-            log.exception("undo run of sandbox %r", sandbox.id)
-            # It stays, with all there is to clean up, to be seen and removed.
-            sandbox.status.update(_failed(error))
+            log.warning("undo run of sandbox %r: %s; trying again", sandbox.id, error)
+            self._exits.retry(partial(self._take_back, sandbox))
+            # Until then it can be seen, with all there is to clean up, and removed.
+            with suppress(RegistryError):
+                sandbox.status.update(_failed(error))
+
+    def _take_back(self, sandbox: Sandbox) -> None:
+        # Anew, since more may be recorded; if it was removed, what was made after that is left.
+        with suppress(NotFoundError):
+            sandbox = self._store.get(sandbox.id, include_unknown=True)
+        _take_away(sandbox)
+        sandbox.delete()
 
     # Stopping.
 
@@ -154,14 +184,9 @@ class Sandboxer:
         return sandbox
 
     def _clean_up(self, sandbox: Sandbox) -> None:
-        """End the pause process and remove the namespace, as far as they are there."""
-        process = sandbox.open_process()
-        if process is not None:
-            with process:
-                self._note_exit(sandbox, _end(process))
-        elif sandbox.seen.pid:
-            self._note_exit(sandbox, None)
-        sandbox.remove_netns()
+        exit_status = _take_away(sandbox)
+        if sandbox.seen.pid:
+            self._note_exit(sandbox, exit_status)
 
     # What happens by itself.
 
@@ -179,7 +204,9 @@ class Sandboxer:
             new = replace(old, pid=0, exited_at=old.exited_at or now, exit_status=code)
             if old.state is State.NOTREADY:
                 return new
-            message = f"pause process {old.pid} has ended with exit status {exit_status}"
+            message = f"pause process {old.pid} has ended"
+            if exit_status is not None:
+                message += f" with exit status {exit_status}"
             return replace(new, state=State.NOTREADY, reason=EXITED, message=message)
 
         try:
@@ -244,12 +271,14 @@ def name_of(config: PodSandboxConfig) -> str:
     return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
 
 
-def _while_unknown(**changes: object) -> Callable[[Status], Status]:
-    """Return an UpdateFunc that makes *changes*, and refuses once somebody has stopped it."""
+def _while(wanted: Callable[[], bool], **changes: object) -> Callable[[Status], Status]:
+    """Return an UpdateFunc that makes *changes*, and refuses once it was stopped or given up."""
 
     def change(old: Status) -> Status:
         if old.state is not State.UNKNOWN:
             raise FailedPreconditionError("run sandbox: it was stopped while it was being run")
+        if not wanted():
+            raise FailedPreconditionError("run sandbox: nobody waits for it any more")
         return replace(old, **changes)  # type: ignore[arg-type]
 
     return change
@@ -268,6 +297,16 @@ def _removed(old: Status) -> Status:
 def _failed(error: RegistryError) -> Callable[[Status], Status]:
     """Return the UpdateFunc for a run that could not be undone."""
     return lambda old: replace(old, state=State.NOTREADY, reason=FAILED, message=str(error)[:1024])
+
+
+def _take_away(sandbox: Sandbox) -> int | None:
+    """End pause process and namespace, as far as they are there; return its exit status."""
+    process, exit_status = sandbox.open_process(), None
+    if process is not None:
+        with process:
+            exit_status = _end(process)
+    sandbox.remove_netns()
+    return exit_status
 
 
 def _end(process: Process) -> int | None:

@@ -19,8 +19,9 @@ from registry.shim.service import services
 
 log = logging.getLogger("registry.shim")
 
-CALLS: Final = 64
-"""Calls that are answered at the same time."""
+CHANGES: Final = 48
+ANSWERS: Final = 16
+"""Calls at the same time: those that may wait for the database, and all others."""
 GRACE: Final = 5.0
 """Seconds that calls under way have to end after a signal."""
 MESSAGE_MAX: Final = 16 << 20
@@ -42,8 +43,8 @@ def serve(store: Store, listen: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     with _claimed(path), contextlib.closing(Sandboxer(store)) as sandboxer:
         server = grpc.server(
-            ThreadPoolExecutor(CALLS, thread_name_prefix="cri"),
-            handlers=services(store, sandboxer),
+            ThreadPoolExecutor(ANSWERS, "cri"),
+            handlers=services(store, sandboxer, ThreadPoolExecutor(CHANGES, "cri-changes")),
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_MAX),
                 ("grpc.max_send_message_length", -1),

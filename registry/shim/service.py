@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
@@ -52,33 +53,53 @@ _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
 )
 
 
-def services(store: Store, sandboxer: Sandboxer) -> list[grpc.GenericRpcHandler]:
-    """Return both services; what is not listed in them is UNIMPLEMENTED."""
+def services(
+    store: Store, sandboxer: Sandboxer, changes: ThreadPoolExecutor
+) -> list[grpc.GenericRpcHandler]:
+    """Return both services; what is not listed in them is UNIMPLEMENTED.
+
+    Args:
+        store: to read from.
+        sandboxer: to change through.
+        changes: in which changes are made.
+    """
+    runtime = RuntimeService(store, sandboxer)
     return [
-        grpc.method_handlers_generic_handler(RUNTIME, RuntimeService(store, sandboxer).methods()),
+        grpc.method_handlers_generic_handler(RUNTIME, runtime.methods(changes)),
         grpc.method_handlers_generic_handler(
             IMAGE,
             {
-                "ListImages": _unary(api.ListImagesRequest, lambda _: api.ListImagesResponse()),
-                "ImageFsInfo": _unary(api.ImageFsInfoRequest, lambda _: api.ImageFsInfoResponse()),
+                "ListImages": _unary(api.ListImagesRequest, lambda *_: api.ListImagesResponse()),
+                "ImageFsInfo": _unary(api.ImageFsInfoRequest, lambda *_: api.ImageFsInfoResponse()),
             },
         ),
     ]
 
 
 def _unary(
-    request_type: type[Request], answer: Callable[[Request], Message]
+    request_type: type[Request],
+    answer: Callable[[Request, grpc.ServicerContext], Message],
+    pool: ThreadPoolExecutor | None = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """Return a method that answers one request, or aborts with the code of what was raised."""
+    """Return a method that answers one request, or aborts with the code of what was raised.
+
+    One that changes something has a *pool* of its own, where it may wait for the database without
+    keeping others from being answered.
+    """
 
     def call(request: Request, context: grpc.ServicerContext) -> Message:
         try:
-            return answer(request)
+            if not context.is_active():
+                raise FailedPreconditionError("nobody waits for it any more")
+            return answer(request, context)
         except RegistryError as error:
             code = next(code for kind, code in _CODES if isinstance(error, kind))
             context.abort(code, str(error))
             raise
 
+    if pool is not None:
+        # What gRPC has for this. Where it did not know it, all would share one pool again.
+        call.experimental_thread_pool = pool  # type: ignore[attr-defined]
     return grpc.unary_unary_rpc_method_handler(
         call,
         request_deserializer=request_type.FromString,
@@ -95,22 +116,22 @@ class RuntimeService:
         self._sandboxer: Final = sandboxer
         self._version: Final = version("sandbox-registry")
 
-    def methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def methods(self, changes: ThreadPoolExecutor) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return each method by its name on the wire."""
         return {
             "Version": _unary(api.VersionRequest, self._answer_version),
             "Status": _unary(api.StatusRequest, self._status),
-            "RunPodSandbox": _unary(api.RunPodSandboxRequest, self._run),
-            "StopPodSandbox": _unary(api.StopPodSandboxRequest, self._stop),
-            "RemovePodSandbox": _unary(api.RemovePodSandboxRequest, self._remove),
+            "RunPodSandbox": _unary(api.RunPodSandboxRequest, self._run, changes),
+            "StopPodSandbox": _unary(api.StopPodSandboxRequest, self._stop, changes),
+            "RemovePodSandbox": _unary(api.RemovePodSandboxRequest, self._remove, changes),
             "PodSandboxStatus": _unary(api.PodSandboxStatusRequest, self._sandbox_status),
             "ListPodSandbox": _unary(api.ListPodSandboxRequest, self._list),
             "ListContainers": _unary(
-                api.ListContainersRequest, lambda _: api.ListContainersResponse()
+                api.ListContainersRequest, lambda *_: api.ListContainersResponse()
             ),
         }
 
-    def _answer_version(self, request: api.VersionRequest) -> api.VersionResponse:
+    def _answer_version(self, request: api.VersionRequest, _: object) -> api.VersionResponse:
         return api.VersionResponse(
             version=request.version or "0.1.0",
             runtime_name="sandbox-registry",
@@ -118,7 +139,7 @@ class RuntimeService:
             runtime_api_version="v1",
         )
 
-    def _status(self, request: api.StatusRequest) -> api.StatusResponse:
+    def _status(self, request: api.StatusRequest, _: object) -> api.StatusResponse:
         response = api.StatusResponse()
         for kind in ("RuntimeReady", "NetworkReady"):
             response.status.conditions.add(type=kind, status=True)
@@ -126,9 +147,11 @@ class RuntimeService:
             response.info["registry"] = json.dumps(self._store.path)
         return response
 
-    def _run(self, request: api.RunPodSandboxRequest) -> api.RunPodSandboxResponse:
+    def _run(
+        self, request: api.RunPodSandboxRequest, context: grpc.ServicerContext
+    ) -> api.RunPodSandboxResponse:
         try:
-            id = self._sandboxer.run(request.config, request.runtime_handler)
+            id = self._sandboxer.run(request.config, request.runtime_handler, context.is_active)
         except NameReservedError as error:
             name = name_of(request.config)
             # Clients look for containerd's words.
@@ -139,15 +162,19 @@ class RuntimeService:
             raise NameReservedError(message, name=name, holder=error.holder) from error
         return api.RunPodSandboxResponse(pod_sandbox_id=id)
 
-    def _stop(self, request: api.StopPodSandboxRequest) -> api.StopPodSandboxResponse:
+    def _stop(self, request: api.StopPodSandboxRequest, _: object) -> api.StopPodSandboxResponse:
         self._sandboxer.stop(request.pod_sandbox_id)
         return api.StopPodSandboxResponse()
 
-    def _remove(self, request: api.RemovePodSandboxRequest) -> api.RemovePodSandboxResponse:
+    def _remove(
+        self, request: api.RemovePodSandboxRequest, _: object
+    ) -> api.RemovePodSandboxResponse:
         self._sandboxer.remove(request.pod_sandbox_id)
         return api.RemovePodSandboxResponse()
 
-    def _sandbox_status(self, request: api.PodSandboxStatusRequest) -> api.PodSandboxStatusResponse:
+    def _sandbox_status(
+        self, request: api.PodSandboxStatusRequest, _: object
+    ) -> api.PodSandboxStatusResponse:
         sandbox = self._store.get(request.pod_sandbox_id)
         config = sandbox.config or PodSandboxConfig()
         told = api.PodSandboxStatus(**_told(sandbox, config))
@@ -160,7 +187,7 @@ class RuntimeService:
             response.info["info"] = json.dumps(_info(sandbox))
         return response
 
-    def _list(self, request: api.ListPodSandboxRequest) -> api.ListPodSandboxResponse:
+    def _list(self, request: api.ListPodSandboxRequest, _: object) -> api.ListPodSandboxResponse:
         wanted, response = request.filter, api.ListPodSandboxResponse()
         state = None
         if wanted.HasField("state"):

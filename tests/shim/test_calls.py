@@ -343,10 +343,17 @@ def test_list_filters(cri: Client) -> None:
     assert [] == found(id=db, state=READY)
 
 
-def test_the_runtime_handler_is_kept(cri: Client) -> None:
-    """It says nothing here: there is one way to run a sandbox."""
-    id = cri.run(pod_config("web", host_network=True), runtime_handler="gvisor")
-    assert ["gvisor", "gvisor"] == [cri.status(id).runtime_handler, cri.list()[0].runtime_handler]
+def test_a_runtime_handler_is_refused(server: Server, cri: Client) -> None:
+    """There is one way to run a sandbox, and who asks for another must not get this one."""
+    assert 'failed to get sandbox runtime: no runtime for "gvisor" is configured' == refused(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        cri,
+        "RunPodSandbox",
+        config=pod_config("web"),
+        runtime_handler="gvisor",
+    )
+    assert [] == cri.list()
+    assert NOTHING == left_of(server.db)
 
 
 # Stopping.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -83,6 +84,13 @@ def _work_and_die(db: str, work: Work, place: int) -> None:
         os._exit(code)
 
 
+def ran(db: str, config: PodSandboxConfig) -> str:
+    """Run a sandbox in a process that ends after it, so that its pause is a child of init."""
+    assert not die_in(db, lambda sandboxer: sandboxer.run(config), place=-1)
+    with Store.open(db, read_only=True) as store:
+        return store.list()[-1].id
+
+
 def recovered(db: str) -> list[tuple[str, State]]:
     """Start and end a shim, and return the sandboxes that there are then, hidden ones too."""
     with Store.open(db) as store, closing(Sandboxer(store)):
@@ -104,7 +112,7 @@ def test_run_that_dies_before_any_line_is_undone_or_goes_on(db: str) -> None:
             until(lambda: NOTHING == left_of(db))
             continue
         assert [State.READY] == [state for _, state in found]
-        assert (1, 1) == tuple(map(len, left_of(db)))
+        assert (1, 1) == tuple(len(each) for each in left_of(db))
         remove_all(db)
     assert 0b11 == outcomes
     assert place > 100
@@ -124,15 +132,14 @@ def test_stop_and_remove_that_die_before_any_line_are_finished(
     place = 0
     states, counts = set(), set()
     while True:
-        with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
-            id = sandboxer.run(config())
+        id = ran(db, config())
         died = die_in(db, partial(_call, verb, id), place := place + 1)
         found = recovered(db)
         counts.add(len(found))
         for _, state in found:
             states.add(state)
             if state is State.READY:
-                assert (1, 1) == tuple(map(len, left_of(db)))
+                assert (1, 1) == tuple(len(each) for each in left_of(db))
             else:
                 assert NOTHING == left_of(db)
         remove_all(db)
@@ -167,8 +174,7 @@ def test_the_exit_status_of_what_an_earlier_server_ran_is_told_by_the_kernel(
     mortal: Server,
 ) -> None:
     """Where it can: from Linux 6.15 on, when init has reaped it."""
-    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-    if release < (6, 15):
+    if not kernel_tells_exits():
         pytest.skip("this kernel does not tell the exit status of a stranger")
     with Client(mortal.socket) as cri:
         id = cri.run(pod_config("web"))
@@ -179,9 +185,40 @@ def test_the_exit_status_of_what_an_earlier_server_ran_is_told_by_the_kernel(
     mortal.start()
     with Client(mortal.socket) as cri:
         os.kill(pid, signal.SIGTERM)
-        until(lambda: cri.status(id).state == NOTREADY)
-        assert cri.info(id)["exitStatus"] in {143, None}
+        until(lambda: cri.info(id)["exitStatus"] == 143)
         assert parent != mortal.process.pid  # type: ignore[union-attr]
+
+
+def test_ends_are_noted_at_once_whenever_init_reaps(mortal: Server) -> None:
+    """Many at once that nobody has reaped are NOTREADY; an exit status follows if it is told."""
+    subreaper = 36
+    ctypes.CDLL(None).prctl(subreaper, 1)
+    try:
+        with Client(mortal.socket) as cri:
+            ids = [cri.run(pod_config(f"web-{n}", host_network=True)) for n in range(10)]
+        mortal.kill()
+    finally:
+        ctypes.CDLL(None).prctl(subreaper, 0)
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        pids = [cri.info(id)["pid"] for id in ids]
+        began = time.time_ns()
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: not cri.list(state=READY))
+        infos = [cri.info(id) for id in ids]
+        for pid in pids:
+            os.waitpid(pid, 0)
+        assert {f"pause process {pid} has ended" for pid in pids} == {i["message"] for i in infos}
+        assert [None] * 10 == [info["exitStatus"] for info in infos]
+        assert max(info["exitedAt"] - began for info in infos) < 100e6
+        if kernel_tells_exits():
+            until(lambda: {143} == {cri.info(id)["exitStatus"] for id in ids})
+
+
+def kernel_tells_exits() -> bool:
+    """Whether the kernel tells how somebody else's child has ended."""
+    return tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 15)
 
 
 def test_the_end_by_signal_leaves_the_sandboxes(mortal: Server) -> None:
@@ -247,8 +284,8 @@ def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
     db: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its config is damaged, or its process cannot be told from another; it is said, and stays."""
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
-        first, second = sandboxer.run(config("a")), sandboxer.run(config("b"))
+    first, second = ran(db, config("a")), ran(db, config("b"))
+    with Store.open(db, read_only=True) as store:
         pid = store.get(first).seen.pid
     execute(
         db,

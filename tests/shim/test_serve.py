@@ -23,6 +23,7 @@ from registry.cri import PodSandboxConfig
 from registry.shim import pause
 from registry.shim.exits import Exits
 from registry.shim.sandboxer import Sandboxer
+from registry.shim.server import ANSWERS, CHANGES
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import NOTHING, Server, left_of, pauses, until
 from tests.tools import environment
@@ -163,7 +164,74 @@ def test_stops_and_removes_of_one_sandbox_at_once(cri: Client) -> None:
     assert [] == cri.list()
 
 
+@pytest.mark.parametrize("asked", [1, 2])
+def test_a_run_that_nobody_waits_for_is_undone(db: str, asked: int) -> None:
+    """Whenever that is found out before it is READY."""
+    answers = iter([True] * (asked - 1) + [False])
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        with pytest.raises(RegistryError, match="nobody waits"):
+            sandboxer.run(config(), wanted=lambda: next(answers))
+        assert [] == store.list(include_unknown=True)
+        assert NOTHING == left_of(db)
+
+
 # Trouble.
+
+
+def test_a_locked_database_holds_up_nobody_who_only_asks(server: Server, cri: Client) -> None:
+    """More runs than can be made at once wait in vain; nothing is left, and a retry succeeds."""
+    id = cri.run(pod_config("first", host_network=True))
+    pods = [pod_config(f"web-{n}", host_network=n % 2 == 0) for n in range(CHANGES + ANSWERS + 9)]
+    with ThreadPoolExecutor(len(pods)) as pool:
+        with Store.open(server.db, reconcile=False) as other, other.transaction():
+            runs = [pool.submit(cri.run, pod) for pod in pods]
+            rounds = 0
+            while not all(run.done() for run in runs):
+                for method in ("Version", "Status", "ListPodSandbox"):
+                    cri.call(method, timeout=1)
+                assert READY == cri.status(id).state
+                rounds += 1
+            assert rounds > 10
+        errors = [run.exception() for run in runs]
+    assert {grpc.StatusCode.DEADLINE_EXCEEDED} == {
+        error.code() for error in errors if isinstance(error, grpc.RpcError)
+    }
+    with Store.open(server.db, read_only=True) as store:
+        until(lambda: [id] == [each.id for each in store.list(include_unknown=True)])
+    assert {cri.info(id)["pid"]} == pauses(server.db)
+    assert cri.run(pods[0])
+
+
+def test_a_run_whose_undo_fails_is_undone_later(
+    db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once the database can be written again its name is free, while the server goes on."""
+    monkeypatch.setattr("registry.shim.exits.RETRY", 0.01)
+    reached, go = threading.Event(), threading.Event()
+    create = NetNS.create
+
+    def create_slowly(path: str) -> NetNS:
+        reached.set()
+        go.wait()
+        return create(path)
+
+    monkeypatch.setattr(NetNS, "create", create_slowly)
+    with (
+        Store.open(db, timeout=0.05) as store,
+        closing(Sandboxer(store)) as sandboxer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        run = pool.submit(sandboxer.run, config())
+        reached.wait()
+        with Store.open(db, timeout=5) as other, other.transaction():
+            go.set()
+            assert isinstance(run.exception(), UnavailableError)
+            (left,) = store.list(include_unknown=True)
+            assert State.UNKNOWN is left.seen.state
+            assert f"undo run of sandbox {left.id!r}" in caplog.text
+        until(lambda: [] == store.list(include_unknown=True))
+        assert NOTHING == left_of(db)
+        sandboxer.run(config())
 
 
 def test_a_run_that_cannot_be_undone_is_seen_and_removed_later(
@@ -171,6 +239,7 @@ def test_a_run_that_cannot_be_undone_is_seen_and_removed_later(
 ) -> None:
     """Its record stays, says why, and names what is left; the first error comes out."""
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        monkeypatch.setattr("registry.shim.exits.RETRY", 60)
         with monkeypatch.context() as trouble:
             trouble.setattr("registry.sandbox.Sandbox.remove_netns", _stuck)
             bad = config()
@@ -204,7 +273,22 @@ def test_an_end_that_cannot_be_noted_at_once_is_noted_later(
             assert State.READY is store.get(id).seen.state
         until(lambda: store.get(id).seen.state is State.NOTREADY)
         assert 143 == store.get(id).seen.exit_status
-        assert UnavailableError.__name__ in caplog.text
+        assert "Traceback" not in caplog.text
+
+
+def test_what_goes_wrong_by_our_own_fault_does_not_end_the_watch(
+    db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any exception is logged, and what raised it is tried again."""
+    monkeypatch.setattr("registry.shim.exits.RETRY", 0.01)
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        first, second = (store.get(sandboxer.run(config(name))) for name in ("a", "b"))
+        with monkeypatch.context() as trouble:
+            trouble.setattr(Sandboxer, "_note_exit", None)
+            os.kill(first.seen.pid, 15)
+            until(lambda: "Traceback" in caplog.text)
+        os.kill(second.seen.pid, 15)
+        until(lambda: State.NOTREADY is first.status.get().state is second.status.get().state)
 
 
 def test_the_watch_ends_with_the_store(db: str) -> None:
