@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from registry import Store
 from registry.cli import FINE, Db, app, path_of
 
 
@@ -22,10 +22,11 @@ def serve(
     db: Db = None,
 ) -> int:
     """Serve the CRI's sandbox calls until SIGTERM; sandboxes outlive this. Makes the registry."""
+    # What it cannot do we say; its own words would go to stderr before ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from registry.shim import server  # noqa: PLC0415 - gRPC is an extra of its own
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("registry").setLevel(logging.INFO)
-    with Store.open(path_of(ctx, db)) as store:
-        server.serve(store, listen)
+    server.serve(path_of(ctx, db), listen)
     return FINE

@@ -67,13 +67,15 @@ def check(config: PodSandboxConfig) -> None:
     """Raise unless a pause process can be made as *config* wants it.
 
     Raises:
-        InvalidArgumentError: the host name is too long, or a sysctl would change the host.
+        InvalidArgumentError: the host name cannot be one, or a sysctl would change the host.
     """
-    if len(config.hostname.encode()) > HOSTNAME_MAX:
+    name = "" if is_host_network(config) else config.hostname
+    if len(name.encode()) > HOSTNAME_MAX or not name.isprintable():
         raise InvalidArgumentError(
-            f"run sandbox: hostname {config.hostname!r} is longer than {HOSTNAME_MAX} bytes",
+            f"run sandbox: hostname {name!r} is longer than {HOSTNAME_MAX} bytes or has control "
+            "characters",
             field="hostname",
-            value=config.hostname,
+            value=name,
         )
     for _ in _sysctls(config):
         pass
@@ -130,12 +132,21 @@ def _spawn_held(id: str) -> Pause:
             # Those that Python ignores.
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
         )
+        return Pause(_held(pid), write)
     except BaseException:
         os.close(write)
         raise
     finally:
         os.close(read)
-    return Pause(Process.of_pid(pid), write)
+
+
+def _held(child: int) -> Process:
+    try:
+        return Process.of_pid(child)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
 
 
 def _sysctls(config: PodSandboxConfig) -> Iterator[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ Each is written down before it is done, so that after a crash `recover` can fini
             done                READY, created_at          goes on
     stop    intent              NOTREADY, SandboxStopped   finished
             end pause, remove the namespace                finished
+            (if it has ended by itself, the intent stands in its message)
     remove  intent              NOTREADY, SandboxRemoved   finished
             end pause, remove the namespace                finished
             done                none                       gone
@@ -55,6 +56,10 @@ REMOVED: Final = "SandboxRemoved"
 FAILED: Final = "CreationFailed"
 EXITED: Final = "ProcessExited"
 """Reasons; the last as reconcile has it."""
+STOPPED_TOO: Final = "; then it was stopped"
+"""The end of the message of a sandbox that was stopped when it had ended by itself."""
+MESSAGE_MAX: Final = 1024
+"""Characters of another's message that are kept."""
 KILLED_WITHIN: Final = 10.0
 """Seconds that a process may take to end after SIGKILL."""
 
@@ -233,7 +238,9 @@ class Sandboxer:
             return  # somebody else is creating it
         if self._never_ran(sandbox):
             self._undo(sandbox)
-        elif state is State.NOTREADY and reason in {STOPPED, REMOVED}:
+        elif state is State.NOTREADY and (
+            reason in {STOPPED, REMOVED} or sandbox.seen.message.endswith(STOPPED_TOO)
+        ):
             self._clean_up(sandbox)
             if reason == REMOVED:
                 sandbox.delete()
@@ -244,7 +251,7 @@ class Sandboxer:
         process = sandbox.open_process()
         if process is not None:
             self._exits.watch(sandbox, process)
-        elif sandbox.seen.pid:
+        elif sandbox.seen.pid or _ended_unseen(sandbox.seen):
             self._note_exit(sandbox, None)
 
     def _never_ran(self, sandbox: Sandbox) -> bool:
@@ -286,7 +293,10 @@ def _while(wanted: Callable[[], bool], **changes: object) -> Callable[[Status], 
 
 def _stopped(old: Status) -> Status:
     if old.state is State.NOTREADY:
-        return old
+        if old.reason in {STOPPED, REMOVED} or old.message.endswith(STOPPED_TOO):
+            return old
+        # Why it ended goes on being the reason.
+        return replace(old, message=old.message[:MESSAGE_MAX] + STOPPED_TOO)
     return replace(old, state=State.NOTREADY, reason=STOPPED, message="")
 
 
@@ -296,7 +306,14 @@ def _removed(old: Status) -> Status:
 
 def _failed(error: RegistryError) -> Callable[[Status], Status]:
     """Return the UpdateFunc for a run that could not be undone."""
-    return lambda old: replace(old, state=State.NOTREADY, reason=FAILED, message=str(error)[:1024])
+    return lambda old: replace(
+        old, state=State.NOTREADY, reason=FAILED, message=str(error)[:MESSAGE_MAX]
+    )
+
+
+def _ended_unseen(status: Status) -> bool:
+    """Whether it ran, and ended while nobody watched."""
+    return (status.state, status.exited_at) == (State.NOTREADY, 0) and status.created_at > 0
 
 
 def _take_away(sandbox: Sandbox) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from registry import (
     DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
+    MetadataError,
     NameReservedError,
     NetNSError,
     NotFoundError,
@@ -28,7 +30,7 @@ from registry import (
     Store,
     UnavailableError,
 )
-from registry.cri import PodSandboxConfig
+from registry.cri import PodSandboxConfig, PodSandboxMetadata
 from registry.shim import runtime_pb2 as api
 from registry.shim.pause import options_of
 from registry.shim.sandboxer import Sandboxer, name_of
@@ -41,9 +43,17 @@ RUNTIME: Final = "runtime.v1.RuntimeService"
 IMAGE: Final = "runtime.v1.ImageService"
 """Wire names. Ours would begin with the package of runtime.proto."""
 
+DETAILS_MAX: Final = 2048
+"""Bytes of an error's text. gRPC writes up to three for each, and gives up at 8 KB."""
+LABELS_MAX: Final = 64
+"""Labels of a selector; SQLite refuses some thousand."""
+KEPT: Final = 4096
+"""Items of lists that are kept, encoded."""
+
 _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS),
+    (MetadataError, grpc.StatusCode.DATA_LOSS),
     (InvalidArgumentError, grpc.StatusCode.INVALID_ARGUMENT),
     (FailedPreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
@@ -94,7 +104,9 @@ def _unary(
             return answer(request, context)
         except RegistryError as error:
             code = next(code for kind, code in _CODES if isinstance(error, kind))
-            context.abort(code, str(error))
+            if pool is not None:
+                log.warning("%s: %s", code.name, error)
+            context.abort(code, _shortened(str(error)))
             raise
 
     if pool is not None:
@@ -107,6 +119,13 @@ def _unary(
     )
 
 
+def _shortened(text: str) -> str:
+    """Return *text* without its middle if it is too long for the trailers of a response."""
+    if len(text.encode(errors="replace")) <= DETAILS_MAX:
+        return text
+    return f"{text[: DETAILS_MAX // 8]} ... {text[-DETAILS_MAX // 8 :]}"
+
+
 class RuntimeService:
     """runtime.v1.RuntimeService, as far as it is about sandboxes."""
 
@@ -115,6 +134,7 @@ class RuntimeService:
         self._store: Final = store
         self._sandboxer: Final = sandboxer
         self._version: Final = version("sandbox-registry")
+        self._kept: Final[dict[tuple[str, int, State], api.PodSandbox]] = {}
 
     def methods(self, changes: ThreadPoolExecutor) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return each method by its name on the wire."""
@@ -177,7 +197,7 @@ class RuntimeService:
     ) -> api.PodSandboxStatusResponse:
         sandbox = self._store.get(request.pod_sandbox_id)
         config = sandbox.config or PodSandboxConfig()
-        told = api.PodSandboxStatus(**_told(sandbox, config))
+        told = api.PodSandboxStatus(**self._told(sandbox, config))
         told.network.ip = sandbox.ip
         for ip in sandbox.additional_ips or ():
             told.network.additional_ips.add(ip=ip)
@@ -193,28 +213,61 @@ class RuntimeService:
         if wanted.HasField("state"):
             ready = wanted.state.state == api.SANDBOX_READY
             state = State.READY if ready else State.NOTREADY
+        if len(wanted.label_selector) > LABELS_MAX:
+            raise InvalidArgumentError(
+                f"list sandboxes: {len(wanted.label_selector)} labels, over {LABELS_MAX}",
+                field="label_selector",
+                value=None,
+            )
         try:
             whole = self._store.get(wanted.id).id if wanted.id else None
         except (NotFoundError, AmbiguousPrefixError):
             return response
-        for sandbox in self._store.list(id=whole, state=state, labels=wanted.label_selector):
-            response.items.add(**_told(sandbox, sandbox.config or PodSandboxConfig()))
+        found = self._store.list(id=whole, state=state, labels=wanted.label_selector)
+        response.items.extend(map(self._item, found))
         return response
 
+    def _item(self, sandbox: Sandbox) -> api.PodSandbox:
+        """Return a sandbox as a list has it: it does not change while its state does not."""
+        status = sandbox.seen
+        key = (sandbox.id, status.created_at, status.state)
+        item = self._kept.get(key)
+        if item is None:
+            try:
+                config = sandbox.config or PodSandboxConfig()
+            except MetadataError as error:
+                log.warning("list sandboxes: %s", error)
+                config = PodSandboxConfig(metadata=_metadata_of(sandbox.name))
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            item = self._kept[key] = api.PodSandbox(**self._told(sandbox, config))
+        return item
 
-def _told(sandbox: Sandbox, config: PodSandboxConfig) -> dict[str, Any]:
-    """Return what a list and a status have in common."""
-    status = sandbox.seen
-    ready = status.state is State.READY
-    return {
-        "id": sandbox.id,
-        "metadata": config.metadata,
-        "state": api.SANDBOX_READY if ready else api.SANDBOX_NOTREADY,
-        "created_at": status.created_at,
-        "labels": config.labels,
-        "annotations": config.annotations,
-        "runtime_handler": sandbox.runtime_handler,
-    }
+    def _told(self, sandbox: Sandbox, config: PodSandboxConfig) -> dict[str, Any]:
+        """Return what a list and a status have in common."""
+        status = sandbox.seen
+        ready = status.state is State.READY
+        return {
+            "id": sandbox.id,
+            "metadata": config.metadata,
+            "state": api.SANDBOX_READY if ready else api.SANDBOX_NOTREADY,
+            "created_at": status.created_at or self._made_at(sandbox),
+            "labels": config.labels,
+            "annotations": config.annotations,
+            "runtime_handler": sandbox.runtime_handler,
+        }
+
+    def _made_at(self, sandbox: Sandbox) -> int:
+        """Return when its record was made: it never ran, and clients take 0 for 1970."""
+        return next((change.at for change in self._store.history(sandbox.id, limit=1)), 1)
+
+
+def _metadata_of(name: str) -> PodSandboxMetadata:
+    """Return the pod that a sandbox's name, as `name_of` has made it, is of."""
+    if not re.fullmatch(r"(.+_){3}[0-9]{1,9}", name):
+        return PodSandboxMetadata(name=name)
+    pod, namespace, uid, attempt = name.rsplit("_", 3)
+    return PodSandboxMetadata(name=pod, namespace=namespace, uid=uid, attempt=int(attempt))
 
 
 def _info(sandbox: Sandbox) -> dict[str, Any]:

@@ -7,12 +7,16 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from registry import Store, kernel
+from registry import Metadata, State, Status, Store, kernel
+from registry.cri import PodSandboxConfig
+from registry.shim.sandboxer import Sandboxer
 from tests.shim.client import NODE, NOTREADY, READY, Client, pod_config, upstream
 from tests.shim.conftest import NOTHING, Server, left_of, namespaces, pauses, until
 
@@ -244,6 +248,8 @@ def test_a_taken_name_is_refused_naming_its_holder(cri: Client) -> None:
     [
         ("metadata", None, "metadata.name"),
         ("hostname", "h" * 65, "longer than 64 bytes"),
+        ("hostname", "host\0name", "control characters"),
+        ("hostname", "host\nname", "control characters"),
         ("log_directory", "x" * (4 << 20), "config"),
     ],
 )
@@ -265,6 +271,24 @@ def test_a_config_that_cannot_be_had_is_refused(
     assert why in str(caught.value.details())
     assert NOTHING == left_of(server.db)
     assert [] == cri.list()
+
+
+def test_a_host_name_means_nothing_on_the_host_network(cri: Client) -> None:
+    """So any goes: a kubelet sends that of the node."""
+    config = pod_config("web", host_network=True)
+    config.hostname = "h" * 65
+    assert READY == cri.status(cri.run(config)).state
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end(cri: Client) -> None:
+    """Where the holder of a name is, however long that is; gRPC would send none of it."""
+    for letter in ("x", "\U0001f600"):
+        config = pod_config(letter * 4000)
+        config.metadata.uid, config.hostname = "", "web"
+        id = cri.run(config)
+        message = refused(grpc.StatusCode.ALREADY_EXISTS, cri, "RunPodSandbox", config=config)
+        assert message.startswith(f'failed to reserve sandbox name "{letter}')
+        assert message.endswith(f'is reserved for "{id}"')
 
 
 def test_a_step_that_fails_undoes_those_before_it(server: Server, cri: Client) -> None:
@@ -341,6 +365,34 @@ def test_list_filters(cri: Client) -> None:
     assert [] == found(label_selector={"app": ""})
     assert [db] == found(id=db, state=NOTREADY)
     assert [] == found(id=db, state=READY)
+
+
+@pytest.mark.parametrize(("labels", "fits"), [(64, True), (65, False), (2000, False)])
+def test_a_label_selector_may_have_64_labels(cri: Client, labels: int, fits: bool) -> None:
+    """All of which a sandbox must have; more are refused, and the message says how many."""
+    wanted = {f"key{n}": f"value{n}" for n in range(labels)}
+    if fits:
+        id = cri.run(pod_config("web", host_network=True, **wanted))
+        cri.run(pod_config("db", host_network=True, key0="value0"))
+        assert [id] == [item.id for item in cri.list(label_selector=wanted)]
+    else:
+        fields = {"filter": {"label_selector": wanted}}
+        assert f"{labels} labels, over 64" in refused(
+            grpc.StatusCode.INVALID_ARGUMENT, cri, "ListPodSandbox", **fields
+        )
+
+
+def test_a_sandbox_that_never_ran_has_a_time_too(server: Server, cri: Client) -> None:
+    """That of its record, since clients take 0 for 1970; and the addresses it was given."""
+    began = time.time_ns()
+    with Store.open(server.db, reconcile=False) as store:
+        config = PodSandboxConfig(metadata={"name": "web"})
+        ips = {"ip": "10.88.0.7", "additional_ips": ("fd00::7", "10.88.0.8")}
+        store.add(Metadata("4a33", "web", config, **ips), Status(State.NOTREADY))  # type: ignore[arg-type]
+    status, (item,) = cri.status("4a33"), cri.list()
+    assert began < status.created_at == item.created_at < time.time_ns()
+    assert "10.88.0.7" == status.network.ip
+    assert ["fd00::7", "10.88.0.8"] == [each.ip for each in status.network.additional_ips]
 
 
 def test_a_runtime_handler_is_refused(server: Server, cri: Client) -> None:
@@ -432,3 +484,19 @@ def test_a_stop_after_an_exit_removes_the_namespace_and_keeps_the_reason(cri: Cl
     cri.stop(id)
     info = cri.info(id)
     assert ("ProcessExited", True) == (info["reason"], info["netNamespaceClosed"])
+    assert info["message"].endswith("; then it was stopped")
+    cri.stop(id)
+    assert info == cri.info(id)
+
+
+def test_the_end_of_a_pause_process_fires_stopch(tmp_path: Path) -> None:
+    """Whoever waits in this process is woken, within 100 ms of the end."""
+    config = PodSandboxConfig.FromString(pod_config("web").SerializeToString())
+    with Store.open(tmp_path / "registry.db") as store, closing(Sandboxer(store)) as sandboxer:
+        sandbox = store.get(sandboxer.run(config))
+        assert not sandbox.stopped.wait(0.05)
+        began = time.monotonic()
+        os.kill(sandbox.seen.pid, signal.SIGKILL)
+        assert sandbox.stopped.wait(2)
+        assert time.monotonic() - began < 0.1
+        sandboxer.remove(sandbox.id)

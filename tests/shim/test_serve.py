@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import stat
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import partial
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from registry.shim.sandboxer import Sandboxer
 from registry.shim.server import ANSWERS, CHANGES
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import NOTHING, Server, left_of, pauses, until
-from tests.tools import environment
+from tests.tools import environment, execute, query
 
 pytestmark = [
     pytest.mark.netns,
@@ -54,18 +54,57 @@ def refused(*options: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("listen", ["tcp://127.0.0.1:80", "/run/x.sock", "unix:x.sock", ""])
+@pytest.mark.parametrize(
+    "listen",
+    ["tcp://127.0.0.1:80", "/run/x.sock", "unix:x.sock", "unix://x.sock", "unix:///run/x/", ""],
+)
 def test_only_a_unix_socket_is_served(tmp_path: Path, listen: str) -> None:
     """At an absolute path; the example says how."""
     told = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
     assert f"serve at {listen!r}" in told
     assert "unix:///run/sandbox-registry.sock" in told
+    assert [] == os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"%41", b"\xff", b"a\nb", b"x" * 108, b"folder", b"file"])
+def test_a_path_that_cannot_be_a_socket_is_refused(tmp_path: Path, name: bytes) -> None:
+    """In one line, before anything is made; no file and no folder is taken for a socket."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    listen = os.fsdecode(b"unix://" + os.fsencode(tmp_path) + b"/" + name)
+    told = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
+    assert "serve at" in told
+    assert 1 == len(told.splitlines())
+    assert {"folder", "file"} == set(os.listdir(tmp_path))
+
+
+def test_the_socket_of_another_program_is_left_to_it(tmp_path: Path) -> None:
+    """Whoever answers there, with no lock of ours."""
+    path = str(tmp_path / "cri.sock")
+    with socket.socket(socket.AF_UNIX) as foreign:
+        foreign.bind(path)
+        foreign.listen()
+        told = refused("--listen", f"unix://{path}", "--db", str(tmp_path / "registry.db"))
+        assert "another process" in told
+    assert ["cri.sock"] == os.listdir(tmp_path)
+
+
+def test_a_registry_is_served_once(server: Server, cri: Client, tmp_path: Path) -> None:
+    """On another socket neither, and by another name neither; it is refused before it looks."""
+    id = cri.run(pod_config("web"))
+    (tmp_path / "link.db").symlink_to(server.db)
+    for db in (server.db, str(tmp_path / "link.db")):
+        told = refused("--listen", f"unix://{tmp_path}/other.sock", "--db", db)
+        assert f"serve registry {db!r}: another process does" in told
+        assert 1 == len(told.splitlines())
+    assert READY == cri.status(id).state
+    assert ["link.db"] == os.listdir(tmp_path)
 
 
 def test_a_socket_is_served_once(server: Server) -> None:
     """Whoever comes second is refused, and the first one goes on."""
     told = refused("--listen", f"unix://{server.socket}", "--db", server.db)
-    assert "another process" in told
+    assert f"serve at {server.socket!r}: another process does" in told
     with Client(server.socket) as cri:
         cri.call("Version")
 
@@ -91,6 +130,8 @@ def test_an_end_in_peace_removes_the_socket_and_loses_no_call(mortal: Server) ->
         runs = [pool.submit(cri.run, pod_config(f"web-{n}"), timeout=10) for n in range(8)]
         until(lambda: any(run.done() for run in runs))
         assert 0 == mortal.end()
+        left = {os.path.basename(path) for path in (mortal.socket, mortal.db)} - {"cri.sock"}
+        assert left == {name for name in os.listdir(mortal.log.parent) if "-" not in name} - {"log"}
         answered = {run.result() for run in runs if run.exception() is None}
     with Store.open(mortal.db, reconcile=False) as store:
         assert answered <= {each.id for each in store.list(state=State.READY)}
@@ -104,7 +145,7 @@ def test_50_pods_at_once(server: Server, cri: Client) -> None:
     """All of them run, each with a name, a namespace and a process of its own."""
     with ThreadPoolExecutor(50) as pool:
         pods = [pod_config(f"web-{n}") for n in range(50)]
-        ids = list(pool.map(lambda pod: cri.run(pod, timeout=60), pods))
+        ids = list(pool.map(cri.run, pods))
     listed = cri.list(state=READY)
     assert sorted(ids) == sorted(item.id for item in listed)
     infos = [cri.info(id) for id in ids]
@@ -112,7 +153,7 @@ def test_50_pods_at_once(server: Server, cri: Client) -> None:
     assert 50 == len({info["netNamespacePath"] for info in infos})
     assert {info["pid"] for info in infos} == pauses(server.db)
     with ThreadPoolExecutor(50) as pool:
-        list(pool.map(partial(cri.stop, timeout=60), ids))
+        list(pool.map(cri.stop, ids))
     assert [] == cri.list(state=READY)
 
 
@@ -176,6 +217,96 @@ def test_a_run_that_nobody_waits_for_is_undone(db: str, asked: int) -> None:
 
 
 # Trouble.
+
+
+def pipes_and_processes() -> list[str]:
+    """Return which of them this process has open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(each for each in found if each.startswith("pipe") or "pidfd" in each)
+
+
+def test_no_process_is_left_when_descriptors_run_out(db: str) -> None:
+    """However few there are: a run that fails leaves nothing, and needs none for ever."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    failed = 0
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        sandboxer.remove(sandboxer.run(config()))
+        before = pipes_and_processes()
+        fillers = [os.dup(0) for _ in range(30)]  # no number below the last one is free
+        for spare in range(12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + spare, limits[1]))
+            held = None
+            try:
+                held = pause.spawn("a", None, config())
+            except RegistryError:
+                failed += 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            if held is not None:
+                held.close()
+                assert held.process.wait(10)
+                held.process.exit_status()
+                held.process.close()
+            assert set() == pauses(db)
+            assert before == pipes_and_processes()
+        for filler in fillers:
+            os.close(filler)
+    assert 0 < failed < 12
+
+
+def test_a_server_takes_as_many_descriptors_as_it_may(server: Server) -> None:
+    """Each sandbox needs one."""
+    assert server.process is not None
+    soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    assert hard == soft
+
+
+def test_a_damaged_record_does_not_hide_the_others(mortal: Server) -> None:
+    """It is listed from its columns, its status is data lost, and it is stopped and removed."""
+    with Client(mortal.socket) as cri:
+        whole = cri.run(pod_config("whole"))
+        damaged = [cri.run(pod_config(name)) for name in ("hurt-1", "hurt-2")]
+    triggers = query(mortal.db, "SELECT name FROM sqlite_schema WHERE type = 'trigger'")
+    texts = query(mortal.db, "SELECT sql FROM sqlite_schema WHERE type = 'trigger'")
+    mortal.kill()
+    execute(
+        mortal.db,
+        *[f"DROP TRIGGER {name}" for (name,) in triggers],
+        "UPDATE sandboxes SET config = x'ffff' WHERE name LIKE 'hurt%'",
+        *[sql for (sql,) in texts],
+    )
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        found = {item.id: item for item in cri.list()}
+        assert {whole, *damaged} == found.keys()
+        assert ["hurt-1", "hurt-2"] == [found[id].metadata.name for id in damaged]
+        metadata = found[damaged[0]].metadata
+        assert ("default", "uid-hurt-1", 1) == (
+            metadata.namespace,
+            metadata.uid,
+            metadata.attempt,
+        )
+        assert f"read metadata of sandbox {damaged[0]!r}" in mortal.log.read_text()
+        with pytest.raises(grpc.RpcError) as caught:
+            cri.status(damaged[0])
+        assert grpc.StatusCode.DATA_LOSS is caught.value.code()
+        cri.stop(damaged[0])
+        for id in damaged:
+            cri.remove(id)
+        assert [whole] == [item.id for item in cri.list()]
+
+
+def test_a_change_that_fails_leaves_one_line_in_the_log(server: Server, cri: Client) -> None:
+    """And a question leaves none."""
+    before = len(server.log.read_text().splitlines())
+    for method in ("StopPodSandbox", "PodSandboxStatus"):
+        with pytest.raises(grpc.RpcError):
+            cri.call(method, pod_sandbox_id="")
+    (told,) = server.log.read_text().splitlines()[before:]
+    assert "INVALID_ARGUMENT: get sandbox ''" in told
 
 
 def test_a_locked_database_holds_up_nobody_who_only_asks(server: Server, cri: Client) -> None:
