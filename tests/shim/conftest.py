@@ -87,7 +87,10 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command(), env=environment(), stderr=log)
+            # It inherits a descriptor, which no sandbox may have.
+            self.process = subprocess.Popen(
+                self.command(), env=environment(), stderr=log, pass_fds=[log.fileno()]
+            )
         with Client(self.socket) as client:
             client.call("Version", timeout=20, wait=True)
 

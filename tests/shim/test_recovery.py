@@ -96,8 +96,6 @@ def recovered(db: str) -> list[tuple[str, State]]:
     with Store.open(db) as store, closing(Sandboxer(store)):
         assert [] == store.check()
         found = store.list(include_unknown=True)
-        stopped = [each.seen for each in found if each.seen.state is State.NOTREADY]
-        assert not any(status.pid for status in stopped)
         return [(each.id, each.seen.state) for each in found]
 
 
@@ -122,33 +120,61 @@ def _call(verb: Callable[[Sandboxer, str], None], id: str, sandboxer: Sandboxer)
     verb(sandboxer, id)
 
 
-@pytest.mark.parametrize(
-    ("verb", "left"), [(Sandboxer.stop, {1}), (Sandboxer.remove, {0, 1})], ids=["stop", "remove"]
-)
+@pytest.mark.parametrize("verb", [Sandboxer.stop, Sandboxer.remove], ids=["stop", "remove"])
 def test_stop_and_remove_that_die_before_any_line_are_finished(
-    db: str, verb: Callable[[Sandboxer, str], None], left: set[int]
+    db: str, verb: Callable[[Sandboxer, str], None]
 ) -> None:
     """Or have not begun: then it is READY as before, and they can be asked for again."""
-    place = 0
-    states, counts = set(), set()
-    while True:
+    place, begun, died = 0, False, True
+    while died:
         id = ran(db, config())
         died = die_in(db, partial(_call, verb, id), place := place + 1)
-        found = recovered(db)
-        counts.add(len(found))
-        for _, state in found:
-            states.add(state)
-            if state is State.READY:
-                assert (1, 1) == tuple(len(each) for each in left_of(db))
-            else:
-                assert NOTHING == left_of(db)
+        begun = begun or not untouched(recovered(db), db)
+        if begun:
+            # For good: no later line is before its beginning.
+            after = [] if verb is Sandboxer.remove else [(id, State.NOTREADY)]
+            assert after == recovered(db)
+            assert NOTHING == left_of(db)
         remove_all(db)
         assert NOTHING == left_of(db)
-        if not died:
-            break
-    assert State.READY in states
-    assert left == counts
+    assert begun
     assert place > 30
+
+
+def untouched(found: list[tuple[str, State]], db: str) -> bool:
+    """Whether a sandbox is READY, all of it, as before it was stopped."""
+    if State.READY not in {state for _, state in found}:
+        return False
+    assert (1, 1) == tuple(len(each) for each in left_of(db))
+    return True
+
+
+@pytest.mark.parametrize("reason", ["ProcessExited", "NetNSClosed"])
+def test_a_stop_of_what_has_ended_that_dies_before_any_line_is_finished(
+    db: str, reason: str
+) -> None:
+    """What is left is removed, or the stop has not begun; the reason stays."""
+    place, begun, died = 0, False, True
+    while died:
+        id = ran(db, config())
+        with Store.open(db, reconcile=False) as store:
+            sandbox = store.get(id)
+            if reason == "ProcessExited":
+                os.kill(sandbox.seen.pid, signal.SIGKILL)
+                until(lambda: not pauses(db))
+            else:
+                sandbox.remove_netns()
+        died = die_in(db, partial(_call, Sandboxer.stop, id), place := place + 1)
+        assert [(id, State.NOTREADY)] == recovered(db)
+        with Store.open(db, read_only=True) as store:
+            status = store.get(id).seen
+        assert reason == status.reason
+        begun = begun or status.message.endswith("; then it was stopped")
+        assert begun == status.message.endswith("; then it was stopped")
+        assert begun == (NOTHING == left_of(db))
+        remove_all(db)
+    assert begun
+    assert place > 10
 
 
 def test_what_ran_goes_on_and_is_watched_again(mortal: Server) -> None:
@@ -158,10 +184,13 @@ def test_what_ran_goes_on_and_is_watched_again(mortal: Server) -> None:
         before = [cri.info(id) for id in ids]
     mortal.kill()
     os.kill(before[1]["pid"], signal.SIGKILL)
+    killed = time.time_ns()
     mortal.start()
     with Client(mortal.socket) as cri:
         assert [READY, NOTREADY, READY] == [cri.status(id).state for id in ids]
-        assert "ProcessExited" == cri.info(ids[1])["reason"]
+        info = cri.info(ids[1])
+        assert ("ProcessExited", 0) == (info["reason"], info["pid"])
+        assert killed < info["exitedAt"] < time.time_ns()
         assert [before[0], before[2]] == [cri.info(ids[0]), cri.info(ids[2])]
         os.kill(before[2]["pid"], signal.SIGTERM)
         until(lambda: cri.status(ids[2]).state == NOTREADY)
