@@ -78,7 +78,8 @@ def run_sandbox(store: Store, pod: str, base_dir: str, *, stop_before_ready: boo
 
 def start_pause() -> int:
     """Start a process that does nothing and outlives the shim, and return its pid."""
-    return os.posix_spawnp("sleep", ["sleep", "infinity"], os.environ)
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    return os.posix_spawnp("sleep", ["sleep", "infinity"], os.environ, file_actions=null)
 
 
 # What happens to it.
@@ -177,16 +178,39 @@ def in_namespaces(run: Callable[[], int], again: Sequence[str]) -> int:
     here = ["unshare", "--mount", "--net"]
     as_user = [*here, "--user", "--map-root-user"]
     if works(here):
-        return run()
+        return until_told_to_end(run)
     if works(as_user):
         in_run_of_its_own = 'mount -t tmpfs demo /run && mkdir /run/netns && exec "$@"'
-        command = [*as_user, "sh", "-c", in_run_of_its_own, "sh", sys.executable, *again]
-        return subprocess.run(command, check=False).returncode
+        # In our place, so that a signal reaches who has to clean up.
+        os.execvp(
+            "unshare", [*as_user, "sh", "-c", in_run_of_its_own, "sh", sys.executable, *again]
+        )
     print(
         "the demo needs root with CAP_SYS_ADMIN, or a kernel that lets users make namespaces",
         file=sys.stderr,
     )
     return 1
+
+
+def until_told_to_end(run: Callable[[], int]) -> int:
+    """Call *run*, which cleans up after itself whatever is raised: on Ctrl-C, SIGTERM, `| head`."""
+    signal.signal(signal.SIGTERM, end)
+    try:
+        code = run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python would try once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def end(number: int, _: object) -> None:
+    """Raise what ends the program; another signal does not disturb its cleaning up."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def works(unshare: list[str]) -> bool:
@@ -198,28 +222,25 @@ def works(unshare: list[str]) -> bool:
 
 def run_and_clean_up() -> int:
     """Run the demo, and leave nothing behind, whatever happens."""
-    folder = tempfile.mkdtemp(prefix="sandbox-registry-demo-")
-    path = f"{folder}/registry.db"
-    # A process group of its own: what it started can be found also where it had no time to say so.
-    shim = subprocess.Popen(
-        [sys.executable, __file__, "shim", path, "/run/netns"],
-        stdout=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-    try:
-        with shim:
-            demonstrate(shim, path)
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        shim.kill()
-        shim.wait()
-        clean_up(path)
-        with suppress(ProcessLookupError):
-            os.killpg(shim.pid, signal.SIGKILL)
-        shutil.rmtree(folder)
-        print("\nAll of it is removed again.")
+    with tempfile.TemporaryDirectory(prefix="sandbox-registry-demo-") as folder:
+        path = f"{folder}/registry.db"
+        # A group of its own: what it started can be found also where it had no time to say so.
+        shim = subprocess.Popen(
+            [sys.executable, __file__, "shim", path, "/run/netns"],
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        try:
+            with shim:
+                demonstrate(shim, path)
+        finally:
+            shim.kill()
+            shim.wait()
+            clean_up(path)
+            with suppress(ProcessLookupError):
+                os.killpg(shim.pid, signal.SIGKILL)
+            print("\nAll of it is removed again.")
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -53,10 +52,9 @@ class Runtime:
         id = self.call("RunPodSandbox", api.RunPodSandboxRequest(config=config)).pod_sandbox_id
         return str(id)
 
-    def list(self) -> dict[str, str]:
-        """Return the state of each pod."""
-        items = self.call("ListPodSandbox", api.ListPodSandboxRequest()).items
-        return {item.metadata.name: api.PodSandboxState.Name(item.state) for item in items}
+    def sandboxes(self) -> list[Any]:
+        """Return the sandboxes."""
+        return list(self.call("ListPodSandbox", api.ListPodSandboxRequest()).items)
 
     def info(self, id: str) -> Any:
         """Return the verbose information on a sandbox."""
@@ -72,7 +70,9 @@ def serve(folder: str) -> subprocess.Popen[bytes]:
     """Start the server; its log goes to a file."""
     command = [sys.executable, "-m", "registry", "serve", "--listen", f"unix://{folder}/cri.sock"]
     with open(f"{folder}/log", "ab") as log:
-        return subprocess.Popen([*command, "--db", f"{folder}/registry.db"], stderr=log)
+        # A group of its own, where Ctrl-C does not end it before it has removed the pods.
+        command += ["--db", f"{folder}/registry.db"]
+        return subprocess.Popen(command, stderr=log, process_group=0)
 
 
 def demonstrate(folder: str) -> None:
@@ -98,7 +98,9 @@ def demonstrate(folder: str) -> None:
         say("Another server takes over: ListPodSandbox says")
         began = time.monotonic()
         server = serve(folder)
-        states = runtime.list()
+        states = {
+            item.metadata.name: api.PodSandboxState.Name(item.state) for item in runtime.sandboxes()
+        }
         for pod, state in states.items():
             print(f"  {pod:6} {state}")
         print(f"\n  {(time.monotonic() - began) * 1000:.0f} ms after its start; and the file says")
@@ -108,8 +110,8 @@ def demonstrate(folder: str) -> None:
     finally:
         if server.poll() is not None:
             server = serve(folder)
-        for id in ids.values():
-            runtime.remove(id)
+        for item in runtime.sandboxes():
+            runtime.remove(item.id)
         server.terminate()
         server.wait()
         print("\nAll of it is removed again.")
@@ -117,13 +119,8 @@ def demonstrate(folder: str) -> None:
 
 def main() -> int:
     """Run the demo in a directory of its own."""
-    folder = tempfile.mkdtemp(prefix="sandbox-registry-demo-")
-    try:
+    with tempfile.TemporaryDirectory(prefix="sandbox-registry-demo-") as folder:
         demonstrate(folder)
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        shutil.rmtree(folder)
     return 0
 
 

@@ -110,18 +110,47 @@ def test_where_no_namespace_can_be_made_the_demo_says_what_is_missing() -> None:
     assert "needs root" in done.stderr
 
 
+DEMOS = {"demo": [DEMO], "demo-shim": ["-m", "examples.demo_shim"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
-def test_an_interrupted_demo_leaves_nothing_behind(after: int) -> None:
-    """Ctrl-C after so many lines of its output."""
+@pytest.mark.parametrize("name", DEMOS)
+def test_an_interrupted_demo_leaves_nothing_behind(name: str, after: int, number: int) -> None:
+    """Ctrl-C or SIGTERM after so many lines of its output."""
     with subprocess.Popen(
-        [sys.executable, "-u", DEMO], env=environment(), stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", *DEMOS[name]],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as demo:
         assert demo.stdout is not None
         for _ in range(after):
             demo.stdout.readline()
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         demo.communicate()
-    assert demo.returncode in {130, -signal.SIGINT, 1} or after == 6
+    assert demo.returncode in ({128 + number} if after else {128 + number, -number, 1})
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_demo_whose_output_nobody_reads_any_more_ends_in_silence(name: str) -> None:
+    """As by `make demo | head -3`; its sandboxes do not keep the pipe open."""
+    with subprocess.Popen(
+        [sys.executable, *DEMOS[name]],
+        cwd=ROOT,
+        env={**environment(), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        for _ in range(3):
+            demo.stdout.readline()
+        demo.stdout.close()
+        assert "" == demo.stderr.read()
+    assert 141 == demo.returncode
 
 
 def test_the_demo_of_the_shim_shows_a_server_that_is_killed() -> None:
