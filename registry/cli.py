@@ -22,11 +22,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TextIO
 
+import rich  # noqa: F401 - that it is missing is said at once; what is slow of it comes late
 import typer
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from registry import cni, rows
 from registry.cri import PodSandboxConfig, PodSandboxMetadata
@@ -419,6 +416,9 @@ def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
     On a terminal the last cell is folded, and no other.
     """
+    # Late: 40 ms that neither `--json` nor `serve` has to wait for.
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415
+
     lines = [[_shown(name, each[name]) for name in columns] for each in found]
     widths = [max(map(cell_len, cells)) for cells in zip(columns, *lines, strict=True)]
     if not sys.stdout.isatty():
@@ -426,6 +426,10 @@ def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
         return "".join("  ".join(cells).rstrip() + "\n" for cells in padded)
     left = shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1])
     widths[-1] = min(widths[-1], max(left, LAST_MIN))
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title, width in zip(_titles(columns), widths, strict=True):
         table.add_column(title, width=width, overflow="fold")
