@@ -71,14 +71,15 @@ def check(config: PodSandboxConfig) -> None:
     """
     name = "" if is_host_network(config) else config.hostname
     if len(name.encode()) > HOSTNAME_MAX or not name.isprintable():
-        raise InvalidArgumentError(
-            f"run sandbox: hostname {name!r} is longer than {HOSTNAME_MAX} bytes or has control "
-            "characters",
-            field="hostname",
-            value=name,
-        )
+        why = f"is longer than {HOSTNAME_MAX} bytes or has control characters"
+        raise refused("hostname", name, f"run sandbox: hostname {name!r} {why}")
     for _ in _sysctls(config):
         pass
+
+
+def refused(field: str, value: str, why: str) -> InvalidArgumentError:
+    """Return the error that says *why* the *value* of a *field* cannot be had."""
+    return InvalidArgumentError(why, field=field, value=value)
 
 
 def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
@@ -155,12 +156,8 @@ def _sysctls(config: PodSandboxConfig) -> Iterator[tuple[str, str, str]]:
     for key, value in sorted(sysctls.items()):
         name = _slashed(key)
         if not _is_own(name, config):
-            raise InvalidArgumentError(
-                f"run sandbox: sysctl {key!r} would change the host: the sandbox has no "
-                "namespace of its own for it",
-                field="linux.sysctls",
-                value=key,
-            )
+            why = "would change the host: the sandbox has no namespace of its own for it"
+            raise refused("linux.sysctls", key, f"run sandbox: sysctl {key!r} {why}")
         yield f"/proc/sys/{name}", key, value
 
 
@@ -187,8 +184,5 @@ def _write_sysctl(path: str, key: str, value: str) -> None:
         with open(path, "w", encoding="utf-8") as file:
             file.write(value)
     except OSError as error:
-        raise InvalidArgumentError(
-            f"run sandbox: set sysctl {key!r} to {value!r}: {error.strerror}",
-            field="linux.sysctls",
-            value=key,
-        ) from error
+        why = f"run sandbox: set sysctl {key!r} to {value!r}: {error.strerror}"
+        raise refused("linux.sysctls", key, why) from error

@@ -34,7 +34,6 @@ from typing import Final
 
 from registry import (
     FailedPreconditionError,
-    InvalidArgumentError,
     Metadata,
     NetNS,
     NotFoundError,
@@ -104,17 +103,12 @@ class Sandboxer:
         """
         name = name_of(config)
         if runtime_handler:
-            raise InvalidArgumentError(
-                # containerd's words.
-                f'failed to get sandbox runtime: no runtime for "{runtime_handler}" is configured',
-                field="runtime_handler",
-                value=runtime_handler,
-            )
+            # In containerd's words.
+            why = f'failed to get sandbox runtime: no runtime for "{runtime_handler}" is configured'
+            raise pause.refused("runtime_handler", runtime_handler, why)
         pause.check(config)
         path = "" if pause.is_host_network(config) else self._store.new_netns_path()
-        metadata = Metadata(
-            secrets.token_hex(32), name, config, netns_path=path, runtime_handler=runtime_handler
-        )
+        metadata = Metadata(secrets.token_hex(32), name, config, netns_path=path)
         sandbox = self._store.add(metadata, Status(State.UNKNOWN))
         try:
             process = self._start(sandbox, config, wanted)
@@ -271,9 +265,7 @@ def name_of(config: PodSandboxConfig) -> str:
         InvalidArgumentError: the pod has no name.
     """
     if not config.metadata.name:
-        raise InvalidArgumentError(
-            "run sandbox: the config has no metadata.name", field="metadata.name", value=""
-        )
+        raise pause.refused("metadata.name", "", "run sandbox: the config has no metadata.name")
     metadata = config.metadata
     return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
 
