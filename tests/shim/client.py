@@ -96,7 +96,9 @@ class Client:
 
     def __init__(self, socket: str) -> None:
         eager = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
-        self._channel = grpc.insecure_channel(f"unix://{socket}", eager)
+        # Not the connection that another client of this process has, to a server that has died.
+        alone = ("grpc.use_local_subchannel_pool", 1)
+        self._channel = grpc.insecure_channel(f"unix://{socket}", [*eager, alone])
 
     def __enter__(self) -> Self:
         return self
