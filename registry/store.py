@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 ACTOR_MAX: Final = 256
 """Characters of who writes."""
+LABELS_MAX: Final = 256
+"""Labels to filter by; SQLite refuses an expression of some hundred parts."""
 
 
 class Store:
@@ -443,6 +445,8 @@ def _label_params(doing: str, labels: Mapping[str, str] | None) -> dict[str, obj
     params: dict[str, object] = {}
     if labels is not None and not isinstance(labels, Mapping):
         raise invalid(doing, "labels", labels, "is not a mapping")
+    if labels is not None and len(labels) > LABELS_MAX:
+        raise invalid(doing, "labels", labels, f"are {len(labels)}, over {LABELS_MAX}")
     for n, (key, value) in enumerate((labels or {}).items()):
         params[f"key{n}"] = check_text(doing, "labels", key, sys.maxsize)
         params[f"value{n}"] = check_text(doing, "labels", value, sys.maxsize)

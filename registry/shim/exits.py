@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import select
 import threading
@@ -17,8 +16,7 @@ from registry import Process, RegistryError, Sandbox, StoreClosedError
 log = logging.getLogger("registry.shim")
 
 RETRY: Final = 1.0
-RETRY_MAX: Final = 64.0
-"""Seconds until what failed is tried again, at first and at last: they double."""
+"""Seconds until what failed is tried again."""
 REAPED_WITHIN: Final = 10.0
 """Seconds that the exit status of another's child is waited for: its parent has to reap it."""
 LOOK: Final = 0.02
@@ -75,24 +73,20 @@ class Exits:
         os.close(self._wake)
 
     def _run(self) -> None:
-        delay, due = RETRY, math.inf
+        again_at = 0.0
         while not self._closing:
-            self._take(due)
+            self._take()
             self._try(self._note_ended)
-            if time.monotonic() >= due:
+            if time.monotonic() >= again_at:
                 again, self._failed[:] = self._failed[:], []
                 for work in again:
                     self._try(work)
-                delay, due = min(2 * delay, RETRY_MAX), math.inf
-            if not self._failed:
-                delay, due = RETRY, math.inf
-            elif due == math.inf:
-                due = time.monotonic() + delay
+                again_at = time.monotonic() + RETRY
 
-    def _take(self, due: float) -> None:
-        """Take those that end until *due*; or soon, while an exit status is waited for."""
-        timeout = LOOK if any(each.noted for each in self._ended) else due - time.monotonic()
-        for fd, _ in self._epoll.poll(None if timeout == math.inf else max(0.0, timeout)):
+    def _take(self) -> None:
+        """Wait for those that end; not for long, while something is to be tried or looked at."""
+        soon = LOOK if any(each.noted for each in self._ended) else None
+        for fd, _ in self._epoll.poll(RETRY if soon is None and self._failed else soon):
             if fd == self._wake:
                 os.eventfd_read(fd)
                 continue
@@ -109,10 +103,8 @@ class Exits:
         except StoreClosedError:
             self._closing = True
         except Exception as error:
-            if isinstance(error, RegistryError):
-                log.warning("%s; trying again", error)
-            else:
-                log.exception("trying again")
+            # Whatever it is, the others are watched on.
+            log.warning("%s; trying again", error, exc_info=not isinstance(error, RegistryError))
             if work not in self._failed:
                 self._failed.append(work)
 

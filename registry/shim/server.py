@@ -129,34 +129,20 @@ def _refuse_living(path: str) -> None:
 
 @contextlib.contextmanager
 def _claimed(path: str, doing: str) -> Iterator[None]:
-    """Keep other servers out by locking the file *path*, which is removed at the end.
+    """Keep other servers out by locking the file *path*, which is made and stays.
 
     The kernel drops the lock when we die, however that is.
     """
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        fd = _locked(path)
-    except BlockingIOError as error:
-        raise FailedPreconditionError(f"{doing}: another process does") from error
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise FailedPreconditionError(f"{doing}: {error.strerror}") from error
     try:
-        yield
-    finally:
-        os.unlink(path)
-        os.close(fd)
-
-
-def _locked(path: str) -> int:
-    """Return a descriptor of the file *path*, made and locked."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it before may have removed it since.
-            if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
+        except BlockingIOError as error:
+            raise FailedPreconditionError(f"{doing}: another process does") from error
+        yield
+    finally:
         os.close(fd)

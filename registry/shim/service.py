@@ -45,10 +45,6 @@ IMAGE: Final = "runtime.v1.ImageService"
 
 DETAILS_MAX: Final = 2048
 """Bytes of an error's text. gRPC writes up to three for each, and gives up at 8 KB."""
-LABELS_MAX: Final = 64
-"""Labels of a selector; SQLite refuses some thousand."""
-KEPT: Final = 4096
-"""Items of lists that are kept, encoded."""
 
 _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
@@ -134,7 +130,6 @@ class RuntimeService:
         self._store: Final = store
         self._sandboxer: Final = sandboxer
         self._version: Final = version("sandbox-registry")
-        self._kept: Final[dict[tuple[str, int, State], api.PodSandbox]] = {}
 
     def methods(self, changes: ThreadPoolExecutor) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return each method by its name on the wire."""
@@ -213,12 +208,6 @@ class RuntimeService:
         if wanted.HasField("state"):
             ready = wanted.state.state == api.SANDBOX_READY
             state = State.READY if ready else State.NOTREADY
-        if len(wanted.label_selector) > LABELS_MAX:
-            raise InvalidArgumentError(
-                f"list sandboxes: {len(wanted.label_selector)} labels, over {LABELS_MAX}",
-                field="label_selector",
-                value=None,
-            )
         try:
             whole = self._store.get(wanted.id).id if wanted.id else None
         except (NotFoundError, AmbiguousPrefixError):
@@ -228,20 +217,13 @@ class RuntimeService:
         return response
 
     def _item(self, sandbox: Sandbox) -> api.PodSandbox:
-        """Return a sandbox as a list has it: it does not change while its state does not."""
-        status = sandbox.seen
-        key = (sandbox.id, status.created_at, status.state)
-        item = self._kept.get(key)
-        if item is None:
-            try:
-                config = sandbox.config or PodSandboxConfig()
-            except MetadataError as error:
-                log.warning("list sandboxes: %s", error)
-                config = PodSandboxConfig(metadata=_metadata_of(sandbox.name))
-            if len(self._kept) >= KEPT:
-                self._kept.clear()
-            item = self._kept[key] = api.PodSandbox(**self._told(sandbox, config))
-        return item
+        """Return a sandbox as a list has it; one that is damaged must not hide the others."""
+        try:
+            config = sandbox.config or PodSandboxConfig()
+        except MetadataError as error:
+            log.warning("list sandboxes: %s", error)
+            config = PodSandboxConfig(metadata=_metadata_of(sandbox.name))
+        return api.PodSandbox(**self._told(sandbox, config))
 
     def _told(self, sandbox: Sandbox, config: PodSandboxConfig) -> dict[str, Any]:
         """Return what a list and a status have in common."""

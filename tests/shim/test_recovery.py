@@ -318,7 +318,8 @@ def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
         pid = store.get(first).seen.pid
     execute(
         db,
-        "UPDATE sandbox_statuses SET process_inode = NULL, process_start_time = NULL "
+        "UPDATE sandbox_statuses SET process_boot_id = NULL, process_pid_ns = NULL, "
+        "process_time_ns = NULL, process_inode = NULL, process_start_time = NULL "
         f"WHERE pid = {pid}",
     )
     with Store.open(db) as store, closing(Sandboxer(store)):

@@ -98,7 +98,7 @@ def test_a_registry_is_served_once(server: Server, cri: Client, tmp_path: Path) 
         assert f"serve registry {db!r}: another process does" in told
         assert 1 == len(told.splitlines())
     assert READY == cri.status(id).state
-    assert ["link.db"] == os.listdir(tmp_path)
+    assert ["link.db", "other.sock.lock"] == sorted(os.listdir(tmp_path))
 
 
 def test_a_socket_is_served_once(server: Server) -> None:
@@ -130,7 +130,7 @@ def test_an_end_in_peace_removes_the_socket_and_loses_no_call(mortal: Server) ->
         runs = [pool.submit(cri.run, pod_config(f"web-{n}"), timeout=10) for n in range(8)]
         until(lambda: any(run.done() for run in runs))
         assert 0 == mortal.end()
-        assert {"registry.db", "log"} == {
+        assert {"registry.db", "registry.db-serve", "cri.sock.lock", "log"} == {
             name
             for name in os.listdir(mortal.log.parent)
             if not name.endswith(("-wal", "-shm", "db-lock", "-queue"))
