@@ -93,13 +93,19 @@ class Lives:
         # setdefault is one step for all threads; the look before it spares making one in vain.
         return self._of.setdefault(creation, Live()) if live is None else live
 
-    def see(self, creation: int) -> Live:
-        """Return the one of *creation*, which is in a commit."""
+    def see(self, creation: int, settled: int) -> Live:
+        """Return the one of *creation*, which is in a commit.
+
+        Args:
+            creation: of the sandbox.
+            settled: what `settled` was before that commit was read: it may be deleted since.
+        """
         live = self.of(creation)
         if live.seen == 0:
             with self._counting:
-                self.seen += 1
-                live.seen = self.seen
+                live.seen = self.seen + 1
+                self.seen = live.seen
+                self.settled = min(self.settled, settled)
         return live
 
     def bury(self, creation: int) -> None:
@@ -123,9 +129,9 @@ class Lives:
 
     def settle(self, newest: int, seen: int) -> None:
         """Note that nothing up to the transition *newest* has deleted one of the first *seen*."""
-        # One that was seen meanwhile may be gone again already: that is found out the next time.
-        if self.seen == seen:
-            self.settled = newest
+        with self._counting:
+            if self.seen == seen:  # else one that was seen meanwhile may be gone already
+                self.settled = newest
 
 
 class Table:

@@ -20,6 +20,7 @@ from registry.errors import DataLossError, NotFoundError, SchemaVersionError
 from registry.schema import APPLICATION_ID, LEVEL, REVISION
 from registry.schema import registry as registry_table
 from registry.sql import Fetch, Statement
+from registry.waiting import Mutex
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -157,7 +158,7 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
             raise cause from error
         raise DataLossError(
             f"{doing}: bringing its schema up to date failed, and it is as it was: {error}; "
-            "somebody has changed it: restore a backup, or move the file away and start anew",
+            "if somebody has changed it, restore a backup, or move the file away and start anew",
             path=path,
         ) from error
     except BaseException:
@@ -173,6 +174,20 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 def _run_alembic(connection: sqlite3.Connection) -> None:
+    visitor = object()
+    try:
+        _alembic.acquire(visitor, None)
+        _run_alembic_alone(connection)
+    finally:
+        _alembic.release(visitor)
+
+
+# What a revision calls, `alembic.op`, is one for the whole process.
+_alembic: Final = Mutex()
+os.register_at_fork(after_in_child=_alembic.__init__)  # type: ignore[misc]
+
+
+def _run_alembic_alone(connection: sqlite3.Connection) -> None:
     from alembic import command  # noqa: PLC0415 - 322 ms that an up-to-date registry is spared
     from alembic.config import Config  # noqa: PLC0415
 

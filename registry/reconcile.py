@@ -101,7 +101,7 @@ class Judgement:
     clears_pid: bool
     reported: bool
     left: str = ""
-    """What still lives of a sandbox that is not ready: no part of why it is so."""
+    """What still lives of a sandbox that is not, or no longer, ready: no part of why it is so."""
 
     def applied_to(self, status: Status) -> Status:
         """Return *status* as it is to be stored."""
@@ -110,13 +110,18 @@ class Judgement:
             state=State.NOTREADY,
             pid=0 if self.clears_pid else status.pid,
             reason=self.reason,
-            message=self.message[:MESSAGE_MAX],
+            message=_printable(self.message)[:MESSAGE_MAX],
         )
 
     def finding(self, *, changed: bool) -> Finding:
         """Return it as the report has it."""
         message = "; ".join(filter(None, (self.message, self.left)))
         return Finding(self.row.id, self.verdict, self.reason, message, changed)
+
+
+def _printable(text: str) -> str:
+    """Return *text*, parts of which may be what strangers wrote, as SQL can store it."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 # Looking.
@@ -218,7 +223,7 @@ def _judge_boot(case: _Case, row: Row, vantage: Vantage) -> None:
         recorded = (*recorded, row.creator_boot_id)
     other = next((boot for boot in recorded if boot and boot != vantage.boot_id), None)
     if other is not None and vantage.boot_id:
-        message = f"recorded under boot {other}, and this is boot {vantage.boot_id}"
+        message = f"recorded under boot {other!r}, and this is boot {vantage.boot_id}"
         case.dead.append((Verdict.CLOSED, "HostRebooted", message))
 
 
@@ -233,8 +238,9 @@ def _judge_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
         if recorded.by_inode_only(sight.identity):
             case.notes.append("only the inode tells that the namespace is the recorded one")
     elif recorded is not None and recorded.mount_ns not in {None, vantage.mount_ns}:
+        other = ", another than the recorded one," if sight.identity else ""
         case.unseen.append(
-            f"{sight.detail} in our mount namespace, but it was recorded in another one"
+            f"{sight.detail}{other} in our mount namespace, but it was recorded in another one"
             f"{_still_lives(looks)}"
         )
     else:
@@ -285,10 +291,10 @@ def _conclude(row: Row, case: _Case) -> Judgement:
         return Judgement(
             row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=case.left()
         )
-    if case.unseen:
-        return _quiet(row, Verdict.UNREACHABLE, case.say())
-    verdict = Verdict.HOST if row.host_network else Verdict.OPEN
     left = case.left() if row.state == str(State.NOTREADY) else ""
+    if case.unseen:
+        return replace(_quiet(row, Verdict.UNREACHABLE, case.say()), left=left)
+    verdict = Verdict.HOST if row.host_network else Verdict.OPEN
     reported = bool(left or case.notes)
     return Judgement(
         row, verdict, "", case.say(), marks=False, clears_pid=False, reported=reported, left=left

@@ -33,8 +33,10 @@ ContainerLoader = Callable[[Sandbox], Container | None]
 
 def load_containers(session: Session, loader: ContainerLoader) -> None:
     """Give each sandbox the container that *loader* knows; one failure does not stop the rest."""
-    for row in session.fetch(rows.ROWS.sql, {}, "load containers"):
-        sandbox = Sandbox(session, Row(*row))
+    with session.reading("load containers") as reading:
+        found = reading.fetch(rows.ROWS.sql, {})
+    for row in found:
+        sandbox = Sandbox(session, Row(*row), reading.settled)
         try:
             sandbox.attach(loader(sandbox))
         except Exception:
@@ -48,12 +50,12 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     """
     doing = "reconcile"
     vantage = Vantage.here()
-    with session.reading(doing) as fetch:
-        pending = [Row(*row) for row in fetch(rows.ROWS.sql, {})]
+    with session.reading(doing) as reading:
+        pending = [Row(*row) for row in reading.fetch(rows.ROWS.sql, {})]
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
     for _ in range(ROUNDS):
-        looked = [(row, _look(session, row, vantage)) for row in pending]
+        looked = [(row, _look(session, row, vantage, reading.settled)) for row in pending]
         judgements = reconcile.plan(looked, vantage, session.author.clock())
         judged.update((judgement.row.creation, judgement) for judgement in judgements)
         asked = [judgement for judgement in judgements if judgement.marks]
@@ -69,9 +71,10 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     return reconcile.report(list(judged.values()), changed, find_orphans(session, registry_id))
 
 
-def _look(session: Session, row: Row, vantage: Vantage) -> Looks:
+def _look(session: Session, row: Row, vantage: Vantage, settled: int) -> Looks:
     try:
-        return reconcile.look(row, vantage, _look_at_container(session.live_of(row).container))
+        container = session.live_of(row, settled).container
+        return reconcile.look(row, vantage, _look_at_container(container))
     except Exception as error:
         log.exception("look at sandbox %r", row.id)
         unseen = ProcessSight(Life.UNSEEN, f"it could not be looked at: {error!r}")
@@ -111,9 +114,13 @@ def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
                 marked.changed_meanwhile.append(row)
             else:
                 status = judgement.applied_to(row.status())
-                changes.replace_status(transaction, row, status, session.author)
-                session.stop(creation)
-                marked.done.add(creation)
+                try:
+                    changes.replace_status(transaction, row, status, session.author)
+                except ValueError:  # a stranger has left bytes that are no text in the row
+                    log.exception("mark sandbox %r", row.id)
+                else:
+                    session.stop(creation)
+                    marked.done.add(creation)
     return marked
 
 

@@ -27,12 +27,12 @@ class Sandbox:
     Source: containerd pkg/store/sandbox/sandbox.go, Sandbox.
     """
 
-    def __init__(self, session: Session, row: Row) -> None:
-        """Stand for the sandbox of *row*; use `Store.add`, `get` or `list`."""
+    def __init__(self, session: Session, row: Row, settled: int | None = None) -> None:
+        """Stand for the sandbox of *row*, see `Session.live_of`; use `Store.add` and the like."""
         self._session = session
         self._row = row
         self._metadata: Metadata | None = None
-        self._live = session.live_of(row)
+        self._live = session.live_of(row, settled)
         self.id: Final = row.id
         self.name: Final = row.name
         self.netns_path: Final = row.netns_path
@@ -145,11 +145,12 @@ class Sandbox:
         session, creation = self._session, self._row.creation
         with session.write(f"delete sandbox {self.id!r}") as transaction:
             row = changes.find_creation(creation, transaction.fetch)
-            if row is None:
-                return False
-            changes.delete(transaction, row, session.author)
-            session.bury(transaction, creation)
-            return True
+            if row is not None:
+                changes.delete(transaction, row, session.author)
+                session.bury(transaction, creation)
+        if row is None:
+            session.bury_missing(creation)
+        return row is not None
 
 
 class _StoredStatus:
@@ -191,14 +192,15 @@ class _StoredStatus:
         doing = f"update status of sandbox {handle.id!r}"
         with session.write(doing) as transaction:
             row = changes.find_creation(handle.creation, transaction.fetch)
-            if row is None:
-                raise _deleted(doing, handle)
-            status = validate(session.ask(transaction, row, doing, fn, row.status()), doing)
-            changes.replace_status(transaction, row, status, session.author)
-            if status.state is State.NOTREADY:
-                session.stop(row.creation)
-            session.note_later(transaction, row, status.pid)
-        return status
+            if row is not None:
+                status = validate(session.ask(transaction, row, doing, fn, row.status()), doing)
+                changes.replace_status(transaction, row, status, session.author)
+                if status.state is State.NOTREADY:
+                    session.stop(row.creation)
+                session.note_later(transaction, row, status.pid)
+                return status
+        session.bury_missing(handle.creation)
+        raise _deleted(doing, handle)
 
 
 def _deleted(doing: str, row: Row) -> NotFoundError:

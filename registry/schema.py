@@ -169,6 +169,11 @@ sandbox_statuses: Final = Table(
     _positive("created_at"),
     _positive("exited_at"),
     CheckConstraint("leaving IN (0, 1)", name="leaving"),
+    CheckConstraint(
+        "reason = '' OR (reason GLOB '[A-Za-z]*' AND reason GLOB '*[A-Za-z0-9_]'"
+        " AND reason NOT GLOB '*[^A-Za-z0-9_,:]*')",
+        name="reason",
+    ),
     Index(None, "state"),
     sqlite_strict=True,
     sqlite_with_rowid=False,

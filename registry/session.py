@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from registry import changes, live, netns, process, rows
 from registry.changes import Author
 from registry.engine import Engine, Transaction, Write
-from registry.errors import FailedPreconditionError, RegistryError, StoreClosedError
+from registry.errors import FailedPreconditionError, StoreClosedError
 from registry.kernel import Vantage
 from registry.live import Live
 from registry.netns import NetNSIdentity
@@ -26,6 +26,13 @@ log = logging.getLogger("registry")
 
 SLOW: Final = 1.0
 """Seconds that a caller's function may take before a warning is logged: nobody else writes."""
+
+
+class Reading(NamedTuple):
+    """One commit, to be read: *settled* is how far deletions were known before it was taken."""
+
+    fetch: Fetch
+    settled: int
 
 
 class Session:
@@ -70,29 +77,35 @@ class Session:
         return self.engine.fetch(sql, params, doing)
 
     @contextmanager
-    def reading(self, doing: str) -> Iterator[Fetch]:
-        """Lend a function whose queries all see one commit; what is deleted in it stops."""
+    def reading(self, doing: str) -> Iterator[Reading]:
+        """Lend a snapshot, whose queries all see one commit; what is deleted in it stops."""
         self.require_open(doing)
-        seen = self._lives.seen
+        seen, settled = self._lives.seen, self._lives.settled
         with self.engine.snapshot(doing) as connection:
 
             def fetch(sql: str, params: Mapping[str, object]) -> list[tuple[Any, ...]]:
                 return connection.fetch(sql, params)
 
-            yield fetch
+            yield Reading(fetch, settled)
             if self.engine.own_transaction() is None:
                 self._bury_deleted(seen, fetch)
 
     # What lives in this process.
 
-    def live_of(self, row: Row) -> Live:
-        """Return what the sandbox of *row*, as it was just read, has in this process."""
+    def live_of(self, row: Row, settled: int | None = None) -> Live:
+        """Return what the sandbox of *row* has in this process.
+
+        Args:
+            row: as it was just read.
+            settled: of the reading; None: in the caller's transaction, beside which nobody deletes.
+        """
         creation, lives = row.creation, self._lives
+        settled = lives.settled if settled is None else settled
         transaction = self.engine.own_transaction()
-        if transaction is None:
-            lives.see(creation)
+        if transaction is not None and creation in transaction.added:
+            transaction.after_commit(lambda: lives.see(creation, settled))
         else:
-            transaction.after_commit(lambda: lives.see(creation))
+            lives.see(creation, settled)
         if row.state == str(State.NOTREADY):
             self.stop(creation)
         return lives.of(creation)
@@ -111,7 +124,7 @@ class Session:
         transaction.after_commit(lambda: self._lives.bury(creation))
 
     def bury_missing(self, creation: int) -> None:
-        """Stop a sandbox that was not to be found, unless it is still being added."""
+        """Stop a sandbox that was not to be found, if it has been in a commit."""
         if self.engine.own_transaction() is None and self._lives.of(creation).seen:
             self._lives.bury(creation)
 
@@ -188,8 +201,8 @@ class Session:
                 remaining = max(0.0, deadline - time.monotonic())
                 with Write(self.engine, doing, remaining) as transaction:
                     changes.note(transaction, row, of_netns, of_process)
-        except RegistryError as error:
-            log.warning("%s", error)
+        except Exception as error:  # noqa: BLE001 - what was asked for is stored; the next try
+            log.warning("%s: %r", doing, error)
 
 
 def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:

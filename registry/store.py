@@ -180,14 +180,14 @@ class Store:
         """
         doing = f"get sandbox {id!r}"
         prefix = check_prefix(doing, id)
-        with self._session.reading(doing) as fetch:
-            row = changes.find(prefix, doing, fetch)
+        with self._session.reading(doing) as reading:
+            row = changes.find(prefix, doing, reading.fetch)
         if row is None:
             raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
         if row.state == str(State.UNKNOWN) and not include_unknown:
             message = f"{doing}: it is being created; see include_unknown"
             raise NotFoundError(message, id=row.id)
-        return Sandbox(self._session, row)
+        return Sandbox(self._session, row, reading.settled)
 
     def list(
         self,
@@ -230,9 +230,9 @@ class Store:
             filters.add("hide_unknown")
         params |= _label_params(doing, labels)
         sql = rows.listing(frozenset(filters), len(labels or ()))
-        with self._session.reading(doing) as fetch:
-            found = fetch(sql, params)
-        return [Sandbox(self._session, Row(*row)) for row in found]
+        with self._session.reading(doing) as reading:
+            found = reading.fetch(sql, params)
+        return [Sandbox(self._session, Row(*row), reading.settled) for row in found]
 
     def history(
         self, id: str | None = None, *, after: int = 0, limit: int | None = None
@@ -254,9 +254,9 @@ class Store:
         if limit is not None:
             params["limit"] = check_integer(doing, "limit", limit, 0, 2**63 - 1)
         sql = rows.history(frozenset(params) - {"after"})
-        with self._session.reading(doing) as fetch:
-            oldest = fetch(rows.KEPT.sql, {})[0][0] or 1
-            found = fetch(sql, params)
+        with self._session.reading(doing) as reading:
+            oldest = reading.fetch(rows.KEPT.sql, {})[0][0] or 1
+            found = reading.fetch(sql, params)
         if 0 < after < oldest - 1:
             raise CompactedError(
                 f"{doing}: the history after seq {after} is compacted, it begins with {oldest}; "
@@ -414,8 +414,8 @@ def _admit(session: Session) -> bool:
     """Tell whether the registry may be written; raise unless it may be read."""
     path = session.engine.path
     doing = f"open registry {path!r}"
-    with session.reading(doing) as fetch:
-        return migrate.admit(fetch, doing, path)
+    with session.reading(doing) as reading:
+        return migrate.admit(reading.fetch, doing, path)
 
 
 def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:

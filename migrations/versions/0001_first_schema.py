@@ -122,6 +122,8 @@ CREATE TABLE sandbox_statuses (
   CONSTRAINT sandbox_statuses_check_created_at CHECK (created_at > 0),
   CONSTRAINT sandbox_statuses_check_exited_at CHECK (exited_at > 0),
   CONSTRAINT sandbox_statuses_check_leaving CHECK (leaving IN (0, 1)),
+  CONSTRAINT sandbox_statuses_check_reason CHECK (reason = '' OR (reason GLOB '[A-Za-z]*' AND
+    reason GLOB '*[A-Za-z0-9_]' AND reason NOT GLOB '*[^A-Za-z0-9_,:]*')),
   CONSTRAINT sandbox_statuses_fk_sandbox_id FOREIGN KEY(sandbox_id) REFERENCES sandboxes (id)
     ON DELETE CASCADE
 ) WITHOUT ROWID, STRICT""",

@@ -57,8 +57,10 @@ def _stranger(shm: str) -> str:
     found = paths.identity(shm)
     with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
         for line in locks:
+            if "->" in line:  # one who waits for the lock of the line before
+                continue
             _, _, _, kind, pid, where, start, *_ = line.split()
-            inode = int(where.rsplit(":", 1)[1])
+            inode = int(where.rpartition(":")[2])
             if kind == "WRITE" and start == "120" and found and inode == found[1]:
                 return f"process {pid}{_name_of(int(pid))}, which takes no turns,"
     return "an unknown process, which takes no turns,"

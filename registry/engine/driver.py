@@ -75,6 +75,13 @@ class Connection(sqlite3.Connection):
         super().__init__(*args, **options)
         _open.add(self)
 
+    def is_in_transaction(self) -> bool:
+        """Whether it is, which one that is closed is not."""
+        try:
+            return self.in_transaction
+        except sqlite3.ProgrammingError:
+            return False
+
     def fetch(self, sql: str, params: Mapping[str, object] = {}) -> list[tuple[Any, ...]]:
         """Return all rows of a query; bytes that are no UTF-8 as lone surrogates.
 

@@ -276,8 +276,10 @@ class Engine:
             if free:
                 self._close_all(deadline)
         finally:
+            # An interrupt ends the wait, and not the close.
+            self._closed = "it was closed"
             self._mutex.release(closing)
-        self._close_if_free()
+            self._close_if_free()
 
     def _close_if_free(self) -> None:
         """Close unless somebody is writing, who calls this after."""
@@ -397,10 +399,11 @@ class Engine:
             return
         if connection.in_transaction:
             connection.rollback()
-        if self._closed or len(self._idle) >= IDLE_READERS:
-            self._close_connection(connection)
-        else:
-            self._idle.append(connection)
+        self._idle.append(connection)
+        # Looked at afterwards: a close may come between.
+        while self._idle and (self._closed or len(self._idle) > IDLE_READERS):
+            with contextlib.suppress(IndexError):  # another thread has taken the last one
+                self._close_connection(self._idle.pop())
 
     # Writing.
 
@@ -510,22 +513,27 @@ class Engine:
         """Take back what is not committed and let the next one in; harmless when repeated."""
         if self.abandoned:
             return
-        if self._mutex.holder is transaction:
-            open_still = transaction.connection.in_transaction
-            # Where a signal handler's exception struck between COMMIT and the note of it.
-            transaction.committed |= transaction.committing and not open_still
-            if open_still:
-                try:
-                    transaction.connection.execute("ROLLBACK")
-                except sqlite3.Error:
-                    log.exception("%s: rolling back failed", transaction.doing)
-            if self.transaction is transaction:
-                self.transaction = None
-            if self._turnstile is not None:
-                self._turnstile.release()
-        self._mutex.release(transaction)
-        if self._closed:
-            self._close_if_free()
+        try:
+            if self._mutex.holder is transaction:
+                self._end_held(transaction)
+        finally:
+            self._mutex.release(transaction)
+            if self._closed:
+                self._close_if_free()
+
+    def _end_held(self, transaction: Transaction) -> None:
+        open_still = transaction.connection.is_in_transaction()
+        # Where a signal handler's exception struck between COMMIT and the note of it.
+        transaction.committed |= transaction.committing and not open_still
+        if open_still:
+            try:
+                transaction.connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                log.exception("%s: rolling back failed", transaction.doing)
+        if self.transaction is transaction:
+            self.transaction = None
+        if self._turnstile is not None:
+            self._turnstile.release()
 
     def new_transaction(self, doing: str) -> Transaction:
         """Return a transaction of the caller's that has not begun.

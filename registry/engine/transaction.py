@@ -69,6 +69,8 @@ class Transaction:
         self.committing = self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction inside a nested write."""
+        self.added: set[int] = set()
+        """Creations of the sandboxes that it has added: nobody else has seen them."""
         self._effects: list[list[Callable[[], object]]] = [[]]
 
     @property
@@ -147,8 +149,8 @@ class Transaction:
 
     def run_effects(self) -> None:
         """Run what waited for the commit."""
-        for effect in self._effects[0]:
-            effect()
+        while self._effects[0]:
+            self._effects[0].pop(0)()
 
     def check_whole(self) -> None:
         """Refuse to commit what SQLite, or a failure in a nested write, has ended.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -266,6 +269,28 @@ def test_a_stranger_to_the_turnstile_is_named_too(open_store: OpenStore, path: s
         say(child)
         assert "done" == line(child)
     assert 1 == handle.status.update(more).exited_at
+
+
+def test_those_who_wait_for_other_locks_do_not_hide_the_stranger(
+    open_store: OpenStore, path: str, tmp_path: Path
+) -> None:
+    """The kernel lists them among the locks."""
+    store = open_store(timeout=0.1)
+    code = """
+        import fcntl, sys
+        with open(sys.argv[1], "w") as file:
+            print("waits", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        """
+    other = tmp_path / "other"
+    with other.open("w") as held, closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        shell.execute("BEGIN IMMEDIATE")
+        with running(code, other) as waiter:
+            assert "waits" == line(waiter)
+            with pytest.raises(UnavailableError, match="takes no turns"):
+                store.add(sandbox("a"), READY)
+        shell.execute("ROLLBACK")
 
 
 def test_open_waits_for_a_stranger_too(path: str) -> None:

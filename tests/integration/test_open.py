@@ -9,6 +9,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -520,9 +521,16 @@ def test_bytes_that_are_no_text_hide_nothing_else(store: Store, path: str) -> No
     """A stranger has written them; the sandbox is listed, judged, reported and deleted."""
     store.add(sandbox("a"), READY)
     store.add(sandbox("b"), READY)
-    execute(path, "UPDATE sandbox_statuses SET message = CAST(x'41ff' AS TEXT)")
+    store.add(sandbox("c"), READY)
+    execute(
+        path,
+        "UPDATE sandbox_statuses SET message = CAST(x'41ff' AS TEXT)",
+        "UPDATE sandbox_statuses SET boot_id = CAST(x'ff' AS TEXT) WHERE sandbox_id = 'c'",
+    )
     with Store.open(path) as again:
         assert again.recovery is not None
+        assert ["c"] == [finding.sandbox_id for finding in again.recovery.findings]
+        again.delete("c")
         assert ["a", "b"] == ids(again.list())
         assert "A\udcff" == again.get("a").status.get().message
         assert {"a", "b"} == {violation.sandbox_id for violation in again.check()}
@@ -535,6 +543,55 @@ def test_two_paths_of_one_file_are_one_engine(tmp_path: Path, store: Store, path
     os.symlink(path, tmp_path / "link.db")
     with Store.open(tmp_path / "link.db") as linked:
         assert linked._session.engine is store._session.engine
+
+
+def test_threads_that_make_several_registries_at_once(tmp_path: Path) -> None:
+    """What makes them, Alembic, is one for the process."""
+    with ThreadPoolExecutor(4) as pool:
+        opened = [
+            pool.submit(lambda n: Store.open(tmp_path / f"{n}.db").close(), n) for n in range(16)
+        ]
+        for each in opened:
+            each.result()
+    for n in range(16):
+        with Store.open(tmp_path / f"{n}.db") as store:
+            assert [] == store.check()
+
+
+def test_an_interrupted_close_closes(path: str) -> None:
+    """Ctrl-C while it waits for a writer: it waits no longer, and the writer closes."""
+    out = run(
+        """
+        import os, signal, sys, threading
+        from registry import Metadata, State, Status, Store, StoreClosedError
+        store = Store.open(sys.argv[1])
+        handle = store.add(Metadata("a", "a", None), Status(State.READY))
+        begun, go = threading.Event(), threading.Event()
+        def slow(old):
+            begun.set()
+            go.wait()
+            return old
+        def write():
+            try:
+                handle.status.update(slow)
+            except StoreClosedError:
+                print("closed")
+        writer = threading.Thread(target=write)
+        writer.start()
+        begun.wait()
+        signal.signal(signal.SIGALRM, lambda *_: signal.default_int_handler(2, None))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            store.close()
+        except KeyboardInterrupt:
+            print("interrupted")
+        go.set()
+        writer.join()
+        print(os.path.exists(f"{sys.argv[1]}-wal"))
+        """,
+        path,
+    )
+    assert ["interrupted", "closed", "False"] == out.splitlines()
 
 
 def test_a_file_of_two_names_is_refused(store: Store, path: str) -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -480,6 +480,37 @@ def test_a_store_that_only_reads_shares_it(open_store: OpenStore) -> None:
     seen = reader.get("a").stopped
     handle.status.update(lambda old: replace(old, state=State.NOTREADY))
     assert seen.is_set()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_was_read_in_a_transaction_that_failed_is_stopped_by_its_deletion(
+    store: Store, path: str, nested: bool
+) -> None:
+    """It was committed before, whatever became of the transaction."""
+    store.add(sandbox("a"), READY)
+    with Store.open(path) as other, other.transaction() if nested else nullcontext():
+        with suppress(ValueError), other.transaction():
+            found = other.get("a")
+            raise ValueError
+    run(
+        "import sys; from registry import Store\nwith Store.open(sys.argv[1]) as s: s.delete('a')",
+        path,
+    )
+    store.list()
+    assert found.stopped.is_set()
+
+
+@pytest.mark.parametrize("call", ["update", "delete"])
+def test_a_write_that_does_not_find_it_stops_it(store: Store, path: str, call: str) -> None:
+    """Another process has deleted it."""
+    handle = store.add(sandbox("a"), READY)
+    execute(path, "DELETE FROM sandboxes")
+    if call == "delete":
+        assert not handle.delete()
+    else:
+        with pytest.raises(NotFoundError):
+            handle.status.update(lambda old: old)
+    assert handle.stopped.is_set()
 
 
 def test_an_id_that_another_process_has_added_anew_stops_the_old_one(

@@ -68,6 +68,7 @@ def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
         "INSERT INTO registry SELECT 2, registry_id, created_at, 1, 1, 1 FROM registry",
         "REPLACE INTO registry SELECT * FROM registry",
         "UPDATE registry SET registry_id = '../../x'",
+        "UPDATE sandbox_statuses SET reason = 'killed by hand' WHERE sandbox_id = 'ready'",
         "UPDATE OR REPLACE sandbox_labels SET sandbox_id = 'ready' WHERE sandbox_id = 'unknown'",
         "UPDATE sandbox_labels SET sandbox_id = 'nobody' WHERE sandbox_id = 'unknown'",
         "INSERT INTO sandbox_labels (sandbox_id, key, value) VALUES ('nobody', 'k', 'v')",

@@ -113,13 +113,25 @@ def test_lives_of_deleted_sandboxes_are_forgotten_in_the_end() -> None:
 def test_only_what_was_seen_in_an_earlier_commit_can_be_missing() -> None:
     """What is being added, and what was added after the snapshot, lives."""
     lives = Lives()
-    before, adding = lives.see(1), lives.of(2)
+    before, adding = lives.see(1, 0), lives.of(2)
     seen = lives.seen
-    after = lives.see(3)
+    after = lives.see(3, 0)
     lives.bury_all_but([], seen)
     assert before.stopped.is_set()
     assert not adding.stopped.is_set()
     assert not after.stopped.is_set()
+
+
+def test_what_is_seen_late_is_looked_for_from_when_it_was_read() -> None:
+    """Another reader may have gone past its deletion in between."""
+    lives = Lives()
+    settled = lives.settled  # one reads a commit, in which the sandbox is
+    lives.settle(7, lives.seen)  # another one reads a later commit, in which it is not
+    assert 7 == lives.settled
+    lives.see(1, settled)
+    assert 0 == lives.settled
+    lives.settle(7, 0)
+    assert 0 == lives.settled
 
 
 def test_the_turnstile_names_its_holder_and_is_given_back(tmp_path: object) -> None:
