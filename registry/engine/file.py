@@ -513,13 +513,13 @@ class Engine:
         """Take back what is not committed and let the next one in; harmless when repeated."""
         if self.abandoned:
             return
-        try:
-            if self._mutex.holder is transaction:
-                self._end_held(transaction)
-        finally:
-            self._mutex.release(transaction)
-            if self._closed:
-                self._close_if_free()
+        # The mutex goes last, and in no `finally`: by it the next try, after an interrupt, knows
+        # that there is still something to do.
+        if self._mutex.holder is transaction:
+            self._end_held(transaction)
+        self._mutex.release(transaction)
+        if self._closed:
+            self._close_if_free()
 
     def _end_held(self, transaction: Transaction) -> None:
         open_still = transaction.connection.is_in_transaction()

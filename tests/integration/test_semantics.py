@@ -488,10 +488,14 @@ def test_what_was_read_in_a_transaction_that_failed_is_stopped_by_its_deletion(
 ) -> None:
     """It was committed before, whatever became of the transaction."""
     store.add(sandbox("a"), READY)
-    with Store.open(path) as other, other.transaction() if nested else nullcontext():
-        with suppress(ValueError), other.transaction():
-            found = other.get("a")
-            raise ValueError
+    with (
+        Store.open(path) as other,
+        other.transaction() if nested else nullcontext(),
+        suppress(ValueError),
+        other.transaction(),
+    ):
+        found = other.get("a")
+        raise ValueError
     run(
         "import sys; from registry import Store\nwith Store.open(sys.argv[1]) as s: s.delete('a')",
         path,
