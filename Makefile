@@ -39,6 +39,10 @@ test: $(installed) ## run all tests
 property: $(installed) ## run only the tests against a model
 	@$(python) -m pytest -m property
 
+.PHONY: fuzz
+fuzz: $(installed) ## read broken metadata for FUZZ_SECONDS, default 60
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(python) -m pytest tests/property/test_fuzz.py
+
 .PHONY: crash
 crash: $(installed) ## run only the tests that kill processes or make system calls fail
 	@$(python) -m pytest -m "crash or faults"

@@ -12,7 +12,7 @@ Modules, each importing only from those before it:
     waiting       waiting for other threads
     kernel        boot, mounts and namespaces of the host
     status        State, Status, UpdateFunc
-    cri           the CRI's PodSandboxConfig
+    cri           the CRI's PodSandboxConfig, and Go's JSON of it
     cni           the answer of the CNI plugins
     metadata      what a sandbox is
     netns         network namespaces

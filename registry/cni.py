@@ -2,13 +2,18 @@
 
 The types are those that containerd keeps (github.com/containerd/go-cni, Result). `dump` and `load`
 use Go's JSON keys; nil and empty are told apart as Go tells them, by None and an empty collection.
+Addresses are text here and bytes in Go, which prints them in one way: see `canonical`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final, TypeVar
+
+from registry.cri.gojson.shapes import TEXT, Fresh, Map, Pointer, Slice, Struct, Written
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -74,9 +79,9 @@ def load(value: Mapping[str, Any]) -> CNIResult:
         TypeError, KeyError, AttributeError: *value* is not of that shape.
     """
     return CNIResult(
-        interfaces=_maybe(_load_interfaces, value["Interfaces"]),
-        dns=_maybe(_tupled(_load_dns), value["DNS"]),
-        routes=_maybe(_tupled(_load_route), value["Routes"]),
+        interfaces=_maybe(_load_interfaces, value.get("Interfaces")),
+        dns=_maybe(_tupled(_load_dns), value.get("DNS")),
+        routes=_maybe(_tupled(_load_route), value.get("Routes")),
     )
 
 
@@ -98,8 +103,8 @@ def _dump_interface(interface: Interface) -> dict[str, Any]:
 
 
 def _load_interface(value: Mapping[str, Any]) -> Interface:
-    ips = _maybe(_tupled(_load_ip), value["IPConfigs"])
-    return Interface(ip_configs=ips, mac=value["Mac"], sandbox=value["Sandbox"])
+    ips = _maybe(_tupled(_load_ip), value.get("IPConfigs"))
+    return Interface(ip_configs=ips, mac=value.get("Mac", ""), sandbox=value.get("Sandbox", ""))
 
 
 def _dump_ip(config: IPConfig) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def _dump_ip(config: IPConfig) -> dict[str, Any]:
 
 
 def _load_ip(value: Mapping[str, Any]) -> IPConfig:
-    return IPConfig(ip=value["IP"], gateway=value["Gateway"])
+    return IPConfig(ip=value.get("IP", ""), gateway=value.get("Gateway", ""))
 
 
 def _dump_dns(dns: DNS) -> dict[str, Any]:
@@ -123,10 +128,10 @@ def _dump_dns(dns: DNS) -> dict[str, Any]:
 
 def _load_dns(value: Mapping[str, Any]) -> DNS:
     return DNS(
-        nameservers=tuple(value.get("nameservers", ())),
+        nameservers=tuple(value.get("nameservers") or ()),
         domain=value.get("domain", ""),
-        search=tuple(value.get("search", ())),
-        options=tuple(value.get("options", ())),
+        search=tuple(value.get("search") or ()),
+        options=tuple(value.get("options") or ()),
     )
 
 
@@ -135,7 +140,7 @@ def _dump_route(route: Route) -> dict[str, Any]:
 
 
 def _load_route(value: Mapping[str, Any]) -> Route:
-    return Route(dst=value["dst"], gw=value.get("gw", ""))
+    return Route(dst=value.get("dst", ""), gw=value.get("gw", ""))
 
 
 def _maybe(fn: Callable[[T], R], value: T | None) -> R | None:
@@ -148,3 +153,110 @@ def _listed(fn: Callable[[T], R]) -> Callable[[Iterable[T | None]], list[R | Non
 
 def _tupled(fn: Callable[[Any], R]) -> Callable[[Iterable[Any]], tuple[Any, ...]]:
     return lambda values: tuple(_maybe(fn, value) for value in values)
+
+
+# As Go has it.
+
+
+def canonical(result: CNIResult) -> CNIResult:
+    """Return *result* with its addresses as Go prints them.
+
+    Raises:
+        ValueError: a text is no address.
+        TypeError: something is no text.
+    """
+    interfaces = result.interfaces
+    if interfaces is not None:
+        interfaces = {
+            _text(name): _maybe(_canonical_interface, each) for name, each in interfaces.items()
+        }
+    return CNIResult(
+        interfaces=interfaces,
+        dns=_maybe(_tupled(_canonical_dns), result.dns),
+        routes=_maybe(_tupled(_canonical_route), result.routes),
+    )
+
+
+def _canonical_interface(interface: Interface) -> Interface:
+    return Interface(
+        ip_configs=_maybe(_tupled(_canonical_ips), interface.ip_configs),
+        mac=_text(interface.mac),
+        sandbox=_text(interface.sandbox),
+    )
+
+
+def _canonical_dns(dns: DNS) -> DNS:
+    nameservers, search, options = (
+        tuple(map(_text, texts)) for texts in (dns.nameservers, dns.search, dns.options)
+    )
+    return DNS(nameservers, _text(dns.domain), search, options)
+
+
+def _text(value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _canonical_ips(config: IPConfig) -> IPConfig:
+    return IPConfig(ip=canonical_ip(config.ip), gateway=canonical_ip(config.gateway))
+
+
+def _canonical_route(route: Route) -> Route:
+    """Return it with what Go prints for a route to nowhere, and cannot read again."""
+    dst = canonical_network(route.dst) if route.dst else "<nil>"
+    return Route(dst=dst, gw=canonical_ip(route.gw))
+
+
+def canonical_ip(text: str) -> str:
+    """Return an address as Go prints it; "" is none and stays so.
+
+    Raises:
+        ValueError: *text* is no address.
+    """
+    if text == "":
+        return ""
+    if ":" not in text:
+        return str(IPv4Address(text))
+    address = IPv6Address(text)
+    if address.scope_id is not None:
+        raise ValueError(f"{text!r} has a zone")
+    return str(address.ipv4_mapped or address)
+
+
+def canonical_network(text: str) -> str:
+    """Return an address and the length of its prefix, `10.1.2.3/24`, as Go prints them.
+
+    Raises:
+        ValueError: *text* is something else.
+    """
+    address, _, length = text.partition("/")
+    shown = canonical_ip(address)
+    wide = ":" in address
+    digits = length.lstrip("0") or length[-1:]
+    if shown == "" or not re.fullmatch("[0-9]{1,3}", digits) or int(digits) > (128 if wide else 32):
+        raise ValueError(f"{text!r} is no address with the length of its prefix")
+    ones = int(digits)
+    if wide and ":" not in shown:  # IPv4 in IPv6, of which Go prints the IPv4 part
+        ones = max(0, ones - 96)
+    return f"{shown}/{ones}"
+
+
+_IP: Final = Written("an IP address", canonical_ip, "")
+_IPS: Final = Pointer(lambda: {"IP": _IP, "Gateway": _IP})
+_INTERFACE: Final = Pointer(lambda: {"IPConfigs": Slice(_IPS), "Mac": TEXT, "Sandbox": TEXT})
+_DNS: Final = Struct(
+    lambda: {
+        "nameservers": Slice(TEXT),
+        "domain": TEXT,
+        "search": Slice(TEXT),
+        "options": Slice(TEXT),
+    }
+)
+_ROUTE: Final = Fresh(
+    lambda: {"dst": Written("a network such as 10.1.2.0/24", canonical_network, None), "gw": _IP}
+)
+SHAPE: Final = Pointer(
+    lambda: {"Interfaces": Map(_INTERFACE), "DNS": Slice(_DNS), "Routes": Slice(_ROUTE)}
+)
+"""What Go reads it into, and `load` takes."""
