@@ -302,7 +302,30 @@ class Store:
             InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
             UnavailableError: the store's timeout passed before the write could begin.
         """
-        doing = f"add sandbox {getattr(metadata, 'id', None)!r}"
+        return self._insert("add", metadata, status, os.getpid(), container)
+
+    def adopt(self, metadata: Metadata, status: Status) -> Sandbox:
+        """Add a sandbox that somebody else has made, for another store say.
+
+        As `add`, but nobody here is creating it: as UNKNOWN it is UNVERIFIED to a reconcile, and
+        stays so until somebody says more; `add` would have it interrupted once this process ends.
+
+        Raises:
+            AlreadyExistsError, NameReservedError, InvalidArgumentError, ResourceExhaustedError,
+            UnavailableError: as `add`.
+        """
+        return self._insert("adopt", metadata, status, creator=0)
+
+    def _insert(
+        self,
+        verb: str,
+        metadata: Metadata,
+        status: Status,
+        creator: int,
+        container: Container | None = None,
+    ) -> Sandbox:
+        """Add a sandbox that the process with pid *creator* is creating; 0: nobody is."""
+        doing = f"{verb} sandbox {getattr(metadata, 'id', None)!r}"
         columns = rows.metadata_columns(validate_metadata(metadata, doing))
         labels = rows.label_rows(metadata)
         validate_status(status, doing)
@@ -310,7 +333,7 @@ class Store:
         identities = Identities(
             netns=netns_at(metadata.netns_path, vantage) if not metadata.host_network else None,
             process=process.identify(status.pid, vantage) if status.pid else None,
-            creator=process.identify(os.getpid(), vantage),
+            creator=process.identify(creator, vantage) if creator else None,
         )
         with self._session.write(doing) as transaction:
             row = changes.insert(
