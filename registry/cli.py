@@ -3,8 +3,8 @@
 Rules:
 
 1. A verb is read-only unless its help says that it writes, and opens the store so.
-2. What comes from the database is data: it is not read as markup, and no control character of it
-   reaches a terminal. JSON is ASCII.
+2. What comes from the database is data, and is not obeyed: see `output`. `export` alone writes the
+   bytes of containerd, which are for files.
 3. Output is written after the store is closed, so that a slow reader of it holds up nobody.
 4. Exit codes and the fields of `--json` are a contract (docs/cli.md), and only ever added to.
 """
@@ -15,17 +15,15 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TextIO
 
 import rich  # noqa: F401 - that it is missing is said at once; what is slow of it comes late
 import typer
 
-from registry import cni, rows
+from registry import cni, rows, transfer
 from registry.cri import PodSandboxConfig, PodSandboxMetadata
 from registry.errors import (
     CompactedError,
@@ -35,6 +33,7 @@ from registry.errors import (
     NotFoundError,
     RegistryError,
 )
+from registry.output import plain, shown, table, write, write_all, write_bytes, write_json
 from registry.reconcile import Report, Verdict
 from registry.sandbox import Sandbox
 from registry.status import State
@@ -87,7 +86,7 @@ def _code_of(error: RegistryError) -> int:
 def _complain(message: str, code: int) -> int:
     """Say in one line on stderr what went wrong, and return *code*."""
     try:
-        typer.echo(f"{PROGRAM}: error: {_plain(message)}", err=True)
+        typer.echo(f"{PROGRAM}: error: {plain(message)}", err=True)
     except OSError:
         _discard(sys.stderr)
     return code
@@ -145,7 +144,9 @@ def path_of(ctx: typer.Context, db: str | None) -> str:
     return path
 
 
-def _open(ctx: typer.Context, db: str | None, *, timeout: float | None = None) -> Store:
+def _open(
+    ctx: typer.Context, db: str | None, *, timeout: float | None = None, create: bool = False
+) -> Store:
     """Open the registry that was named, for writing if a *timeout* is given, in seconds."""
     path = path_of(ctx, db)
     if timeout is None:
@@ -153,7 +154,7 @@ def _open(ctx: typer.Context, db: str | None, *, timeout: float | None = None) -
     if not 0 <= timeout <= TIMEOUT_MAX:
         raise _usage(ctx, "--timeout", f"{timeout:g} is not between 0 and {TIMEOUT_MAX:g}")
     actor = f"{PROGRAM}[{os.getpid()}]"
-    return Store.open(path, create=False, reconcile=False, timeout=timeout, actor=actor)
+    return Store.open(path, create=create, reconcile=False, timeout=timeout, actor=actor)
 
 
 def _usage(ctx: typer.Context, option: str, message: str) -> typer.BadParameter:
@@ -193,7 +194,7 @@ def list_sandboxes(
         )
     found = [_summary(sandbox, _pod(sandbox)) for sandbox in sandboxes]
     columns = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
-    _write_all(found, columns, as_json=as_json)
+    write_all(found, columns, as_json=as_json)
     return FOUND if any(each["pod"] is None for each in found) else FINE
 
 
@@ -260,12 +261,12 @@ def inspect(ctx: typer.Context, id: Id, *, db: Db = None, as_json: Json = False)
         "config": None if config is None else json.loads(rows.config_json(config)),
     }
     if as_json:
-        _write_json(found)
+        write_json(found)
         return FINE
     config_lines = json.dumps(found.pop("config"), indent=2, ensure_ascii=False).split("\n")
-    fields = [{"field": name, "value": _shown(name, value)} for name, value in found.items()]
-    _write(_table(fields, ("field", "value")) + "config:\n")
-    _write("".join(f"{_plain(line)}\n" for line in config_lines))
+    fields = [{"field": name, "value": shown(name, value)} for name, value in found.items()]
+    write(table(fields, ("field", "value")) + "config:\n")
+    write("".join(f"{plain(line)}\n" for line in config_lines))
     return FINE
 
 
@@ -293,7 +294,7 @@ def history(
             texts = {name: None if end is None else str(end) for name, end in ends.items()}
             found.append(asdict(transition) | texts)
     columns = "seq at sandbox_id from_state to_state pid reason actor message"
-    _write_all(found, columns.split(), as_json=as_json)
+    write_all(found, columns.split(), as_json=as_json)
     return FINE
 
 
@@ -328,9 +329,9 @@ def reconcile(
                 code = _complain(str(error), FOUND)
     if as_json:
         counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
-        _write_json(asdict(report) | {"counts": counts, "removed": removed, "dry_run": dry_run})
+        write_json(asdict(report) | {"counts": counts, "removed": removed, "dry_run": dry_run})
     else:
-        _write(_report(report, removed, dry_run=dry_run))
+        write(_report(report, removed, dry_run=dry_run))
     return code
 
 
@@ -343,8 +344,8 @@ def _report(report: Report, removed: Sequence[str], *, dry_run: bool) -> str:
         lines.append("dry run: nothing was changed")
     for path in report.orphans:
         what = "removed" if path in removed else "no sandbox owns it; --remove-orphans removes it"
-        lines.append(f"orphan {_plain(path)}: {what}")
-    return (_table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
+        lines.append(f"orphan {plain(path)}: {what}")
+    return (table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
 
 
 @app.command()
@@ -353,9 +354,9 @@ def check(ctx: typer.Context, *, db: Db = None, as_json: Json = False) -> int:
     with _open(ctx, db) as store:
         found = [asdict(violation) for violation in store.check()]
     if found or as_json:
-        _write_all(found, ("rule", "sandbox_id", "found", "expected"), as_json=as_json)
+        write_all(found, ("rule", "sandbox_id", "found", "expected"), as_json=as_json)
     else:
-        _write("no violations\n")
+        write("no violations\n")
     return FOUND if found else FINE
 
 
@@ -372,94 +373,85 @@ def delete(
         sandbox = store.get(id, include_unknown=True)
         id, path, deleted = sandbox.id, sandbox.netns_path, sandbox.delete()
     if as_json:
-        _write_json({"id": id, "deleted": deleted})
+        write_json({"id": id, "deleted": deleted})
     elif deleted:
         left = f"; network namespace {path} is left alone" if path else ""
-        _write(_plain(f"deleted {id}{left}") + "\n")
+        write(plain(f"deleted {id}{left}") + "\n")
     if not deleted:
         return _complain(f"delete sandbox {id!r}: there is no such sandbox", FOUND)
     return FINE
 
 
-# Output.
+@app.command("import")
+def import_sandboxes(
+    ctx: typer.Context,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="One JSON document, or one a line; or -.")
+    ],
+    *,
+    db: Db = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Their statuses, as JSON by id.")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Take the others when some are refused.")
+    ] = False,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the registry if there is none.")
+    ] = False,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> int:
+    """Take over sandboxes from the JSON that containerd stores, all or none; this writes.
 
-TIMES: Final = frozenset({"created_at", "exited_at", "at"})
-STYLES: Final = {"SANDBOX_READY": "green", "SANDBOX_NOTREADY": "yellow"}
-LAST_MIN: Final = 20
-"""Characters that the last column of a table gets on a narrow terminal."""
-
-
-def _write(text: str) -> None:
-    """Write all of *text*: unbuffered, sys.stdout.write drops what a pipe or disk did not take."""
-    data = text.encode(sys.stdout.encoding, "backslashreplace")
-    while data:
-        data = data[sys.stdout.buffer.write(data) :]
-    sys.stdout.buffer.flush()
-
-
-def _write_json(value: object) -> None:
-    _write(json.dumps(value, indent=2) + "\n")
-
-
-def _write_all(
-    found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool
-) -> None:
-    """Write *found*: every field as JSON, or a table of *columns*."""
-    if as_json:
-        _write_json(found)
-    else:
-        _write(_table(found, columns))
-
-
-def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return a table for people; one line is one of *found*, whole, to be searched by grep.
-
-    On a terminal the last cell is folded, and no other.
+    Without a status they are UNKNOWN, and UNVERIFIED to a reconcile.
     """
-    # Late: 40 ms that neither `--json` nor `serve` has to wait for.
-    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415
-
-    lines = [[_shown(name, each[name]) for name in columns] for each in found]
-    widths = [max(map(cell_len, cells)) for cells in zip(columns, *lines, strict=True)]
-    if not sys.stdout.isatty():
-        padded = (map(set_cell_size, cells, widths) for cells in (_titles(columns), *lines))
-        return "".join("  ".join(cells).rstrip() + "\n" for cells in padded)
-    left = shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1])
-    widths[-1] = min(widths[-1], max(left, LAST_MIN))
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title, width in zip(_titles(columns), widths, strict=True):
-        table.add_column(title, width=width, overflow="fold")
-    for line in lines:
-        table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in line))
-    console = Console(width=sum(widths) + 2 * len(widths), force_terminal=True)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
+    statuses = {} if status is None else transfer.read_statuses(status)
+    documents = list(transfer.documents(files))
+    with _open(ctx, db, timeout=timeout, create=create) as store:
+        outcomes = transfer.load(store, documents, statuses, keep_going=keep_going)
+    states = {outcome.state: outcome.state and str(outcome.state) for outcome in outcomes}
+    found = [asdict(outcome) | {"state": states[outcome.state]} for outcome in outcomes]
+    imported = sum(outcome.imported for outcome in outcomes)
+    refused = sum(bool(outcome.error) for outcome in outcomes)
+    if as_json:
+        write_json({"sandboxes": found, "imported": imported, "refused": refused})
+    else:
+        columns = ("source", "id", "state", "imported", "holder", "error")
+        write(table(found, columns) if found else "")
+        write(f"imported {imported} of {len(found)}\n")
+    if refused:
+        left = "see --keep-going" if not keep_going else "the others were imported"
+        return _complain(f"import: {refused} of {len(found)} refused; {left}", FOUND)
+    return FINE
 
 
-def _titles(columns: Sequence[str]) -> list[str]:
-    return [name.upper() for name in columns]
-
-
-def _shown(name: str, value: object) -> str:
-    """Return the value of the field *name* as people read it; "-" where there is none."""
-    if value is None or value == "" or (name == "pid" and value == 0):
-        return "-"
-    if name in TIMES and isinstance(value, int):
-        seconds, ns = divmod(value, 10**9)
-        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return _plain(json.dumps(value) if isinstance(value, (dict, tuple)) else str(value))
-
-
-def _plain(text: str) -> str:
-    """Return *text* in one line, with everything that a terminal may obey written as an escape."""
-    if text.isprintable():
-        return text
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escaped)
+@app.command("export")
+def export_sandboxes(
+    ctx: typer.Context,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="Whole, or unique prefixes.")
+    ] = None,
+    *,
+    db: Db = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write their statuses to it, for import.")
+    ] = None,
+) -> int:
+    """Write sandboxes as the JSON that containerd stores, one a line; all of them without an ID."""
+    with _open(ctx, db) as store:
+        found = [store.get(id, include_unknown=True) for id in ids or ()]
+        sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
+    if status is not None:
+        try:
+            with open(status, "w", encoding="ascii") as file:
+                file.write(transfer.status_lines(sandboxes))
+        except OSError as error:
+            return _complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)
+    code = FINE
+    for sandbox in sandboxes:
+        try:
+            write_bytes(sandbox.metadata.marshal_json() + b"\n")
+        except MetadataError as error:  # the others go all the same
+            code = _complain(str(error), FOUND)
+    return code

@@ -382,7 +382,7 @@ def test_deleting_twice_is_missing_the_second_time(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["list", "inspect 3f2a", "history", "reconcile --dry-run", "check"]
+    "verb", ["list", "inspect 3f2a", "history", "reconcile --dry-run", "check", "export"]
 )
 def test_verbs_that_read_leave_the_file_as_it_is(path: str, call: Call, verb: str) -> None:
     """No lock file is made either."""
@@ -663,9 +663,8 @@ def test_help_names_every_verb_and_no_completion(path: str) -> None:
     """In plain text."""
     code, out, err = run("--help")
     assert (0, "") == (code, err)
-    assert ["list", "inspect", "history", "reconcile", "check", "delete", "serve"] == re.findall(
-        r"^  (\w+) {2,}\w", out, re.MULTILINE
-    )[-7:]
+    verbs = "list inspect history reconcile check delete import export serve"
+    assert verbs.split() == re.findall(r"^  (\w+) {2,}\w", out, re.MULTILINE)[-9:]
     assert "completion" not in out
     assert (code, out, err) == run("-h")
 

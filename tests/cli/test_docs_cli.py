@@ -85,7 +85,7 @@ def test_every_verb_has_a_section_and_there_are_no_others() -> None:
 def test_every_option_is_documented_and_there_are_no_others(verb: str) -> None:
     """Those of every verb once, those of one verb in its section."""
     common = documented_options("Options of every verb")
-    if verb == "serve":  # it prints nothing
+    if verb in {"export", "serve"}:  # it prints nothing else, or nothing
         common -= {"--json"}
     context = typer.Context(
         COMMANDS[verb], parent=typer.Context(GROUP, help_option_names=["-h", "--help"])
@@ -142,6 +142,15 @@ def test_fields_of_delete_are_as_documented(printed: Callable[..., Any]) -> None
     """Whether or not there was a sandbox."""
     for _ in range(2):
         assert documented_fields("delete") == list(printed("delete", WEB))
+
+
+def test_fields_of_import_are_as_documented(tmp_path: Path, printed: Callable[..., Any]) -> None:
+    """And those of what it holds."""
+    (tmp_path / "a.json").write_text("{}")
+    found = printed("import", str(tmp_path / "a.json"))
+    expected = [f"sandboxes[].{field}" for field in found["sandboxes"][0]]
+    expected = ["sandboxes", *expected, *list(found)[1:]]
+    assert expected == documented_fields("import")
 
 
 def test_exit_codes_are_as_documented() -> None:

@@ -45,6 +45,8 @@ ORDER = [
     "recover",
     "store",
     "check",
+    "transfer",
+    "output",
     "cli",
     "shim.pause",
     "shim.exits",
