@@ -251,23 +251,43 @@ def inspect(ctx: typer.Context, id: Id, *, db: Db = None, as_json: Json = False)
     """Show everything about one sandbox, also while it is being created."""
     with _open(ctx, db) as store:
         sandbox = store.get(id, include_unknown=True)
-        metadata = sandbox.metadata
-    config, result = metadata.config, metadata.cni_result
-    found = _summary(sandbox, (config or PodSandboxConfig()).metadata) | {
-        "host_network": metadata.host_network,
-        "additional_ips": metadata.additional_ips,
-        "process_label": metadata.process_label,
-        "cni_result": None if result is None else cni.dump(result),
-        "config": None if config is None else json.loads(rows.config_json(config)),
-    }
+    try:
+        found, code = _details(sandbox), FINE
+    except MetadataError as error:
+        found, code = _undecoded(sandbox, str(error)), _complain(str(error), FOUND)
     if as_json:
         write_json(found)
-        return FINE
+        return code
     config_lines = json.dumps(found.pop("config"), indent=2, ensure_ascii=False).split("\n")
     fields = [{"field": name, "value": shown(name, value)} for name, value in found.items()]
     write(table(fields, ("field", "value")) + "config:\n")
     write("".join(f"{plain(line)}\n" for line in config_lines))
-    return FINE
+    return code
+
+
+def _details(sandbox: Sandbox) -> dict[str, Any]:
+    metadata = sandbox.metadata
+    config, result = metadata.config, metadata.cni_result
+    return _summary(sandbox, (config or PodSandboxConfig()).metadata) | {
+        "host_network": metadata.host_network,
+        "additional_ips": metadata.additional_ips,
+        "process_label": metadata.process_label,
+        "cni_result": None if result is None else cni.dump(result),
+        "error": None,
+        "config": None if config is None else json.loads(rows.config_json(config)),
+    }
+
+
+def _undecoded(sandbox: Sandbox, error: str) -> dict[str, Any]:
+    """Return the same of a sandbox whose metadata cannot be decoded: its columns as they are."""
+    stored = sandbox.stored
+    stored["host_network"] = bool(stored["host_network"])
+    data, pod = stored.pop("config"), None
+    config = None
+    with contextlib.suppress(Exception):  # each decoder has errors of its own
+        decoded = PodSandboxConfig.FromString(data)
+        config, pod = json.loads(rows.config_json(decoded)), decoded.metadata
+    return _summary(sandbox, pod) | stored | {"error": error, "config": config}
 
 
 @app.command()

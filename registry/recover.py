@@ -73,6 +73,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
 
 def _look(session: Session, row: Row, vantage: Vantage, settled: int) -> Looks:
     try:
+        row.netns_path.encode()  # raises where it is damaged: what it named is not known to be gone
         container = session.live_of(row, settled).container
         return reconcile.look(row, vantage, _look_at_container(container))
     except Exception as error:
@@ -132,7 +133,8 @@ def find_orphans(session: Session, registry_id: str, directories: Iterable[str] 
         registry_id: by which its namespaces are named.
         directories: where to look, beside /run/netns and where the sandboxes have theirs.
     """
-    owned = [str(path) for (path,) in session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")]
+    found = session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")
+    owned = [path for (path,) in found if "\0" not in path]  # damaged: it names nothing
     places = {netns.BASE_DIR, *directories, *map(os.path.dirname, owned)}
     return reconcile.find_orphans(registry_id, places, owned)
 

@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 
 from registry import cni
+from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
 from registry.errors import MetadataError
 from registry.metadata import Metadata
@@ -43,6 +44,11 @@ from registry.status import State, Status
 
 STATUS_FIELDS: Final = tuple(Status.__dataclass_fields__)
 _status_of: Final = attrgetter(*STATUS_FIELDS)
+_TEXTS: Final = (
+    *("name", "netns_path", "ip", "runtime_handler", "process_label"),
+    *("additional_ips", "cni_result"),
+)
+"""Columns of metadata that were UTF-8 when they were written; what is no more has no encoding."""
 
 
 class Row(NamedTuple):
@@ -92,8 +98,10 @@ class Row(NamedTuple):
         """
         try:
             config = None if self.config is None else PodSandboxConfig.FromString(self.config)
-            ips = None if self.additional_ips is None else tuple(json.loads(self.additional_ips))
-            result = None if self.cni_result is None else cni.load(json.loads(self.cni_result))
+            ips = None if self.additional_ips is None else _load_ips(self.additional_ips)
+            result = None if self.cni_result is None else _load_cni_result(self.cni_result)
+            for field in _TEXTS:
+                (getattr(self, field) or "").encode()
         except Exception as error:
             raise MetadataError(
                 f"read metadata of sandbox {self.id!r}: {error}; "
@@ -186,6 +194,21 @@ class Transition:
         for end in ("from_state", "to_state"):
             fields[end] = fields[end] and State.parse(fields[end])
         return cls(**{**fields, "boot_id": fields["boot_id"] or ""})
+
+
+def _load_ips(text: str) -> tuple[str, ...]:
+    ips = json.loads(text)
+    if not isinstance(ips, list) or not all(isinstance(ip, str) for ip in ips):
+        raise ValueError(f"additional_ips {text!r} is no array of strings")
+    return tuple(ips)
+
+
+def _load_cni_result(text: str) -> CNIResult:
+    value = json.loads(text)
+    result = cni.load(value)
+    if cni.dump(result) != value:  # what is not known here would be lost
+        raise ValueError("cni_result has a layout that is not known here")
+    return result
 
 
 def load_status(row: tuple[Any, ...]) -> Status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from registry import changes, netns, rows
 from registry.cni import CNIResult
@@ -16,6 +16,9 @@ from registry.process import Process
 from registry.rows import Row
 from registry.session import Session
 from registry.status import State, Status, StatusStorage, UpdateFunc, validate
+
+STORED: Final = ("host_network", "additional_ips", "process_label", "cni_result", "config")
+"""What `Sandbox.stored` has: columns that differ from the fields of the same names, or may."""
 
 
 class Sandbox:
@@ -54,6 +57,11 @@ class Sandbox:
         if self._metadata is None:
             self._metadata = self._row.metadata()
         return self._metadata
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The columns that `metadata` is decoded from, as they are, for when they cannot be."""
+        return {name: getattr(self._row, name) for name in STORED}
 
     @property
     def config(self) -> PodSandboxConfig | None:

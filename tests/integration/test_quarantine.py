@@ -1,0 +1,295 @@
+"""A row whose metadata cannot be decoded stops nothing, and is kept until somebody deletes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from registry import (
+    Metadata,
+    MetadataError,
+    NameReservedError,
+    Sandbox,
+    State,
+    Status,
+    Store,
+    Verdict,
+    cli,
+)
+from tests.tools import READY, UNKNOWN, tamper, execute, ids, pod, query, sandbox
+
+DAMAGES = {
+    "config: no protobuf": "config = x'ff'",
+    "config: cut off": "config = substr(config, 1, 5)",
+    "config: no UTF-8": "config = x'1201ff'",
+    "additional_ips: no JSON": "additional_ips = '[\"10.0.0.1'",
+    "additional_ips: text": "additional_ips = '\"10.0.0.1\"'",
+    "additional_ips: numbers": "additional_ips = '[7]'",
+    "additional_ips: an object": "additional_ips = '{}'",
+    "additional_ips: deep": f"additional_ips = '{'[' * 100_000}'",
+    "additional_ips: no UTF-8": "additional_ips = CAST(x'5b22ff225d' AS TEXT)",
+    "cni_result: no JSON": "cni_result = 'no'",
+    "cni_result: an array": "cni_result = '[]'",
+    "cni_result: newer layout": 'cni_result = \'{"Layout":2,"Links":[]}\'',
+    "cni_result: newer field": (
+        'cni_result = \'{"Interfaces":null,"DNS":null,"Routes":[{"dst":"::/0","mtu":9}]}\''
+    ),
+    "cni_result: no UTF-8": "cni_result = CAST(x'7bff7d' AS TEXT)",
+    "ip: no UTF-8": "ip = CAST(x'3130ff' AS TEXT)",
+    "netns_path: no UTF-8": "netns_path = CAST(x'2f72756eff' AS TEXT)",
+    "name: no UTF-8": "name = CAST(x'6eff' AS TEXT)",
+}
+
+
+@pytest.fixture(params=list(DAMAGES))
+def path(request: pytest.FixtureRequest, path: str) -> str:
+    """Return a registry of three sandboxes, `bad` of which is damaged."""
+    with Store.open(path) as store:
+        store.add(sandbox("bad", config=pod("lost", app="x"), ip="10.0.0.9"), READY)
+        store.add(sandbox("good", config=pod(app="x")), READY)
+        store.add(sandbox("new"), UNKNOWN)
+    tamper(path, f"UPDATE sandboxes SET {DAMAGES[request.param]} WHERE id = 'bad'")
+    return path
+
+
+@pytest.fixture
+def store(path: str) -> Iterator[Store]:
+    """Return an open store on it."""
+    with Store.open(path, actor="test") as store:
+        yield store
+
+
+def reason(store: Store) -> str:
+    """Return why its metadata cannot be read, which is all that is wrong with the others' too."""
+    with pytest.raises(MetadataError) as caught:
+        _ = store.get("bad").metadata
+    assert "bad" == caught.value.id
+    return str(caught.value)
+
+
+def test_open_reconciles_all(path: str) -> None:
+    """The damaged one too, by its columns; a path that cannot be read is not called gone."""
+    with Store.open(path) as store:
+        assert store.recovery is not None
+        assert 3 == sum(store.recovery.counts.values())
+        assert 1 == store.recovery.counts[Verdict.CREATING]
+        dry = store.reconcile(dry_run=True)
+        assert store.reconcile().counts == dry.counts
+        assert State.READY is store.get("bad").status.get().state
+
+
+def test_containers_are_loaded(path: str) -> None:
+    """A loader that reads the metadata fails for this one alone."""
+    asked = []
+
+    def load(sandbox: Sandbox) -> None:
+        asked.append((sandbox.id, sandbox.metadata))
+
+    with Store.open(path, container_loader=load):
+        assert {"good", "new"} == {id for id, _ in asked}
+
+
+def test_it_is_marked_like_any_other_when_it_is_gone(path: str) -> None:
+    """What is known of its namespace is in columns of its own."""
+    gone = "netns_path = '/run/netns/nobody-made-it', netns_inode = 1, netns_boot_id = NULL"
+    tamper(path, f"UPDATE sandboxes SET {gone} WHERE id = 'bad'")
+    with Store.open(path) as store:
+        assert "NetNSClosed" == store.get("bad").status.get().reason
+        assert State.READY is store.get("good").status.get().state
+
+
+def test_it_is_listed_and_found(store: Store) -> None:
+    """By id, prefix, label and pod, as the columns have them."""
+    assert ["bad", "good"] == ids(store.list()) == ids(store.list(labels={"app": "x"}))
+    assert ["bad"] == ids(store.list(pod="lost")) == ids(store.list(id="ba"))
+    found = store.get("b")
+    assert ("bad", READY) == (found.id, found.seen)
+    assert repr(found)
+    assert store.get("good").metadata == sandbox("good", config=pod(app="x"))
+
+
+def test_its_metadata_says_why_it_cannot_be_read(store: Store) -> None:
+    """And the columns are there as they are."""
+    message = reason(store)
+    assert message.startswith("read metadata of sandbox 'bad': ")
+    assert message.endswith("; its id and name stay reserved until it is deleted")
+    assert {"host_network", "additional_ips", "process_label", "cni_result", "config"} == set(
+        store.get("bad").stored
+    )
+
+
+def test_its_id_and_name_stay_reserved(store: Store, path: str) -> None:
+    """Until it is deleted."""
+    (kept,) = (each for each in store.list() if each.id == "bad")
+    if kept.name == "name-bad":
+        with pytest.raises(NameReservedError) as caught:
+            store.add(sandbox("other", name="name-bad"), READY)
+        assert "bad" == caught.value.holder
+    assert [("bad",)] == query(path, "SELECT id FROM sandboxes WHERE id = 'bad'")
+    assert store.delete("bad")
+    store.add(sandbox("bad"), READY)
+    assert [] == store.check()
+
+
+def test_its_status_can_be_updated_and_it_can_be_deleted(store: Store) -> None:
+    """The history has both, by who did it."""
+    found = store.get("bad")
+    found.status.update(lambda old: replace(old, state=State.NOTREADY, reason="Damaged"))
+    assert found.stopped.is_set()
+    assert "Damaged" == store.get("bad").status.get().reason
+    assert found.delete()
+    assert not store.delete("bad")
+    events = [(each.event, each.actor == "test") for each in store.history("bad")]
+    assert [("created", False), ("changed", True), ("deleted", True)] == events
+    assert 5 == len(store.history())
+    assert [] == store.check()
+
+
+def test_its_metadata_cannot_be_updated(path: str) -> None:
+    """Nobody would know from what."""
+    with Store.open(path) as store:
+        store.delete("good")
+    tamper(path, "UPDATE sandbox_statuses SET state = 'SANDBOX_UNKNOWN' WHERE sandbox_id = 'bad'")
+    with Store.open(path) as store, pytest.raises(MetadataError, match="'bad'"):
+        store.update_metadata("bad", lambda old: old)
+
+
+def test_others_can_be_added_changed_and_deleted(store: Store) -> None:
+    """Nothing else is touched by it."""
+    store.update_metadata("new", lambda old: replace(old, ip="10.0.0.7"))
+    store.get("new", include_unknown=True).status.update(lambda _: READY)
+    store.add(sandbox("more"), READY)
+    assert store.delete("good")
+    assert ["bad", "more", "new"] == ids(store.list())
+
+
+def test_check_says_why_and_finds_nothing_of_the_others(store: Store) -> None:
+    """With the reason that its metadata gives."""
+    found = store.check()
+    assert all("bad" == each.sandbox_id or "file_is_whole" == each.rule for each in found)
+    (why,) = (each.found for each in found if each.rule == "values_are_valid")
+    assert reason(store) == why
+
+
+def test_it_appears_in_the_views(store: Store, path: str) -> None:
+    """Also when it is not ready."""
+    store.get("bad").status.update(lambda old: replace(old, state=State.NOTREADY, reason="X"))
+    execute(path, "UPDATE sandbox_statuses SET message = 'm' WHERE sandbox_id = 'bad'")
+    overview = "SELECT id, state, reason FROM sandbox_overview WHERE id = 'bad'"
+    assert [("bad", "SANDBOX_NOTREADY", "X")] == query(path, overview)
+    assert [("bad", "X")] == query(path, "SELECT id, reason FROM why_not_ready")
+
+
+# The command line.
+
+
+def call(capfd: pytest.CaptureFixture[str], path: str, *args: str) -> tuple[int, str, str]:
+    """Run the command line in this process."""
+    code = cli.main(["--db", path, *args])
+    return code, *capfd.readouterr()
+
+
+def test_cli_list_shows_all(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr says why, and the code is 1."""
+    for form in ([], ["--json"]):
+        code, out, err = call(capfd, path, "list", "--all", *form)
+        assert (1, 1) == (code, err.count("\n"))
+        assert "read metadata of sandbox 'bad'" in err
+        assert all(id in out for id in ("bad", "good", "new"))
+
+
+def test_cli_inspect_shows_its_columns_and_the_reason(
+    path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With code 1; the config where that can be read."""
+    code, out, err = call(capfd, path, "inspect", "bad", "--json")
+    found: dict[str, Any] = json.loads(out)
+    assert (1, "bad", "SANDBOX_READY") == (code, found["id"], found["state"])
+    assert found["error"].startswith("read metadata of sandbox 'bad': ")
+    assert err.startswith("sandbox-registry: error: read metadata of sandbox 'bad': ")
+    stored = query(
+        path,
+        "SELECT CAST(additional_ips AS BLOB), CAST(cni_result AS BLOB) FROM"
+        " sandboxes WHERE id = 'bad'",
+    )[0]
+    for name, data in zip(("additional_ips", "cni_result"), stored, strict=True):
+        text = None if data is None else data.decode("utf-8", "surrogateescape")
+        assert text == found[name]
+    if found["config"] is not None:
+        assert "lost" == found["config"]["metadata"]["name"] == found["pod"]
+    code, out, _ = call(capfd, path, "inspect", "bad")
+    assert (1, True) == (code, "error " in out)
+    assert out.isprintable() or all(c.isprintable() for c in out if c != "\n")
+    code, out, err = call(capfd, path, "inspect", "good", "--json")
+    assert (0, "", None) == (code, err, json.loads(out)["error"])
+
+
+def test_cli_export_writes_the_others(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """And says which one is missing, and why."""
+    code, out, err = call(capfd, path, "export", "--status", os.devnull)
+    assert (1, 1) == (code, err.count("\n"))
+    assert "read metadata of sandbox 'bad'" in err
+    assert {"good", "new"} == {Metadata.unmarshal_json(line).id for line in out.splitlines()}
+
+
+@pytest.mark.parametrize("args", ["history", "history bad", "reconcile", "reconcile --dry-run"])
+def test_cli_history_and_reconcile_do_not_mind(
+    path: str, capfd: pytest.CaptureFixture[str], args: str
+) -> None:
+    """Nothing is missing in either."""
+    for form in ([], ["--json"]):
+        code, out, err = call(capfd, path, *args.split(), *form)
+        assert (0, "") == (code, err)
+        assert "bad" in out or "sandboxes: 1 CREATING" in out or '"counts"' in out
+
+
+def test_cli_check_and_delete(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is found, it is deleted, and nothing is wrong any more."""
+    code, out, _ = call(capfd, path, "check", "--json")
+    assert (1, True) == (code, "bad" in {each["sandbox_id"] for each in json.loads(out)})
+    assert 0 == call(capfd, path, "delete", "bad")[0]
+    assert (0, "no violations\n", "") == call(capfd, path, "check")
+    assert 0 == call(capfd, path, "list", "--all")[0]
+
+
+# What else text may hold.
+
+
+@pytest.fixture
+def sound(tmp_path: Any) -> str:
+    """Return a registry of two sandboxes of which none is damaged yet."""
+    path = str(tmp_path / "sound.db")
+    with Store.open(path) as store:
+        store.add(sandbox("bad", netns_path="/run/netns/x"), READY)
+        store.add(sandbox("good"), READY)
+    return path
+
+
+def test_a_nul_in_a_path_stops_no_reconcile(sound: str) -> None:
+    """It names nothing; `check` says so."""
+    tamper(sound, "UPDATE sandboxes SET netns_path = CAST(x'2f0061' AS TEXT) WHERE id = 'bad'")
+    with Store.open(sound) as store:
+        assert store.recovery is not None
+        assert 1 == store.recovery.counts[Verdict.UNREACHABLE]
+        assert {"bad"} == {violation.sandbox_id for violation in store.check()}
+
+
+def test_a_damaged_id_can_be_deleted_by_its_handle(sound: str) -> None:
+    """No text that a caller may give names it."""
+    tamper(
+        sound,
+        *(
+            f"UPDATE {table} SET {column} = CAST(x'62ff' AS TEXT) WHERE {column} = 'bad'"
+            for table, column in (("sandboxes", "id"), ("sandbox_statuses", "sandbox_id"))
+        ),
+    )
+    with Store.open(sound) as store:
+        (bad,) = (each for each in store.list() if each.id != "good")
+        bad.status.update(lambda _: Status(State.NOTREADY))
+        assert bad.delete()
+        assert ["good"] == ids(store.list())
