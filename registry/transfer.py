@@ -5,7 +5,7 @@ Rules:
 1. Documents are read one by one, and none further than its limit: what is kept is what they say.
 2. All of them are read before the registry is locked, then adopted in one transaction.
 3. What is refused is reported, every one of it, and not the first only.
-4. A status says no more than containerd knows: identities are not carried, they are noted anew.
+4. Which namespaces and processes it was is not carried: whoever imports notes it anew.
 """
 
 from __future__ import annotations

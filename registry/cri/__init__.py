@@ -10,7 +10,8 @@ The proto package is `sandbox_registry.cri.v1` nevertheless. protobuf keeps one 
 process and refuses a second definition of any, and a shim that speaks the CRI has loaded
 `runtime.v1` already. Neither the wire nor the JSON carries the name of a package.
 
-An enum's numbers are its attributes: `NamespaceMode.NODE`.
+An enum's numbers are its attributes: `NamespaceMode.NODE`. The JSON of Go, in which containerd
+stores all of this, is in `registry.cri.gojson`.
 """
 
 from __future__ import annotations

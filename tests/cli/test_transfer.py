@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -338,6 +340,16 @@ def test_stdin_is_read_before_the_registry_is_locked(path: str) -> None:
         assert (0, "") == (process.returncode, err)
         assert "imported 2 of 2" in out
     assert {"there", "meanwhile", "a", "b"} == set(found(path))
+
+
+def test_a_locked_registry_is_unavailable_and_unchanged(path: str) -> None:
+    """After the timeout."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        done = call(path, "import", SAMPLES[0], "--timeout", 0.2)
+    assert (3, b"") == (done.code, done.out)
+    assert re.fullmatch(ERROR, done.err)
+    assert {"there"} == set(found(path))
 
 
 # Splitting.

@@ -22,9 +22,8 @@ from registry import (
 )
 from registry.cri import NamespaceOption, PodSandboxConfig, gojson
 from registry.cri.gojson.scan import DEPTH_MAX
-from registry.metadata import CONFIG_MAX, DOCUMENT_MAX
 from tests.golden import DATA, FOLDERS, cases, documents, encoded, ours
-from tests.tools import ROOT, run, sandbox
+from tests.tools import ROOT, sandbox
 
 DOCUMENTS = documents()
 ENCODED = encoded()
@@ -202,7 +201,7 @@ def test_bytes_of_every_kind_are_read() -> None:
     }
 
 
-# Depth and size.
+# Depth.
 
 
 @pytest.mark.parametrize("opened", ["[", '{"a":'], ids=["arrays", "objects"])
@@ -221,61 +220,6 @@ def test_nesting_is_read_as_deep_as_go_reads(opened: str, place: str) -> None:
         found = ours((place % nested).encode())
         too_deep = isinstance(found, MetadataError) and "nested deeper than 10000" in str(found)
         assert (depth > DEPTH_MAX) == too_deep
-
-
-@pytest.mark.parametrize("size", [CONFIG_MAX, CONFIG_MAX + 1])
-def test_a_config_over_4_mib_is_refused(size: int) -> None:
-    """By its protobuf bytes, whatever it takes as text."""
-    config = PodSandboxConfig(hostname="\x01" * (size - 5))
-    assert size == config.ByteSize()
-    data = replace(sandbox("a"), config=config).marshal_json()
-    found = ours(data)
-    if size > CONFIG_MAX:
-        assert isinstance(found, MetadataError)
-        assert ("Metadata.Config", size) == (found.field, found.value)
-    else:
-        assert data == found
-
-
-def test_what_is_over_a_limit_is_refused_in_bounded_memory() -> None:
-    """A process that may have 1 GiB in all reads documents of 32 MiB, each made to take more."""
-    out = run(
-        """
-        import resource, sys
-        from registry import Metadata, MetadataError
-        size = int(sys.argv[1])
-        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-
-        def config(begin, unit, end):
-            begin = b'{"Version":"v1","Metadata":{"Config":{' + begin
-            return begin + unit * ((size - len(begin) - len(end) - 3) // len(unit)) + end + b"}}}"
-
-        DOCUMENTS = {
-            "messages": lambda: config(b'"port_mappings":[', b"{},", b"{}]"),
-            "integers": lambda: config(b'"linux":{"security_context":{"supplemental_groups":[',
-                                       b"1,", b"1]}}"),
-            "entries": lambda: config(b'"labels":{', b'"":"",', b'"":""}'),
-            "text": lambda: config(b'"hostname":"', "\\U0001f600".encode(), b'"'),
-            "escapes": lambda: config(b'"hostname":"', rb"\\ud83d\\ude00", b'"'),
-            "a number": lambda: config(b'"metadata":{"attempt":', b"1", b"}"),
-            "a key": lambda: config(b'"labels":{"', b"x", b'":1}'),
-            "version": lambda: b'{"Version":"' + b"\\x7f" * (size - 14) + b'"}',
-            "depth": lambda: b"[" * size,
-            "size": lambda: b" " * (size + 1),
-        }
-        for name, build in DOCUMENTS.items():
-            data = build()
-            try:
-                Metadata.unmarshal_json(data)
-            except MetadataError as error:
-                assert len(str(error)) < 20000
-                print(name)
-        """,
-        DOCUMENT_MAX,
-        timeout=110,
-    )
-    names = "messages integers entries text escapes a number a key version depth size"
-    assert names.split() == out.split()
 
 
 # Writing.
