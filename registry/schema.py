@@ -69,6 +69,11 @@ def _positive(column: str) -> CheckConstraint:
     return CheckConstraint(f"{column} > 0", name=column)
 
 
+def _json(column: str, kind: str) -> str:
+    """Require a *kind* of JSON, or NULL; without raising where it is none, as json_type does."""
+    return f"iif(json_valid({column}), json_type({column}) = '{kind}', {column} IS NULL)"
+
+
 registry: Final = Table(
     "registry",
     metadata,
@@ -125,8 +130,8 @@ sandboxes: Final = Table(
     CheckConstraint("length(id) BETWEEN 1 AND 76 AND instr(id, '/') = 0", name="id"),
     CheckConstraint("name <> ''", name="name"),
     CheckConstraint("netns_path = '' OR substr(netns_path, 1, 1) = '/'", name="netns_path"),
-    CheckConstraint("json_type(additional_ips) = 'array'", name="additional_ips"),
-    CheckConstraint("json_type(cni_result) = 'object'", name="cni_result"),
+    CheckConstraint(_json("additional_ips", "array"), name="additional_ips"),
+    CheckConstraint(_json("cni_result", "object"), name="cni_result"),
     CheckConstraint("(config IS NULL) = (config_json IS NULL)", name="config"),
     CheckConstraint("config_json IS NULL OR json_valid(config_json)", name="config_json"),
     CheckConstraint("host_network IN (0, 1)", name="host_network"),

@@ -63,8 +63,10 @@ CREATE TABLE sandboxes (
   CONSTRAINT sandboxes_check_name CHECK (name <> ''),
   CONSTRAINT sandboxes_check_netns_path CHECK (netns_path = '' OR substr(netns_path, 1, 1) =
     '/'),
-  CONSTRAINT sandboxes_check_additional_ips CHECK (json_type(additional_ips) = 'array'),
-  CONSTRAINT sandboxes_check_cni_result CHECK (json_type(cni_result) = 'object'),
+  CONSTRAINT sandboxes_check_additional_ips CHECK (iif(json_valid(additional_ips),
+    json_type(additional_ips) = 'array', additional_ips IS NULL)),
+  CONSTRAINT sandboxes_check_cni_result CHECK (iif(json_valid(cni_result),
+    json_type(cni_result) = 'object', cni_result IS NULL)),
   CONSTRAINT sandboxes_check_config CHECK ((config IS NULL) = (config_json IS NULL)),
   CONSTRAINT sandboxes_check_config_json CHECK (config_json IS NULL OR json_valid(config_json)),
   CONSTRAINT sandboxes_check_host_network CHECK (host_network IN (0, 1)),

@@ -21,7 +21,7 @@ from registry import (
     Verdict,
     cli,
 )
-from tests.tools import READY, UNKNOWN, tamper, execute, ids, pod, query, sandbox
+from tests.tools import READY, UNKNOWN, execute, ids, pod, query, sandbox, tamper
 
 DAMAGES = {
     "config: no protobuf": "config = x'ff'",
