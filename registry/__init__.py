@@ -26,6 +26,7 @@ Modules, each importing only from those before it:
     changes       what is written in one transaction
     session       what a store and its handles share
     sandbox       Sandbox and its status
+    exits         whose init processes have ended
     recover       reconcile on this host: looking, marking, orphans
     store         Store
     check         what must hold of the data
@@ -58,6 +59,7 @@ from registry.errors import (
     StoreClosedError,
     UnavailableError,
 )
+from registry.exits import Exit, Exits
 from registry.live import Container, StopCh
 from registry.metadata import Metadata
 from registry.netns import NetNS
@@ -78,6 +80,8 @@ __all__ = [
     "CompactedError",
     "Container",
     "DataLossError",
+    "Exit",
+    "Exits",
     "FailedPreconditionError",
     "Finding",
     "IPConfig",

@@ -2,7 +2,6 @@
 
     runtime      the CRI's requests and responses
     pause        the process that holds a sandbox's namespaces
-    exits        which of them have ended
     sandboxer    running, stopping, removing and recovering sandboxes
     service      the calls, from messages to the Sandboxer and back
     server       the unix socket

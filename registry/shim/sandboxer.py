@@ -33,6 +33,8 @@ from functools import partial
 from typing import Final
 
 from registry import (
+    Exit,
+    Exits,
     FailedPreconditionError,
     Metadata,
     NetNS,
@@ -46,7 +48,6 @@ from registry import (
 )
 from registry.cri import PodSandboxConfig
 from registry.shim import pause
-from registry.shim.exits import Exit, Exits
 
 log = logging.getLogger("registry.shim")
 

@@ -1,4 +1,8 @@
-"""Which processes have ended, told by the kernel as it happens; and what is to be tried again."""
+"""Which init processes have ended, told by the kernel as it happens; and what is to be tried again.
+
+Every shim needs it: who watches by pidfd is told of the right process and misses none, and what an
+end means is for the embedder to write down.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from registry import Process, RegistryError, Sandbox, StoreClosedError
+from registry.errors import RegistryError, StoreClosedError
+from registry.process import Process
+from registry.sandbox import Sandbox
 
-log = logging.getLogger("registry.shim")
+log = logging.getLogger("registry")
 
 RETRY: Final = 1.0
 """Seconds until what failed is tried again."""
@@ -36,10 +42,18 @@ class _Ended:
 
 
 class Exits:
-    """Watches the init processes of sandboxes, in a thread of its own."""
+    """Watches the init processes of sandboxes, in a thread of its own, until it is closed.
+
+    It joins no transaction; *note* may begin one for all that it is given.
+    """
 
     def __init__(self, note: Callable[[Sequence[Exit]], None]) -> None:
-        """Begin; *note* is called with those that ended, and once more if a status came late."""
+        """Begin.
+
+        Args:
+            note: is called, in that thread, with those that ended, and once more with one whose
+                exit status came late; again after a second while it raises.
+        """
         self._note: Final = note
         self._epoll: Final = select.epoll()
         self._wake: Final = os.eventfd(0)
