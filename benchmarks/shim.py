@@ -2,8 +2,7 @@
 
     python -m benchmarks.shim
 
-Needs root. Prints medians in milliseconds; the aim of each stands in issue 3: a list takes at most
-twice as long as Version.
+Needs root. Prints medians in milliseconds. The aim: a list takes at most twice as long as Version.
 """
 
 from __future__ import annotations
