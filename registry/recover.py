@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from registry import changes, netns, process, reconcile, rows
-from registry.errors import NetNSError
+from registry.errors import FailedPreconditionError, MetadataError, NetNSError
 from registry.kernel import Vantage
 from registry.live import Container
 from registry.netns import NetNS
@@ -114,10 +114,12 @@ def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
             elif row != judgement.row:
                 marked.changed_meanwhile.append(row)
             else:
-                status = judgement.applied_to(row.status())
                 try:
+                    status = judgement.applied_to(row.status())
                     changes.replace_status(transaction, row, status, session.author)
-                except ValueError:  # a stranger has left bytes that are no text in the row
+                except (ValueError, MetadataError, FailedPreconditionError):
+                    # What a stranger has left in the row is no text, no state, or against the
+                    # schema; this one is left as it is, and the others are not.
                     log.exception("mark sandbox %r", row.id)
                 else:
                     session.stop(creation)

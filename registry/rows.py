@@ -192,7 +192,7 @@ class Transition:
         """Return the transition of a row of `HISTORY`."""
         fields = dict(zip(cls.__dataclass_fields__, row, strict=True))
         for end in ("from_state", "to_state"):
-            fields[end] = fields[end] and State.parse(fields[end])
+            fields[end] = fields[end] and _load_state(fields[end])
         return cls(**{**fields, "boot_id": fields["boot_id"] or ""})
 
 
@@ -211,11 +211,22 @@ def _load_cni_result(text: str) -> CNIResult:
     return result
 
 
+def _load_state(text: str) -> State:
+    try:
+        return State.parse(text)
+    except ValueError as error:
+        raise MetadataError(f"read status: {error}; a newer program may have written it") from error
+
+
 def load_status(row: tuple[Any, ...]) -> Status:
-    """Return the status of a row of `STATUS`."""
+    """Return the status of a row of `STATUS`.
+
+    Raises:
+        MetadataError: its state is none that is known here.
+    """
     state, pid, created_at, exited_at, exit_status, reason, message = row
     return Status(
-        state=State.parse(state),
+        state=_load_state(state),
         pid=pid,
         created_at=created_at or 0,
         exited_at=exited_at or 0,

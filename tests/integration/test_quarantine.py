@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -293,3 +294,19 @@ def test_a_damaged_id_can_be_deleted_by_its_handle(sound: str) -> None:
         bad.status.update(lambda _: Status(State.NOTREADY))
         assert bad.delete()
         assert ["good"] == ids(store.list())
+
+
+@pytest.mark.parametrize("damage", ["state = 'SANDBOX_NEWER'", "created_at = -9"])
+def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path, damage: str) -> None:
+    """The others are marked, it is left as it is, and whoever reads it is told with our error."""
+    path = str(tmp_path / "damaged.db")
+    with Store.open(path) as store:
+        for id in ("bad", "good"):
+            store.add(sandbox(id, netns_path=f"/run/netns/none-{id}"), READY)
+    tamper(path, f"UPDATE sandbox_statuses SET {damage} WHERE sandbox_id = 'bad'")
+    with Store.open(path) as store:
+        assert State.NOTREADY is store.get("good").seen.state
+        assert "bad" in {violation.sandbox_id for violation in store.check()}
+        if damage.startswith("state"):
+            with pytest.raises(MetadataError, match="SANDBOX_NEWER"):
+                store.get("bad").status.get()
