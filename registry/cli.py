@@ -16,14 +16,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Final, TextIO
+from typing import Annotated, Any, Final, TextIO, TypeVar
 
 import rich  # noqa: F401 - that it is missing is said at once; what is slow of it comes late
 import typer
 
-from registry import cni, rows, transfer
+from registry import cni, documents, rows, transfer
 from registry.cri import PodSandboxConfig, PodSandboxMetadata
 from registry.errors import (
     CompactedError,
@@ -36,8 +36,10 @@ from registry.errors import (
 from registry.output import plain, shown, table, write, write_all, write_bytes, write_json
 from registry.reconcile import Report, Verdict
 from registry.sandbox import Sandbox
-from registry.status import State
+from registry.status import State, Status
 from registry.store import Store
+
+T = TypeVar("T")
 
 PROGRAM: Final = "sandbox-registry"
 
@@ -67,9 +69,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(f"{message} (see {PROGRAM} --help)", error.exit_code)
     except RegistryError as error:
         return _complain(str(error), _code_of(error))
-    except OSError as error:  # those of the store are RegistryErrors
+    except (OSError, MemoryError) as error:  # those of the store are RegistryErrors
         _discard(sys.stdout)
-        return _complain(f"write output: {error.strerror}", UNAVAILABLE)
+        why = "no memory" if isinstance(error, MemoryError) else f"write output: {error.strerror}"
+        return _complain(why, UNAVAILABLE)
     except SystemExit:  # what typer makes of a closed pipe, as by `| head`
         _discard(sys.stdout)
         return CLOSED_PIPE
@@ -192,10 +195,11 @@ def list_sandboxes(
             pod=pod,
             namespace=namespace,
         )
-    found = [_summary(sandbox, _pod(sandbox)) for sandbox in sandboxes]
+    code = _complain_all(error for each in sandboxes for error in _unreadable(each))
+    found = [_summary(each, _pod(each)) for each in sandboxes]
     columns = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
     write_all(found, columns, as_json=as_json)
-    return FOUND if any(each["pod"] is None for each in found) else FINE
+    return code
 
 
 def _state(ctx: typer.Context, text: str | None) -> State | None:
@@ -216,30 +220,36 @@ def _labels(ctx: typer.Context, texts: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+def _unreadable(sandbox: Sandbox) -> Iterator[str]:
+    """Yield why what is stored of it cannot be read."""
+    for part in ("seen", "metadata"):
+        try:
+            getattr(sandbox, part)
+        except MetadataError as error:
+            yield str(error)
+
+
+def _complain_all(errors: Iterable[str]) -> int:
+    """Say each of them, and return the code for that there are any, or none."""
+    return max([_complain(error, FOUND) for error in errors], default=FINE)
+
+
 def _pod(sandbox: Sandbox) -> PodSandboxMetadata | None:
-    """Return whose sandbox it is; None, and say why, where its config cannot be read."""
-    try:
+    """Return whose sandbox it is; None where its metadata cannot be read."""
+    with contextlib.suppress(MetadataError):
         return (sandbox.config or PodSandboxConfig()).metadata
-    except MetadataError as error:
-        _complain(str(error), FOUND)
-        return None
+    return None
 
 
 def _summary(sandbox: Sandbox, pod: PodSandboxMetadata | None) -> dict[str, Any]:
-    """Return the fields that `list` and `inspect` have in common."""
-    status = sandbox.seen
+    """Return the fields that `list` and `inspect` have in common; the status as it is stored."""
+    stored = sandbox.stored
     return {
         "id": sandbox.id,
         "name": sandbox.name,
         "namespace": None if pod is None else pod.namespace,
         "pod": None if pod is None else pod.name,
-        "state": str(status.state),
-        "pid": status.pid,
-        "created_at": status.created_at or None,
-        "exited_at": status.exited_at or None,
-        "exit_status": status.exit_status,
-        "reason": status.reason,
-        "message": status.message,
+        **{name: stored[name] for name in Status.__dataclass_fields__},
         "netns_path": sandbox.netns_path,
         "ip": sandbox.ip,
         "runtime_handler": sandbox.runtime_handler,
@@ -251,10 +261,9 @@ def inspect(ctx: typer.Context, id: Id, *, db: Db = None, as_json: Json = False)
     """Show everything about one sandbox, also while it is being created."""
     with _open(ctx, db) as store:
         sandbox = store.get(id, include_unknown=True)
-    try:
-        found, code = _details(sandbox), FINE
-    except MetadataError as error:
-        found, code = _undecoded(sandbox, str(error)), _complain(str(error), FOUND)
+    errors = list(_unreadable(sandbox))
+    found = _details(sandbox) | {"error": "; ".join(errors) or None}
+    code = _complain_all(errors)
     if as_json:
         write_json(found)
         return code
@@ -266,7 +275,10 @@ def inspect(ctx: typer.Context, id: Id, *, db: Db = None, as_json: Json = False)
 
 
 def _details(sandbox: Sandbox) -> dict[str, Any]:
-    metadata = sandbox.metadata
+    try:
+        metadata = sandbox.metadata
+    except MetadataError:
+        return _undecoded(sandbox)
     config, result = metadata.config, metadata.cni_result
     return _summary(sandbox, (config or PodSandboxConfig()).metadata) | {
         "host_network": metadata.host_network,
@@ -278,7 +290,7 @@ def _details(sandbox: Sandbox) -> dict[str, Any]:
     }
 
 
-def _undecoded(sandbox: Sandbox, error: str) -> dict[str, Any]:
+def _undecoded(sandbox: Sandbox) -> dict[str, Any]:
     """Return the same of a sandbox whose metadata cannot be decoded: its columns as they are."""
     stored = sandbox.stored
     stored["host_network"] = bool(stored["host_network"])
@@ -287,7 +299,7 @@ def _undecoded(sandbox: Sandbox, error: str) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # each decoder has errors of its own
         decoded = PodSandboxConfig.FromString(data)
         config, pod = json.loads(rows.config_json(decoded)), decoded.metadata
-    return _summary(sandbox, pod) | stored | {"error": error, "config": config}
+    return _summary(sandbox, pod) | stored | {"error": None, "config": config}
 
 
 @app.command()
@@ -426,10 +438,12 @@ def import_sandboxes(
 
     Without a status they are UNKNOWN, and UNVERIFIED to a reconcile.
     """
+    if [*files, status].count(documents.STDIN) > 1:
+        raise _usage(ctx, "FILE", "- stands twice, and stdin can be read once")
     statuses = {} if status is None else transfer.read_statuses(status)
-    documents = list(transfer.documents(files))
+    given = [document for path in files for document in documents.read(path)]
     with _open(ctx, db, timeout=timeout, create=create) as store:
-        outcomes = transfer.load(store, documents, statuses, keep_going=keep_going)
+        outcomes = transfer.load(store, given, statuses, keep_going=keep_going)
     states = {outcome.state: outcome.state and str(outcome.state) for outcome in outcomes}
     found = [asdict(outcome) | {"state": states[outcome.state]} for outcome in outcomes]
     imported = sum(outcome.imported for outcome in outcomes)
@@ -441,7 +455,7 @@ def import_sandboxes(
         write(table(found, columns) if found else "")
         write(f"imported {imported} of {len(found)}\n")
     if refused:
-        left = "see --keep-going" if not keep_going else "the others were imported"
+        left = f"{imported} imported" if keep_going else "see --keep-going"
         return _complain(f"import: {refused} of {len(found)} refused; {left}", FOUND)
     return FINE
 
@@ -459,19 +473,29 @@ def export_sandboxes(
     ] = None,
 ) -> int:
     """Write sandboxes as the JSON that containerd stores, one a line; all of them without an ID."""
+    if status == documents.STDIN:
+        raise _usage(ctx, "--status", "- stands for stdout, where the sandboxes go")
     with _open(ctx, db) as store:
         found = [store.get(id, include_unknown=True) for id in ids or ()]
         sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
+    failed: list[str] = []
     if status is not None:
         try:
             with open(status, "w", encoding="ascii") as file:
-                file.write(transfer.status_lines(sandboxes))
+                file.writelines(_readable(transfer.status_line, sandboxes, failed))
         except OSError as error:
             return _complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)
-    code = FINE
+    for line in _readable(lambda each: each.metadata.marshal_json() + b"\n", sandboxes, failed):
+        write_bytes(line)
+    return _complain_all(failed)
+
+
+def _readable(
+    fn: Callable[[Sandbox], T], sandboxes: Iterable[Sandbox], failed: list[str]
+) -> Iterator[T]:
+    """Yield what *fn* makes of each; *failed* gets why there is nothing of the others."""
     for sandbox in sandboxes:
         try:
-            write_bytes(sandbox.metadata.marshal_json() + b"\n")
-        except MetadataError as error:  # the others go all the same
-            code = _complain(str(error), FOUND)
-    return code
+            yield fn(sandbox)
+        except MetadataError as error:
+            failed.append(str(error))

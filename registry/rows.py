@@ -121,8 +121,12 @@ class Row(NamedTuple):
         )
 
     def status(self) -> Status:
-        """Return the status."""
-        return load_status(_status_of(self))
+        """Return the status.
+
+        Raises:
+            MetadataError: its state is none that is known here.
+        """
+        return load_status(_status_of(self), self.id)
 
     def netns(self) -> NetNSIdentity | None:
         """Return which namespace `netns_path` named when it was noted; None before that."""
@@ -189,10 +193,15 @@ class Transition:
 
     @classmethod
     def load(cls, row: tuple[Any, ...]) -> Transition:
-        """Return the transition of a row of `HISTORY`."""
+        """Return the transition of a row of `history`.
+
+        Raises:
+            MetadataError: a state is none that is known here.
+        """
         fields = dict(zip(cls.__dataclass_fields__, row, strict=True))
+        doing = f"read transition {fields['seq']} of sandbox {fields['sandbox_id']!r}"
         for end in ("from_state", "to_state"):
-            fields[end] = fields[end] and _load_state(fields[end])
+            fields[end] = fields[end] and _load_state(fields[end], doing, fields["sandbox_id"])
         return cls(**{**fields, "boot_id": fields["boot_id"] or ""})
 
 
@@ -211,22 +220,23 @@ def _load_cni_result(text: str) -> CNIResult:
     return result
 
 
-def _load_state(text: str) -> State:
+def _load_state(text: str, doing: str, id: str) -> State:
     try:
         return State.parse(text)
     except ValueError as error:
-        raise MetadataError(f"read status: {error}; a newer program may have written it") from error
+        message = f"{doing}: {error}; it is damaged, or a newer program has written it"
+        raise MetadataError(message, id=id) from error
 
 
-def load_status(row: tuple[Any, ...]) -> Status:
-    """Return the status of a row of `STATUS`.
+def load_status(row: tuple[Any, ...], id: str) -> Status:
+    """Return the status of a row of `STATUS`, of the sandbox with *id*.
 
     Raises:
         MetadataError: its state is none that is known here.
     """
     state, pid, created_at, exited_at, exit_status, reason, message = row
     return Status(
-        state=_load_state(state),
+        state=_load_state(state, f"read status of sandbox {id!r}", id),
         pid=pid,
         created_at=created_at or 0,
         exited_at=exited_at or 0,

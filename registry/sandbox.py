@@ -17,7 +17,10 @@ from registry.rows import Row
 from registry.session import Session
 from registry.status import State, Status, StatusStorage, UpdateFunc, validate
 
-STORED: Final = ("host_network", "additional_ips", "process_label", "cni_result", "config")
+STORED: Final = (
+    *rows.STATUS_FIELDS,
+    *("host_network", "additional_ips", "process_label", "cni_result", "config"),
+)
 """What `Sandbox.stored` has: columns that differ from the fields of the same names, or may."""
 
 
@@ -60,7 +63,7 @@ class Sandbox:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """The columns that `metadata` is decoded from, as they are, for when they cannot be."""
+        """The columns that `seen` and `metadata` are decoded from, for when they cannot be."""
         return {name: getattr(self._row, name) for name in STORED}
 
     @property
@@ -85,7 +88,11 @@ class Sandbox:
 
     @property
     def seen(self) -> Status:
-        """The status when this handle was read, at the same moment as its neighbours in a list."""
+        """The status when this handle was read, at the same moment as its neighbours in a list.
+
+        Raises:
+            MetadataError: its state is none that is known here.
+        """
         return self._row.status()
 
     @property
@@ -172,6 +179,7 @@ class _StoredStatus:
 
         Raises:
             NotFoundError: the sandbox has been deleted.
+            MetadataError: its state is none that is known here.
         """
         session, handle = self._session, self._handle
         doing = f"read status of sandbox {handle.id!r}"
@@ -179,7 +187,7 @@ class _StoredStatus:
         if not found:
             session.bury_missing(handle.creation)
             raise _deleted(doing, handle)
-        status = rows.load_status(found[0])
+        status = rows.load_status(found[0], handle.id)
         if status.state is State.NOTREADY:
             session.stop(handle.creation)
         return status
@@ -193,6 +201,7 @@ class _StoredStatus:
         Raises:
             NotFoundError: the sandbox has been deleted.
             InvalidArgumentError: what *fn* returned cannot be stored.
+            MetadataError: the latest state is none that is known here.
             FailedPreconditionError: it leads back to UNKNOWN, or *fn* changed this status itself.
             UnavailableError: the store's timeout passed before the write could begin.
         """

@@ -261,6 +261,17 @@ def _state_of(id: str) -> str:
     return f"(SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE id = {id})"
 
 
+def _left(state: str, id: str) -> str:
+    """Return the state that is left; of a damaged status the last one that is known.
+
+    The history takes no other, and what it did not take could be neither mended nor deleted.
+    """
+    return (
+        f"iif({state} IN {_STATES}, {state}, (SELECT to_state FROM sandbox_transitions"
+        f" WHERE seq = (SELECT max(seq) FROM sandbox_transitions WHERE sandbox_id = {id})))"
+    )
+
+
 def _labels_fixed(verb: str, alias: str, also: str = "") -> str:
     """Refuse to touch a label of a sandbox whose metadata is fixed, or *also* when that holds."""
     return f"""
@@ -321,9 +332,9 @@ END""",
 CREATE TRIGGER sandboxes_deleted BEFORE DELETE ON sandboxes
 BEGIN
   {_TRANSITION}
-  SELECT OLD.id, OLD.name, OLD.pod, OLD.namespace, OLD.uid, 'deleted', state, NULL, pid, reason,
-    message, iif(leaving, actor, 'sql'), iif(leaving, boot_id, NULL),
-    iif(leaving, changed_at, {_NOW})
+  SELECT OLD.id, OLD.name, OLD.pod, OLD.namespace, OLD.uid, 'deleted',
+    {_left("state", "OLD.id")}, NULL, pid, reason, message,
+    iif(leaving, actor, 'sql'), iif(leaving, boot_id, NULL), iif(leaving, changed_at, {_NOW})
   FROM sandbox_statuses WHERE sandbox_id = OLD.id;
 END""",
     """
@@ -369,12 +380,13 @@ BEGIN
 END""",
     f"""
 CREATE TRIGGER sandbox_statuses_changed AFTER UPDATE OF state ON sandbox_statuses
-WHEN OLD.state IS NOT NEW.state
+WHEN {_left("OLD.state", "NEW.sandbox_id")} IS NOT NEW.state
 BEGIN
   UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
   WHERE sandbox_id = NEW.sandbox_id AND OLD.changed_at IS NEW.changed_at;
   {_TRANSITION}
-  SELECT id, name, pod, namespace, uid, 'changed', OLD.state, NEW.state, NEW.pid, NEW.reason,
+  SELECT id, name, pod, namespace, uid, 'changed',
+    {_left("OLD.state", "NEW.sandbox_id")}, NEW.state, NEW.pid, NEW.reason,
     NEW.message, actor, boot_id, changed_at
   FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
 END""",

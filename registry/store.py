@@ -245,6 +245,7 @@ class Store:
             limit: at most so many.
         Raises:
             CompactedError: what came right after *after* is no longer kept.
+            MetadataError: a state in it is none that is known here; the message has its seq.
         """
         doing = "read history" if id is None else f"read history of sandbox {id!r}"
         check_integer(doing, "after", after, 0, 2**63 - 1)

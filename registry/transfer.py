@@ -2,21 +2,20 @@
 
 Rules:
 
-1. Documents are read one by one, and none further than its limit: what is kept is what they say.
-2. All of them are read before the registry is locked, then adopted in one transaction.
-3. What is refused is reported, every one of it, and not the first only.
-4. Which namespaces and processes it was is not carried: whoever imports notes it anew.
+1. All documents are read before the registry is locked, then adopted in one transaction.
+2. What is refused is reported, every one of it, and not the first only.
+3. Which namespaces and processes it was is not carried: whoever imports notes it anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
+from registry.documents import Document, open_binary
 from registry.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -24,32 +23,14 @@ from registry.errors import (
     NameReservedError,
     ResourceExhaustedError,
 )
-from registry.metadata import DOCUMENT_MAX, Metadata
 from registry.sandbox import Sandbox
 from registry.status import State, Status
 from registry.store import Store
 
-STDIN: Final = "-"
-"""The file name that stands for it."""
-STATUSES_MAX: Final = DOCUMENT_MAX
-"""Bytes of a file of statuses."""
-REFUSED_MAX: Final = 1000
-"""Documents of one file that are none before it is given up: a binary has millions of lines."""
-CHUNK: Final = 2**20
-"""Bytes that are read at once of what nobody is going to take."""
+STATUSES_MAX: Final = 2**24
+"""Bytes of a file of statuses; decoded they take some ten times as much memory."""
 ERROR_MAX: Final = 1000
 """Characters of an error, an id or a name that a report repeats."""
-
-_TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?')
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """What stands at *source*, `FILE:LINE`: metadata, or *error* says why it is none."""
-
-    source: str
-    metadata: Metadata | None
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,82 +50,6 @@ class _RefusedError(Exception):
     """Ends the transaction of an import that is to be all or nothing."""
 
 
-# Reading.
-
-
-def documents(paths: Iterable[str]) -> Iterator[Document]:
-    """Yield what the files hold, in order; one that cannot be read is a document with an error."""
-    for path in paths:
-        try:
-            with _open(path) as file:
-                yield from _documents(path, file)
-        except OSError as error:
-            yield Document(path, None, f"read {path!r}: {error.strerror}")
-
-
-def _documents(path: str, file: BinaryIO) -> Iterator[Document]:
-    refused = 0
-    for line, text in split(file):
-        document = _decode(f"{path}:{line}", text)
-        yield document
-        refused += document.metadata is None
-        if refused == REFUSED_MAX:
-            yield Document(path, None, f"{refused} documents are none; the rest is not read")
-            return
-
-
-def split(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield each JSON document of *file*, and the line that it begins in.
-
-    A document ends with the line that closes its last bracket, so a file may hold one that is
-    written over many lines, or one in each line. A line that opens and closes a whole object at its
-    first byte begins anew, so that one that is cut off does not swallow those behind it.
-
-    Of a document over `DOCUMENT_MAX` bytes that many and one are returned.
-    """
-    text, begin, depth = bytearray(), 0, 0
-    for number, line in enumerate(_lines(file), 1):
-        if not line.strip(b" \t\r\n"):
-            continue
-        opened = _opened(line)
-        if text and (depth <= 0 or (line.startswith(b"{") and opened == 0)):
-            yield begin, bytes(text)
-            text.clear()
-        if not text:
-            begin, depth = number, 0
-        text += line[: DOCUMENT_MAX + 1 - len(text)]
-        depth += opened
-    if text:
-        yield begin, bytes(text)
-
-
-def _open(path: str) -> BinaryIO:
-    return open(0, "rb", closefd=False) if path == STDIN else open(path, "rb")
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield each line, of a long one no more than its document may have and a byte."""
-    while line := file.readline(DOCUMENT_MAX + 1):
-        yield line
-        while line and not line.endswith(b"\n"):
-            line = file.readline(CHUNK)
-
-
-def _opened(line: bytes) -> int:
-    """Return how many more brackets *line* opens than it closes."""
-    bare = _TEXTS.sub(b"", line)
-    return sum(map(bare.count, (b"{", b"["))) - sum(map(bare.count, (b"}", b"]")))
-
-
-def _decode(source: str, text: bytes) -> Document:
-    if len(text) > DOCUMENT_MAX:
-        return Document(source, None, f"the document is over the limit of {DOCUMENT_MAX} bytes")
-    try:
-        return Document(source, Metadata.unmarshal_json(text))
-    except MetadataError as error:
-        return Document(source, None, str(error))
-
-
 # Statuses.
 
 
@@ -159,7 +64,7 @@ def read_statuses(path: str) -> dict[str, Mapping[str, Any]]:
     """
     doing = f"read statuses {path!r}"
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             data = file.read(STATUSES_MAX + 1)
     except OSError as error:
         raise MetadataError(f"{doing}: {error.strerror}") from error
@@ -185,12 +90,22 @@ def _entries(text: str) -> list[tuple[Any, Any]]:
         ValueError, RecursionError: it is no JSON.
     """
     try:
-        whole = json.loads(text)
+        whole = _json(text)
     except ValueError:
-        whole = [json.loads(line) for line in text.split("\n") if line.strip()]
+        whole = [_json(line) for line in text.split("\n") if line.strip()]
     if isinstance(whole, dict) and not isinstance(whole.get("id"), str):
         return [(_id_of(entry) or key, entry) for key, entry in whole.items()]
     return [(_id_of(entry), entry) for entry in (whole if isinstance(whole, list) else [whole])]
+
+
+def _json(text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("an object has a key twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def _id_of(entry: Any) -> Any:
@@ -266,10 +181,11 @@ def _short(text: str) -> str:
 # Exporting.
 
 
-def status_lines(sandboxes: Iterable[Sandbox]) -> str:
-    """Return the statuses that the sandboxes were found with, as `read_statuses` takes them."""
-    lines = (
-        json.dumps({"id": each.id} | asdict(each.seen) | {"state": str(each.seen.state)})
-        for each in sandboxes
-    )
-    return "".join(f"{line}\n" for line in lines)
+def status_line(sandbox: Sandbox) -> str:
+    """Return the status that *sandbox* was found with, as `read_statuses` takes it.
+
+    Raises:
+        MetadataError: its state is none that is known here.
+    """
+    fields = asdict(sandbox.seen) | {"state": str(sandbox.seen.state)}
+    return json.dumps({"id": sandbox.id} | fields) + "\n"

@@ -211,8 +211,11 @@ CREATE TRIGGER sandboxes_deleted BEFORE DELETE ON sandboxes
 BEGIN
   INSERT INTO sandbox_transitions (sandbox_id, name, pod, namespace, uid, event, from_state,
     to_state, pid, reason, message, actor, boot_id, at)
-  SELECT OLD.id, OLD.name, OLD.pod, OLD.namespace, OLD.uid, 'deleted', state, NULL, pid, reason,
-    message, iif(leaving, actor, 'sql'), iif(leaving, boot_id, NULL),
+  SELECT OLD.id, OLD.name, OLD.pod, OLD.namespace, OLD.uid, 'deleted',
+    iif(state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), state,
+    (SELECT to_state FROM sandbox_transitions WHERE seq = (SELECT max(seq) FROM
+    sandbox_transitions WHERE sandbox_id = OLD.id))), NULL, pid, reason, message,
+    iif(leaving, actor, 'sql'), iif(leaving, boot_id, NULL),
     iif(leaving, changed_at, CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 +
       CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000)
   FROM sandbox_statuses WHERE sandbox_id = OLD.id;
@@ -262,14 +265,19 @@ BEGIN
 END""",
     """
 CREATE TRIGGER sandbox_statuses_changed AFTER UPDATE OF state ON sandbox_statuses
-WHEN OLD.state IS NOT NEW.state
+WHEN iif(OLD.state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), OLD.state,
+  (SELECT to_state FROM sandbox_transitions WHERE seq = (SELECT max(seq) FROM
+  sandbox_transitions WHERE sandbox_id = NEW.sandbox_id))) IS NOT NEW.state
 BEGIN
   UPDATE sandbox_statuses SET changed_at = CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 +
     CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, actor = 'sql', boot_id = NULL
   WHERE sandbox_id = NEW.sandbox_id AND OLD.changed_at IS NEW.changed_at;
   INSERT INTO sandbox_transitions (sandbox_id, name, pod, namespace, uid, event, from_state,
     to_state, pid, reason, message, actor, boot_id, at)
-  SELECT id, name, pod, namespace, uid, 'changed', OLD.state, NEW.state, NEW.pid, NEW.reason,
+  SELECT id, name, pod, namespace, uid, 'changed',
+    iif(OLD.state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), OLD.state,
+    (SELECT to_state FROM sandbox_transitions WHERE seq = (SELECT max(seq) FROM
+    sandbox_transitions WHERE sandbox_id = NEW.sandbox_id))), NEW.state, NEW.pid, NEW.reason,
     NEW.message, actor, boot_id, changed_at
   FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
 END""",

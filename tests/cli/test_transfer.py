@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from registry import Metadata, State, Status, Store, Verdict, transfer
+from registry import Metadata, State, Status, Store, Verdict, documents
 from registry.metadata import DOCUMENT_MAX
 from tests.golden import DATA
 from tests.tools import NOTREADY, READY, environment, execute, ids, pod, query, running, sandbox
@@ -205,6 +205,7 @@ def test_statuses_are_read_in_each_form(path: str, tmp_path: Path, text: str) ->
     [
         *(b"no", b"7", b"[7]", b'[{"state":"READY"}]', b'{"id":"a"}\n{"id":"a"}', b'{"a":7}'),
         *(b"\xff", b"[" * 100_000, b"9" * 5000, b'[{"id":7}]', b"null", b'{"id":"a"} x'),
+        b'{"a":{"state":"READY"},"a":{"state":"NOTREADY"}}',
     ],
     ids=lambda text: repr(text[:12]),
 )
@@ -310,7 +311,7 @@ def test_a_huge_file_is_read_in_bounded_memory(path: str, tmp_path: Path) -> Non
     assert (1, True) == (done.returncode, done.stdout != b""), done.stderr
     outcomes = json.loads(done.stdout)["sandboxes"]
     assert "over the limit" in outcomes[0]["error"]
-    assert transfer.REFUSED_MAX + 2 == len(outcomes)
+    assert documents.REFUSED_MAX + 2 == len(outcomes)
     assert "the rest is not read" in outcomes[-1]["error"]
 
 
@@ -352,42 +353,99 @@ def test_a_locked_registry_is_unavailable_and_unchanged(path: str) -> None:
     assert {"there"} == set(found(path))
 
 
-# Splitting.
+def test_statuses_that_the_memory_does_not_hold_are_no_traceback(path: str, tmp_path: Path) -> None:
+    """One line, and the registry is as it was."""
+    many = {str(n): {"state": "READY", "pid": n, "message": "x" * 99} for n in range(100_000)}
+    (tmp_path / "s").write_text(json.dumps(many))
+    command = f"ulimit -v {2**17}; exec {sys.executable} -m registry --db {path} import -"
+    done = subprocess.run(
+        f"{command} --status {tmp_path}/s",
+        shell=True,
+        input=line("a"),
+        env=environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert (3, b"") == (done.returncode, done.stdout)
+    assert re.fullmatch(ERROR, done.stderr.decode())
+    assert {"there"} == set(found(path))
 
 
-def split(text: bytes) -> list[tuple[int, bytes]]:
-    """Return the documents without the white space around them."""
-    return [(number, document.strip()) for number, document in transfer.split(BytesIO(text))]
+# Taking a file apart.
+
+
+def taken(*lines: bytes) -> list[tuple[int, str]]:
+    """Return the line of each document of a file of *lines*, and its id, "" where it has none."""
+    found = documents.documents("f", BytesIO(b"\n".join(lines)))
+    return [
+        (int(each.source.removeprefix("f:")), "" if each.metadata is None else each.metadata.id)
+        for each in found
+    ]
+
+
+A, B = sandbox("a").marshal_json(), sandbox("b").marshal_json()
+CUT = A[: len(A) // 2]
+BARE = A.replace(b'{"Version":', b'{ "Version":')
+SHOWN = json.dumps(json.loads(A), indent=1).encode()
+FLAT = json.dumps(json.loads(A), indent=0).encode()
+SPLIT = A.replace(b'"Metadata":', b'"Metadata":\n').replace(b"}}", b"}\n}")
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("lines", "expected"),
     [
-        (b"", []),
-        (b"\n \r\n", []),
-        (b"{}", [(1, b"{}")]),
-        (b"{}\n{}\r\n\n{}", [(1, b"{}"), (2, b"{}"), (4, b"{}")]),
-        (b'{\n "a": 1\n}\n{"b":2}', [(1, b'{\n "a": 1\n}'), (4, b'{"b":2}')]),
-        (b'{"a":"}{[\\""}\n{}', [(1, b'{"a":"}{[\\""}'), (2, b"{}")]),
-        (b"no\n{}\n", [(1, b"no"), (2, b"{}")]),
-        (b'{"a":\n{"b":1}\n', [(1, b'{"a":'), (2, b'{"b":1}')]),
-        (b'{"a":"\n{}\n', [(1, b'{"a":"'), (2, b"{}")]),
-        (b"}\n{}\n", [(1, b"}"), (2, b"{}")]),
-        (b"{} {}\n", [(1, b"{} {}")]),
+        ([b""], []),
+        ([b"", b" \r", b""], []),
+        ([A], [(1, "a")]),
+        ([A, b"", b"", B + b"\r", b""], [(1, "a"), (4, "b")]),
+        ([b"", SHOWN, B], [(2, "a"), (SHOWN.count(b"\n") + 3, "b")]),
+        ([FLAT, B], [(1, "a"), (FLAT.count(b"\n") + 2, "b")]),
+        ([SPLIT, B], [(1, "a"), (SPLIT.count(b"\n") + 2, "b")]),
+        ([A.replace(b'"name-a"', b'"}{[\\""'), B], [(1, "a"), (2, "b")]),
+        ([b"no", A, b"}", B], [(1, ""), (2, "a"), (3, ""), (4, "b")]),
+        ([A + B, B], [(1, ""), (2, "b")]),
+        ([CUT, A, CUT, B], [(1, ""), (2, "a"), (3, ""), (4, "b")]),
+        ([CUT, BARE, CUT, SHOWN], [(1, ""), (2, "a"), (3, ""), (4, "a")]),
+        ([b"[", CUT.lstrip(b"{"), b"", SHOWN, b"x"], [(1, ""), (4, "a"), (24, "")]),
+        ([SHOWN[:-9], SHOWN, FLAT[:-9], FLAT], [(1, ""), (19, "a"), (39, ""), (57, "a")]),
     ],
-    ids=str,
+    ids=range(14),
 )
 def test_a_file_is_taken_apart_into_documents(
-    text: bytes, expected: list[tuple[int, bytes]]
+    lines: list[bytes], expected: list[tuple[int, str]]
 ) -> None:
-    """Lines, many lines, and what is broken ends before the next."""
-    assert expected == split(text)
+    """Lines, many lines; and what is broken swallows nothing that comes after it."""
+    assert expected == taken(*lines)
 
 
 def test_documents_of_many_lines_are_found_whole() -> None:
     """Every sample, written for people, one after the other."""
-    shown = [json.dumps(json.loads(file.read_bytes()), indent=1) for file in SAMPLES]
-    assert shown == [document.decode() for _, document in split("\n".join(shown).encode())]
+    texts = [json.dumps(json.loads(file.read_bytes()), indent=1).encode() for file in SAMPLES]
+    assert [KNOWN[file.stem]["id"] for file in SAMPLES] == [id for _, id in taken(*texts)]
+
+
+@pytest.mark.parametrize("first", [b'{"x":"', b'{"x":[' + b"{" * DOCUMENT_MAX], ids=["cut", "deep"])
+def test_what_is_cut_off_before_more_than_a_document_may_have(first: bytes) -> None:
+    """Everything behind it is found."""
+    big = sandbox("big", config=pod(x="x" * 2**20)).marshal_json()
+    many = [big.replace(b'"big"', b'"%d"' % n).replace(b'{"V', b'{ "V') for n in range(40)]
+    assert ["", *map(str, range(40))] == [id for _, id in taken(first, *many)]
+
+
+def test_a_file_without_an_end_is_given_up(path: str) -> None:
+    """A single line of it, too."""
+    done = call(path, "import", "/dev/zero", "--keep-going", "--json", stdin=b"")
+    assert 1 == done.code
+    assert "the rest is not read" in done.json["sandboxes"][-1]["error"]
+
+
+def test_stdin_is_read_once(path: str, tmp_path: Path) -> None:
+    """It cannot be both, and stdout cannot be both either."""
+    for args in ("import - -", "import - --status -", "export --status -"):
+        done = call(path, *args.split(), stdin=line("a"))
+        assert (2, b"") == (done.code, done.out)
+        assert re.fullmatch(ERROR, done.err)
+    assert {"there"} == set(found(path))
 
 
 # Exporting.

@@ -119,9 +119,8 @@ def test_its_metadata_says_why_it_cannot_be_read(store: Store) -> None:
     message = reason(store)
     assert message.startswith("read metadata of sandbox 'bad': ")
     assert message.endswith("; its id and name stay reserved until it is deleted")
-    assert {"host_network", "additional_ips", "process_label", "cni_result", "config"} == set(
-        store.get("bad").stored
-    )
+    expected = {"host_network", "additional_ips", "process_label", "cni_result", "config"}
+    assert expected | set(Status.__dataclass_fields__) == set(store.get("bad").stored)
 
 
 def test_its_id_and_name_stay_reserved(store: Store, path: str) -> None:
@@ -296,6 +295,11 @@ def test_a_damaged_id_can_be_deleted_by_its_handle(sound: str) -> None:
         assert ["good"] == ids(store.list())
 
 
+# A status that cannot be decoded.
+
+DAMAGED = "UPDATE sandbox_statuses SET {} WHERE sandbox_id = 'bad'"
+
+
 @pytest.mark.parametrize("damage", ["state = 'SANDBOX_NEWER'", "created_at = -9"])
 def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path, damage: str) -> None:
     """The others are marked, it is left as it is, and whoever reads it is told with our error."""
@@ -303,10 +307,66 @@ def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path, damage
     with Store.open(path) as store:
         for id in ("bad", "good"):
             store.add(sandbox(id, netns_path=f"/run/netns/none-{id}"), READY)
-    tamper(path, f"UPDATE sandbox_statuses SET {damage} WHERE sandbox_id = 'bad'")
+    tamper(path, DAMAGED.format(damage))
     with Store.open(path) as store:
         assert State.NOTREADY is store.get("good").seen.state
         assert "bad" in {violation.sandbox_id for violation in store.check()}
         if damage.startswith("state"):
-            with pytest.raises(MetadataError, match="SANDBOX_NEWER"):
-                store.get("bad").status.get()
+            bad = store.get("bad")
+            for read in (bad.status.get, lambda: bad.seen, lambda: bad.status.update(lambda s: s)):
+                with pytest.raises(MetadataError, match=r"'bad'.*SANDBOX_NEWER") as caught:
+                    read()
+                assert "bad" == caught.value.id
+
+
+def test_a_sandbox_with_a_damaged_state_can_be_deleted(sound: str) -> None:
+    """The history says from which state that was known."""
+    tamper(sound, DAMAGED.format("state = 'SANDBOX_NEWER'"))
+    with Store.open(sound, reconcile=False) as store:
+        assert store.delete("bad")
+        last = store.history("bad")[-1]
+        assert ("deleted", State.READY) == (last.event, last.from_state)
+        assert [] == store.check()
+
+
+@pytest.mark.parametrize(
+    ("state", "events"), [("READY", ["created"]), ("NOTREADY", ["created", "changed"])]
+)
+def test_a_damaged_state_can_be_mended_by_sql(sound: str, state: str, events: list[str]) -> None:
+    """And the history goes on from the state that was known."""
+    tamper(sound, DAMAGED.format("state = 'SANDBOX_NEWER'"))
+    execute(sound, DAMAGED.format(f"state = 'SANDBOX_{state}'"))
+    with Store.open(sound, reconcile=False) as store:
+        assert events == [each.event for each in store.history("bad")]
+        assert [] == store.check()
+
+
+def test_cli_shows_a_damaged_state_as_it_is(
+    sound: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Beside all others; their statuses are exported without it."""
+    tamper(sound, DAMAGED.format("state = 'SANDBOX_NEWER'"))
+    for args in (["list"], ["list", "--json"], ["inspect", "bad"], ["inspect", "bad", "--json"]):
+        code, out, err = call(capfd, sound, *args)
+        assert (1, True, 1) == (code, "SANDBOX_NEWER" in out, err.count("\n"))
+        assert "read status of sandbox 'bad'" in err
+        assert args[0] == "inspect" or "good" in out
+    assert "read status" in json.loads(call(capfd, sound, "inspect", "bad", "--json")[1])["error"]
+    code, out, _ = call(capfd, sound, "export")
+    assert (0, 2) == (code, out.count("\n"))
+    statuses = tmp_path / "statuses"
+    code, out, err = call(capfd, sound, "export", "--status", str(statuses))
+    assert (1, 2, 1) == (code, out.count("\n"), err.count("\n"))
+    assert ["good"] == [json.loads(each)["id"] for each in statuses.read_text().splitlines()]
+    assert 0 == call(capfd, sound, "delete", "bad")[0]
+    assert 0 == call(capfd, sound, "check")[0]
+
+
+def test_a_damaged_transition_is_named_by_its_number(sound: str) -> None:
+    """So that one can read on behind it."""
+    tamper(sound, "UPDATE sandbox_transitions SET to_state = 'SANDBOX_NEWER' WHERE seq = 1")
+    with Store.open(sound, reconcile=False) as store:
+        with pytest.raises(MetadataError, match="read transition 1 of sandbox 'bad'"):
+            store.history()
+        assert [2] == [each.seq for each in store.history(after=1)]
+        assert "bad" in {each.sandbox_id for each in store.check()}

@@ -46,6 +46,7 @@ ORDER = [
     "recover",
     "store",
     "check",
+    "documents",
     "transfer",
     "output",
     "cli",
