@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, NamedTuple
 
 from registry import changes, netns, process, reconcile, rows
@@ -61,7 +62,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         asked = [judgement for judgement in judgements if judgement.marks]
         if dry_run or not asked:
             break
-        marked = _mark(session, asked, doing)
+        marked = session.write_even_if_full(doing, partial(_mark, session, asked, doing))
         changed |= marked.done
         for creation in marked.gone:
             del judged[creation]

@@ -7,14 +7,14 @@ from typing import Any, Final
 from registry import changes, netns, rows
 from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
-from registry.errors import NotFoundError
+from registry.errors import NotFoundError, UnavailableError
 from registry.kernel import Vantage
 from registry.live import Container, StopCh
 from registry.metadata import Metadata
 from registry.netns import NetNS, Presence
 from registry.process import Process
 from registry.rows import Row
-from registry.session import Session
+from registry.session import Session, check_function
 from registry.status import State, Status, StatusStorage, UpdateFunc, validate
 
 STORED: Final = (
@@ -157,8 +157,12 @@ class Sandbox:
 
     def delete(self) -> bool:
         """Delete this creation of the sandbox; False when it was gone already."""
+        doing = f"delete sandbox {self.id!r}"
+        return self._session.write_even_if_full(doing, lambda: self._delete(doing))
+
+    def _delete(self, doing: str) -> bool:
         session, creation = self._session, self._row.creation
-        with session.write(f"delete sandbox {self.id!r}") as transaction:
+        with session.write(doing) as transaction:
             row = changes.find_creation(creation, transaction.fetch)
             if row is not None:
                 changes.delete(transaction, row, session.author)
@@ -203,14 +207,25 @@ class _StoredStatus:
             InvalidArgumentError: what *fn* returned cannot be stored.
             MetadataError: the latest state is none that is known here.
             FailedPreconditionError: it leads back to UNKNOWN, or *fn* changed this status itself.
+            ResourceExhaustedError: the disk is full; NOTREADY is stored all the same, as long as
+                what is kept for that goes.
             UnavailableError: the store's timeout passed before the write could begin.
         """
+        doing = f"update status of sandbox {self._handle.id!r}"
+        check_function(doing, fn)
+        once = _Once(fn, doing)
+        return self._session.write_even_if_full(
+            doing, lambda: self._update(doing, once), once.made_it_not_ready
+        )
+
+    def _update(self, doing: str, fn: UpdateFunc) -> Status:
         session, handle = self._session, self._handle
-        doing = f"update status of sandbox {handle.id!r}"
         with session.write(doing) as transaction:
             row = changes.find_creation(handle.creation, transaction.fetch)
             if row is not None:
                 status = validate(session.ask(transaction, row, doing, fn, row.status()), doing)
+                if status.state is not State.NOTREADY:
+                    session.engine.require_room(doing)
                 changes.replace_status(transaction, row, status, session.author)
                 if status.state is State.NOTREADY:
                     session.stop(row.creation)
@@ -218,6 +233,27 @@ class _StoredStatus:
                 return status
         session.bury_missing(handle.creation)
         raise _deleted(doing, handle)
+
+
+class _Once:
+    """An UpdateFunc that runs once: who tries again to store what it made gets its answer."""
+
+    def __init__(self, fn: UpdateFunc, doing: str) -> None:
+        self._fn, self._doing = fn, doing
+        self._asked: Status | None = None
+        self._answer: Any = None
+
+    def __call__(self, old: Status) -> Status:
+        if self._asked is None:
+            self._asked = old
+            self._answer = self._fn(old)
+        elif self._asked != old:
+            message = f"{self._doing}: the disk was full, and somebody changed it meanwhile"
+            raise UnavailableError(f"{message}; try again")
+        return self._answer  # type: ignore[no-any-return]
+
+    def made_it_not_ready(self) -> bool:
+        return isinstance(self._answer, Status) and self._answer.state is State.NOTREADY
 
 
 def _deleted(doing: str, row: Row) -> NotFoundError:

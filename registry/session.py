@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from registry import changes, live, netns, process, rows
 from registry.changes import Author
 from registry.engine import Engine, Transaction, Write
-from registry.errors import FailedPreconditionError, StoreClosedError
+from registry.errors import FailedPreconditionError, ResourceExhaustedError, StoreClosedError
 from registry.kernel import Vantage
 from registry.live import Live
 from registry.netns import NetNSIdentity
@@ -70,6 +71,23 @@ class Session:
         """Return a context manager whose body is a write transaction, or a part of one."""
         self.require_open(doing)
         return Write(self.engine, doing, self._timeout)
+
+    def write_even_if_full(
+        self, doing: str, attempt: Callable[[], T], worth: Callable[[], bool] = lambda: True
+    ) -> T:
+        """Return what *attempt* returns, which writes that something has ended.
+
+        On a full disk it is tried once more, with the space that is kept for that, if it is *worth*
+        it; but not inside an open transaction, which has ended with the error.
+        """
+        nested = self.engine.own_transaction() is not None
+        try:
+            return attempt()
+        except ResourceExhaustedError as error:
+            if nested or error.sqlite_code != sqlite3.SQLITE_FULL or not worth():
+                raise
+            self.engine.make_room(doing, self._timeout)
+            return attempt()
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query: of the caller's open transaction, else as committed."""
@@ -210,14 +228,19 @@ def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:
     return netns.look(path, vantage).identity if path else None
 
 
+def check_function(doing: str, fn: object) -> None:
+    """Raise InvalidArgumentError unless *fn* can be called."""
+    if not callable(fn):
+        raise invalid(doing, "fn", fn, "is not a function of the old value")
+
+
 def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
     """Run a caller's function inside the transaction, and say when it took long.
 
     Raises:
         InvalidArgumentError: it is no function.
     """
-    if not callable(fn):
-        raise invalid(doing, "fn", fn, "is not a function of the old value")
+    check_function(doing, fn)
     began = time.monotonic()
     result = fn(value)
     took = time.monotonic() - began

@@ -91,7 +91,7 @@ class Store:
         """Open the registry at *path*, and find out what became of its sandboxes.
 
         Args:
-            path: the file; beside it lie its log and two lock files.
+            path: the file; beside it lie its log, two lock files and what is kept for a full disk.
             create: make a missing file; otherwise that is an error, since a disk that is not
                 mounted yet is not an empty node.
             upgrade: bring an older schema up to date.
@@ -105,6 +105,7 @@ class Store:
             NotFoundError: there is no file, and none is to be made.
             DataLossError: it is no registry, or corrupt.
             SchemaVersionError: its schema is newer than this code, or older and stays so.
+            ResourceExhaustedError: the disk is full, and what was kept for that is gone.
             UnavailableError: another process kept the write lock past *timeout*.
         """
         doing = f"open registry {path!r}"
@@ -337,6 +338,7 @@ class Store:
             creator=process.identify(creator, vantage) if creator else None,
         )
         with self._session.write(doing) as transaction:
+            self._session.engine.require_room(doing)
             row = changes.insert(
                 transaction,
                 columns,
@@ -365,6 +367,7 @@ class Store:
         doing = f"update metadata of sandbox {id!r}"
         prefix = check_prefix(doing, id)
         with self._session.write(doing) as transaction:
+            self._session.engine.require_room(doing)
             row = changes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
@@ -383,6 +386,9 @@ class Store:
         """
         doing = f"delete sandbox {id!r}"
         prefix = check_prefix(doing, id)
+        return self._session.write_even_if_full(doing, lambda: self._delete(doing, prefix))
+
+    def _delete(self, doing: str, prefix: str) -> bool:
         with self._session.write(doing) as transaction:
             row = changes.find(prefix, doing, transaction.fetch)
             if row is None:

@@ -2,6 +2,7 @@
 
 driver        connections as we want them, driver errors as we raise them
 paths         the files themselves, looked at by stat alone
+reserve       space that is kept for a full disk
 turnstile     the lock between processes
 transaction   whose turn it is in this process
 blame         who stands in the way

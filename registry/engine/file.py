@@ -33,7 +33,9 @@ from registry.engine.paths import (
     refused,
     resolve,
     size,
+    stamp,
 )
+from registry.engine.reserve import Reserve
 from registry.engine.transaction import Transaction, current_owner
 from registry.engine.turnstile import Turnstile
 from registry.errors import (
@@ -42,6 +44,7 @@ from registry.errors import (
     FailedPreconditionError,
     ReadOnlyError,
     RegistryError,
+    ResourceExhaustedError,
     StoreClosedError,
     UnavailableError,
 )
@@ -145,7 +148,10 @@ class Engine:
         self._turnstile: Turnstile | None = None
         self._idle: list[driver.Connection] = []
         self._immutable = False
+        self._stamp: object = None
         self._files: tuple[object, object] = (None, None)
+        self._reserve = Reserve(path)
+        self._gave_up = False
         self._log_bound = driver.WAL_MAX
         self._closed = ""
         """Why nothing can be done any more."""
@@ -162,9 +168,18 @@ class Engine:
                 f"open registry {self.path!r}: SQLite {sqlite3.sqlite_version} is too old, "
                 "3.37 is the oldest with STRICT tables; install a newer one"
             )
-        if self.read_only:
-            self._open_read_only(prepare, timeout)
-            return
+        open_it = self._open_read_only if self.read_only else self._open_for_writing
+        try:
+            open_it(prepare, timeout, deadline)
+        except ResourceExhaustedError:
+            # SQLite has no room for its index of the log, without which it does not even read.
+            if not self._reserve.give_up():
+                raise
+            open_it(prepare, timeout, deadline)
+
+    def _open_for_writing(
+        self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
+    ) -> None:
         try:
             self._turnstile = Turnstile(self.path)
         except OSError as error:
@@ -172,6 +187,7 @@ class Engine:
         try:
             self._take_turn("open registry", deadline, timeout)
             self._open_writer(prepare, deadline, timeout)
+            self._reserve.take()
         except BaseException:
             if self._writer is None:
                 self._turnstile.remove_if_created()
@@ -204,7 +220,9 @@ class Engine:
             raise self._replaced("open registry")
         self._writer = writer
 
-    def _open_read_only(self, prepare: Callable[[driver.Connection], None], timeout: float) -> None:
+    def _open_read_only(
+        self, prepare: Callable[[driver.Connection], None], timeout: float, _: float
+    ) -> None:
         with driver.driver_errors(f"open registry {self.path!r}", self.path):
             try:
                 reader = self._open_reader(prepare, timeout)
@@ -247,7 +265,27 @@ class Engine:
                 path=self.path,
             ) from cause
         self._immutable = True
-        return self._open_reader(prepare, timeout=0)
+        self._stamp = stamp(self.path)
+        reader = self._open_reader(prepare, timeout=0)
+        try:
+            self._require_unchanged("open registry")
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def _require_unchanged(self, doing: str) -> None:
+        """Raise if an immutable file was changed: it may be mounted for writing elsewhere.
+
+        Raises:
+            FailedPreconditionError: what was read may be neither the old nor the new.
+        """
+        if stamp(self.path) != self._stamp:
+            raise FailedPreconditionError(
+                f"{doing}: {self.path!r} was changed meanwhile, though it can only be read "
+                "from here; close the store and open it anew",
+                path=self.path,
+            )
 
     def detach(self, timeout: float) -> None:
         """Leave the engine; the last user closes it, within about *timeout* seconds."""
@@ -374,6 +412,8 @@ class Engine:
                 yield connection
         finally:
             self._give_back(connection)
+            if self._immutable:
+                self._require_unchanged(doing)
 
     def _reader(self, doing: str) -> driver.Connection:
         try:
@@ -470,6 +510,8 @@ class Engine:
             transaction.committing = False
             raise self._replaced(transaction.doing)
         transaction.committed = True
+        if self._gave_up:
+            self._gave_up = not self._reserve.take()
         self._bound_log(transaction.connection)
 
     def _refused(self, transaction: Transaction, error: sqlite3.Error) -> None:
@@ -508,6 +550,39 @@ class Engine:
             connection.execute("PRAGMA busy_timeout = 0")
             # A reader that stays would cost every commit the wait: try again when it has grown.
             self._log_bound = logged + driver.WAL_MAX if busy else driver.WAL_MAX
+
+    def require_room(self, doing: str) -> None:
+        """Raise unless there is more room than what marking and deleting may need.
+
+        Raises:
+            ResourceExhaustedError: the disk is full.
+        """
+        if not self._reserve.has_more():
+            raise ResourceExhaustedError(
+                f"{doing}: the disk is full, and what little is left of it at {self.path!r} is for "
+                "marking sandboxes NOTREADY and deleting them; free some space",
+                path=self.path,
+            )
+
+    def make_room(self, doing: str, timeout: float) -> None:
+        """Have the next write find room on a full disk, as far as what is kept for that goes.
+
+        Raises:
+            UnavailableError: *timeout* passed before it could be done.
+        """
+        visit = self.new_transaction(doing)
+        deadline = time.monotonic() + timeout
+        try:
+            if not self._mutex.acquire(visit, deadline):
+                raise self._busy(doing, timeout)
+            self.require_open(doing)
+            self._take_turn(doing, deadline, timeout)
+            self._gave_up |= self._reserve.give_up()
+            # What is in the database need not stay in the log, which is then written over in place.
+            with contextlib.suppress(sqlite3.Error):
+                visit.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            self.end(visit)
 
     def end(self, transaction: Transaction) -> None:
         """Take back what is not committed and let the next one in; harmless when repeated."""

@@ -105,6 +105,18 @@ def create_file(path: str) -> None:
     os.close(fd)
 
 
+def give_to_owner(fd: int, database: str) -> None:
+    """Give a file that was made beside *database* the mode 0600, and the owner of *database*.
+
+    As SQLite does with the log: else a look of root would lock the shim out.
+    """
+    os.fchmod(fd, 0o600)  # the umask may have taken more
+    if os.geteuid() == 0:
+        with contextlib.suppress(FileNotFoundError):
+            owner = os.stat(database)
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
 def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
     """Return the error of this package for one of the system's.
 
@@ -137,6 +149,24 @@ def on_read_only_file_system(path: str) -> bool:
         return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     except OSError:
         return False
+
+
+def stamp(path: str) -> object:
+    """Return what is another thing once the database at *path*, or its log, has been written to."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, size(f"{path}-wal"))
+
+
+def free(path: str) -> int:
+    """Return the bytes that are left on the file system of the file at *path*."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
 
 
 def size(path: str) -> int:

@@ -28,6 +28,7 @@ import time
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
+from registry.engine import paths
 from registry.errors import FailedPreconditionError
 from registry.waiting import Sleepers
 
@@ -43,11 +44,7 @@ class LockFile:
     """A file that exists to be locked."""
 
     def __init__(self, path: str, database: str) -> None:
-        """Open *path*, which is created with mode 0600 and never followed if it is a symlink.
-
-        Root creates it for the owner of *database*, as SQLite does with the log: else an operator's
-        look would lock the shim out.
-        """
+        """Open *path*, which is created for the owner of *database*, never through a symlink."""
         self.path: Final = path
         self._database: Final = database
         self.created = False
@@ -66,8 +63,7 @@ class LockFile:
         try:
             fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             self.created = True
-            os.fchmod(fd, 0o600)  # the umask may have taken more
-            self._give_to_owner(fd)
+            paths.give_to_owner(fd, self._database)
         except FileExistsError:
             fd = os.open(self.path, flags)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -78,12 +74,6 @@ class LockFile:
         self.fd = fd
         if before >= 0:
             os.close(before)
-
-    def _give_to_owner(self, fd: int) -> None:
-        if os.geteuid() == 0:
-            with contextlib.suppress(FileNotFoundError):
-                owner = os.stat(self._database)
-                os.fchown(fd, owner.st_uid, owner.st_gid)
 
     def close(self) -> None:
         """Close the descriptor, and with it release the lock if no forked child has it too."""

@@ -48,9 +48,7 @@ def test_new_files_get_0600_and_new_directories_0700(tmp_path: Path, umask: int)
     try:
         with Store.open(path) as store:
             store.add(sandbox("a"), READY)
-            modes = {
-                name: mode(f"{path}{name}") for name in ("", "-wal", "-shm", "-lock", "-queue")
-            }
+            modes = {name: mode(f"{path}{name}") for name in SUFFIXES}
     finally:
         os.umask(before)
     assert {0o600} == set(modes.values())
@@ -411,7 +409,7 @@ def test_a_closed_store_cannot_be_entered(path: str) -> None:
         pass
 
 
-SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue")
+SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue", "-reserve")
 AS_NOBODY = """
     import os, sys
     import encodings.ascii  # now, since the interpreter may lie where only root can read
@@ -468,7 +466,7 @@ def test_a_look_of_root_does_not_lock_the_owner_out(everybodys: str) -> None:
     """What root makes beside the database belongs to its owner."""
     Store.open(everybodys).close()
     os.chown(everybodys, 65534, 65534)
-    for suffix in ("-lock", "-queue"):
+    for suffix in ("-lock", "-queue", "-reserve"):
         os.unlink(everybodys + suffix)
     with Store.open(everybodys) as store:
         store.add(sandbox("a"), READY)

@@ -30,6 +30,7 @@ ORDER = [
     "rows",
     "engine.driver",
     "engine.paths",
+    "engine.reserve",
     "engine.turnstile",
     "engine.transaction",
     "engine.blame",

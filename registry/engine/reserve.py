@@ -1,0 +1,60 @@
+"""Space that is kept for the day on which the disk is full.
+
+A file beside the database, allocated while there is room. On a full disk it is given up, so that
+SQLite can open the registry, and what is gone can still be marked and deleted; while it is missing
+and cannot be had again, nothing is added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from registry.engine import paths
+
+SIZE: Final = 256 * 1024
+"""Bytes: SQLite's index of the log, and some tens of changes in the log."""
+MARGIN: Final = 64 * 1024
+"""Bytes that must be left beside it for an addition."""
+
+
+class Reserve:
+    """The space of one database, which the processes that have it open share."""
+
+    def __init__(self, database: str) -> None:
+        """Take nothing yet."""
+        self._database: Final = database
+        self._path: Final = f"{database}-reserve"
+
+    def held(self) -> bool:
+        """Whether there is space to be given up."""
+        return paths.size(self._path) == SIZE
+
+    def take(self) -> bool:
+        """Allocate it unless it is there, and tell whether it is there now."""
+        if self.held():
+            return True
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                paths.give_to_owner(fd, self._database)
+                os.posix_fallocate(fd, 0, SIZE)
+            finally:
+                os.close(fd)
+        except OSError:
+            self.give_up()  # a part of it is no use to us
+            return False
+        return True
+
+    def has_more(self) -> bool:
+        """Whether there is room beside it; it is allocated first if it is missing."""
+        return self.take() and paths.free(self._path) >= MARGIN
+
+    def give_up(self) -> bool:
+        """Give the space back to the file system, and tell whether there was any."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+            return True
+        return False

@@ -1,0 +1,202 @@
+"""A full disk, a real one: what is gone can be marked and deleted, and nothing is half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from registry import FailedPreconditionError, ResourceExhaustedError, State, Status, Store, Verdict
+from tests.tools import READY, environment, ids, line, query, running, sandbox
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
+
+
+def fill(disk: str) -> None:
+    """Fill the file system to the last byte."""
+    with open(f"{disk}/filler", "ab", buffering=0) as filler:
+        for size in (65_536, 4_096, 1):
+            with suppress(OSError):
+                while True:
+                    filler.write(b"x" * size)
+    assert 0 == os.statvfs(disk).f_bavail
+
+
+def make_space(disk: str) -> None:
+    """Give all of it back."""
+    os.unlink(f"{disk}/filler")
+
+
+def add_many(store: Store, count: int) -> None:
+    """Add sandboxes whose namespaces are gone."""
+    for n in range(count):
+        store.add(sandbox(f"s{n}", netns_path=f"/run/netns/none-{n}"), READY)
+
+
+def assert_readable(path: str, count: int) -> None:
+    """The command line and plain SQL show all there is."""
+    for verb in ("list", "history", "inspect s1", "check", "export"):
+        command = [sys.executable, "-m", "registry", "--db", path, *verb.split()]
+        done = subprocess.run(command, env=environment(), capture_output=True, check=False)
+        assert (0, b"") == (done.returncode, done.stderr)
+    assert [(count,)] == query(path, "SELECT count(*) FROM sandbox_overview")
+
+
+@pytest.mark.parametrize("greedy", [False, True], ids=["alone", "beside others"])
+def test_what_is_gone_can_be_marked_and_deleted(
+    small_disk: str, greedy: bool, tried: Callable[[str], None]
+) -> None:
+    """Even while others take every byte that is given up; adding is refused, and leaves nothing."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path, reconcile=False) as store:
+        add_many(store, 30)
+        fill(small_disk)
+        assert (30, 30, []) == (len(store.list()), len(store.history()), store.check())
+        assert_readable(path, 30)
+        for n in range(15):
+            with pytest.raises(ResourceExhaustedError, match="free some space") as caught:
+                store.add(sandbox("more"), READY)
+            assert path == caught.value.path
+            handle = store.get(f"s{n}")
+            asked: list[Status] = []
+
+            def gone(old: Status, asked: list[Status] = asked) -> Status:
+                asked.append(old)
+                return replace(old, state=State.NOTREADY, reason="Gone")
+
+            assert State.NOTREADY is handle.status.update(gone).state
+            assert (1, True) == (len(asked), handle.stopped.is_set())
+            if greedy:
+                fill(small_disk)
+        assert 15 == sum(store.delete(f"s{n}") for n in range(10)) + sum(
+            store.get(f"s{n}").delete() for n in range(10, 15)
+        )
+        with pytest.raises(ResourceExhaustedError):
+            store.get("s20").status.update(lambda old: replace(old, message="not ready is all"))
+        with pytest.raises(ResourceExhaustedError):
+            store.update_metadata("s20", lambda old: old)
+        assert (15, []) == (len(store.list()), store.check())
+        make_space(small_disk)
+        store.add(sandbox("more"), READY)
+        assert os.path.exists(f"{path}-reserve")
+    tried(f"full disk, {'beside others' if greedy else 'alone'}: 15 marked, 15 deleted, 17 refused")
+
+
+def test_it_can_be_looked_at_while_nobody_has_it_open(small_disk: str) -> None:
+    """With the space that is kept; the log and its index then stay for the next one."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path, reconcile=False) as store:
+        add_many(store, 30)
+    fill(small_disk)
+    assert_readable(path, 30)
+    with Store.open(path, read_only=True) as store:
+        assert (30, []) == (len(store.list()), store.check())
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
+def test_a_restart_on_the_full_disk_recovers(small_disk: str, killed: bool) -> None:
+    """SQLite cannot even read without room for its index of the log."""
+    path = f"{small_disk}/registry.db"
+    code = """
+        import sys, time
+        from registry import Store
+        from tests.faults.test_disk import add_many
+        store = Store.open(sys.argv[1], reconcile=False)
+        add_many(store, 30)
+        print("added", flush=True)
+        sys.stdin.readline()
+        """
+    with running(code, path) as process:
+        assert "added" == line(process)
+        if killed:
+            fill(small_disk)
+            process.send_signal(signal.SIGKILL)
+        else:
+            process.communicate("\n")
+    if not killed:
+        Store.open(path, reconcile=False).close()
+    fill(small_disk)
+    if killed:
+        with Store.open(path, read_only=True) as store:
+            assert 30 == len(store.list())
+        assert_readable(path, 30)
+        fill(small_disk)
+    with Store.open(path) as store:
+        assert store.recovery is not None
+        assert 30 == store.recovery.counts[Verdict.CLOSED]
+        assert 30 == len(store.list(state=State.NOTREADY))
+        with pytest.raises(ResourceExhaustedError):
+            store.add(sandbox("more"), READY)
+        make_space(small_disk)
+        store.add(sandbox("more"), READY)
+        assert [] == store.check()
+
+
+def test_nothing_of_a_refused_transaction_is_there(small_disk: str) -> None:
+    """And once there is space the same store goes on."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path) as store:
+        store.add(sandbox("first"), READY)
+        fill(small_disk)
+        with pytest.raises(ResourceExhaustedError), store.transaction():
+            store.delete("first")
+            store.add(sandbox("second"), READY)
+        assert ["first"] == ids(store.list())
+        make_space(small_disk)
+        store.add(sandbox("second"), READY)
+        assert (["first", "second"], []) == (ids(store.list()), store.check())
+
+
+def test_an_error_that_ends_the_whole_transaction_fails_it_whole(small_disk: str) -> None:
+    """SQLITE_FULL in a nested write that is caught: what follows is not committed alone."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path, reconcile=False) as store:
+        add_many(store, 60)
+        writer = store._session.engine._writer
+        assert writer is not None
+        writer.execute("PRAGMA cache_size = 20")
+        with pytest.raises(FailedPreconditionError, match="SQLITE_FULL"), store.transaction():
+            store.delete("s0")
+            fill(small_disk)
+            with pytest.raises(ResourceExhaustedError), store.transaction():
+                for n in range(1, 60):
+                    store.get(f"s{n}").status.update(
+                        lambda old: replace(old, state=State.NOTREADY, message="x" * 4000)
+                    )
+            store.delete("s1")
+        assert (60, []) == (len(store.list(state=State.READY)), store.check())
+
+
+def test_without_lock_files_it_is_opened_from_what_is_kept(small_disk: str) -> None:
+    """Not so a new one."""
+    path = f"{small_disk}/registry.db"
+    Store.open(path).close()
+    for name in ("lock", "queue"):
+        os.unlink(f"{path}-{name}")
+    fill(small_disk)
+    Store.open(path).close()
+    fill(small_disk)
+    with pytest.raises(ResourceExhaustedError, match="free some space") as caught:
+        Store.open(f"{small_disk}/new.db")
+    assert f"{small_disk}/new.db" == caught.value.path
+
+
+def test_a_disk_too_small_for_the_reserve_is_used_without_it(small_disk: str) -> None:
+    """What is there can be marked and deleted as far as SQLite finds room."""
+    path = f"{small_disk}/registry.db"
+    with open(f"{small_disk}/other", "wb") as other:
+        other.write(bytes(3_000_000))
+    with Store.open(path, reconcile=False) as store:
+        add_many(store, 3)
+        os.unlink(f"{path}-reserve")
+        fill(small_disk)
+        with pytest.raises(ResourceExhaustedError):
+            store.add(sandbox("more"), READY)
+        assert ["s0", "s1", "s2"] == ids(store.list())
+        assert not os.path.exists(f"{path}-reserve")

@@ -1,0 +1,127 @@
+"""A registry on a file system that can only be read: all of the truth, or a word that it is not.
+
+SQLite needs a writable index of the log to read it. Without one it can read the database alone,
+which then must hold everything and must not change.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from registry import FailedPreconditionError, ReadOnlyError, RegistryError, Store, kernel
+from tests.tools import READY, ids, line, running, sandbox
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
+
+WRITER = """
+    import sys
+    from registry import Metadata, State, Status, Store
+    store = Store.open(sys.argv[1], reconcile=False)
+    store.add(Metadata("a", "a", None), Status(State.READY))
+    print("added", flush=True)
+    for line in sys.stdin:
+        store.add(Metadata(line.strip(), line.strip(), None), Status(State.READY))
+        print("added", flush=True)
+    """
+
+
+@pytest.fixture
+def path(small_disk: str) -> str:
+    """Return the path of a registry on a file system of its own."""
+    return f"{small_disk}/registry.db"
+
+
+@pytest.fixture
+def seen(path: str, tmp_path: os.PathLike[str]) -> Iterator[str]:
+    """Return the path of the same registry through a mount that can only be read."""
+    place = f"{os.fspath(tmp_path)}/seen"
+    os.mkdir(place)
+    for options in (["--bind", os.path.dirname(path)], ["-o", "remount,bind,ro"]):
+        subprocess.run(["mount", *options, place], check=True)
+    yield f"{place}/registry.db"
+    kernel.umount(place, kernel.MNT_DETACH)
+
+
+def remount(path: str, how: str) -> None:
+    """Make the file system writable (`rw`) or not (`ro`)."""
+    subprocess.run(["mount", "-o", f"remount,{how}", os.path.dirname(path)], check=True)
+
+
+def test_what_was_closed_can_be_read_and_nothing_is_made_beside_it(path: str) -> None:
+    """Opening it for writing says what to do."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+    before = sorted(os.listdir(os.path.dirname(path)))
+    remount(path, "ro")
+    with Store.open(path, read_only=True) as store:
+        assert (["a"], []) == (ids(store.list()), store.check())
+        assert 1 == len(store.history())
+    with pytest.raises(ReadOnlyError, match="read_only=True"):
+        Store.open(path)
+    assert before == sorted(os.listdir(os.path.dirname(path)))
+
+
+def test_a_log_that_cannot_be_read_is_not_passed_over(path: str) -> None:
+    """Its writer was killed: the last writes are in the log alone, and its index may be left."""
+    with running(WRITER, path) as process:
+        assert "added" == line(process)
+        process.send_signal(signal.SIGKILL)
+    remount(path, "ro")
+    with Store.open(path, read_only=True) as store:
+        assert ["a"] == ids(store.list())
+    remount(path, "rw")
+    os.unlink(f"{path}-shm")
+    remount(path, "ro")
+    with pytest.raises(ReadOnlyError, match="its log holds changes"):
+        Store.open(path, read_only=True)
+    remount(path, "rw")
+    with Store.open(path) as store:
+        assert ["a"] == ids(store.list())
+
+
+def test_what_is_written_through_another_mount_is_seen_at_once(path: str, seen: str) -> None:
+    """While its writer has it open, its index of the log is there to be read."""
+    with running(WRITER, path) as process:
+        assert "added" == line(process)
+        with Store.open(seen, read_only=True) as store:
+            for n in range(20):
+                assert process.stdin is not None
+                process.stdin.write(f"b{n}\n")
+                process.stdin.flush()
+                assert "added" == line(process)
+                assert n + 2 == len(store.list())
+            assert [] == store.check()
+
+
+def test_a_file_that_changes_though_it_was_closed_is_not_taken_for_fixed(
+    path: str, seen: str
+) -> None:
+    """Whoever reads it while somebody writes it elsewhere is told, and gets nothing old."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+    with Store.open(seen, read_only=True) as reader:
+        assert ["a"] == ids(reader.list())
+        with Store.open(path) as store:
+            store.add(sandbox("b"), READY)
+            for read in (reader.list, reader.history, reader.check, lambda: reader.get("a")):
+                with pytest.raises(FailedPreconditionError, match="open it anew"):
+                    read()
+        with pytest.raises(RegistryError):
+            reader.list()
+    with Store.open(seen, read_only=True) as reader:
+        assert ["a", "b"] == ids(reader.list())
+
+
+def test_a_file_that_may_only_be_read_is_read(path: str) -> None:
+    """It is immutable to all, as by `chattr +i`, or of a directory that nobody may write to."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+    os.chmod(path, 0o400)
+    os.chmod(os.path.dirname(path), 0o500)
+    with Store.open(path, read_only=True) as store:
+        assert ["a"] == ids(store.list())

@@ -1,0 +1,93 @@
+"""A commit that was refused does not come back after a crash.
+
+By default it does: SQLite leaves its frames in the log, and whoever opens the file after a SIGKILL
+takes them for committed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.tools import environment, python, run
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="strace needs root here"),
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+]
+
+# Writes a status; then, when told to, another one whose commit fails, and is killed.
+WRITER = """
+    import os, signal, sys
+    from dataclasses import replace
+    from registry import Metadata, RegistryError, State, Status, Store
+    store = Store.open(sys.argv[1])
+    handle = store.add(Metadata("a", "a", None), Status(State.READY))
+    os.write(1, b"ready\\n")
+    sys.stdin.readline()
+    try:
+        handle.status.update(lambda old: replace(old, message="refused"))
+    except RegistryError as error:
+        print(type(error).__name__, flush=True)
+    print(repr(handle.status.get().message), flush=True)
+    try:
+        handle.status.update(lambda old: replace(old, reason="Next"))
+        print("next", flush=True)
+    except RegistryError as error:
+        print(type(error).__name__, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+
+
+def fail(path: str, when: str) -> list[str]:
+    """Run the writer, and let those of its fdatasync calls fail that *when* names."""
+    process = subprocess.Popen(
+        python(WRITER, path),
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert "ready\n" == process.stdout.readline()
+    strace = subprocess.Popen(
+        ["strace", "-f", "-p", str(process.pid), "-e", "trace=fdatasync,fsync", "-e",
+         f"inject=fdatasync,fsync:error=EIO:when={when}"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert strace.stderr is not None
+    assert "attached" in strace.stderr.readline()
+    process.stdin.write("\n")
+    process.stdin.flush()
+    said = process.stdout.read().split()
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
+    strace.communicate()
+    return said
+
+
+READ = """
+    import sys
+    from registry import Store
+    with Store.open(sys.argv[1]) as store:
+        status = store.get("a").status.get()
+        print(repr(status.message), repr(status.reason), store.check())
+    """
+
+
+def test_a_commit_whose_sync_fails_is_not_there_after_a_crash(path: str) -> None:
+    """SQLite leaves its frames in the log; the engine writes over them before it raises."""
+    assert ["RegistryError", "''", "next"] == fail(path, "1")
+    assert "'' 'Next' []" == run(READ, path).strip()
+
+
+def test_a_commit_that_nobody_can_make_sure_of_says_so(path: str) -> None:
+    """And the engine writes no more."""
+    assert ["CommitUnknownError", "''", "CommitUnknownError"] == fail(path, "1+")
+    found = run(READ, path).strip()
+    assert found in {"'' '' []", "'refused' '' []"}
