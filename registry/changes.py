@@ -68,7 +68,8 @@ def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
     exact = fetch(rows.ROW_BY_ID.sql, {"id": prefix})
     if exact:
         return Row(*exact[0])
-    ids = tuple(str(id) for (id,) in fetch(rows.IDS_BY_PREFIX.sql, rows.prefix_params(prefix)))
+    known = fetch(rows.IDS_BY_PREFIX.sql, rows.prefix_params(prefix))
+    ids = tuple(str(id) for id, _ in known)
     if len(ids) > 1:
         named = ", ".join(repr(id) for id in ids[:NAMED])
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
@@ -79,8 +80,7 @@ def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
             prefix=prefix,
             ids=ids,
         )
-    found = fetch(rows.ROW_BY_ID.sql, {"id": ids[0]}) if ids else []
-    return Row(*found[0]) if found else None
+    return find_creation(known[0][1], fetch) if known else None
 
 
 def find_creation(creation: int, fetch: Fetch) -> Row | None:

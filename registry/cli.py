@@ -448,12 +448,16 @@ def import_sandboxes(
     found = [asdict(outcome) | {"state": states[outcome.state]} for outcome in outcomes]
     imported = sum(outcome.imported for outcome in outcomes)
     refused = sum(bool(outcome.error) for outcome in outcomes)
+    unused = len(statuses.keys() - {outcome.id for outcome in outcomes})
     if as_json:
-        write_json({"sandboxes": found, "imported": imported, "refused": refused})
+        counts = {"imported": imported, "refused": refused, "unused_statuses": unused}
+        write_json({"sandboxes": found} | counts)
     else:
         columns = ("source", "id", "state", "imported", "holder", "error")
         write(table(found, columns) if found else "")
         write(f"imported {imported} of {len(found)}\n")
+        if unused:
+            write(f"{unused} of {len(statuses)} statuses are of none of them\n")
     if refused:
         left = f"{imported} imported" if keep_going else "see --keep-going"
         return _complain(f"import: {refused} of {len(found)} refused; {left}", FOUND)
@@ -476,12 +480,14 @@ def export_sandboxes(
     if status == documents.STDIN:
         raise _usage(ctx, "--status", "- stands for stdout, where the sandboxes go")
     with _open(ctx, db) as store:
+        if status is not None and os.path.realpath(status).startswith(store.path):
+            raise _usage(ctx, "--status", f"{status!r} is the registry, or a file of it")
         found = [store.get(id, include_unknown=True) for id in ids or ()]
         sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
     failed: list[str] = []
     if status is not None:
         try:
-            with open(status, "w", encoding="ascii") as file:
+            with open(status, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(_readable(transfer.status_line, sandboxes, failed))
         except OSError as error:
             return _complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)

@@ -5,7 +5,8 @@ Rules:
 1. A document begins on a line of its own and ends with the line that closes its last bracket.
 2. One that is none is reported, and stands only for what is surely its own: what follows it is
    looked for from the next line that begins with `{`, since a document that is cut off has no end,
-   and swallows all behind it.
+   and swallows all behind it. From then on any such line begins a document: nothing is read three
+   times.
 3. What is read is bounded, however long a document or a line is.
 """
 
@@ -28,10 +29,13 @@ PASSED_MAX: Final = 2**30
 """Bytes of one file that are passed over before it is given up: /dev/zero has no end."""
 BEGIN: Final = b'{"Version":'
 """Of a line in containerd's hand; inside of a document there is no such line."""
+LINE: Final = 512
+"""Bytes that a line counts for at least: an empty one costs time too."""
 CHUNK: Final = 2**20
 """Bytes that are read at once of what nobody is going to take."""
 
-_TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?')
+_BRACKETS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|([{\[])|([}\]])')
+_WEIGHTS: Final = {None: 0, 1: 1, 2: -1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,13 @@ def documents(path: str, file: BinaryIO) -> Iterator[Document]:
         if document.metadata is None:
             refused += 1
             if rest or len(first) > DOCUMENT_MAX:
+                lines.begin = b"{"
                 lines.give_back(rest)
                 lines.pass_over()
-        if refused == REFUSED_MAX or lines.given_up:
-            yield Document(path, None, "too much of it is no document; the rest is not read")
-            return
+        if refused == REFUSED_MAX:
+            break
+    if refused == REFUSED_MAX or lines.given_up:
+        yield Document(path, None, "too much of it is no document; the rest is not read")
 
 
 def _next(lines: _Lines) -> bytes:
@@ -81,21 +87,22 @@ def _next(lines: _Lines) -> bytes:
     """
     text, depth = bytearray(), 0
     for line in lines:
-        if text and line.startswith(BEGIN):
+        if text and line.startswith(lines.begin):
             lines.give_back(line)
             break
-        if text or line.strip(b" \t\r\n"):
-            text += line
-            depth += _opened(line)
-            if depth <= 0 or len(text) > DOCUMENT_MAX:
-                break
+        if not text and not line.strip(b" \t\r\n"):
+            lines.passed(line)
+            continue
+        text += line
+        depth += _opened(line)
+        if depth <= 0 or len(text) > DOCUMENT_MAX:
+            break
     return bytes(text)
 
 
 def _opened(line: bytes) -> int:
     """Return how many more brackets *line* opens than it closes."""
-    bare = _TEXTS.sub(b"", line)
-    return sum(map(bare.count, (b"{", b"["))) - sum(map(bare.count, (b"}", b"]")))
+    return sum(_WEIGHTS[match.lastindex] for match in _BRACKETS.finditer(line))
 
 
 def _count(lines: bytes) -> int:
@@ -114,16 +121,18 @@ def _decode(source: str, text: bytes) -> Document:
 class _Lines:
     """The lines of a file, of which those that were read last can be given back.
 
-    *number* is that of the last one; *given_up* says that too much was passed over.
+    *number* is that of the last one; *begin* is how a line begins that is in no document before it;
+    *given_up* says that too much was passed over.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.number = 0
+        self.begin = BEGIN
         self.given_up = False
         self._file, self._back, self._passed = file, BytesIO(), 0
 
     def __iter__(self) -> Iterator[bytes]:
-        while line := self._back.readline() or self._read():
+        while not self.given_up and (line := self._back.readline() or self._read()):
             self.number += 1
             yield line
 
@@ -138,20 +147,20 @@ class _Lines:
             if line.startswith(b"{"):
                 self.give_back(line)
                 return
-            if self._pass(line):
-                return
+            self.passed(line)
 
     def _read(self) -> bytes:
         """Return a line, of a long one no more than makes it one."""
         line = self._file.readline(DOCUMENT_MAX + 2)
         if len(line) < DOCUMENT_MAX + 2 or line.endswith(b"\n"):
             return line
-        while more := self._file.readline(CHUNK):
-            if self._pass(more) or more.endswith(b"\n"):
+        while not self.given_up and (more := self._file.readline(CHUNK)):
+            self.passed(more)
+            if more.endswith(b"\n"):
                 break
         return line + b"\n"
 
-    def _pass(self, data: bytes) -> bool:
-        self._passed += len(data)
+    def passed(self, data: bytes) -> None:
+        """Count what was passed over."""
+        self._passed += max(len(data), LINE)
         self.given_up = self._passed > PASSED_MAX
-        return self.given_up

@@ -42,6 +42,8 @@ from registry.schema import sandbox_labels, sandbox_statuses, sandbox_transition
 from registry.sql import Core, Statement, compiled
 from registry.status import State, Status
 
+ID_BYTES_MAX: Final = 4 * 76
+"""Of an id in UTF-8."""
 STATUS_FIELDS: Final = tuple(Status.__dataclass_fields__)
 _status_of: Final = attrgetter(*STATUS_FIELDS)
 _TEXTS: Final = (
@@ -349,7 +351,7 @@ def _id_of(parameter: str) -> ScalarSelect[str]:
 
 
 def _begins(column: Column[Any]) -> ColumnElement[bool]:
-    """Compare by bytes from `:prefix` up to `:end`, its bytes and one that UTF-8 does not have.
+    """Compare by bytes from `:prefix` up to `:end`, its bytes and those that UTF-8 does not have.
 
     A range, which an index answers, and in which `%` and `_` are ordinary: LIKE has neither.
     """
@@ -358,14 +360,18 @@ def _begins(column: Column[Any]) -> ColumnElement[bool]:
 
 def prefix_params(prefix: str) -> dict[str, object]:
     """Return the parameters of a look-up by *prefix*."""
-    return {"prefix": prefix, "end": prefix.encode() + b"\xff"}
+    return {"prefix": prefix, "end": prefix.encode() + b"\xff" * ID_BYTES_MAX}
 
 
 ROW_BY_ID: Final = Statement(_row_where(sandboxes.c.id))
 ROW_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation))
 ROWS: Final = Statement(lambda: _rows().order_by(sandbox_statuses.c.created_at, sandboxes.c.id))
 IDS_BY_PREFIX: Final = Statement(
-    lambda: select(sandboxes.c.id).where(_begins(sandboxes.c.id)).order_by(sandboxes.c.id)
+    lambda: (
+        select(sandboxes.c.id, sandboxes.c.creation)
+        .where(_begins(sandboxes.c.id))
+        .order_by(sandboxes.c.id)
+    )
 )
 NETNS_PATHS: Final = Statement(
     lambda: select(sandboxes.c.netns_path).where(sandboxes.c.netns_path != _literal(""))

@@ -262,13 +262,14 @@ def _state_of(id: str) -> str:
 
 
 def _left(state: str, id: str) -> str:
-    """Return the state that is left; of a damaged status the last one that is known.
+    """Return the state that is left; of a damaged status the last one that is known, if any is.
 
     The history takes no other, and what it did not take could be neither mended nor deleted.
     """
     return (
-        f"iif({state} IN {_STATES}, {state}, (SELECT to_state FROM sandbox_transitions"
-        f" WHERE seq = (SELECT max(seq) FROM sandbox_transitions WHERE sandbox_id = {id})))"
+        f"iif({state} IN {_STATES}, {state}, coalesce((SELECT to_state FROM sandbox_transitions"
+        f" WHERE sandbox_id = {id} AND to_state IN {_STATES} ORDER BY seq DESC LIMIT 1),"
+        " 'SANDBOX_UNKNOWN'))"
     )
 
 
@@ -362,9 +363,10 @@ WHEN OLD.sandbox_id IS NOT NEW.sandbox_id
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_statuses: sandbox_id is fixed');
 END""",
-    """
+    f"""
 CREATE TRIGGER sandbox_statuses_never_unknown BEFORE UPDATE OF state ON sandbox_statuses
-WHEN NEW.state = 'SANDBOX_UNKNOWN' AND OLD.state <> 'SANDBOX_UNKNOWN'
+WHEN NEW.state = 'SANDBOX_UNKNOWN'
+  AND {_left("OLD.state", "NEW.sandbox_id")} <> 'SANDBOX_UNKNOWN'
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_statuses: no way leads back to SANDBOX_UNKNOWN');
 END""",
@@ -393,8 +395,8 @@ END""",
     # The same stamp for a write that leaves the state as it is, so that changed_at is never older
     # than the row.
     f"""
-CREATE TRIGGER sandbox_statuses_written AFTER UPDATE OF {_STATUS} ON sandbox_statuses
-WHEN OLD.state IS NEW.state AND OLD.changed_at IS NEW.changed_at
+CREATE TRIGGER sandbox_statuses_written AFTER UPDATE OF state, {_STATUS} ON sandbox_statuses
+WHEN {_left("OLD.state", "NEW.sandbox_id")} IS NEW.state AND OLD.changed_at IS NEW.changed_at
 BEGIN
   UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
   WHERE sandbox_id = NEW.sandbox_id;

@@ -27,7 +27,7 @@ from registry.sandbox import Sandbox
 from registry.status import State, Status
 from registry.store import Store
 
-STATUSES_MAX: Final = 2**24
+STATUSES_MAX: Final = 2**26
 """Bytes of a file of statuses; decoded they take some ten times as much memory."""
 ERROR_MAX: Final = 1000
 """Characters of an error, an id or a name that a report repeats."""
@@ -188,4 +188,4 @@ def status_line(sandbox: Sandbox) -> str:
         MetadataError: its state is none that is known here.
     """
     fields = asdict(sandbox.seen) | {"state": str(sandbox.seen.state)}
-    return json.dumps({"id": sandbox.id} | fields) + "\n"
+    return json.dumps({"id": sandbox.id} | fields, ensure_ascii=False) + "\n"

@@ -213,8 +213,9 @@ BEGIN
     to_state, pid, reason, message, actor, boot_id, at)
   SELECT OLD.id, OLD.name, OLD.pod, OLD.namespace, OLD.uid, 'deleted',
     iif(state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), state,
-    (SELECT to_state FROM sandbox_transitions WHERE seq = (SELECT max(seq) FROM
-    sandbox_transitions WHERE sandbox_id = OLD.id))), NULL, pid, reason, message,
+    coalesce((SELECT to_state FROM sandbox_transitions WHERE sandbox_id = OLD.id AND
+    to_state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY')
+    ORDER BY seq DESC LIMIT 1), 'SANDBOX_UNKNOWN')), NULL, pid, reason, message,
     iif(leaving, actor, 'sql'), iif(leaving, boot_id, NULL),
     iif(leaving, changed_at, CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 +
       CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000)
@@ -247,7 +248,11 @@ BEGIN
 END""",
     """
 CREATE TRIGGER sandbox_statuses_never_unknown BEFORE UPDATE OF state ON sandbox_statuses
-WHEN NEW.state = 'SANDBOX_UNKNOWN' AND OLD.state <> 'SANDBOX_UNKNOWN'
+WHEN NEW.state = 'SANDBOX_UNKNOWN'
+  AND iif(OLD.state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), OLD.state,
+  coalesce((SELECT to_state FROM sandbox_transitions WHERE sandbox_id = NEW.sandbox_id AND
+  to_state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY')
+  ORDER BY seq DESC LIMIT 1), 'SANDBOX_UNKNOWN')) <> 'SANDBOX_UNKNOWN'
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_statuses: no way leads back to SANDBOX_UNKNOWN');
 END""",
@@ -266,8 +271,9 @@ END""",
     """
 CREATE TRIGGER sandbox_statuses_changed AFTER UPDATE OF state ON sandbox_statuses
 WHEN iif(OLD.state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), OLD.state,
-  (SELECT to_state FROM sandbox_transitions WHERE seq = (SELECT max(seq) FROM
-  sandbox_transitions WHERE sandbox_id = NEW.sandbox_id))) IS NOT NEW.state
+  coalesce((SELECT to_state FROM sandbox_transitions WHERE sandbox_id = NEW.sandbox_id AND
+  to_state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY')
+  ORDER BY seq DESC LIMIT 1), 'SANDBOX_UNKNOWN')) IS NOT NEW.state
 BEGIN
   UPDATE sandbox_statuses SET changed_at = CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 +
     CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, actor = 'sql', boot_id = NULL
@@ -276,15 +282,20 @@ BEGIN
     to_state, pid, reason, message, actor, boot_id, at)
   SELECT id, name, pod, namespace, uid, 'changed',
     iif(OLD.state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), OLD.state,
-    (SELECT to_state FROM sandbox_transitions WHERE seq = (SELECT max(seq) FROM
-    sandbox_transitions WHERE sandbox_id = NEW.sandbox_id))), NEW.state, NEW.pid, NEW.reason,
-    NEW.message, actor, boot_id, changed_at
+    coalesce((SELECT to_state FROM sandbox_transitions WHERE sandbox_id = NEW.sandbox_id AND
+    to_state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY')
+    ORDER BY seq DESC LIMIT 1), 'SANDBOX_UNKNOWN')), NEW.state, NEW.pid,
+    NEW.reason, NEW.message, actor, boot_id, changed_at
   FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
 END""",
     """
-CREATE TRIGGER sandbox_statuses_written AFTER UPDATE OF pid, created_at, exited_at, exit_status,
-  reason, message ON sandbox_statuses
-WHEN OLD.state IS NEW.state AND OLD.changed_at IS NEW.changed_at
+CREATE TRIGGER sandbox_statuses_written AFTER UPDATE OF state, pid, created_at, exited_at,
+  exit_status, reason, message ON sandbox_statuses
+WHEN iif(OLD.state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY'), OLD.state,
+  coalesce((SELECT to_state FROM sandbox_transitions WHERE sandbox_id = NEW.sandbox_id AND
+  to_state IN ('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY')
+  ORDER BY seq DESC LIMIT 1), 'SANDBOX_UNKNOWN')) IS NEW.state
+  AND OLD.changed_at IS NEW.changed_at
 BEGIN
   UPDATE sandbox_statuses SET changed_at = CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 +
     CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, actor = 'sql', boot_id = NULL

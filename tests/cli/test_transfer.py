@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
@@ -432,11 +433,43 @@ def test_what_is_cut_off_before_more_than_a_document_may_have(first: bytes) -> N
     assert ["", *map(str, range(40))] == [id for _, id in taken(first, *many)]
 
 
-def test_a_file_without_an_end_is_given_up(path: str) -> None:
-    """A single line of it, too."""
-    done = call(path, "import", "/dev/zero", "--keep-going", "--json", stdin=b"")
-    assert 1 == done.code
-    assert "the rest is not read" in done.json["sandboxes"][-1]["error"]
+@pytest.mark.parametrize("endless", ["cat /dev/zero", "tr '\\0' ' ' </dev/zero", "yes ''"])
+def test_a_file_without_an_end_is_given_up(path: str, endless: str) -> None:
+    """One line of it, one of spaces, and lines that are empty."""
+    program = f"{sys.executable} -m registry --db {path} import - --keep-going --json"
+    done = subprocess.run(
+        f"{endless} | {program}", shell=True, env=environment(), capture_output=True, check=False
+    )
+    assert 1 == done.returncode
+    assert "the rest is not read" in json.loads(done.stdout)["sandboxes"][-1]["error"]
+
+
+def test_what_is_broken_again_and_again_is_read_twice_and_no_more() -> None:
+    """Documents of many lines of which none ends; a third reading would take hours."""
+    read = 0
+
+    class Counted(BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            nonlocal read
+            line = super().readline(size)
+            read += len(line)
+            return line
+
+    text = b"\n".join([SHOWN[:-1]] * 900)
+    found = list(documents.documents("f", Counted(text)))
+    assert [""] * 900 == ["" if each.metadata is None else each.metadata.id for each in found]
+    assert len(text) == read
+
+
+def test_brackets_are_counted_in_little_memory() -> None:
+    """Of a document of the greatest size that is all brackets and texts."""
+    text = b'{"x":[' + b'"",' * (DOCUMENT_MAX // 3)
+    tracemalloc.start()
+    try:
+        assert 2 == documents._opened(text[: 2**22])
+        assert 2**20 > tracemalloc.get_traced_memory()[1] - 2**22
+    finally:
+        tracemalloc.stop()
 
 
 def test_stdin_is_read_once(path: str, tmp_path: Path) -> None:
@@ -449,6 +482,23 @@ def test_stdin_is_read_once(path: str, tmp_path: Path) -> None:
 
 
 # Exporting.
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-lock"])
+def test_the_registry_is_not_overwritten_with_its_statuses(path: str, suffix: str) -> None:
+    """A slip of `--status` for `--db` would lose everything."""
+    os.symlink(f"{path}{suffix}", f"{path}.link")
+    for name in (f"{path}{suffix}", f"{path}.link"):
+        done = call(path, "export", "--status", name)
+        assert (2, b"") == (done.code, done.out)
+    assert {"there"} == set(found(path))
+
+
+def test_statuses_that_belong_to_nothing_are_counted(path: str, tmp_path: Path) -> None:
+    """Their ids may have been cut."""
+    (tmp_path / "s").write_text(json.dumps({"a": {"state": "READY"}, "b": {"state": "READY"}}))
+    done = call(path, "import", "-", "--status", tmp_path / "s", stdin=line("a"))
+    assert done.out.endswith(b"imported 1 of 1\n1 of 2 statuses are of none of them\n")
 
 
 def test_export_and_import_are_a_round_trip(path: str, tmp_path: Path) -> None:

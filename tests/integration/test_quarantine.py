@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,19 +281,22 @@ def test_a_nul_in_a_path_stops_no_reconcile(sound: str) -> None:
         assert {"bad"} == {violation.sandbox_id for violation in store.check()}
 
 
-def test_a_damaged_id_can_be_deleted_by_its_handle(sound: str) -> None:
-    """No text that a caller may give names it."""
+@pytest.mark.parametrize("damaged", ["62ff", "62c361", "62ffff"])
+def test_a_damaged_id_is_found_by_the_prefix_that_is_left(sound: str, damaged: str) -> None:
+    """No text that a caller may give names it whole."""
     tamper(
         sound,
         *(
-            f"UPDATE {table} SET {column} = CAST(x'62ff' AS TEXT) WHERE {column} = 'bad'"
+            f"UPDATE {table} SET {column} = CAST(x'{damaged}' AS TEXT) WHERE {column} = 'bad'"
             for table, column in (("sandboxes", "id"), ("sandbox_statuses", "sandbox_id"))
         ),
     )
     with Store.open(sound) as store:
-        (bad,) = (each for each in store.list() if each.id != "good")
+        bad = store.get("b")
         bad.status.update(lambda _: Status(State.NOTREADY))
-        assert bad.delete()
+        assert [bad.id] == ids(store.list(id="b"))
+        assert store.delete("b")
+        assert not bad.delete()
         assert ["good"] == ids(store.list())
 
 
@@ -330,15 +335,57 @@ def test_a_sandbox_with_a_damaged_state_can_be_deleted(sound: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "events"), [("READY", ["created"]), ("NOTREADY", ["created", "changed"])]
+    ("before", "state", "events"),
+    [
+        ("READY", "READY", ["created"]),
+        ("READY", "NOTREADY", ["created", "changed"]),
+        ("UNKNOWN", "UNKNOWN", ["created"]),
+        ("UNKNOWN", "READY", ["created", "changed"]),
+    ],
 )
-def test_a_damaged_state_can_be_mended_by_sql(sound: str, state: str, events: list[str]) -> None:
-    """And the history goes on from the state that was known."""
-    tamper(sound, DAMAGED.format("state = 'SANDBOX_NEWER'"))
-    execute(sound, DAMAGED.format(f"state = 'SANDBOX_{state}'"))
-    with Store.open(sound, reconcile=False) as store:
+def test_a_damaged_state_can_be_mended_by_sql(
+    path: str, before: str, state: str, events: list[str]
+) -> None:
+    """The history goes on from the state that was known, and says who wrote."""
+    path = f"{path}-mended"
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("bad"), Status(State[before]))
+    tamper(path, DAMAGED.format("state = 'SANDBOX_NEWER'"))
+    execute(path, DAMAGED.format(f"state = 'SANDBOX_{state}', message = 'mended'"))
+    assert [("sql",)] == query(path, "SELECT actor FROM sandbox_statuses")
+    with Store.open(path, reconcile=False) as store:
         assert events == [each.event for each in store.history("bad")]
         assert [] == store.check()
+
+
+def test_a_state_that_was_damaged_past_the_constraints_can_be_mended_and_deleted(
+    sound: str,
+) -> None:
+    """The history has it too, and then does not count."""
+    for end in ("UPDATE sandbox_statuses SET state = 'SANDBOX_READY'", "DELETE FROM sandboxes"):
+        with closing(sqlite3.connect(sound)) as shell, shell:
+            shell.execute("PRAGMA ignore_check_constraints = ON")
+            shell.execute("UPDATE sandbox_statuses SET state = 'FOO'")
+        execute(sound, end)
+    assert [] == query(sound, "SELECT * FROM sandboxes")
+
+
+@pytest.mark.parametrize("verb", ["DELETE FROM sandboxes", "UPDATE sandbox_statuses"])
+def test_a_damaged_state_whose_history_is_compacted_is_left_as_unknown(
+    sound: str, verb: str
+) -> None:
+    """Nothing says any more what it was."""
+    tamper(
+        sound,
+        DAMAGED.format("state = 'SANDBOX_NEWER'"),
+        "DELETE FROM sandbox_transitions WHERE sandbox_id = 'bad'",
+        "UPDATE sandbox_transitions SET seq = 200000",
+    )
+    change = f"{verb} SET state = 'SANDBOX_NOTREADY'" if "UPDATE" in verb else verb
+    where = "sandbox_id" if "UPDATE" in verb else "id"
+    execute(sound, f"{change} WHERE {where} = 'bad'")
+    with Store.open(sound, reconcile=False) as store:
+        assert [State.UNKNOWN] == [each.from_state for each in store.history("bad")]
 
 
 def test_cli_shows_a_damaged_state_as_it_is(
