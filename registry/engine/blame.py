@@ -62,5 +62,7 @@ def _stranger(shm: str) -> str:
             _, _, _, kind, pid, where, start, *_ = line.split()
             inode = int(where.rpartition(":")[2])
             if kind == "WRITE" and start == "120" and found and inode == found[1]:
+                if int(pid) == os.getpid():
+                    return "this process, by a connection that takes no turns or a lock left over,"
                 return f"process {pid}{_name_of(int(pid))}, which takes no turns,"
     return "an unknown process, which takes no turns,"

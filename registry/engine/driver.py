@@ -110,7 +110,12 @@ def leak_all() -> None:
     "committed" with rows missing. A reference that nobody gives back prevents both.
     """
     for connection in _open:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        leak(connection)
+
+
+def leak(connection: Connection) -> None:
+    """Let nothing close *connection*, until the process ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def connect(

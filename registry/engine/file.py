@@ -10,8 +10,9 @@ Rules, each measured or written down by SQLite (How To Corrupt An SQLite Databas
 3. Writers begin IMMEDIATE: a transaction that reads first and then writes fails at once when
    somebody else wrote between.
 4. No cursor stays open: behind one the log grows, and what it reads gets old.
-5. After a commit, and before it is acknowledged, the database and the log that we have open must
-   still be those at their paths; else it went into nowhere.
+5. Before a commit, and again before it is acknowledged, the database and the log that we have open
+   must still be those at their paths; else it goes into nowhere, or, when the log is moved into the
+   database at the close, over what others have written since.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ _living: set[Engine] = set()
 """All that may have something open: those that are being opened or closed too."""
 _gates: dict[tuple[str, bool], Mutex] = {}
 _open_at_fork: set[str] = set()
+_spoiled: set[str] = set()
+"""Where a commit went into a log that is not at its path: closing the file would write it down."""
 
 
 def attach(
@@ -106,6 +109,12 @@ def attach(
             raise StoreClosedError(
                 f"open registry {real!r}: it was open when this process was forked, and SQLite "
                 "would take the parent's locks for its own; open it in a spawned process",
+                path=real,
+            )
+        if real in _spoiled:
+            raise DataLossError(
+                f"open registry {real!r}: its files were replaced while this process wrote to "
+                "them, and SQLite would mix up the old and the new; open it in another process",
                 path=real,
             )
         engine = _engines.get((real, read_only))
@@ -211,6 +220,9 @@ class Engine:
                 writer.execute("PRAGMA busy_timeout = 0")
                 self._begin_immediate(writer, doing, deadline, timeout)
                 self._files = (identity(self.path), identity(f"{self.path}-wal"))
+                # Where the system refused to open it for writing, SQLite has opened it for reading,
+                # and begins IMMEDIATE all the same.
+                writer.execute("PRAGMA user_version = 0")
                 writer.execute("ROLLBACK")
             except BaseException:
                 writer.close()
@@ -346,6 +358,9 @@ class Engine:
             _living.discard(self)
 
     def _close_connection(self, connection: driver.Connection) -> None:
+        if self.path in _spoiled:
+            driver.leak(connection)
+            return
         with contextlib.suppress(sqlite3.Error):
             connection.close()
 
@@ -500,19 +515,27 @@ class Engine:
         """
         self.require_open(transaction.doing)
         transaction.check_whole()
+        if not self._at_its_path():
+            raise self._replaced(transaction.doing)
         transaction.committing = True
         try:
             transaction.connection.execute("COMMIT")
         except sqlite3.Error as error:
             transaction.committing = False
             self._refused(transaction, error)
-        if (identity(self.path), identity(f"{self.path}-wal")) != self._files:
+        if not self._at_its_path():
             transaction.committing = False
-            raise self._replaced(transaction.doing)
+            _spoiled.add(self.path)
+            self._unwritable = self._replaced(transaction.doing)
+            raise self._unwritable
         transaction.committed = True
         if self._gave_up:
             self._gave_up = not self._reserve.take()
         self._bound_log(transaction.connection)
+
+    def _at_its_path(self) -> bool:
+        """Whether the database and the log that are open are those that others find."""
+        return (identity(self.path), identity(f"{self.path}-wal")) == self._files
 
     def _refused(self, transaction: Transaction, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.

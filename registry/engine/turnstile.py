@@ -94,9 +94,12 @@ class LockFile:
         return True
 
     def release(self) -> None:
-        """Release the lock; releasing twice is harmless."""
+        """Release the lock, whatever the system says; releasing twice is harmless."""
         if self.fd >= 0:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+            except OSError:  # a commit may have been made under it, which must not seem to fail
+                self.close()
 
     def at_its_path(self) -> bool:
         """Whether the file that we have open is still the one others find."""
@@ -136,7 +139,14 @@ class Turnstile:
         self._waiter = _Waiter(self._queue, self._lock)
 
     def acquire(self, deadline: float) -> bool:
-        """Take the lock in turn, and tell whether it came before *deadline* (monotonic seconds)."""
+        """Take the lock in turn, and tell whether it came before *deadline* (monotonic seconds).
+
+        Raises:
+            OSError, FailedPreconditionError: a file cannot be opened or locked.
+        """
+        for file in (self._lock, self._queue):
+            if file.fd < 0 and self._waiter.idle:  # its release was refused
+                file.reopen()
         while self._acquire(deadline):
             if self._lock.at_its_path() and self._queue.at_its_path():
                 self._sign()

@@ -1,0 +1,124 @@
+"""The files change under the registry: what would be written into nowhere is not acknowledged.
+
+Any `close()` of the database in the process, by whatever library, drops all locks that SQLite has
+on it. Another process that then looks and leaves takes itself for the last one, and removes the
+log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from registry import DataLossError, Store
+from tests.tools import READY, ids, query, run, sandbox
+
+
+def stray_close(path: str) -> None:
+    """As a library does that hashes or copies the file; then somebody looks at it."""
+    with open(path, "rb") as file:
+        file.read(1)
+    subprocess.run(["sqlite3", path, "SELECT id FROM sandboxes"], check=True, capture_output=True)
+    assert not os.path.exists(f"{path}-wal")
+
+
+def remove_log(path: str) -> None:
+    """As somebody does who takes it for rubbish."""
+    os.unlink(f"{path}-wal")
+
+
+def replace_log(path: str) -> None:
+    """By a copy of itself."""
+    shutil.copy(f"{path}-wal", f"{path}-wal.copy")
+    os.rename(f"{path}-wal.copy", f"{path}-wal")
+
+
+def move(path: str) -> None:
+    """With nothing left at its path."""
+    os.rename(path, f"{path}.moved")
+
+
+def replace_database(path: str) -> None:
+    """By another registry, as whoever restores a backup does."""
+    Store.open(f"{path}.other").close()
+    os.rename(f"{path}.other", path)
+
+
+FAULTS = [stray_close, remove_log, replace_log, move, replace_database]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_commit_into_nowhere_is_data_loss(
+    path: str, fault: Callable[[str], None], tried: Callable[[str], None]
+) -> None:
+    """Every kind of write says so, each time; all closed and opened anew, writes go on."""
+    refused = 0
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+        handle = store.get("a")
+        fault(path)
+        for write in (
+            lambda: store.add(sandbox("b"), READY),
+            lambda: handle.status.update(lambda old: old),
+            lambda: store.delete("a"),
+            handle.delete,
+        ):
+            with pytest.raises(DataLossError, match="removed or replaced") as caught:
+                write()
+            assert path == caught.value.path
+            refused += 1
+        assert not handle.stopped.is_set()
+    with Store.open(path) as store:
+        # What was acknowledged is here, unless it is where the database is.
+        assert "b" not in ids(store.list())
+        assert fault in {move, replace_database} or ["a"] == ids(store.list())
+        store.add(sandbox("c"), READY)
+        assert [] == store.check()
+    assert ("c",) in query(path, "SELECT id FROM sandboxes")
+    tried(f"files changed, {fault.__name__}: {refused} writes refused as DataLossError")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
+    path: str, fault: Callable[[str], None]
+) -> None:
+    """It is in a log that is not at its path, and nothing moves it from there into the database.
+
+    Unless only the database was replaced: the log is at its path, and whatever is there gets it.
+    """
+    out = run(
+        """
+        import os, sys
+        from registry import DataLossError, Store
+        from tests.faults import test_replaced
+        from tests.tools import READY, ids, sandbox
+        path, fault = sys.argv[1], getattr(test_replaced, sys.argv[2])
+        with Store.open(path) as store:
+            store.add(sandbox("a"), READY)
+            store._session.engine._writer.set_trace_callback(
+                lambda sql: fault(path) if sql == "COMMIT"
+                else None
+            )
+            for _ in range(2):
+                try:
+                    store.add(sandbox("b"), READY)
+                except DataLossError as error:
+                    print("lost")
+                store._session.engine._writer.set_trace_callback(None)
+        try:
+            Store.open(path)
+        except DataLossError as error:
+            print("another process" in str(error))
+        """,
+        path,
+        fault.__name__,
+    )
+    assert ["lost", "lost", "True"] == out.splitlines()
+    with Store.open(path) as store:
+        assert fault is replace_database or "b" not in ids(store.list())
+        store.add(sandbox("c"), READY)
+        assert [] == store.check()
