@@ -47,6 +47,10 @@ fuzz: $(installed) ## read broken metadata for FUZZ_SECONDS, default 60
 crash: $(installed) ## run only the tests that kill processes or make system calls fail
 	@$(python) -m pytest -m "crash or faults"
 
+.PHONY: test-faults
+test-faults: $(installed) ## make every system call fail, cut the power, fill the disk: 25 minutes
+	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults
+
 # In namespaces of their own, so that nothing they mount or make is seen by, or left on, the host.
 .PHONY: netns
 netns: $(installed) ## run only the tests that make network namespaces

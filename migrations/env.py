@@ -32,6 +32,7 @@ def run_on_path() -> None:
         timeout=30,
         prepare=lambda _connection: None,
         guard=lambda _transaction: None,
+        admit=lambda *_: None,
     )
     try:
         with (

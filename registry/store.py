@@ -123,6 +123,7 @@ class Store:
             timeout=timeout,
             prepare=prepare,
             guard=migrate.guard,
+            admit=migrate.admit,
         )
         session = Session(engine, timeout, author)
         try:

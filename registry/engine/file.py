@@ -54,6 +54,8 @@ from registry.waiting import Mutex
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from registry.sql import Fetch
+
 log = logging.getLogger("registry")
 
 IDLE_READERS: Final = 4
@@ -80,6 +82,7 @@ def attach(
     timeout: float,
     prepare: Callable[[driver.Connection], None],
     guard: Callable[[Transaction], None],
+    admit: Callable[[Fetch, str, str], object],
 ) -> Engine:
     """Return the engine of the file at *path*, which all Stores of this process share.
 
@@ -90,6 +93,8 @@ def attach(
         timeout: seconds to wait for another process that writes or opens.
         prepare: called once with the new connection, under the write lock, before it is used.
         guard: called in each write transaction before its first statement.
+        admit: called with a reader, what it does and the path when the schema was changed; raises
+            where it may no longer be read.
     Raises:
         RegistryError: with what is wrong with the file, and what to do.
     """
@@ -119,7 +124,7 @@ def attach(
             )
         engine = _engines.get((real, read_only))
         if engine is None:
-            engine = Engine(real, read_only=read_only, guard=guard)
+            engine = Engine(real, read_only=read_only, guard=guard, admit=admit)
             _living.add(engine)
             try:
                 engine.open(prepare, timeout, deadline)
@@ -145,13 +150,22 @@ def _gate(path: str, *, read_only: bool, deadline: float | None) -> Iterator[boo
 class Engine:
     """One database file; made by `attach`, left by `detach`."""
 
-    def __init__(self, path: str, *, read_only: bool, guard: Callable[[Transaction], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        read_only: bool,
+        guard: Callable[[Transaction], None],
+        admit: Callable[[Fetch, str, str], object],
+    ) -> None:
         """Remember what to open."""
         self.path: Final = path
         self.read_only: Final = read_only
         self.users = 0
         self.transaction: Transaction | None = None
-        self._guard = guard
+        self._guard, self._admit = guard, admit
+        self._schema: int | None = None
+        """SQLite's number of the schema that may be read."""
         self._mutex = Mutex()
         self._writer: driver.Connection | None = None
         self._turnstile: Turnstile | None = None
@@ -422,13 +436,25 @@ class Engine:
         connection = self._reader(doing)
         try:
             with driver.driver_errors(doing, self.path):
-                if not single:
-                    connection.execute("BEGIN")
-                yield connection
+                try:
+                    if not single:
+                        connection.execute("BEGIN")
+                    yield connection
+                finally:
+                    # Afterwards: what was read before the schema changed is what it was.
+                    self._require_known_schema(connection, doing)
         finally:
             self._give_back(connection)
             if self._immutable:
                 self._require_unchanged(doing)
+
+    def _require_known_schema(self, connection: driver.Connection, doing: str) -> None:
+        """Raise if another process has upgraded the registry past what may be read."""
+        (schema,) = connection.execute("PRAGMA schema_version").fetchone()
+        if schema != self._schema:
+            with contextlib.suppress(DataLossError):  # of which schema it is, nobody can tell
+                self._admit(connection.fetch, doing, self.path)
+                self._schema = schema
 
     def _reader(self, doing: str) -> driver.Connection:
         try:

@@ -1,0 +1,313 @@
+"""Processes that do everything at once and are killed at any moment, for as long as there is time.
+
+What they have noted is compared with the history of the registry, which is one order of all that
+happened: every acknowledged write stands in it once, none that was refused does, whoever was killed
+has left all or nothing, each UpdateFunc saw what stood right before it, and nothing is before
+something that had ended when it began. So the history of each status is linearizable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from registry import Store, Transition
+from registry.engine.driver import WAL_MAX
+from tests.tools import environment, line, say
+
+PROCESSES = 8
+SECONDS = float(os.environ.get("CHURN_SECONDS", "5"))
+
+
+@dataclass
+class Noted:
+    """What the workers have noted of each thing they did: its begin, its end, what came of it."""
+
+    begun: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def read(self, log: Path) -> None:
+        """Take in the log of a worker, whose last line may be cut off by its end."""
+        for text in log.read_text().splitlines():
+            entry = json.loads(text)
+            for kind in ("begun", "ended", "failed"):
+                if kind in entry:
+                    getattr(self, kind)[entry[kind]] = entry
+
+
+@contextmanager
+def beside(*doings: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run each of *doings* in a thread until its event is set; what they raise is raised."""
+    over, errors = threading.Event(), []
+
+    def run(do: Callable[[threading.Event], None]) -> None:
+        try:
+            do(over)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(do,)) for do in doings]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert [] == errors
+
+
+class Stranger:
+    """An operator with the `sqlite3` shell, who looks all the time and writes now and then."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.looks = self.writes = 0
+        self.wrong: list[str] = []
+
+    def __call__(self, over: threading.Event) -> None:
+        while not over.is_set():
+            self._shell("SELECT count(*), max(changed_at) FROM sandbox_overview;")
+            self._shell("SELECT id, reason, since FROM why_not_ready;")
+            self.looks += 2
+            if self.looks % 10 == 0:
+                self._shell(
+                    "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', reason = 'Operator',"
+                    f" message = 'operator-{self.looks}' WHERE sandbox_id ="
+                    " (SELECT min(id) FROM sandbox_overview WHERE state = 'SANDBOX_READY');"
+                )
+                self.writes += 1
+
+    def _shell(self, sql: str) -> None:
+        done = subprocess.run(
+            ["sqlite3", "-bail", "-cmd", ".timeout 30000", self._path, sql],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            self.wrong.append(f"{sql}: {done.stderr}")
+
+
+def reader(path: str, offset: float) -> Callable[[threading.Event], None]:
+    """Return a reader that keeps a snapshot for a while, so that two of them always overlap."""
+
+    def read(over: threading.Event) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
+            over.wait(offset)
+            while not over.is_set():
+                connection.execute("BEGIN")
+                connection.execute("SELECT count(*) FROM sandboxes").fetchone()
+                over.wait(0.2)
+                connection.execute("COMMIT")
+
+    return read
+
+
+def largest_log(path: str, sizes: list[int]) -> Callable[[threading.Event], None]:
+    """Return what watches the size of the log."""
+
+    def watch(over: threading.Event) -> None:
+        while not over.wait(0.05):
+            sizes.append(os.stat(f"{path}-wal").st_size if os.path.exists(f"{path}-wal") else 0)
+
+    return watch
+
+
+def churn(path: str, folder: Path, chance: random.Random) -> tuple[int, int]:
+    """Let workers come and go, and return how many there were, and how many were killed."""
+    command = [sys.executable, "-m", "tests.faults.churn", str(folder)]
+    server = subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    living: list[int] = []
+    started = killed = 0
+    end = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < end:
+            while len(living) < PROCESSES:
+                started += 1
+                say(server, f"{path} {folder}/log-{started} {chance.getrandbits(32)}")
+                living.append(int(line(server)))
+            time.sleep(chance.uniform(0.01, 0.15))
+            os.kill(living.pop(chance.randrange(PROCESSES)), signal.SIGKILL)
+            killed += 1
+    finally:
+        for pid in living:
+            os.kill(pid, signal.SIGKILL)
+        while living and any(os.path.exists(f"/proc/{pid}") for pid in living):
+            time.sleep(0.01)
+        server.kill()
+        server.communicate()
+    return started, killed + len(living)
+
+
+def wrong_in(noted: Noted, history: list[Transition]) -> list[str]:
+    """Return where what was noted and the history disagree."""
+    wrong = [f"{each}" for each in noted.failed.values() if each.get("wrong")]
+    wrong += [
+        f"check found {each['result']}"
+        for key, each in noted.ended.items()
+        if noted.begun[key]["what"] == "check" and each["result"]
+    ]
+    by_token: dict[str, list[Transition]] = {}
+    for transition in history:
+        if transition.event != "deleted" and transition.message.startswith("p"):
+            by_token.setdefault(transition.message, []).append(transition)
+    spans: dict[str, tuple[int, float]] = {}
+    for key, begun in noted.begun.items():
+        tokens = [token for token in begun["writes"] if token in by_token]
+        ended = noted.ended.get(key)
+        if ended is not None and len(tokens) != len(begun["writes"]):
+            wrong.append(f"acknowledged and not there: {begun}")
+        if key in noted.failed and tokens:
+            wrong.append(f"refused and there: {begun}")
+        if ended is None and tokens and len(tokens) != len(begun["writes"]):
+            wrong.append(f"half there: {begun}")
+        for token in tokens:
+            spans[token] = (begun["at"], float("inf") if ended is None else ended["at"])
+    wrong += _out_of_order(history, spans)
+    return wrong + _unseen(noted, history) + _stale(noted, history, spans)
+
+
+def _out_of_order(history: list[Transition], spans: dict[str, tuple[int, float]]) -> list[str]:
+    """Return what stands behind something that began only after it had ended."""
+    wrong, latest = [], 0
+    for transition in history:
+        begun, ended = spans.get(transition.message, (0, float("inf")))
+        if transition.event == "deleted":  # its message is that of the write before
+            continue
+        if ended < latest:
+            wrong.append(f"out of order: {transition}")
+        latest = max(latest, begun)
+    return wrong
+
+
+def _unseen(noted: Noted, history: list[Transition]) -> list[str]:
+    """Return what was read of a status, or seen by an UpdateFunc, that was not so at the time."""
+    wrong, before = [], dict[str, str]()
+    previous: dict[str, str] = {}
+    for transition in history:
+        if transition.event == "changed":
+            previous[transition.message] = before[transition.sandbox_id]
+        before[transition.sandbox_id] = transition.message
+    for key, ended in noted.ended.items():
+        what, result = noted.begun[key]["what"], ended["result"]
+        if what in {"flip", "transact"}:
+            wrong += [
+                f"{token} saw {seen}, and {previous[token]} was before it"
+                for token, seen in result.items()
+                if token in previous and previous[token] != seen
+            ]
+    return wrong
+
+
+def _stale(
+    noted: Noted, history: list[Transition], spans: dict[str, tuple[int, float]]
+) -> list[str]:
+    """Return what was read that was not there yet, or that had been overwritten before."""
+    never = (0, float("inf"))
+    written: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    last: dict[str, tuple[str, str]] = {}
+    for transition in history:
+        key = (transition.sandbox_id, transition.message)
+        if transition.event == "deleted":
+            continue
+        span = spans.get(transition.message, never)
+        written[key] = [span]
+        if transition.sandbox_id in last:
+            written[last[transition.sandbox_id]].append(span)
+        last[transition.sandbox_id] = key
+    wrong = []
+    for name, ended in noted.ended.items():
+        begun = noted.begun[name]
+        if begun["what"] != "read":
+            continue
+        found = written.get(tuple(ended["result"]))
+        if found is None or found[0][0] > ended["at"]:
+            wrong.append(f"read {ended}, which nobody had written")
+        elif len(found) > 1 and found[1][1] < begun["at"]:
+            wrong.append(f"read {ended}, which was overwritten before {begun}")
+    return wrong
+
+
+def test_processes_that_come_and_go_agree_on_what_happened(
+    tmp_path: Path, tried: Callable[[str], None]
+) -> None:
+    """Beside a stranger with a shell, and two readers of whom one is always there."""
+    seed = int(os.environ.get("CHURN_SEED", str(time.time_ns())))
+    path, logs = f"{tmp_path}/churn/registry.db", tmp_path / "logs"
+    logs.mkdir()
+    Store.open(path).close()
+    stranger, sizes = Stranger(path), list[int]()
+    readers = (reader(path, 0.0), reader(path, 0.1))
+    with beside(stranger, *readers, largest_log(path, sizes)):
+        started, killed = churn(path, logs, random.Random(seed))
+    noted = Noted()
+    for log in logs.glob("log-*"):
+        noted.read(log)
+    with Store.open(path, reconcile=False) as store:
+        assert [] == store.check()
+        history = store.history()
+        assert 1 == history[0].seq
+    wrong = wrong_in(noted, history)
+    assert [] == wrong + stranger.wrong, f"CHURN_SEED={seed}\n" + "\n".join(wrong[:20])
+    assert max(sizes) < 2 * WAL_MAX
+    assert {"registry.db", "registry.db-lock", "registry.db-queue", "registry.db-reserve"} == set(
+        os.listdir(tmp_path / "churn")
+    )
+    assert len(noted.ended) > SECONDS * 20
+    tried(
+        f"churn: {SECONDS:g} s, {started} processes, {killed} killed, {len(noted.ended)} calls "
+        f"acknowledged, {len(history)} transitions, {stranger.looks} looks and {stranger.writes} "
+        f"writes of a shell, log at most {max(sizes)} bytes (CHURN_SEED={seed})"
+    )
+
+
+def transition(seq: int, event: str, message: str) -> Transition:
+    """Return one of sandbox `a`, in which only these fields matter."""
+    return Transition(seq, "a", "", "", "", "", event, None, None, 0, "", message, "", "", seq)
+
+
+def once(what: str, writes: list[str], result: Any) -> Noted:
+    """Return what a worker notes that did one thing, from moment 1 to 2."""
+    begun = {"at": 1, "what": what, "writes": writes}
+    return Noted({"k": begun}, {"k": {"at": 2, "result": result}})
+
+
+def test_what_cannot_have_happened_is_found() -> None:
+    """A write that is lost or came back, something old that was read or seen, another order."""
+    history = [transition(1, "created", "p1"), transition(2, "changed", "p2")]
+
+    def words(noted: Noted) -> str:
+        return "\n".join(wrong_in(noted, history))
+
+    assert "" == words(once("flip", ["p2"], {"p2": "p1"}))
+    assert "acknowledged and not there" in words(once("add", ["p9"], None))
+    assert "half there" in words(Noted({"k": {"at": 1, "what": "add", "writes": ["p1", "p9"]}}))
+    assert "p2 saw p0" in words(once("flip", ["p2"], {"p2": "p0"}))
+    assert "nobody had written" in words(once("read", [], ["a", "p7"]))
+    noted = once("flip", ["p2"], {})
+    noted.begun["l"] = {"at": 3, "what": "read", "writes": []}
+    noted.ended["l"] = {"at": 4, "result": ["a", "p1"]}
+    assert "overwritten before" in words(noted)
+    noted = once("flip", ["p2"], {})
+    noted.begun["l"] = {"at": 5, "what": "add", "writes": ["p1"]}
+    noted.ended["l"] = {"at": 6, "result": None}
+    assert "out of order" in words(noted)
+    noted.failed["l"] = noted.ended.pop("l")
+    assert "refused and there" in words(noted)
