@@ -10,7 +10,7 @@ import sqlalchemy
 from alembic import context
 
 from registry import migrate, schema
-from registry.engine import Write, attach
+from registry.engine import Write, attach, detach
 from registry.errors import InvalidArgumentError
 
 
@@ -41,7 +41,7 @@ def run_on_path() -> None:
         ):
             run(connection)
     finally:
-        engine.detach(30)
+        detach(engine, 30)
 
 
 if context.is_offline_mode():

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from registry import changes, live, netns, process, rows
 from registry.changes import Author
-from registry.engine import Engine, Transaction, Write
+from registry.engine import Engine, Transaction, Write, detach
 from registry.errors import FailedPreconditionError, ResourceExhaustedError, StoreClosedError
 from registry.kernel import Vantage
 from registry.live import Live
@@ -52,7 +52,7 @@ class Session:
         if not self.closed:
             self.closed = True
             live.table.leave(self.engine.path, self._lives)
-            self.engine.detach(self._timeout)
+            detach(self.engine, self._timeout)
 
     def require_open(self, doing: str) -> None:
         """Raise StoreClosedError if it was closed, or belongs to the process that forked us."""

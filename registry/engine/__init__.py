@@ -6,13 +6,16 @@ reserve       space that is kept for a full disk
 turnstile     the lock between processes
 transaction   whose turn it is in this process
 blame         who stands in the way
-file          the engine: all of it for one database file, shared by the Stores of a process
+readers       connections that only read
+file          the engine: all of it for one database file
 write         a write transaction as the body of a `with`
+shared        which files the process has open; its Stores of one file share one engine
 """
 
 from registry.engine.driver import Connection
-from registry.engine.file import Engine, attach
+from registry.engine.file import Engine
+from registry.engine.shared import attach, detach
 from registry.engine.transaction import Transaction
 from registry.engine.write import Write
 
-__all__ = ["Connection", "Engine", "Transaction", "Write", "attach"]
+__all__ = ["Connection", "Engine", "Transaction", "Write", "attach", "detach"]

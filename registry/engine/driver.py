@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from weakref import WeakSet
@@ -111,6 +111,12 @@ def leak_all() -> None:
     """
     for connection in _open:
         leak(connection)
+
+
+def close(connection: Connection) -> None:
+    """Close it, whatever SQLite says."""
+    with suppress(sqlite3.Error):
+        connection.close()
 
 
 def leak(connection: Connection) -> None:

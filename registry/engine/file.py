@@ -9,8 +9,7 @@ Rules, each measured or written down by SQLite (How To Corrupt An SQLite Databas
    locks for its own.
 3. Writers begin IMMEDIATE: a transaction that reads first and then writes fails at once when
    somebody else wrote between.
-4. No cursor stays open: behind one the log grows, and what it reads gets old.
-5. Before a commit, and again before it is acknowledged, the database and the log that we have open
+4. Before a commit, and again before it is acknowledged, the database and the log that we have open
    must still be those at their paths; else it goes into nowhere, or, when the log is moved into the
    database at the close, over what others have written since.
 """
@@ -19,23 +18,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.engine import driver, turnstile
+from registry.engine import driver
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
-from registry.engine.paths import (
-    create_file,
-    identity,
-    on_read_only_file_system,
-    refused,
-    resolve,
-    size,
-    stamp,
-)
+from registry.engine.paths import create_file, identity, refused, size
+from registry.engine.readers import Readers
 from registry.engine.reserve import Reserve
 from registry.engine.transaction import Transaction, current_owner
 from registry.engine.turnstile import Turnstile
@@ -58,93 +49,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("registry")
 
-IDLE_READERS: Final = 4
-"""Readers that are kept open for the next read."""
 RESET_WAIT: Final = 0.1
 """Seconds that a commit waits for readers when the log has grown past its bound."""
 RETRY: Final = 0.005
 """Seconds between two looks at a lock that a stranger to the turnstile holds."""
 
-_engines: dict[tuple[str, bool], Engine] = {}
-_living: set[Engine] = set()
+living: Final[set[Engine]] = set()
 """All that may have something open: those that are being opened or closed too."""
-_gates: dict[tuple[str, bool], Mutex] = {}
-_open_at_fork: set[str] = set()
-_spoiled: set[str] = set()
-"""Where a commit went into a log that is not at its path: closing the file would write it down."""
 
 
-def attach(
-    path: str | os.PathLike[str],
-    *,
-    create: bool,
-    read_only: bool,
-    timeout: float,
-    prepare: Callable[[driver.Connection], None],
-    guard: Callable[[Transaction], None],
-    admit: Callable[[Fetch, str, str], object],
-) -> Engine:
-    """Return the engine of the file at *path*, which all Stores of this process share.
-
-    Args:
-        path: the database; its directories are made, with mode 0700, if *create*.
-        create: whether a missing file is made, with mode 0600.
-        read_only: read and never write, not even a lock file.
-        timeout: seconds to wait for another process that writes or opens.
-        prepare: called once with the new connection, under the write lock, before it is used.
-        guard: called in each write transaction before its first statement.
-        admit: called with a reader, what it does and the path when the schema was changed; raises
-            where it may no longer be read.
-    Raises:
-        RegistryError: with what is wrong with the file, and what to do.
-    """
-    real = resolve(path, create=create and not read_only)
-    deadline = time.monotonic() + timeout
-    with _gate(real, read_only=read_only, deadline=deadline) as entered:
-        if not entered:
-            who = "another thread of this process"
-            raise UnavailableError(
-                f"open registry {real!r}: waited {timeout:g} s for {who}, which is opening or "
-                "closing it; try again",
-                path=real,
-                holder=who,
-                timeout=timeout,
-            )
-        if real in _open_at_fork:
-            raise StoreClosedError(
-                f"open registry {real!r}: it was open when this process was forked, and SQLite "
-                "would take the parent's locks for its own; open it in a spawned process",
-                path=real,
-            )
-        if real in _spoiled:
-            raise DataLossError(
-                f"open registry {real!r}: its files were replaced while this process wrote to "
-                "them, and SQLite would mix up the old and the new; open it in another process",
-                path=real,
-            )
-        engine = _engines.get((real, read_only))
-        if engine is None:
-            engine = Engine(real, read_only=read_only, guard=guard, admit=admit)
-            _living.add(engine)
-            try:
-                engine.open(prepare, timeout, deadline)
-            except BaseException:
-                _living.discard(engine)
-                raise
-            _engines[real, read_only] = engine
-        engine.require_same_file("open registry")
-        engine.users += 1
-        return engine
-
-
-@contextlib.contextmanager
-def _gate(path: str, *, read_only: bool, deadline: float | None) -> Iterator[bool]:
-    """Let one thread at a time open or close a file; False when *deadline* passed before."""
-    mutex, visitor = _gates.setdefault((path, read_only), Mutex()), object()
-    try:
-        yield mutex.acquire(visitor, deadline)
-    finally:
-        mutex.release(visitor)
+_ABANDONED: Final = "it belongs to the process that this one was forked from"
 
 
 class Engine:
@@ -163,21 +77,21 @@ class Engine:
         self.read_only: Final = read_only
         self.users = 0
         self.transaction: Transaction | None = None
-        self._guard, self._admit = guard, admit
-        self._schema: int | None = None
-        """SQLite's number of the schema that may be read."""
+        self.closed = ""
+        """Why nothing can be done any more."""
+        self.spoiled = False
+        """Whether a commit went into a log that is not at its path: a close would write it down."""
+        self._guard = guard
         self._mutex = Mutex()
         self._writer: driver.Connection | None = None
         self._turnstile: Turnstile | None = None
-        self._idle: list[driver.Connection] = []
-        self._immutable = False
-        self._stamp: object = None
+        self._readers = Readers(
+            path, read_only=read_only, admit=admit, require_same_file=self.require_same_file
+        )
         self._files: tuple[object, object] = (None, None)
         self._reserve = Reserve(path)
         self._gave_up = False
         self._log_bound = driver.WAL_MAX
-        self._closed = ""
-        """Why nothing can be done any more."""
         self._unwritable: RegistryError | None = None
 
     # Opening and closing.
@@ -191,14 +105,25 @@ class Engine:
                 f"open registry {self.path!r}: SQLite {sqlite3.sqlite_version} is too old, "
                 "3.37 is the oldest with STRICT tables; install a newer one"
             )
-        open_it = self._open_read_only if self.read_only else self._open_for_writing
+        open_it = self._open_for_reading if self.read_only else self._open_for_writing
+        living.add(self)
         try:
-            open_it(prepare, timeout, deadline)
-        except ResourceExhaustedError:
-            # SQLite has no room for its index of the log, without which it does not even read.
-            if not self._reserve.give_up():
-                raise
-            open_it(prepare, timeout, deadline)
+            try:
+                open_it(prepare, timeout, deadline)
+            except ResourceExhaustedError:
+                # SQLite has no room for its index of the log, without which it reads nothing.
+                if not self._reserve.give_up():
+                    raise
+                open_it(prepare, timeout, deadline)
+        except BaseException:
+            living.discard(self)
+            raise
+
+    def _open_for_reading(
+        self, prepare: Callable[[driver.Connection], None], timeout: float, _deadline: float
+    ) -> None:
+        self._readers.open(prepare, timeout)
+        self._files = (identity(self.path), None)
 
     def _open_for_writing(
         self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
@@ -246,85 +171,7 @@ class Engine:
             raise self._replaced("open registry")
         self._writer = writer
 
-    def _open_read_only(
-        self, prepare: Callable[[driver.Connection], None], timeout: float, _: float
-    ) -> None:
-        with driver.driver_errors(f"open registry {self.path!r}", self.path):
-            try:
-                reader = self._open_reader(prepare, timeout)
-            except sqlite3.OperationalError as error:
-                # Only there: a file that others may write is not immutable.
-                if not on_read_only_file_system(self.path):
-                    raise
-                reader = self._open_immutable(prepare, error)
-        self._files = (identity(self.path), None)
-        self._idle.append(reader)
-
-    def _open_reader(
-        self, prepare: Callable[[driver.Connection], None], timeout: float
-    ) -> driver.Connection:
-        reader = driver.connect(
-            self.path,
-            "ro",
-            driver.READER_SETUP,
-            busy_timeout=timeout,
-            immutable=self._immutable,
-        )
-        try:
-            prepare(reader)
-        except BaseException:
-            reader.close()
-            raise
-        return reader
-
-    def _open_immutable(
-        self, prepare: Callable[[driver.Connection], None], cause: sqlite3.Error
-    ) -> driver.Connection:
-        """Open a file on a read-only file system, where SQLite cannot make its index of the log.
-
-        A log that is there holds what is newer than the file: it must not be passed over.
-        """
-        if size(f"{self.path}-wal"):
-            raise ReadOnlyError(
-                f"open registry {self.path!r}: its log holds changes that cannot be read without "
-                "writing beside it; make the file system writable, or copy the three files",
-                path=self.path,
-            ) from cause
-        self._immutable = True
-        self._stamp = stamp(self.path)
-        reader = self._open_reader(prepare, timeout=0)
-        try:
-            self._require_unchanged("open registry")
-        except BaseException:
-            reader.close()
-            raise
-        return reader
-
-    def _require_unchanged(self, doing: str) -> None:
-        """Raise if an immutable file was changed: it may be mounted for writing elsewhere.
-
-        Raises:
-            FailedPreconditionError: what was read may be neither the old nor the new.
-        """
-        if stamp(self.path) != self._stamp:
-            raise FailedPreconditionError(
-                f"{doing}: {self.path!r} was changed meanwhile, though it can only be read "
-                "from here; close the store and open it anew",
-                path=self.path,
-            )
-
-    def detach(self, timeout: float) -> None:
-        """Leave the engine; the last user closes it, within about *timeout* seconds."""
-        if self._closed:
-            return
-        with _gate(self.path, read_only=self.read_only, deadline=None):
-            self.users -= 1
-            if self.users or self._closed:
-                return
-            _engines.pop((self.path, self.read_only), None)
-            self._close(timeout)
-
-    def _close(self, timeout: float) -> None:
+    def close(self, timeout: float) -> None:
         """Let nothing begin any more, and close when what is under way has ended.
 
         What goes on past *timeout* seconds in another thread is rolled back at its next step, and
@@ -336,12 +183,12 @@ class Engine:
         closing = object()
         try:
             free = self._mutex.acquire(closing, deadline)
-            self._closed = "it was closed"
+            self.closed = "it was closed"
             if free:
                 self._close_all(deadline)
         finally:
             # An interrupt ends the wait, and not the close.
-            self._closed = "it was closed"
+            self.closed = "it was closed"
             self._mutex.release(closing)
             self._close_if_free()
 
@@ -362,30 +209,29 @@ class Engine:
                 with contextlib.suppress(OSError, FailedPreconditionError):
                     lock.acquire(deadline)
         finally:
-            while self._idle:
-                self._close_connection(self._idle.pop())
+            self._readers.close(self._close_connection)
             if self._writer is not None:
                 self._close_connection(self._writer)
             if lock is not None:
                 lock.release()
                 lock.close()
-            _living.discard(self)
+            living.discard(self)
 
     def _close_connection(self, connection: driver.Connection) -> None:
-        if self.path in _spoiled:
+        if self.spoiled:
             driver.leak(connection)
-            return
-        with contextlib.suppress(sqlite3.Error):
-            connection.close()
+        else:
+            driver.close(connection)
 
     def abandon_in_child(self) -> None:
         """Make every use raise in a forked child."""
-        self._closed = _ABANDONED
+        self.closed = _ABANDONED
+        self._readers.abandoned = True
 
     @property
     def abandoned(self) -> bool:
         """Whether this is a forked child, in which nothing may be touched."""
-        return self._closed == _ABANDONED
+        return self.closed == _ABANDONED
 
     def require_open(self, doing: str) -> None:
         """Raise unless the engine can be used.
@@ -393,8 +239,8 @@ class Engine:
         Raises:
             StoreClosedError: it was closed, or this is a forked child.
         """
-        if self._closed:
-            raise StoreClosedError(f"{doing}: the store is closed, {self._closed}", path=self.path)
+        if self.closed:
+            raise StoreClosedError(f"{doing}: the store is closed, {self.closed}", path=self.path)
 
     def require_same_file(self, doing: str) -> None:
         """Raise unless the file at the path is the one that is open.
@@ -421,7 +267,7 @@ class Engine:
 
     @contextlib.contextmanager
     def snapshot(self, doing: str, *, single: bool = False) -> Iterator[driver.Connection]:
-        """Lend a connection on which all queries see the same commit.
+        """Lend a connection on which all queries see the same commit, or the own transaction.
 
         Args:
             doing: for messages.
@@ -429,62 +275,12 @@ class Engine:
         """
         self.require_open(doing)
         transaction = self.own_transaction()
-        if transaction is not None:
+        if transaction is None:
+            with self._readers.snapshot(doing, single=single) as connection:
+                yield connection
+        else:
             with driver.driver_errors(doing, self.path):
                 yield transaction.connection
-            return
-        connection = self._reader(doing)
-        try:
-            with driver.driver_errors(doing, self.path):
-                try:
-                    if not single:
-                        connection.execute("BEGIN")
-                    yield connection
-                finally:
-                    # Afterwards: what was read before the schema changed is what it was.
-                    self._require_known_schema(connection, doing)
-        finally:
-            self._give_back(connection)
-            if self._immutable:
-                self._require_unchanged(doing)
-
-    def _require_known_schema(self, connection: driver.Connection, doing: str) -> None:
-        """Raise if another process has upgraded the registry past what may be read."""
-        (schema,) = connection.execute("PRAGMA schema_version").fetchone()
-        if schema != self._schema:
-            with contextlib.suppress(DataLossError):  # of which schema it is, nobody can tell
-                self._admit(connection.fetch, doing, self.path)
-                self._schema = schema
-
-    def _reader(self, doing: str) -> driver.Connection:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pass
-        # Not `ro` where it can be helped: SQLite leaves the CHECKs out of a schema that it reads
-        # so, and integrity_check then passes over them.
-        mode = "ro" if self.read_only else "rw"
-        with driver.driver_errors(doing, self.path):
-            connection = driver.connect(
-                self.path, mode, driver.READER_SETUP, busy_timeout=5, immutable=self._immutable
-            )
-        try:
-            self.require_same_file(doing)
-        except DataLossError:
-            self._close_connection(connection)
-            raise
-        return connection
-
-    def _give_back(self, connection: driver.Connection) -> None:
-        if self.abandoned:
-            return
-        if connection.in_transaction:
-            connection.rollback()
-        self._idle.append(connection)
-        # Looked at afterwards: a close may come between.
-        while self._idle and (self._closed or len(self._idle) > IDLE_READERS):
-            with contextlib.suppress(IndexError):  # another thread has taken the last one
-                self._close_connection(self._idle.pop())
 
     # Writing.
 
@@ -551,7 +347,7 @@ class Engine:
             self._refused(transaction, error)
         if not self._at_its_path():
             transaction.committing = False
-            _spoiled.add(self.path)
+            self.spoiled = True
             self._unwritable = self._replaced(transaction.doing)
             raise self._unwritable
         transaction.committed = True
@@ -642,7 +438,7 @@ class Engine:
         if self._mutex.holder is transaction:
             self._end_held(transaction)
         self._mutex.release(transaction)
-        if self._closed:
+        if self.closed:
             self._close_if_free()
 
     def _end_held(self, transaction: Transaction) -> None:
@@ -681,19 +477,3 @@ class Engine:
             "process and open it anew",
             path=self.path,
         )
-
-
-_ABANDONED: Final = "it belongs to the process that this one was forked from"
-
-
-def _in_child() -> None:
-    _gates.clear()  # another thread may have held one at the fork
-    for engine in _living:
-        engine.abandon_in_child()
-        _open_at_fork.add(engine.path)
-    _engines.clear()
-    driver.leak_all()
-    turnstile.close_all()
-
-
-os.register_at_fork(after_in_child=_in_child)

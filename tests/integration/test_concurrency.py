@@ -23,7 +23,7 @@ from registry import (
     StoreClosedError,
     UnavailableError,
 )
-from registry.engine import file
+from registry.engine import shared
 from tests.conftest import OpenStore
 from tests.tools import READY, ids, line, query, running, sandbox, say
 
@@ -326,7 +326,7 @@ def test_an_open_that_waits_keeps_back_only_opens_of_the_same_file(
     with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
         assert "inside" == line(child)
         waiting = pool.submit(Store.open, path, timeout=30)
-        while file._gates[path, False].holder is None:
+        while shared._gates[path, False].holder is None:
             time.sleep(0.001)
         Store.open(tmp_path / "other.db", timeout=5).close()
         with pytest.raises(UnavailableError, match="another thread") as caught:

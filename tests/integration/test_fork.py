@@ -233,8 +233,8 @@ def test_a_child_of_a_closing_store_keeps_no_lock(path: str) -> None:
         threading.Thread(target=lambda: handle.status.update(slow), daemon=True).start()
         begun.wait()
         threading.Thread(target=store.close, daemon=True).start()
-        from registry.engine import file
-        while file._engines:
+        from registry.engine import shared
+        while shared._engines:
             time.sleep(0.001)
         child = os.fork()
         if child == 0:

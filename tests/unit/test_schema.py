@@ -223,9 +223,9 @@ def test_look_ups_use_indexes(shell: sqlite3.Connection, store: Store) -> None:
     """By prefix, name, label and pod: no look-up reads the whole table."""
     statements: list[str] = []
     engine = store._session.engine
-    reader = engine._reader("test")
+    reader = engine._readers.take("test")
     reader.set_trace_callback(statements.append)
-    engine._give_back(reader)
+    engine._readers.give_back(reader)
     store.get("rea")
     store.list(labels={"app": "x"})
     store.list(pod="web")
