@@ -52,6 +52,10 @@ test-faults: $(installed) ## make every system call fail, cut the power, fill th
 	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults
 
 # In namespaces of their own, so that nothing they mount or make is seen by, or left on, the host.
+.PHONY: bench
+bench: $(installed) ## measure against plain sqlite3: some five minutes (BENCH=--quick: less than two)
+	@$(python) -m benchmarks $(BENCH)
+
 .PHONY: netns
 netns: $(installed) ## run only the tests that make network namespaces
 	@unshare --mount --net $$([ "$$(id -u)" = 0 ] || echo --user --map-root-user) \

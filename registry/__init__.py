@@ -30,6 +30,7 @@ Modules, each importing only from those before it:
     recover       reconcile on this host: looking, marking, orphans
     store         Store
     check         what must hold of the data
+    documents     the documents in a file of JSON
     transfer      sandboxes in and out, as containerd's JSON
     output, cli   the command line
     shim          a runtime shim, which embeds all of this: the CRI on a unix socket

@@ -102,7 +102,9 @@ class LockFile:
                 self.close()
 
     def at_its_path(self) -> bool:
-        """Whether the file that we have open is still the one others find."""
+        """Whether the file that we have open, if we have, is still the one others find."""
+        if self.fd < 0:
+            return False
         try:
             there = os.lstat(self.path)
         except FileNotFoundError:
