@@ -18,6 +18,8 @@ ID_MAX: Final = 76
 """Characters in an id; containerd's own bound (pkg/identifiers)."""
 TEXT_MAX: Final = 4096
 """Characters in a name, a path or another single value."""
+IPS_MAX: Final = 1000
+"""Additional addresses."""
 CONFIG_MAX: Final = 4 * 1024 * 1024
 """Bytes of an encoded config; gRPC, by which it comes, stops there too."""
 DOCUMENT_MAX: Final = 8 * CONFIG_MAX
@@ -221,6 +223,8 @@ def _check_additional_ips(doing: str, ips: object) -> None:
         return
     if not isinstance(ips, tuple):
         raise invalid(doing, "additional_ips", ips, "is neither a tuple nor None")
+    if len(ips) > IPS_MAX:
+        raise invalid(doing, "additional_ips", ips[:3], f"and more are {len(ips)}, over {IPS_MAX}")
     for ip in ips:
         check_line(doing, "additional_ips", ip, TEXT_MAX)
 

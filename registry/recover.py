@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -66,6 +67,10 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         changed |= marked.done
         for creation in marked.gone:
             del judged[creation]
+        for creation, why in marked.refused.items():
+            judgement = judged[creation]
+            message = f"{judgement.message}; it could not be marked: {why}"
+            judged[creation] = replace(judgement, message=message)
         pending = marked.changed_meanwhile
         if not pending:
             break
@@ -102,10 +107,12 @@ class _Marked(NamedTuple):
     done: set[int]
     changed_meanwhile: list[Row]
     gone: set[int]
+    refused: dict[int, str]
+    """Why, where what a stranger has left in a row stands in the way."""
 
 
 def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
-    marked = _Marked(set(), [], set())
+    marked = _Marked(set(), [], set(), {})
     with session.write(doing) as transaction:
         for judgement in asked:
             creation = judgement.row.creation
@@ -118,10 +125,11 @@ def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
                 try:
                     status = judgement.applied_to(row.status())
                     changes.replace_status(transaction, row, status, session.author)
-                except (ValueError, MetadataError, FailedPreconditionError):
-                    # What a stranger has left in the row is no text, no state, or against the
-                    # schema; this one is left as it is, and the others are not.
-                    log.exception("mark sandbox %r", row.id)
+                except (ValueError, MetadataError, FailedPreconditionError) as error:
+                    # It is no text, no state, or against the schema: this one is left as it is,
+                    # and the others are not.
+                    log.warning("mark sandbox %r: %s", row.id, error)
+                    marked.refused[creation] = str(error)
                 else:
                     session.stop(creation)
                     marked.done.add(creation)

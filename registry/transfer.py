@@ -147,7 +147,12 @@ def load(
     """
     outcomes: list[Outcome] = []
     with contextlib.suppress(_RefusedError), store.transaction():
-        outcomes += [_adopt(store, document, statuses) for document in found]
+        for document in found:
+            outcome = _adopt(store, document, statuses)
+            earlier = [each for each in outcomes if each.imported and each.id == outcome.holder]
+            if outcome.holder and earlier:
+                outcome = replace(outcome, error=f"{earlier[0].source} has its id or name already")
+            outcomes.append(outcome)
         if not keep_going and any(outcome.error for outcome in outcomes):
             raise _RefusedError
         return outcomes

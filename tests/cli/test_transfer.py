@@ -151,7 +151,9 @@ def test_two_of_one_import_cannot_have_one_id_or_name(
 ) -> None:
     """The first holds it, whether or not it stays."""
     done = call(path, "import", "-", "--json", stdin=line("a") + second)
-    assert (1, holder) == (done.code, done.json["sandboxes"][1]["holder"])
+    refused = done.json["sandboxes"][1]
+    assert (1, holder) == (done.code, refused["holder"])
+    assert "-:1 has its id or name already" == refused["error"]
     assert {"there"} == set(found(path))
     done = call(path, "import", "-", "--keep-going", stdin=line("a") + second)
     assert 1 == done.code
@@ -161,7 +163,8 @@ def test_two_of_one_import_cannot_have_one_id_or_name(
 def test_a_registry_is_made_on_request_only(tmp_path: Path) -> None:
     """A disk that is not mounted yet is no empty node."""
     path = str(tmp_path / "new.db")
-    assert 3 == call(path, "import", SAMPLES[0]).code
+    done = call(path, "import", SAMPLES[0])
+    assert (3, True) == (done.code, "--create makes a registry" in done.err)
     assert not os.path.exists(path)
     assert 0 == call(path, "import", SAMPLES[0], "--create").code
     assert 1 == len(found(path))

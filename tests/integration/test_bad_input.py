@@ -60,6 +60,7 @@ BAD_METADATA: list[tuple[str, dict[str, Any]]] = [
     ("additional_ips", {"additional_ips": ["10.0.0.1"]}),
     ("additional_ips", {"additional_ips": ("10.0.0.1", 7)}),
     ("additional_ips", {"additional_ips": "10.0.0.1"}),
+    ("additional_ips", {"additional_ips": ("10.0.0.1",) * 1001}),
     ("runtime_handler", {"runtime_handler": "\0"}),
     ("process_label", {"process_label": 1}),
     ("cni_result", {"cni_result": {"Interfaces": None}}),

@@ -315,6 +315,9 @@ def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path, damage
     tamper(path, DAMAGED.format(damage))
     with Store.open(path) as store:
         assert State.NOTREADY is store.get("good").seen.state
+        assert store.recovery is not None
+        told = {each.sandbox_id: each.message for each in store.recovery.findings}
+        assert "it could not be marked: " in told["bad"]
         assert "bad" in {violation.sandbox_id for violation in store.check()}
         if damage.startswith("state"):
             bad = store.get("bad")
