@@ -15,7 +15,12 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from registry import changes, netns, process, reconcile, rows
-from registry.errors import FailedPreconditionError, MetadataError, NetNSError
+from registry.errors import (
+    FailedPreconditionError,
+    MetadataError,
+    NetNSError,
+    ResourceExhaustedError,
+)
 from registry.kernel import Vantage
 from registry.live import Container
 from registry.netns import NetNS
@@ -29,6 +34,9 @@ log = logging.getLogger("registry")
 
 ROUNDS: Final = 5
 """How often a sandbox that others keep changing is looked at again."""
+
+PORTION: Final = 50
+"""Sandboxes that are marked at a time when not all of them fit on the disk at once."""
 
 ContainerLoader = Callable[[Sandbox], Container | None]
 
@@ -63,7 +71,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         asked = [judgement for judgement in judgements if judgement.marks]
         if dry_run or not asked:
             break
-        marked = session.write_even_if_full(doing, partial(_mark, session, asked, doing))
+        marked = _mark_even_if_full(session, asked, doing)
         changed |= marked.done
         for creation in marked.gone:
             del judged[creation]
@@ -108,7 +116,39 @@ class _Marked(NamedTuple):
     changed_meanwhile: list[Row]
     gone: set[int]
     refused: dict[int, str]
-    """Why, where what a stranger has left in a row stands in the way."""
+    """Why, where what a stranger has left in a row stands in the way, or the disk is full."""
+
+    def add(self, other: _Marked) -> None:
+        """Take in what became of others."""
+        self.done.update(other.done)
+        self.changed_meanwhile.extend(other.changed_meanwhile)
+        self.gone.update(other.gone)
+        self.refused.update(other.refused)
+
+
+def _mark_even_if_full(session: Session, asked: list[Judgement], doing: str) -> _Marked:
+    """Mark all of them in one transaction; on a full disk portion by portion, while there is room.
+
+    The others are left as they are, and are in the report: whoever opens the registry has to be
+    able to delete some, for which a little is left.
+    """
+    marked, left, why = _Marked(set(), [], set(), {}), asked, ""
+    size = PORTION if session.engine.is_short_of_room() else len(asked)
+    while left and not why:
+        mark = partial(_mark, session, left[:size], doing)
+        try:
+            marked.add(session.write_even_if_full(doing, mark))
+        except ResourceExhaustedError as error:
+            if session.engine.own_transaction() is not None:
+                raise  # it has ended with the error
+            why = str(error) if size <= PORTION else ""
+            size = PORTION
+        else:
+            left = left[size:]
+        if left and size <= PORTION and not session.has_room_left(doing):
+            why = why or "the disk is full"
+    marked.refused.update((judgement.row.creation, why) for judgement in left)
+    return marked
 
 
 def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:

@@ -215,15 +215,17 @@ class _StoredStatus:
         check_function(doing, fn)
         once = _Once(fn, doing)
         return self._session.write_even_if_full(
-            doing, lambda: self._update(doing, once), once.made_it_not_ready
+            doing, lambda: self._update(doing, once), once.may_be_stored_later
         )
 
-    def _update(self, doing: str, fn: UpdateFunc) -> Status:
+    def _update(self, doing: str, fn: _Once) -> Status:
         session, handle = self._session, self._handle
         with session.write(doing) as transaction:
             row = changes.find_creation(handle.creation, transaction.fetch)
             if row is not None:
+                written = transaction.connection.total_changes
                 status = validate(session.ask(transaction, row, doing, fn, row.status()), doing)
+                fn.wrote |= transaction.connection.total_changes != written
                 if status.state is not State.NOTREADY:
                     session.engine.require_room(doing)
                 changes.replace_status(transaction, row, status, session.author)
@@ -242,6 +244,8 @@ class _Once:
         self._fn, self._doing = fn, doing
         self._asked: Status | None = None
         self._answer: Any = None
+        self.wrote = False
+        """Whether it wrote something itself, which was taken back with the first try."""
 
     def __call__(self, old: Status) -> Status:
         if self._asked is None:
@@ -252,8 +256,10 @@ class _Once:
             raise UnavailableError(f"{message}; try again")
         return self._answer  # type: ignore[no-any-return]
 
-    def made_it_not_ready(self) -> bool:
-        return isinstance(self._answer, Status) and self._answer.state is State.NOTREADY
+    def may_be_stored_later(self) -> bool:
+        """Whether its answer is NOTREADY, and all that it did."""
+        not_ready = isinstance(self._answer, Status) and self._answer.state is State.NOTREADY
+        return not_ready and not self.wrote
 
 
 def _deleted(doing: str, row: Row) -> NotFoundError:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from registry import changes, live, netns, process, rows
 from registry.changes import Author
-from registry.engine import Engine, Transaction, Write, detach
+from registry.engine import Engine, MakeRoom, Transaction, Write, detach
 from registry.errors import FailedPreconditionError, ResourceExhaustedError, StoreClosedError
 from registry.kernel import Vantage
 from registry.live import Live
@@ -86,8 +86,14 @@ class Session:
         except ResourceExhaustedError as error:
             if nested or error.sqlite_code != sqlite3.SQLITE_FULL or not worth():
                 raise
-            self.engine.make_room(doing, self._timeout)
+            with MakeRoom(self.engine, doing, self._timeout):
+                pass
             return attempt()
+
+    def has_room_left(self, doing: str) -> bool:
+        """Move the log into the database, and tell whether there is then a margin left."""
+        with MakeRoom(self.engine, doing, self._timeout):
+            return self.engine.has_margin()
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query: of the caller's open transaction, else as committed."""

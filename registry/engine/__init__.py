@@ -16,6 +16,6 @@ from registry.engine.driver import Connection
 from registry.engine.file import Engine
 from registry.engine.shared import attach, detach
 from registry.engine.transaction import Transaction
-from registry.engine.write import Write
+from registry.engine.write import MakeRoom, Write
 
-__all__ = ["Connection", "Engine", "Transaction", "Write", "attach", "detach"]
+__all__ = ["Connection", "Engine", "MakeRoom", "Transaction", "Write", "attach", "detach"]

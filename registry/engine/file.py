@@ -22,10 +22,10 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.engine import driver
+from registry.engine import driver, reserve
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
-from registry.engine.paths import create_file, identity, refused, size
+from registry.engine.paths import create_file, free, identity, refused, size
 from registry.engine.readers import Readers
 from registry.engine.reserve import Reserve
 from registry.engine.transaction import Transaction, current_owner
@@ -49,11 +49,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("registry")
 
-RESET_WAIT: Final = 0.1
-"""Seconds that a commit waits for readers when the log has grown past its bound."""
+RESET_WAIT: Final = 1.0
+"""Seconds that a commit waits for readers when the log has grown past its bound: where two overlap
+all the time, longer than each of them keeps its snapshot, or it grows without end."""
 RETRY: Final = 0.005
 """Seconds between two looks at a lock that a stranger to the turnstile holds."""
 
+spoiled: Final[dict[str, object]] = {}
+"""Which databases, by their paths, have connections that must not be closed.
+
+Their log is not the one at its path: SQLite would write the one down and remove the other.
+"""
 living: Final[set[Engine]] = set()
 """All that may have something open: those that are being opened or closed too."""
 
@@ -79,8 +85,6 @@ class Engine:
         self.transaction: Transaction | None = None
         self.closed = ""
         """Why nothing can be done any more."""
-        self.spoiled = False
-        """Whether a commit went into a log that is not at its path: a close would write it down."""
         self._guard = guard
         self._mutex = Mutex()
         self._writer: driver.Connection | None = None
@@ -209,6 +213,8 @@ class Engine:
                 with contextlib.suppress(OSError, FailedPreconditionError):
                     lock.acquire(deadline)
         finally:
+            if lock is not None and self._others_at_its_path():
+                self._spoil()
             self._readers.close(self._close_connection)
             if self._writer is not None:
                 self._close_connection(self._writer)
@@ -218,7 +224,7 @@ class Engine:
             living.discard(self)
 
     def _close_connection(self, connection: driver.Connection) -> None:
-        if self.spoiled:
+        if self.path in spoiled:
             driver.leak(connection)
         else:
             driver.close(connection)
@@ -286,6 +292,14 @@ class Engine:
 
     def begin(self, transaction: Transaction, timeout: float) -> None:
         """Take the mutex, the turnstile and SQLite's write lock, in this order."""
+        self.take_turn(transaction, timeout)
+        doing, deadline = transaction.doing, transaction.deadline
+        self._begin_immediate(transaction.connection, doing, deadline, timeout)
+        self._guard(transaction)
+        self.transaction = transaction
+
+    def take_turn(self, transaction: Transaction, timeout: float) -> None:
+        """Take the mutex and the turnstile, for one that has not begun."""
         deadline = transaction.deadline = time.monotonic() + timeout
         if not self._mutex.acquire(transaction, deadline):
             raise self._busy(transaction.doing, timeout)
@@ -293,9 +307,8 @@ class Engine:
         if self._unwritable is not None:
             raise self._unwritable
         self._take_turn(transaction.doing, deadline, timeout)
-        self._begin_immediate(transaction.connection, transaction.doing, deadline, timeout)
-        self._guard(transaction)
-        self.transaction = transaction
+        if not self._at_its_path():
+            raise self._replaced(transaction.doing)
 
     def _take_turn(self, doing: str, deadline: float, timeout: float) -> None:
         """Take the turnstile."""
@@ -347,7 +360,7 @@ class Engine:
             self._refused(transaction, error)
         if not self._at_its_path():
             transaction.committing = False
-            self.spoiled = True
+            self._spoil()
             self._unwritable = self._replaced(transaction.doing)
             raise self._unwritable
         transaction.committed = True
@@ -355,9 +368,20 @@ class Engine:
             self._gave_up = not self._reserve.take()
         self._bound_log(transaction.connection)
 
+    def _spoil(self) -> None:
+        spoiled[self.path] = self._files[0]
+
     def _at_its_path(self) -> bool:
         """Whether the database and the log that are open are those that others find."""
         return (identity(self.path), identity(f"{self.path}-wal")) == self._files
+
+    def _others_at_its_path(self) -> bool:
+        """Whether others find another database or log, which a close of ours would ruin.
+
+        Where there is none at all, the close writes our log down, and nothing of it is lost.
+        """
+        now = (identity(self.path), identity(f"{self.path}-wal"))
+        return any(there not in {None, ours} for there, ours in zip(now, self._files, strict=True))
 
     def _refused(self, transaction: Transaction, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.
@@ -409,25 +433,23 @@ class Engine:
                 path=self.path,
             )
 
-    def make_room(self, doing: str, timeout: float) -> None:
+    def is_short_of_room(self) -> bool:
+        """Whether there is less than what is kept for a full disk beside it."""
+        return free(self.path) < reserve.SIZE
+
+    def has_margin(self) -> bool:
+        """Whether something small, a deletion, still finds room."""
+        return free(self.path) >= reserve.MARGIN
+
+    def make_room(self, transaction: Transaction) -> None:
         """Have the next write find room on a full disk, as far as what is kept for that goes.
 
-        Raises:
-            UnavailableError: *timeout* passed before it could be done.
+        *transaction* has the turn, and has not begun.
         """
-        visit = self.new_transaction(doing)
-        deadline = time.monotonic() + timeout
-        try:
-            if not self._mutex.acquire(visit, deadline):
-                raise self._busy(doing, timeout)
-            self.require_open(doing)
-            self._take_turn(doing, deadline, timeout)
-            self._gave_up |= self._reserve.give_up()
-            # What is in the database need not stay in the log, which is then written over in place.
-            with contextlib.suppress(sqlite3.Error):
-                visit.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        finally:
-            self.end(visit)
+        self._gave_up |= self._reserve.give_up()
+        # What is in the database need not stay in the log, which is then written over in place.
+        with contextlib.suppress(sqlite3.Error):
+            transaction.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def end(self, transaction: Transaction) -> None:
         """Take back what is not committed and let the next one in; harmless when repeated."""

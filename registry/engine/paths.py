@@ -44,26 +44,49 @@ def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
     except OSError as error:
         raise refused(f"open registry {real!r}", real, "look at it", error) from error
     else:
-        if not stat.S_ISREG(found.st_mode):
-            what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
-            raise InvalidArgumentError(
-                f"open registry {real!r}: it is {what}; name a file in it, such as "
-                f"{os.path.join(real, 'registry.db')!r}",
-                field="path",
-                value=real,
-            )
-        if found.st_nlink > 1:
-            raise FailedPreconditionError(
-                f"open registry {real!r}: it has {found.st_nlink} names (hard links), and SQLite "
-                "would keep a log for each; leave it one",
-                path=real,
-            )
-        if found.st_size == 0 and not create:
-            raise NotFoundError(
-                f"open registry {real!r}: the file is empty; open it with create=True to begin one",
-                path=real,
-            )
+        _require_usable(real, found, create=create)
     return real
+
+
+def _require_usable(real: str, found: os.stat_result, *, create: bool) -> None:
+    """Raise unless what is *found* at a path is, or can be made, a registry that is whole."""
+    if not stat.S_ISREG(found.st_mode):
+        what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise InvalidArgumentError(
+            f"open registry {real!r}: it is {what}; name a file in it, such as "
+            f"{os.path.join(real, 'registry.db')!r}",
+            field="path",
+            value=real,
+        )
+    if found.st_nlink > 1:
+        raise FailedPreconditionError(
+            f"open registry {real!r}: it has {found.st_nlink} names (hard links), and SQLite "
+            "would keep a log for each; leave it one",
+            path=real,
+        )
+    if _is_mounted_alone(real):
+        raise FailedPreconditionError(
+            f"open registry {real!r}: it is mounted by itself, and its log is elsewhere; "
+            "mount its directory",
+            path=real,
+        )
+    if found.st_size == 0 and not create:
+        raise NotFoundError(
+            f"open registry {real!r}: the file is empty; open it with create=True to begin one",
+            path=real,
+        )
+
+
+def _is_mounted_alone(path: str) -> bool:
+    """Whether the file at *path* is a mount, as containers have single files of their host."""
+    mounted = path.encode("utf-8", "surrogateescape")
+    for special in b"\\ \t\n":  # as the kernel writes them, octal
+        mounted = mounted.replace(bytes([special]), b"\\%03o" % special)
+    try:
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            return any(line.split(b" ", 5)[4] == mounted for line in mounts)
+    except OSError:
+        return False
 
 
 def _make_directories(directory: str) -> None:

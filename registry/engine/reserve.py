@@ -8,6 +8,7 @@ and cannot be had again, nothing is added.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Final
 
@@ -26,6 +27,7 @@ class Reserve:
         """Take nothing yet."""
         self._database: Final = database
         self._path: Final = f"{database}-reserve"
+        self._full = False
 
     def held(self) -> bool:
         """Whether there is space to be given up."""
@@ -43,14 +45,20 @@ class Reserve:
                 os.posix_fallocate(fd, 0, SIZE)
             finally:
                 os.close(fd)
-        except OSError:
-            self.give_up()  # a part of it is no use to us
+        except OSError as error:
+            self._full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            if self._full:
+                self.give_up()  # a part of it is no use to us
             return False
         return True
 
     def has_more(self) -> bool:
-        """Whether there is room beside it; it is allocated first if it is missing."""
-        return self.take() and paths.free(self._path) >= MARGIN
+        """Whether there is room beside it; it is allocated first if it is missing.
+
+        Where it cannot be had for another reason than room, there is room all the same.
+        """
+        there = self.take() or not self._full
+        return there and paths.free(os.path.dirname(self._path)) >= MARGIN
 
     def give_up(self) -> bool:
         """Give the space back to the file system, and tell whether there was any."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from registry.engine import driver, turnstile
-from registry.engine.file import Engine, living
-from registry.engine.paths import resolve
+from registry.engine.file import Engine, living, spoiled
+from registry.engine.paths import identity, resolve
 from registry.engine.transaction import Transaction
 from registry.errors import DataLossError, StoreClosedError, UnavailableError
 from registry.sql import Fetch
@@ -21,8 +21,6 @@ from registry.waiting import Mutex
 _engines: dict[tuple[str, bool], Engine] = {}
 _gates: dict[tuple[str, bool], Mutex] = {}
 _open_at_fork: set[str] = set()
-_spoiled: set[str] = set()
-"""Files of which something is open that must not be closed; see `Engine.spoiled`."""
 
 
 def attach(
@@ -81,8 +79,6 @@ def detach(engine: Engine, timeout: float) -> None:
         if engine.users or engine.closed:
             return
         _engines.pop((engine.path, engine.read_only), None)
-        if engine.spoiled:
-            _spoiled.add(engine.path)
         engine.close(timeout)
 
 
@@ -93,10 +89,10 @@ def _require_openable(path: str) -> None:
             "would take the parent's locks for its own; open it in a spawned process",
             path=path,
         )
-    if path in _spoiled:
+    if path in spoiled and spoiled[path] == identity(path):
         raise DataLossError(
-            f"open registry {path!r}: its files were replaced while this process wrote to them, "
-            "and SQLite would mix up the old and the new; open it in another process",
+            f"open registry {path!r}: its log was replaced while this process had it open, and "
+            "SQLite would mix up the old and the new; open it in another process",
             path=path,
         )
 

@@ -38,7 +38,7 @@ class Write:
             )
         else:
             try:
-                engine.begin(self._transaction, self._timeout)
+                self._begin()
             except BaseException:
                 engine.end(self._transaction)
                 raise
@@ -65,7 +65,7 @@ class Write:
             return
         try:
             if error is None:
-                engine.commit(transaction)
+                self._commit()
         finally:
             # An interrupt that strikes in here makes us begin again, not give up half-way.
             try:
@@ -80,8 +80,25 @@ class Write:
         if transaction is not None and not self._nested:
             self._engine.end(transaction)
 
+    def _begin(self) -> None:
+        self._engine.begin(self._transaction, self._timeout)
+
+    def _commit(self) -> None:
+        self._engine.commit(self._transaction)
+
     def _finish(self) -> None:
         engine, transaction = self._engine, self._transaction
         engine.end(transaction)
         if transaction.committed:
             transaction.run_effects()
+
+
+class MakeRoom(Write):
+    """Has the next write find room on a full disk; its body is empty."""
+
+    def _begin(self) -> None:
+        self._engine.take_turn(self._transaction, self._timeout)
+        self._engine.make_room(self._transaction)
+
+    def _commit(self) -> None:
+        """Nothing was begun."""

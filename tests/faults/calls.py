@@ -94,7 +94,6 @@ class Server:
     def verify(self, path: str) -> dict[str, Any]:
         """Return what is in the registry, as another process finds it."""
         say(self._process, f"verify {path}")
-        line(self._process)
         found: dict[str, Any] = json.loads("".join(self._ended().said) or "{}")
         return found
 

@@ -3,7 +3,8 @@
 Runs as a server: it forks a worker for each line `PATH LOG SEED`, and says its pid and its end. A
 worker goes on until it is killed. It appends to its log what it is about to do and what came of it,
 each a line of JSON with the moment (ns, monotonic): `begun`, then `ended` or `failed`. Each write
-has a token, which is the message of the status and so stands in the history.
+has a token, which is the message of the status and so stands in the history; what is taken back has
+one that is `never` to stand there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from registry import Metadata, NotFoundError, RegistryError, Sandbox, State, Status, Store
+from registry import Metadata, NotFoundError, Sandbox, State, Status, Store, StoreClosedError
 from tests.tools import pod
 
 KEPT: Final = 60
@@ -78,7 +79,7 @@ class Worker:
         """Change the state of one, whoever added it."""
         handle, token = self._any(), self._token()
         if handle is not None:
-            self._noted("flip", lambda: self._flip(handle, token), writes=[token])
+            self._noted("flip", lambda: self._flip(handle, token), handle, writes=[token])
 
     def _flip(self, handle: Sandbox, token: str) -> dict[str, str]:
         seen = {}
@@ -95,12 +96,13 @@ class Worker:
         """Read the status of one."""
         handle = self._any()
         if handle is not None:
-            self._noted("read", lambda: [handle.id, handle.status.get().message])
+            self._noted("read", lambda: handle.status.get().message, handle)
 
     def transact(self) -> None:
         """Do several things in one commit, or take them all back."""
         handles = {each.id: each for each in (self._any(), self._any()) if each is not None}
         tokens = [self._token() for _ in range(len(handles) + 1)]
+        never = self._token()
         fails = self._chance.random() < 0.3
 
         def do() -> dict[str, str]:
@@ -110,19 +112,19 @@ class Worker:
                 for handle, token in zip(handles.values(), tokens[1:], strict=True):
                     seen |= self._flip(handle, token)
                 with contextlib.suppress(TakenBackError), self.store.transaction():
-                    self._add(self._token())
+                    self._add(never)
                     raise TakenBackError
                 if fails:
                     raise TakenBackError
             return seen
 
-        self._noted("transact", do, writes=tokens)
+        self._noted("transact", do, writes=tokens, never=never)
 
     def delete(self) -> None:
         """Delete one."""
         handle = self._any()
         if handle is not None:
-            self._noted("delete", handle.delete)
+            self._noted("delete", handle.delete, handle)
 
     def list(self) -> None:
         """List them, in one snapshot, and read some of the history."""
@@ -146,9 +148,11 @@ class Worker:
             if ending == "exec":
                 os.execv("/bin/true", ["true"])
             if ending == "use":
-                with contextlib.suppress(RegistryError):
+                try:
                     self.store.list()
-                self.store.close()
+                    self._note(failed="", error="a forked child may read", wrong=True)
+                except StoreClosedError:
+                    self.store.close()
             if ending == "thread":
                 threading.Thread(target=self.store.close).start()
             if ending == "collect":
@@ -167,10 +171,18 @@ class Worker:
         self._count += 1
         return f"{self._name}-{self._count}"
 
-    def _noted(self, what: str, do: Callable[[], Any], writes: Any = ()) -> Any:
+    def _noted(
+        self,
+        what: str,
+        do: Callable[[], Any],
+        handle: Sandbox | None = None,
+        writes: Any = (),
+        never: str = "",
+    ) -> Any:
         self._count += 1
         key = f"{self._name}-{self._count}"
-        self._note(begun=key, what=what, writes=list(writes))
+        of = "" if handle is None else handle.id
+        self._note(begun=key, what=what, of=of, writes=list(writes), never=never)
         try:
             result = do()
         except (NotFoundError, TakenBackError) as error:

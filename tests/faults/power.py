@@ -119,6 +119,10 @@ class Disk:
             names = self._named(chance.randint(0, len(self._pending_names)))
             yield self._state(names, chosen)
             yield self._state(names, [(name, _torn(event, chance)) for name, event in chosen])
+        for n, (name, event) in enumerate(unsynced):
+            rest = [*unsynced[:n], *unsynced[n + 1 :]]
+            yield self._state(self._names, rest)
+            yield self._state(self._names, [*unsynced[:n], (name, _torn(event, chance)), *rest[n:]])
 
     def _named(self, count: int) -> dict[str, File]:
         """Return the names when the first *count* of the pending changes are on the disk."""

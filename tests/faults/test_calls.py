@@ -56,8 +56,13 @@ def inject(server: Server, folder: str, call: Call, fault: str) -> tuple[list[st
     path = f"{folder}/registry.db"
     os.mkdir(folder)
     rule = f"inject={call.name}:{FAULTS[fault]}:when={call.nth}"
-    run = server.work(path, "-e", f"trace={call.name}", "-e", rule)
+    log = f"{folder}.log"
+    run = server.work(path, "-e", f"trace={call.name}", "-e", rule, log=log)
     wrong = judge(server, path, run)
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        if not (run.code == -9 if fault == "killed" else "(INJECTED)" in lines.read()):
+            wrong.append("it did not strike")
+    os.unlink(log)
     shutil.rmtree(folder)
     told = run.code == -9 or any(text.startswith("error ") for text in run.said)
     return [f"{fault} at {call}: {each}" for each in wrong], told

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from registry.engine.driver import WAL_MAX
 from tests.tools import environment, line, say
 
 PROCESSES = 8
+INFINITE = float("inf")
 SECONDS = float(os.environ.get("CHURN_SECONDS", "5"))
 
 
@@ -156,6 +158,10 @@ def churn(path: str, folder: Path, chance: random.Random) -> tuple[int, int]:
     return started, killed + len(living)
 
 
+Span = tuple[float, float]
+"""When something began and ended; it may have been at any moment between."""
+
+
 def wrong_in(noted: Noted, history: list[Transition]) -> list[str]:
     """Return where what was noted and the history disagree."""
     wrong = [f"{each}" for each in noted.failed.values() if each.get("wrong")]
@@ -164,80 +170,108 @@ def wrong_in(noted: Noted, history: list[Transition]) -> list[str]:
         for key, each in noted.ended.items()
         if noted.begun[key]["what"] == "check" and each["result"]
     ]
-    by_token: dict[str, list[Transition]] = {}
-    for transition in history:
-        if transition.event != "deleted" and transition.message.startswith("p"):
-            by_token.setdefault(transition.message, []).append(transition)
-    spans: dict[str, tuple[int, float]] = {}
+    written = Counter(
+        each.message for each in history if each.event != "deleted" and each.message[:1] == "p"
+    )
+    wrong += [f"{times} times there: {token}" for token, times in written.items() if times > 1]
+    spans: dict[str, Span] = {}
     for key, begun in noted.begun.items():
-        tokens = [token for token in begun["writes"] if token in by_token]
+        tokens = [token for token in begun["writes"] if token in written]
         ended = noted.ended.get(key)
         if ended is not None and len(tokens) != len(begun["writes"]):
             wrong.append(f"acknowledged and not there: {begun}")
-        if key in noted.failed and tokens:
+        if (key in noted.failed and tokens) or begun["never"] in written:
             wrong.append(f"refused and there: {begun}")
         if ended is None and tokens and len(tokens) != len(begun["writes"]):
             wrong.append(f"half there: {begun}")
         for token in tokens:
-            spans[token] = (begun["at"], float("inf") if ended is None else ended["at"])
-    wrong += _out_of_order(history, spans)
-    return wrong + _unseen(noted, history) + _stale(noted, history, spans)
+            spans[token] = (begun["at"], INFINITE if ended is None else ended["at"])
+    deletions = _deletions(noted)
+    wrong += _out_of_order(history, spans, deletions) + _unseen(noted, history)
+    return wrong + _undeleted(noted, history) + _stale(noted, history, spans, deletions)
 
 
-def _out_of_order(history: list[Transition], spans: dict[str, tuple[int, float]]) -> list[str]:
+def _deletions(noted: Noted) -> dict[str, Span]:
+    """Return when each sandbox was deleted by somebody who was told so."""
+    return {
+        noted.begun[key]["of"]: (noted.begun[key]["at"], ended["at"])
+        for key, ended in noted.ended.items()
+        if noted.begun[key]["what"] == "delete" and ended["result"]
+    }
+
+
+def _undeleted(noted: Noted, history: list[Transition]) -> list[str]:
+    """Return what somebody took for deleted that was not."""
+    deleted = {each.sandbox_id for each in history if each.event == "deleted"}
+    found = {
+        key: noted.begun[key] for key, ended in noted.ended.items() if ended["result"] is False
+    }
+    found |= {
+        key: noted.begun[key]
+        for key, failed in noted.failed.items()
+        if failed["error"] == "NotFoundError"
+    }
+    told = [*_deletions(noted), *(each["of"] for each in found.values() if each["of"])]
+    return [f"{id} was not deleted, as somebody was told" for id in told if id not in deleted]
+
+
+def _out_of_order(
+    history: list[Transition], spans: dict[str, Span], deletions: dict[str, Span]
+) -> list[str]:
     """Return what stands behind something that began only after it had ended."""
-    wrong, latest = [], 0
-    for transition in history:
-        begun, ended = spans.get(transition.message, (0, float("inf")))
-        if transition.event == "deleted":  # its message is that of the write before
-            continue
+    wrong, latest = [], 0.0
+    for each in history:
+        # The message of a deletion is that of the write before.
+        known = deletions.get(each.sandbox_id) if each.event == "deleted" else None
+        begun, ended = known or (0.0, INFINITE)
+        if each.event != "deleted":
+            begun, ended = spans.get(each.message, (0.0, INFINITE))
         if ended < latest:
-            wrong.append(f"out of order: {transition}")
+            wrong.append(f"out of order: {each}")
         latest = max(latest, begun)
     return wrong
 
 
 def _unseen(noted: Noted, history: list[Transition]) -> list[str]:
-    """Return what was read of a status, or seen by an UpdateFunc, that was not so at the time."""
-    wrong, before = [], dict[str, str]()
-    previous: dict[str, str] = {}
+    """Return what an UpdateFunc saw that did not stand right before what it made."""
+    before, previous = dict[str, str](), dict[str, str]()
     for transition in history:
         if transition.event == "changed":
             previous[transition.message] = before[transition.sandbox_id]
         before[transition.sandbox_id] = transition.message
-    for key, ended in noted.ended.items():
-        what, result = noted.begun[key]["what"], ended["result"]
-        if what in {"flip", "transact"}:
-            wrong += [
-                f"{token} saw {seen}, and {previous[token]} was before it"
-                for token, seen in result.items()
-                if token in previous and previous[token] != seen
-            ]
-    return wrong
+    return [
+        f"{token} saw {seen}, and {previous[token]} was before it"
+        for key, ended in noted.ended.items()
+        if noted.begun[key]["what"] in {"flip", "transact"}
+        for token, seen in ended["result"].items()
+        if token in previous and previous[token] != seen
+    ]
 
 
 def _stale(
-    noted: Noted, history: list[Transition], spans: dict[str, tuple[int, float]]
+    noted: Noted,
+    history: list[Transition],
+    spans: dict[str, Span],
+    deletions: dict[str, Span],
 ) -> list[str]:
-    """Return what was read that was not there yet, or that had been overwritten before."""
-    never = (0, float("inf"))
-    written: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    """Return what was read that was not there yet, or that had been overwritten or deleted."""
+    never = (0.0, INFINITE)
+    written: dict[tuple[str, str], list[Span]] = {}
     last: dict[str, tuple[str, str]] = {}
-    for transition in history:
-        key = (transition.sandbox_id, transition.message)
-        if transition.event == "deleted":
-            continue
-        span = spans.get(transition.message, never)
-        written[key] = [span]
-        if transition.sandbox_id in last:
-            written[last[transition.sandbox_id]].append(span)
-        last[transition.sandbox_id] = key
+    for each in history:
+        gone = each.event == "deleted"
+        span = deletions.get(each.sandbox_id, never) if gone else spans.get(each.message, never)
+        if each.sandbox_id in last:
+            written[last[each.sandbox_id]].append(span)
+        if not gone:
+            last[each.sandbox_id] = (each.sandbox_id, each.message)
+            written[last[each.sandbox_id]] = [span]
     wrong = []
     for name, ended in noted.ended.items():
         begun = noted.begun[name]
         if begun["what"] != "read":
             continue
-        found = written.get(tuple(ended["result"]))
+        found = written.get((begun["of"], ended["result"]))
         if found is None or found[0][0] > ended["at"]:
             wrong.append(f"read {ended}, which nobody had written")
         elif len(found) > 1 and found[1][1] < begun["at"]:
@@ -264,6 +298,9 @@ def test_processes_that_come_and_go_agree_on_what_happened(
         assert [] == store.check()
         history = store.history()
         assert 1 == history[0].seq
+        last = {each.sandbox_id: each for each in history}
+        left = {id: each.message for id, each in last.items() if each.event != "deleted"}
+        assert left == {each.id: each.seen.message for each in store.list(include_unknown=True)}
     wrong = wrong_in(noted, history)
     assert [] == wrong + stranger.wrong, f"CHURN_SEED={seed}\n" + "\n".join(wrong[:20])
     assert max(sizes) < 2 * WAL_MAX
@@ -283,9 +320,9 @@ def transition(seq: int, event: str, message: str) -> Transition:
     return Transition(seq, "a", "", "", "", "", event, None, None, 0, "", message, "", "", seq)
 
 
-def once(what: str, writes: list[str], result: Any) -> Noted:
+def once(what: str, writes: list[str], result: Any, of: str = "a", never: str = "") -> Noted:
     """Return what a worker notes that did one thing, from moment 1 to 2."""
-    begun = {"at": 1, "what": what, "writes": writes}
+    begun = {"at": 1, "what": what, "of": of, "writes": writes, "never": never}
     return Noted({"k": begun}, {"k": {"at": 2, "result": result}})
 
 
@@ -293,21 +330,34 @@ def test_what_cannot_have_happened_is_found() -> None:
     """A write that is lost or came back, something old that was read or seen, another order."""
     history = [transition(1, "created", "p1"), transition(2, "changed", "p2")]
 
-    def words(noted: Noted) -> str:
-        return "\n".join(wrong_in(noted, history))
+    def words(*each: Noted, then: list[Transition] = []) -> str:  # noqa: B006 - it is only read
+        both = Noted()
+        for n, noted in enumerate(each):
+            for kind in ("begun", "ended", "failed"):
+                found = getattr(noted, kind)
+                getattr(both, kind).update({f"{key}{n}": found[key] for key in found})
+        return "\n".join(wrong_in(both, history + then))
 
-    assert "" == words(once("flip", ["p2"], {"p2": "p1"}))
+    def later(noted: Noted) -> Noted:
+        for entry in (noted.begun["k"], noted.ended["k"]):
+            entry["at"] += 10
+        return noted
+
+    flip, deleted = once("flip", ["p2"], {"p2": "p1"}), [transition(3, "deleted", "p2")]
+    delete, read = once("delete", [], result=True), later(once("read", [], "p2"))
+    assert "" == words(flip) == words(flip, read) == words(delete, then=deleted)
     assert "acknowledged and not there" in words(once("add", ["p9"], None))
-    assert "half there" in words(Noted({"k": {"at": 1, "what": "add", "writes": ["p1", "p9"]}}))
+    assert "half there" in words(Noted(once("add", ["p1", "p9"], None).begun))
+    assert "2 times there" in words(then=[transition(3, "changed", "p2")])
+    assert "refused and there" in words(once("transact", [], {}, never="p2"))
+    assert "refused and there" in words(Noted(flip.begun, {}, {"k": {"error": "X"}}))
     assert "p2 saw p0" in words(once("flip", ["p2"], {"p2": "p0"}))
-    assert "nobody had written" in words(once("read", [], ["a", "p7"]))
-    noted = once("flip", ["p2"], {})
-    noted.begun["l"] = {"at": 3, "what": "read", "writes": []}
-    noted.ended["l"] = {"at": 4, "result": ["a", "p1"]}
-    assert "overwritten before" in words(noted)
-    noted = once("flip", ["p2"], {})
-    noted.begun["l"] = {"at": 5, "what": "add", "writes": ["p1"]}
-    noted.ended["l"] = {"at": 6, "result": None}
-    assert "out of order" in words(noted)
-    noted.failed["l"] = noted.ended.pop("l")
-    assert "refused and there" in words(noted)
+    assert "nobody had written" in words(once("read", [], "p7"))
+    assert "overwritten before" in words(flip, later(once("read", [], "p1")))
+    assert "overwritten before" in words(delete, read, then=deleted)
+    assert "out of order" in words(flip, later(once("add", ["p1"], None)))
+    assert "was not deleted" in words(delete)
+    assert "was not deleted" in words(once("delete", [], result=False))
+    gone = Noted(once("flip", ["p9"], None).begun, {}, {"k": {"error": "NotFoundError"}})
+    assert "was not deleted" in words(gone)
+    assert "" == words(gone, then=deleted)

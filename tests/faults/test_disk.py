@@ -99,6 +99,60 @@ def test_it_can_be_looked_at_while_nobody_has_it_open(small_disk: str) -> None:
         assert (30, []) == (len(store.list()), store.check())
 
 
+def test_what_an_update_wrote_itself_is_not_left_out(small_disk: str) -> None:
+    """Its function runs once, so where what it wrote has been taken back the call raises."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path, reconcile=False) as store:
+        add_many(store, 2)
+        fill(small_disk)
+        refused = 0
+        for n in range(40):
+
+            def both(old: Status, n: int = n) -> Status:
+                done = replace(old, state=State.NOTREADY, message=f"{n}")
+                store.get("s1").status.update(lambda other: replace(done, pid=other.pid))
+                return done
+
+            try:
+                store.get("s0").status.update(both)
+            except ResourceExhaustedError:
+                refused += 1
+            first, second = (store.get(f"s{n}").status.get() for n in range(2))
+            assert first.message == second.message
+        assert refused
+        assert [] == store.check()
+
+
+def test_a_restart_marks_as_many_as_there_is_room_for(small_disk: str) -> None:
+    """Open succeeds, so that some can be deleted; the report says which are not marked, and why."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path, reconcile=False) as store, store.transaction():
+        add_many(store, 700)
+    fill(small_disk)
+    with Store.open(path) as store:
+        assert store.recovery is not None
+        told = [each for each in store.recovery.findings if not each.changed]
+        marked = store.list(state=State.NOTREADY)
+        assert (700, 700) == (len(store.recovery.findings), len(told) + len(marked))
+        assert all("could not be marked" in each.message for each in told)
+        assert len(marked) >= 100
+        assert store.delete("s0")
+        make_space(small_disk)
+        store.reconcile()
+        assert (699, []) == (len(store.list(state=State.NOTREADY)), store.check())
+
+
+def test_a_reserve_that_cannot_be_made_is_no_full_disk(small_disk: str) -> None:
+    """Whatever stands in its place, sandboxes are added while there is room."""
+    path = f"{small_disk}/registry.db"
+    os.mkdir(f"{path}-reserve")
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+        fill(small_disk)
+        with pytest.raises(ResourceExhaustedError):
+            store.add(sandbox("b"), READY)
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
 def test_a_restart_on_the_full_disk_recovers(small_disk: str, killed: bool) -> None:
     """SQLite cannot even read without room for its index of the log."""

@@ -27,18 +27,23 @@ ONE_OF = 25
 """Of so many states the short form tries one."""
 
 
-def rebuilt(server: Server, folder: str, state: State, said: list[str]) -> list[str]:
-    """Return what is wrong with the registry whose files are as in *state*."""
+def rebuilt(server: Server, folder: str, state: State, heard: list[list[str]]) -> list[str]:
+    """Return what is wrong with the registry whose files are as in *state*.
+
+    *heard* is what had been said by the first and the last moment at which they may be so.
+    """
     os.mkdir(folder)
     for name, data in state.items():
         with open(f"{folder}/{name}", "wb") as file:
             file.write(data)
     found = server.verify(f"{folder}/registry.db")
     shutil.rmtree(folder)
-    models = possible(said, killed=True)
-    if found.get("sandboxes") not in models:
-        return [f"after {said[-1:]}: found {found}, possible {models}, files {sorted(state)}"]
-    return list(found["check"])
+    wrong = list(found.get("check", []))
+    for said in heard:
+        models = possible(said, killed=True)
+        if found.get("sandboxes") not in models:
+            wrong.append(f"after {said[-1:]}: found {found}, possible {models}: {sorted(state)}")
+    return wrong
 
 
 class Recording:
@@ -50,8 +55,8 @@ class Recording:
         os.mkdir(os.path.dirname(path))
         options = ("-y", "-xx", "-s", "1000000", "-e", f"trace={CALLS}")
         run = server.work(path, *options, log=log, verb=verb)
-        self.states: dict[tuple[tuple[str, bytes], ...], list[str]] = {}
-        """Each with what had been said by then."""
+        self.states: dict[tuple[tuple[str, bytes], ...], list[list[str]]] = {}
+        """Each with what had been said by the first moment of it and by the last."""
         self.calls = self.syncs = 0
         disk, said = Disk(os.path.dirname(path)), list[str]()
         for event in events(log, path):
@@ -61,9 +66,15 @@ class Recording:
             syncing = event.call in {"fsync", "fdatasync"}
             self.calls, self.syncs = self.calls + 1, self.syncs + syncing
             for state in disk.states(syncing=syncing, chance=chance, many=40):
-                self.states.setdefault(tuple(sorted(state.items())), list(said))
+                self._note(state, said)
             disk.apply(event)
         assert run.said == said
+        for state in disk.states(syncing=True, chance=chance, many=40):
+            self._note(state, said)
+
+    def _note(self, state: State, said: list[str]) -> None:
+        moments = self.states.setdefault(tuple(sorted(state.items())), [list(said)])
+        moments[1:] = [list(said)]
 
 
 def test_a_power_cut_at_any_moment_takes_nothing_back(

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,9 +38,9 @@ def path(small_disk: str) -> str:
 
 
 @pytest.fixture
-def seen(path: str, tmp_path: os.PathLike[str]) -> Iterator[str]:
+def seen(path: str, tmp_path: Path) -> Iterator[str]:
     """Return the path of the same registry through a mount that can only be read."""
-    place = f"{os.fspath(tmp_path)}/seen"
+    place = f"{tmp_path}/seen"
     os.mkdir(place)
     for options in (["--bind", os.path.dirname(path)], ["-o", "remount,bind,ro"]):
         subprocess.run(["mount", *options, place], check=True)
@@ -117,11 +118,17 @@ def test_a_file_that_changes_though_it_was_closed_is_not_taken_for_fixed(
         assert ["a", "b"] == ids(reader.list())
 
 
-def test_a_file_that_may_only_be_read_is_read(path: str) -> None:
-    """It is immutable to all, as by `chattr +i`, or of a directory that nobody may write to."""
+def test_a_file_that_is_mounted_by_itself_is_refused(path: str, tmp_path: Path) -> None:
+    """Its log is beside the file of the host, and here there is another, or none."""
+    alone = tmp_path / "alone name.db"
+    alone.touch()
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
-    os.chmod(path, 0o400)
-    os.chmod(os.path.dirname(path), 0o500)
-    with Store.open(path, read_only=True) as store:
-        assert ["a"] == ids(store.list())
+        subprocess.run(["mount", "--bind", path, alone], check=True)
+        try:
+            for read_only in (False, True):
+                with pytest.raises(FailedPreconditionError, match="mount its directory"):
+                    Store.open(alone, read_only=read_only)
+        finally:
+            kernel.umount(str(alone), kernel.MNT_DETACH)
+    assert ["alone name.db"] == [name for name in os.listdir(tmp_path) if "alone" in name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 
@@ -48,6 +49,17 @@ def replace_database(path: str) -> None:
     os.rename(f"{path}.other", path)
 
 
+ADD = """
+    import sys
+    from registry import Store
+    from tests.tools import READY, ids, sandbox
+    with Store.open(sys.argv[1], reconcile=False) as store:
+        for id in sys.argv[2:]:
+            store.add(sandbox(id), READY)
+        print(ids(store.list()))
+        print(store.check())
+    """
+"""Adds sandboxes in another process."""
 FAULTS = [stray_close, remove_log, replace_log, move, replace_database]
 
 
@@ -55,7 +67,7 @@ FAULTS = [stray_close, remove_log, replace_log, move, replace_database]
 def test_a_commit_into_nowhere_is_data_loss(
     path: str, fault: Callable[[str], None], tried: Callable[[str], None]
 ) -> None:
-    """Every kind of write says so, each time; all closed and opened anew, writes go on."""
+    """Every kind of write says so, each time; opened by another process, writes go on."""
     refused = 0
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
@@ -72,14 +84,42 @@ def test_a_commit_into_nowhere_is_data_loss(
             assert path == caught.value.path
             refused += 1
         assert not handle.stopped.is_set()
-    with Store.open(path) as store:
-        # What was acknowledged is here, unless it is where the database is.
-        assert "b" not in ids(store.list())
-        assert fault in {move, replace_database} or ["a"] == ids(store.list())
-        store.add(sandbox("c"), READY)
-        assert [] == store.check()
+    if fault is replace_log:
+        with pytest.raises(DataLossError, match="another process"):
+            Store.open(path)
+    there, wrong = run(ADD, path, "c").splitlines()
+    assert "[]" == wrong
+    # What was acknowledged is here, unless it is where the database is.
+    assert "'b'" not in there
+    assert fault in {move, replace_database} or "'a'" in there
     assert ("c",) in query(path, "SELECT id FROM sandboxes")
     tried(f"files changed, {fault.__name__}: {refused} writes refused as DataLossError")
+
+
+@pytest.mark.parametrize("fault", [stray_close, replace_log], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("written", [False, True], ids=["idle", "writing"])
+def test_a_close_takes_nothing_from_those_who_came_after(
+    path: str, fault: Callable[[str], None], written: bool
+) -> None:
+    """Their log is at the path where ours was: SQLite would remove it, and write ours down."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+        fault(path)
+        run(ADD, path, "b0", "b1")
+        killed = """
+            import os, signal, sys
+            from registry import Store
+            from tests.tools import READY, sandbox
+            store = Store.open(sys.argv[1], reconcile=False)
+            store.add(sandbox("acknowledged"), READY)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        run(killed, path, expected=-signal.SIGKILL)
+        if written:
+            with pytest.raises(DataLossError):
+                store.add(sandbox("refused"), READY)
+    there, wrong = run(ADD, path).splitlines()
+    assert ("['a', 'acknowledged', 'b0', 'b1']", "[]") == (there, wrong)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -117,7 +157,8 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
         path,
         fault.__name__,
     )
-    assert ["lost", "lost", "True"] == out.splitlines()
+    same_file = fault not in {move, replace_database}
+    assert ["lost", "lost", *["True"] * same_file] == out.splitlines()
     with Store.open(path) as store:
         assert fault is replace_database or "b" not in ids(store.list())
         store.add(sandbox("c"), READY)

@@ -6,6 +6,7 @@ with, one that they may only read, one that they may not even read.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -45,6 +46,7 @@ STRANGE = [
     "DROP VIEW sandbox_overview",
     "ALTER TABLE sandboxes RENAME COLUMN process_label TO label",
 ]
+UNREADABLE = ["UPDATE registry SET level = 2, min_writer = 2, min_reader = 2", READABLE[1]]
 UPGRADE = """
     import sys
     from registry import Store, schema
@@ -171,7 +173,9 @@ WRITER = """
     """
 
 
-@pytest.mark.parametrize("statements", [COMPATIBLE, READABLE], ids=["compatible", "readable"])
+@pytest.mark.parametrize(
+    "statements", [COMPATIBLE, READABLE, UNREADABLE], ids=["compatible", "readable", "unreadable"]
+)
 def test_a_process_that_writes_all_the_time_loses_nothing(
     path: str, tmp_path: Path, statements: list[str], tried: Callable[[str], None]
 ) -> None:
@@ -196,8 +200,12 @@ def test_a_process_that_writes_all_the_time_loses_nothing(
         path, "SELECT count(*) FROM sandboxes UNION ALL SELECT count(*) FROM sandbox_transitions"
     )
     os.unlink(path + "-over")
-    check = f"{sys.executable} -m registry --db {path} check"
+    check = [sys.executable, "-m", "registry", "--db", path, "check", "--json"]
     env = {**environment(), "PYTHONPATH": program}
-    done = subprocess.run(check, shell=True, env=env, cwd=program, capture_output=True, check=False)
-    assert b"Traceback" not in done.stderr
+    done = subprocess.run(check, env=env, cwd=program, capture_output=True, check=False)
+    # The newer program's own tables are those of this one, without what its revision has made.
+    assert {"schema_is_whole"} == {each["rule"] for each in json.loads(done.stdout)}
+    assert [(f"s{n}", f"s{n}", "SANDBOX_READY") for n in range(int(count))] == sorted(
+        query(path, "SELECT id, name, state FROM sandbox_overview"), key=lambda row: int(row[0][1:])
+    )
     tried(f"old beside new, writing: {count} adds, all there, then {end.strip()}")

@@ -232,7 +232,7 @@ def serve(folder: str) -> None:
             os._exit(0)
         if verb != "verify":
             os.waitpid(child, os.WUNTRACED)
-        say(f"pid {child}")
+            say(f"pid {child}")
         _, status = os.waitpid(child, 0)
         say(f"ended {os.waitstatus_to_exitcode(status)}")
 
