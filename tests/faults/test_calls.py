@@ -31,7 +31,7 @@ pytestmark = [
 FAULTS = {"killed": "signal=SIGKILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC"}
 GUARANTEES = Path(ROOT, "docs", "guarantees.md")
 """Says of each call that may fail without a word why nothing is lost."""
-ONE_OF = 37
+ONE_OF = 97
 """Of so many the short form tries one."""
 
 
