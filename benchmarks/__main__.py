@@ -30,6 +30,7 @@ from benchmarks.writers import Job
 from registry import Metadata, State, Status, Store
 from registry.cri import PodSandboxConfig
 
+Call = Callable[[int], object]
 MANY = 10_000
 WRITER_SECONDS = 2.0
 
@@ -87,8 +88,8 @@ def took(work: Callable[[], object]) -> float:
 
 def single(
     work: str,
-    ours: Callable[[int], object],
-    reference: Callable[[int], object],
+    ours: Call,
+    reference: Call,
     goal: str,
     *,
     rounds: int,
@@ -142,38 +143,38 @@ class Bench:
             closing(plain.Plain(self.plain)) as reference,
         ):
             status = store.get("s1").status
-            yield single(
-                "status.update, 1 thread",
-                lambda n: status.update(lambda old: replace(old, message=str(n))),
-                lambda n: reference.update("s1", str(n)),
-                "at most 1.3",
-                rounds=rounds,
-                calls=calls,
+            works: tuple[tuple[str, Call, Call, str, int], ...] = (
+                (
+                    "status.update, 1 thread",
+                    lambda n: status.update(lambda old: replace(old, message=str(n))),
+                    lambda n: reference.update("s1", str(n)),
+                    "at most 1.3",
+                    calls,
+                ),
+                (
+                    "get(id), unchanged",
+                    lambda _: store.get("s1"),
+                    lambda _: reference.get("s1"),
+                    "at most 0.8",
+                    calls * 5,
+                ),
+                (
+                    "status.get(), unchanged",
+                    lambda _: status.get(),
+                    lambda _: reference.status("s1"),
+                    "at most 0.8",
+                    calls * 5,
+                ),
+                (
+                    "add, 1 thread",
+                    lambda n: store.add(*sandbox(1000 + n)),
+                    lambda n: reference.add(*sandbox(1000 + n)),
+                    "at most 1.8",
+                    calls,
+                ),
             )
-            yield single(
-                "get(id), unchanged",
-                lambda _: store.get("s1"),
-                lambda _: reference.get("s1"),
-                "at most 0.8",
-                rounds=rounds,
-                calls=calls * 5,
-            )
-            yield single(
-                "status.get(), unchanged",
-                lambda _: status.get(),
-                lambda _: reference.status("s1"),
-                "at most 0.8",
-                rounds=rounds,
-                calls=calls * 5,
-            )
-            yield single(
-                "add, 1 thread",
-                lambda n: store.add(*sandbox(1000 + n)),
-                lambda n: reference.add(*sandbox(1000 + n)),
-                "at most 1.8",
-                rounds=rounds,
-                calls=calls,
-            )
+            for work, ours, theirs, goal, count in works:
+                yield single(work, ours, theirs, goal, rounds=rounds, calls=count)
 
     def lists(self) -> Iterator[Figure]:
         """Lists of many."""

@@ -484,7 +484,7 @@ def export_sandboxes(
     if status == documents.STDIN:
         raise _usage(ctx, "--status", "- stands for stdout, where the sandboxes go")
     with _open(ctx, db) as store:
-        if status is not None and os.path.realpath(status).startswith(store.path):
+        if status is not None and _is_of(store.path, os.path.realpath(status)):
             raise _usage(ctx, "--status", f"{status!r} is the registry, or a file of it")
         found = [store.get(id, include_unknown=True) for id in ids or ()]
         sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
@@ -498,6 +498,11 @@ def export_sandboxes(
     for line in _readable(lambda each: each.metadata.marshal_json() + b"\n", sandboxes, failed):
         write_bytes(line)
     return _complain_all(failed)
+
+
+def _is_of(registry: str, path: str) -> bool:
+    """Whether *path* is the registry, or one of the files beside it."""
+    return path == registry or path.startswith(f"{registry}-")
 
 
 def _readable(

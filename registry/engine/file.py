@@ -62,8 +62,6 @@ Their log is not the one at its path: SQLite would write the one down and remove
 """
 living: Final[set[Engine]] = set()
 """All that may have something open: those that are being opened or closed too."""
-
-
 _ABANDONED: Final = "it belongs to the process that this one was forked from"
 
 
@@ -224,7 +222,7 @@ class Engine:
             living.discard(self)
 
     def _close_connection(self, connection: driver.Connection) -> None:
-        if self.path in spoiled:
+        if self.path in spoiled and spoiled[self.path] == self._files[0]:
             driver.leak(connection)
         else:
             driver.close(connection)
@@ -496,6 +494,6 @@ class Engine:
         return DataLossError(
             f"{doing}: {self.path!r} or its -wal was removed or replaced while it was open, so "
             "what is written goes nowhere; find out who did it, close all stores of it in this "
-            "process and open it anew",
+            "process and open it anew, in another process if need be",
             path=self.path,
         )

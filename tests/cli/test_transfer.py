@@ -494,6 +494,7 @@ def test_the_registry_is_not_overwritten_with_its_statuses(path: str, suffix: st
     for name in (f"{path}{suffix}", f"{path}.link"):
         done = call(path, "export", "--status", name)
         assert (2, b"") == (done.code, done.out)
+    assert 0 == call(path, "export", "--status", f"{path}.statuses").code
     assert {"there"} == set(found(path))
 
 

@@ -163,3 +163,15 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
         assert fault is replace_database or "b" not in ids(store.list())
         store.add(sandbox("c"), READY)
         assert [] == store.check()
+
+
+def test_what_is_opened_at_the_path_later_is_closed_as_ever(path: str) -> None:
+    """Only what was open when the files were replaced is left open, until the process ends."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+        replace_database(path)
+        replace_log(path)
+    for _ in range(2):
+        with Store.open(path) as store:
+            assert [] == store.check()
+        assert not os.path.exists(f"{path}-wal")
