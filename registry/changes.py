@@ -176,15 +176,12 @@ def replace_status(transaction: Transaction, row: Row, status: Status, author: A
         raise FailedPreconditionError(
             f"{doing}: no way leads from {row.state} back to {status.state}", id=row.id
         )
-    transaction.execute(
-        rows.UPDATE_STATUS.sql,
-        {
-            **rows.status_columns(status),
-            **rows.process_columns(row.process() if status.pid == row.pid else None),
-            **author.sign(row.changed_at),
-            "of": row.creation,
-        },
-    )
+    columns = rows.status_columns(status)
+    if status.pid != row.pid:
+        columns |= rows.process_columns(None)
+    changed = {name: value for name, value in columns.items() if value != getattr(row, name)}
+    changed |= author.sign(row.changed_at)
+    transaction.execute(rows.updating_status(frozenset(changed)), {**changed, "of": row.creation})
 
 
 def delete(transaction: Transaction, row: Row, author: Author) -> None:

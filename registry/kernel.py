@@ -50,13 +50,26 @@ class Vantage:
 
 
 def boot_id() -> str:
-    """Return the id of this boot of the host; "" when it cannot be read."""
+    """Return the id of this boot of the host; "" when it cannot be read.
+
+    Read once: no process outlives the boot.
+    """
+    return _boot_id[0] if _boot_id else _read_boot_id()
+
+
+_boot_id: Final[list[str]] = []
+
+
+def _read_boot_id() -> str:
     try:
         with open(BOOT_ID, encoding="ascii") as file:
             text = file.read().strip()
     except (OSError, UnicodeDecodeError):
         return ""
-    return text if _UUID.fullmatch(text) else ""
+    if not _UUID.fullmatch(text):
+        return ""
+    _boot_id[:] = [text]
+    return text
 
 
 def namespace_number(fd: int) -> int | None:

@@ -404,13 +404,6 @@ UPDATE_METADATA: Final = Statement(
         .values(_values(sandboxes, without={"creation", *creator_columns(None)}))
     )
 )
-UPDATE_STATUS: Final = Statement(
-    lambda: (
-        update(sandbox_statuses)
-        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
-        .values(_values(sandbox_statuses, without={"leaving", "sandbox_id"}))
-    )
-)
 NOTE_NETNS: Final = Statement(
     lambda: (
         update(sandboxes)
@@ -454,6 +447,19 @@ DELETIONS: Final = Statement(
         .where(sandbox_transitions.c.event == _literal("deleted"))
     )
 )
+
+
+@cache
+def updating_status(columns: frozenset[str]) -> str:
+    """Return the SQL that writes *columns* of the status of `:of`.
+
+    Only those that change: each that is named costs its index and its triggers.
+    """
+    return compiled(
+        update(sandbox_statuses)
+        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
+        .values({name: bindparam(name) for name in sorted(columns)})
+    )
 
 
 @cache

@@ -22,12 +22,14 @@ def unavailable(
         path: the database.
         timeout: seconds that it waited.
         ours: the transaction that is open in this process, if one is.
-        holder: who holds the turnstile; None when it is a stranger to it that has the lock.
+        holder: who else holds the turnstile; None when it is a stranger to it that has the lock.
     """
     if ours is not None:
         who, since = f"thread {ours.thread.name!r} (doing: {ours.doing})", ours.since
-    elif holder is None or holder.pid == os.getpid():
+    elif holder is None:
         who, since = _stranger(f"{path}-shm"), 0
+    elif holder.pid == 0:
+        who, since = "a process of another pid namespace", holder.since
     else:
         who, since = f"process {holder.pid}{_name_of(holder.pid)}", holder.since
     when = f" since {datetime.fromtimestamp(since / 1e9, UTC).isoformat()}" if since else ""

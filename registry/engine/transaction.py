@@ -15,14 +15,13 @@ import sqlite3
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from registry.engine.driver import Connection, driver_errors
+from registry.engine.driver import Connection, translate
 from registry.errors import FailedPreconditionError, RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _local = threading.local()
 
@@ -87,8 +86,10 @@ class Transaction:
                 commit by itself.
         """
         self._require_whole()
-        with self._driver_errors():
+        try:
             return self.connection.execute(sql, params)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
 
     def execute_many(self, sql: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Run one statement for each of *rows*; errors as `execute`."""
@@ -98,23 +99,20 @@ class Transaction:
     def fetch(self, sql: str, params: Mapping[str, object] = {}) -> list[tuple[Any, ...]]:
         """Return all rows of a query, this transaction's own changes among them."""
         self._require_whole()
-        with self._driver_errors():
+        try:
             return self.connection.fetch(sql, params)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
 
     def _require_whole(self) -> None:
         self.require_open(self.doing)
         if not self.connection.in_transaction:
             raise self._ended() from self.ended_by
 
-    @contextmanager
-    def _driver_errors(self) -> Iterator[None]:
-        """As `driver_errors`, but for the end of a connection that was closed in mid-call."""
-        try:
-            with driver_errors(self.doing, self.path):
-                yield
-        except RegistryError:
-            self.require_open(self.doing)
-            raise
+    def _translated(self, error: sqlite3.Error) -> RegistryError:
+        """Return what a driver error is called here; of a connection closed in mid-call, that."""
+        self.require_open(self.doing)
+        return translate(error, self.doing, self.path)
 
     def after_commit(self, effect: Callable[[], object]) -> None:
         """Run *effect* once the commit is certain and before the call returns; never otherwise."""

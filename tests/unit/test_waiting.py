@@ -134,16 +134,11 @@ def test_what_is_seen_late_is_looked_for_from_when_it_was_read() -> None:
     assert 0 == lives.settled
 
 
-def test_the_turnstile_names_its_holder_and_is_given_back(tmp_path: object) -> None:
+def test_the_turnstile_is_given_back(tmp_path: object) -> None:
     """To the next one, of this process or another."""
     database = f"{tmp_path}/r.db"
     one, two = Turnstile(database), Turnstile(database)
-    before = time.time_ns()
     assert one.acquire(soon())
-    holder = two.holder()
-    assert holder is not None
-    assert os.getpid() == holder.pid
-    assert before <= holder.since <= time.time_ns()
     assert not two.acquire(soon())
     one.release()
     assert two.acquire(later())
@@ -152,6 +147,40 @@ def test_the_turnstile_names_its_holder_and_is_given_back(tmp_path: object) -> N
     assert one.acquire(later())
     one.close()
     two.close()
+
+
+def test_the_turnstile_names_the_process_that_holds_it_and_since_when(tmp_path: object) -> None:
+    """Nothing is written for it, and what a killed holder held is gone with it."""
+    code = """
+        import sys, time
+        from registry.engine.turnstile import Turnstile
+        turnstile = Turnstile(sys.argv[1])
+        assert turnstile.acquire(time.monotonic() + 30)
+        print("held", flush=True)
+        sys.stdin.readline()
+        turnstile.release()
+        print("released", flush=True)
+        sys.stdin.readline()
+        """
+    ours = Turnstile(f"{tmp_path}/r.db")
+    before = time.time_ns()
+    with running(code, f"{tmp_path}/r.db") as child:
+        assert "held" == line(child)
+        holder = ours.holder()
+        assert holder is not None
+        assert child.pid == holder.pid
+        assert before <= holder.since <= time.time_ns()
+        say(child)
+        assert "released" == line(child)
+        assert ours.holder() is None
+    with running(code, f"{tmp_path}/r.db") as child:
+        assert "held" == line(child)
+        child.kill()
+        child.wait()
+        assert ours.holder() is None
+    assert 0 == os.stat(f"{tmp_path}/r.db-lock").st_size
+    ours.close()
+    assert ours.holder() is None
 
 
 def test_who_gave_up_does_not_keep_the_lock_from_others(tmp_path: object) -> None:
