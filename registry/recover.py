@@ -133,7 +133,8 @@ def _mark_even_if_full(session: Session, asked: list[Judgement], doing: str) -> 
     able to delete some, for which a little is left.
     """
     marked, left, why = _Marked(set(), [], set(), {}), asked, ""
-    size = PORTION if session.engine.is_short_of_room() else len(asked)
+    short = session.engine.require_writer(doing).is_short_of_room()
+    size = PORTION if short else len(asked)
     while left and not why:
         mark = partial(_mark, session, left[:size], doing)
         try:

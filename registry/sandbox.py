@@ -227,7 +227,7 @@ class _StoredStatus:
                 status = validate(session.ask(transaction, row, doing, fn, row.status()), doing)
                 fn.wrote |= transaction.connection.total_changes != written
                 if status.state is not State.NOTREADY:
-                    session.engine.require_room(doing)
+                    session.engine.writer.require_room(doing)
                 changes.replace_status(transaction, row, status, session.author)
                 if status.state is State.NOTREADY:
                     session.stop(row.creation)

@@ -339,7 +339,7 @@ class Store:
             creator=process.identify(creator, vantage) if creator else None,
         )
         with self._session.write(doing) as transaction:
-            self._session.engine.require_room(doing)
+            self._session.engine.writer.require_room(doing)
             row = changes.insert(
                 transaction,
                 columns,
@@ -368,7 +368,7 @@ class Store:
         doing = f"update metadata of sandbox {id!r}"
         prefix = check_prefix(doing, id)
         with self._session.write(doing) as transaction:
-            self._session.engine.require_room(doing)
+            self._session.engine.writer.require_room(doing)
             row = changes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)

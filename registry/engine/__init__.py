@@ -6,7 +6,9 @@ reserve       space that is kept for a full disk
 turnstile     the lock between processes
 transaction   whose turn it is in this process
 blame         who stands in the way
+tripwire      whether the files are still those that were opened
 readers       connections that only read
+writer        the connection that writes
 file          the engine: all of it for one database file
 write         a write transaction as the body of a `with`
 shared        which files the process has open; its Stores of one file share one engine

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from registry.engine import driver, turnstile
-from registry.engine.file import Engine, living, spoiled
+from registry.engine.file import Engine, living
 from registry.engine.paths import identity, resolve
 from registry.engine.transaction import Transaction
+from registry.engine.tripwire import spoiled
 from registry.errors import DataLossError, StoreClosedError, UnavailableError
 from registry.sql import Fetch
 from registry.waiting import Mutex

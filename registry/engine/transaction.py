@@ -65,7 +65,7 @@ class Transaction:
         self.since = time.time_ns()
         self.deadline = 0.0
         """Until when all that it does may wait (monotonic seconds)."""
-        self.committing = self.committed = False
+        self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction inside a nested write."""
         self.added: set[int] = set()

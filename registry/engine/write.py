@@ -97,8 +97,7 @@ class MakeRoom(Write):
     """Has the next write find room on a full disk; its body is empty."""
 
     def _begin(self) -> None:
-        self._engine.take_turn(self._transaction, self._timeout)
-        self._engine.make_room(self._transaction)
+        self._engine.make_room(self._transaction, self._timeout)
 
     def _commit(self) -> None:
         """Nothing was begun."""

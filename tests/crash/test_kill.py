@@ -122,7 +122,7 @@ def test_killed_200_times_at_random_moments_nothing_acknowledged_is_lost(
         for _ in range(200):
             n = kill_one(writers, f"{tmp_path}/registry.db", n + 1, moments.uniform(0, 0.02))
     # More rounds than kills: the writers did write between them.
-    assert n > 400, f"KILL_SEED={seed}"
+    assert n > 210, f"KILL_SEED={seed}"
 
 
 def test_killed_while_it_creates_the_registry_the_next_open_succeeds(tmp_path: Path) -> None:

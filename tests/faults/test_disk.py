@@ -212,7 +212,7 @@ def test_an_error_that_ends_the_whole_transaction_fails_it_whole(small_disk: str
     path = f"{small_disk}/registry.db"
     with Store.open(path, reconcile=False) as store:
         add_many(store, 60)
-        writer = store._session.engine._writer
+        writer = store._session.engine.writer.connection
         assert writer is not None
         writer.execute("PRAGMA cache_size = 20")
         with pytest.raises(FailedPreconditionError, match="SQLITE_FULL"), store.transaction():

@@ -139,7 +139,7 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
         path, fault = sys.argv[1], getattr(test_replaced, sys.argv[2])
         with Store.open(path) as store:
             store.add(sandbox("a"), READY)
-            store._session.engine._writer.set_trace_callback(
+            store._session.engine.writer.connection.set_trace_callback(
                 lambda sql: fault(path) if sql == "COMMIT"
                 else None
             )
@@ -148,7 +148,7 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
                     store.add(sandbox("b"), READY)
                 except DataLossError as error:
                     print("lost")
-                store._session.engine._writer.set_trace_callback(None)
+                store._session.engine.writer.connection.set_trace_callback(None)
         try:
             Store.open(path)
         except DataLossError as error:

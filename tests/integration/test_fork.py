@@ -47,7 +47,7 @@ def test_a_child_in_an_open_transaction_leaves_the_commit_whole(path: str, how: 
         + """
     path, how = sys.argv[1:]
     store = Store.open(path)
-    store._session.engine._writer.execute("PRAGMA cache_size = 5")
+    store._session.engine.writer.connection.execute("PRAGMA cache_size = 5")
     with store.transaction():
         for n in range(400):
             store.add(Metadata(f"s{n}", f"n{n}", None, ip="x" * 500), Status(State.READY))

@@ -197,7 +197,7 @@ def test_a_change_is_in_the_file_when_the_call_returns(store: Store, path: str) 
 
 def test_the_writer_syncs_each_commit(store: Store) -> None:
     """WAL and synchronous=FULL are what the writer really runs with."""
-    writer = store._session.engine._writer
+    writer = store._session.engine.writer.connection
     assert writer is not None
     assert ("wal",) == writer.execute("PRAGMA journal_mode").fetchone()
     assert (2,) == writer.execute("PRAGMA synchronous").fetchone()

@@ -618,10 +618,10 @@ def test_10000_sandboxes_are_one_write_transaction(store: Store, path: str) -> N
             store.add(sandbox(f"s{n}", config=None, **gone), READY)
     begun: list[str] = []
     engine = store._session.engine
-    assert engine._writer is not None
-    engine._writer.set_trace_callback(begun.append)
+    assert engine.writer.connection is not None
+    engine.writer.connection.set_trace_callback(begun.append)
     report = store.reconcile()
-    engine._writer.set_trace_callback(None)
+    engine.writer.connection.set_trace_callback(None)
     assert {Verdict.CLOSED: 1_000, Verdict.OPEN: 9_000} == report.counts
     assert 1_000 == len(report.findings) == sum(finding.changed for finding in report.findings)
     assert 1 == sum(statement.startswith("BEGIN") for statement in begun)

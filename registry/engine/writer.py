@@ -1,0 +1,300 @@
+"""The one connection of a process that writes, one step after the other.
+
+Whoever calls has the process's mutex. Before SQLite's own lock stands the turnstile, from before
+the first PRAGMA of an opening to after the last close.
+
+Writers begin IMMEDIATE: a transaction that reads first and then writes fails at once when somebody
+else wrote between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Final
+
+from registry.engine import driver, reserve
+from registry.engine.blame import unavailable
+from registry.engine.driver import translate
+from registry.engine.paths import create_file, free, refused
+from registry.engine.reserve import Reserve
+from registry.engine.turnstile import Turnstile
+from registry.errors import (
+    CommitUnknownError,
+    FailedPreconditionError,
+    RegistryError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from registry.engine.tripwire import Tripwire
+    from registry.engine.turnstile import Holder
+
+RESET_WAIT: Final = 1.0
+"""Seconds that a commit waits for readers when the log has grown past its bound: where two overlap
+all the time, longer than each of them keeps its snapshot, or it grows without end."""
+RETRY: Final = 0.005
+"""Seconds between two looks at a lock that a stranger to the turnstile holds."""
+
+
+class Writer:
+    """What writes to one database file."""
+
+    connection: driver.Connection
+
+    def __init__(self, path: str, tripwire: Tripwire) -> None:
+        """Open nothing yet; *tripwire* is set when it is opened."""
+        self.unwritable: RegistryError | None = None
+        """Why nothing is written any more."""
+        self.committing = False
+        """Whether COMMIT was asked for and not refused; whoever concludes it takes it back."""
+        self._path: Final = path
+        self._tripwire: Final = tripwire
+        self._turnstile: Turnstile | None = None
+        self._reserve: Final = Reserve(path)
+        self._gave_up = False
+        self._log_bound = driver.WAL_MAX
+
+    # Opening and closing.
+
+    def open(
+        self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
+    ) -> None:
+        """Open the file in turn, make it if there is none, and have *prepare* look at it."""
+        opened = False
+        try:
+            self._turnstile = Turnstile(self._path)
+        except OSError as error:
+            raise self._unlockable(f"open registry {self._path!r}", error) from error
+        try:
+            self._take_turn("open registry", deadline, timeout)
+            self._connect(prepare, deadline, timeout)
+            opened = True
+            self._reserve.take()
+        except BaseException:
+            if not opened:
+                self._turnstile.remove_if_created()
+            self._turnstile.release()
+            self._turnstile.close()
+            raise
+        self._turnstile.release()
+
+    def _connect(
+        self, prepare: Callable[[driver.Connection], None], deadline: float, timeout: float
+    ) -> None:
+        doing = f"open registry {self._path!r}"
+        create_file(self._path)
+        self._tripwire.set(log=False)
+        with driver.driver_errors(doing, self._path):
+            remaining = max(0.0, deadline - time.monotonic())
+            connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
+            try:
+                prepare(connection)
+                # From now on `_begin` waits, for a stranger to the turnstile.
+                connection.execute("PRAGMA busy_timeout = 0")
+                self._begin(connection, doing, deadline, timeout)
+                self._tripwire.require_database("open registry")
+                self._tripwire.set(log=True)
+                # Where the system refused to open it for writing, SQLite has opened it for reading,
+                # and begins IMMEDIATE all the same.
+                connection.execute("PRAGMA user_version = 0")
+                connection.execute("ROLLBACK")
+            except BaseException:
+                connection.close()
+                raise
+        self.connection = connection
+
+    def close(
+        self,
+        deadline: float,
+        close_readers: Callable[[Callable[[driver.Connection], None]], None],
+    ) -> None:
+        """Close all connections in turn: the last one to close moves the log."""
+        lock, self._turnstile = self._turnstile, None
+        try:
+            if lock is not None:
+                with contextlib.suppress(OSError, FailedPreconditionError):
+                    lock.acquire(deadline)
+        finally:
+            if lock is not None:
+                self._tripwire.spoil_if_replaced()
+            close_readers(self._tripwire.close)
+            self._tripwire.close(self.connection)
+            if lock is not None:
+                lock.release()
+                lock.close()
+
+    # A transaction.
+
+    def take_turn(self, doing: str, deadline: float, timeout: float) -> None:
+        """Take the turnstile.
+
+        Args:
+            doing: for messages.
+            deadline: until when it may wait, monotonic seconds.
+            timeout: how long that was, for messages.
+        Raises:
+            UnavailableError: *deadline* passed.
+            RegistryError: nothing can be written.
+        """
+        if self.unwritable is not None:
+            raise self.unwritable
+        self._take_turn(doing, deadline, timeout)
+        self._tripwire.require(doing)
+
+    def _take_turn(self, doing: str, deadline: float, timeout: float) -> None:
+        assert self._turnstile is not None, "who is closed is not asked"
+        try:
+            if self._turnstile.acquire(deadline):
+                return
+        except OSError as error:
+            raise self._unlockable(doing, error) from error
+        raise self._busy(doing, timeout, self.holder())
+
+    def begin(self, doing: str, deadline: float, timeout: float) -> None:
+        """Take SQLite's write lock; arguments and errors as `take_turn`."""
+        self._begin(self.connection, doing, deadline, timeout)
+
+    def _begin(
+        self, connection: driver.Connection, doing: str, deadline: float, timeout: float
+    ) -> None:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise translate(error, doing, self._path) from error
+                if time.monotonic() >= deadline:
+                    raise self._busy(doing, timeout, None) from error
+                time.sleep(RETRY)
+            else:
+                return
+
+    def commit(self, doing: str) -> None:
+        """Run COMMIT; it is not acknowledged before `confirm`.
+
+        Raises:
+            RegistryError: nothing of the transaction is in the database.
+            CommitUnknownError: nobody can tell; nothing is written any more.
+            DataLossError: the files were replaced.
+        """
+        self._tripwire.require(doing)
+        self.committing = True
+        try:
+            self.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.committing = False
+            self._refused(doing, error)
+
+    def confirm(self, doing: str) -> None:
+        """Make sure that what was committed is in the file at the path.
+
+        Raises:
+            DataLossError: it is in another one; nothing is written any more.
+        """
+        if not self._tripwire.holds():
+            self.committing = False
+            self._tripwire.spoil()
+            self.unwritable = self._tripwire.replaced(doing)
+            raise self.unwritable
+        if self._gave_up:
+            self._gave_up = not self._reserve.take()
+        self._bound_log()
+
+    def _refused(self, doing: str, error: sqlite3.Error) -> None:
+        """Make sure that a commit which failed is not there after a crash, and raise.
+
+        When the sync of the log fails, the frames are in it all the same, and whoever opens the
+        file after a crash takes them for committed. Another commit overwrites them.
+        """
+        connection = self.connection
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                # The one write that SQLite makes even when it changes nothing.
+                connection.execute("PRAGMA user_version = 0")
+                connection.execute("COMMIT")
+            except sqlite3.Error as second:
+                self.unwritable = CommitUnknownError(
+                    f"{doing}: the commit failed ({error}) and so did making sure of it ({second}) "
+                    f"in {self._path!r}; close the store, open it anew and read what is so",
+                    path=self._path,
+                    sqlite_code=error.sqlite_errorcode,
+                )
+                raise self.unwritable from error
+        raise translate(error, doing, self._path) from error
+
+    def _bound_log(self) -> None:
+        """Begin the log anew when it has grown past its bound: passive checkpoints may starve."""
+        logged = self._tripwire.log_size()
+        if logged <= self._log_bound:
+            return
+        connection = self.connection
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(f"PRAGMA busy_timeout = {int(RESET_WAIT * 1000)}")
+            busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+            connection.execute("PRAGMA busy_timeout = 0")
+            # A reader that stays would cost every commit the wait: try again when it has grown.
+            self._log_bound = logged + driver.WAL_MAX if busy else driver.WAL_MAX
+
+    def release(self) -> None:
+        """Give the turnstile back; harmless when repeated."""
+        if self._turnstile is not None:
+            self._turnstile.release()
+
+    # Room on the disk.
+
+    def give_up_reserve(self) -> bool:
+        """Give back what is kept for a full disk, and tell whether there was any."""
+        return self._reserve.give_up()
+
+    def require_room(self, doing: str) -> None:
+        """Raise unless there is more room than what marking and deleting may need.
+
+        Raises:
+            ResourceExhaustedError: the disk is full.
+        """
+        if not self._reserve.has_more():
+            raise ResourceExhaustedError(
+                f"{doing}: the disk is full, and what little is left of it at {self._path!r} is "
+                "for marking sandboxes NOTREADY and deleting them; free some space",
+                path=self._path,
+            )
+
+    def is_short_of_room(self) -> bool:
+        """Whether there is less than what is kept for a full disk beside it."""
+        return free(self._path) < reserve.SIZE
+
+    def has_margin(self) -> bool:
+        """Whether something small, a deletion, still finds room."""
+        return free(self._path) >= reserve.MARGIN
+
+    def make_room(self) -> None:
+        """Have the next write find room on a full disk, as far as what is kept for that goes.
+
+        The turn is taken, and nothing has begun.
+        """
+        self._gave_up |= self._reserve.give_up()
+        # What is in the database need not stay in the log, which is then written over in place.
+        with contextlib.suppress(sqlite3.Error):
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    # What is in the way.
+
+    def holder(self) -> Holder | None:
+        """Return which other process holds the turnstile."""
+        return None if self._turnstile is None else self._turnstile.holder()
+
+    def _busy(self, doing: str, timeout: float, holder: Holder | None) -> UnavailableError:
+        return unavailable(doing, self._path, timeout, None, holder)
+
+    def _unlockable(self, doing: str, error: OSError) -> RegistryError:
+        return refused(
+            doing, self._path, f"open and lock the lock files beside {self._path!r}", error
+        )
