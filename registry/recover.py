@@ -154,7 +154,7 @@ def _mark_even_if_full(session: Session, asked: list[Judgement], doing: str) -> 
 
 def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
     marked = _Marked(set(), [], set(), {})
-    with session.write(doing) as transaction:
+    with session.write(doing, alone=True) as transaction:
         for judgement in asked:
             creation = judgement.row.creation
             row = changes.find_creation(creation, transaction.fetch)
@@ -194,7 +194,7 @@ def find_orphans(session: Session, registry_id: str, directories: Iterable[str] 
 def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:
     """Remove those of *paths* that are orphans still, and return them."""
     wanted, removed = set(paths), []
-    with session.write("remove orphaned network namespaces"):
+    with session.write("remove orphaned network namespaces", alone=True):
         for path in find_orphans(session, registry_id, map(os.path.dirname, wanted)):
             if path in wanted:
                 _remove_orphan(path)

@@ -67,10 +67,15 @@ class Session:
 
     # Ways into the engine.
 
-    def write(self, doing: str) -> AbstractContextManager[Transaction]:
-        """Return a context manager whose body is a write transaction, or a part of one."""
+    def write(self, doing: str, *, alone: bool = False) -> AbstractContextManager[Transaction]:
+        """Return a context manager whose body is a write transaction, or a part of one.
+
+        Args:
+            doing: what, for messages.
+            alone: it shares no commit with others: it has many parts, or takes long.
+        """
         self.require_open(doing)
-        return Write(self.engine, doing, self._timeout)
+        return Write(self.engine, doing, self._timeout, alone=alone)
 
     def write_even_if_full(
         self, doing: str, attempt: Callable[[], T], worth: Callable[[], bool] = lambda: True
@@ -86,13 +91,13 @@ class Session:
         except ResourceExhaustedError as error:
             if nested or error.sqlite_code != sqlite3.SQLITE_FULL or not worth():
                 raise
-            with MakeRoom(self.engine, doing, self._timeout):
+            with MakeRoom(self.engine, doing, self._timeout, alone=True):
                 pass
             return attempt()
 
     def has_room_left(self, doing: str) -> bool:
         """Move the log into the database, and tell whether there is then a margin left."""
-        with MakeRoom(self.engine, doing, self._timeout):
+        with MakeRoom(self.engine, doing, self._timeout, alone=True):
             return self.engine.writer.has_margin()
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:

@@ -6,7 +6,8 @@
 
 Rules:
 
-1. Each call is one transaction, or a part of the one its owner has open.
+1. Each call is one transaction, or a part of the one its owner has open; threads that call at the
+   same time share the commit, and what fails fails alone.
 2. What can be slow (looking at namespaces and processes, validating, encoding) is done before the
    lock is taken or after it is given back.
 3. What is not in the file (`StopCh`, containers) changes after the commit, before the call returns.
@@ -289,7 +290,7 @@ class Store:
             UnavailableError: the store's timeout passed before it could begin.
             FailedPreconditionError: another task of this thread has one open.
         """
-        return self._session.write("transaction")
+        return self._session.write("transaction", alone=True)
 
     def add(
         self, metadata: Metadata, status: Status, *, container: Container | None = None

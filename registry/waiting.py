@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 
 class Sleepers:
@@ -56,13 +57,15 @@ class Mutex:
     """A lock that is given in turn, knows its holder, and is waited for until a deadline.
 
     Whoever asks stands in the queue, and the first one in it is the holder. So there is no moment
-    at which it is held and nobody knows by whom.
+    at which it is held and nobody knows by whom. Each change of the queue is one step of a list,
+    under no lock: the garbage collector may call in the middle of it, with one more to release.
     """
 
     def __init__(self) -> None:
         """Begin with nobody holding it."""
+        self.idlers: Final = Sleepers()
+        """Woken when nobody holds it any more."""
         self._queue: list[tuple[object, Sleepers]] = []
-        self._guard = threading.Lock()
 
     @property
     def holder(self) -> object:
@@ -71,14 +74,20 @@ class Mutex:
             return holder
         return None
 
+    @property
+    def next(self) -> object:
+        """Who gets it after the holder; None when nobody waits."""
+        for waiting, _ in self._queue[1:2]:
+            return waiting
+        return None
+
     def acquire(self, holder: object, deadline: float | None) -> bool:
         """Wait until *holder* holds it, and tell whether it does before *deadline*.
 
         After an exception the caller releases it, whether it was held or not.
         """
         sleepers = Sleepers()
-        with self._guard:
-            self._queue.append((holder, sleepers))
+        self._queue.append((holder, sleepers))
         if sleepers.wait(lambda: self.holder is holder, deadline):
             return True
         self.release(holder)
@@ -86,7 +95,11 @@ class Mutex:
 
     def release(self, holder: object) -> None:
         """Take *holder* out of the queue, wherever it stands; harmless when repeated."""
-        with self._guard:
-            self._queue[:] = [entry for entry in self._queue if entry[0] is not holder]
+        for entry in tuple(self._queue):
+            if entry[0] is holder:
+                with contextlib.suppress(ValueError):  # somebody else has taken it out
+                    self._queue.remove(entry)
         for _, sleepers in self._queue[:1]:
             sleepers.wake()
+        if not self._queue:
+            self.idlers.wake()

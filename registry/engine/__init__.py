@@ -4,11 +4,12 @@ driver        connections as we want them, driver errors as we raise them
 paths         the files themselves, looked at by stat alone
 reserve       space that is kept for a full disk
 turnstile     the lock between processes
-transaction   whose turn it is in this process
+transaction   what is open in this process, and what is committed together
 blame         who stands in the way
 tripwire      whether the files are still those that were opened
 readers       connections that only read
-writer        the connection that writes
+writer        the connection that writes, step by step
+group         who writes when, and who commits for all: group commit
 file          the engine: all of it for one database file
 write         a write transaction as the body of a `with`
 shared        which files the process has open; its Stores of one file share one engine

@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.engine import driver
-from registry.engine.blame import unavailable
+from registry.engine.group import GroupCommit
 from registry.engine.readers import Readers
 from registry.engine.reserve import Reserve
 from registry.engine.transaction import Transaction, current_owner
@@ -30,7 +30,6 @@ from registry.errors import (
     ResourceExhaustedError,
     StoreClosedError,
 )
-from registry.waiting import Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -59,13 +58,12 @@ class Engine:
         self.path: Final = path
         self.read_only: Final = read_only
         self.users = 0
-        self.transaction: Transaction | None = None
         self.closed = ""
         """Why nothing can be done any more."""
-        self._guard = guard
-        self._mutex = Mutex()
         self._tripwire = Tripwire(path)
-        self._writer = None if read_only else Writer(path, self._tripwire)
+        self.writer: Final = Writer(path, self._tripwire)
+        """What writes; closed where the engine is read-only."""
+        self.writes: Final = GroupCommit(path, self.writer, guard, self.require_open)
         self._readers = Readers(
             path,
             read_only=read_only,
@@ -100,11 +98,11 @@ class Engine:
     def _open(
         self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
     ) -> None:
-        if self._writer is None:
+        if self.read_only:
             self._readers.open(prepare, timeout)
             self._tripwire.set(log=False)
         else:
-            self._writer.open(prepare, timeout, deadline)
+            self.writer.open(prepare, timeout, deadline)
 
     def close(self, timeout: float) -> None:
         """Let nothing begin any more, and close when what is under way has ended.
@@ -112,36 +110,40 @@ class Engine:
         What goes on past *timeout* seconds in another thread is rolled back at its next step, and
         closes when it ends.
         """
-        if self.transaction is not None and self.transaction.owner is current_owner():
-            self.end(self.transaction)
-        deadline = time.monotonic() + timeout
+        transaction = self.own_transaction()
+        if transaction is not None:
+            self.end(transaction)
+        deadline, mutex = time.monotonic() + timeout, self.writes.mutex
         closing = object()
         try:
-            free = self._mutex.acquire(closing, deadline)
+            free = mutex.acquire(closing, deadline)
+            if free:
+                self.writes.conclude()
             self.closed = "it was closed"
             if free:
                 self._close_all(deadline)
         finally:
             # An interrupt ends the wait, and not the close.
             self.closed = "it was closed"
-            self._mutex.release(closing)
+            mutex.release(closing)
             self._close_if_free()
 
     def _close_if_free(self) -> None:
         """Close unless somebody is writing, who calls this after."""
-        closing = object()
+        mutex, closing = self.writes.mutex, object()
         try:
-            if self._mutex.acquire(closing, time.monotonic()):
+            if mutex.acquire(closing, time.monotonic()):
+                self.writes.conclude()
                 self._close_all(time.monotonic())
         finally:
-            self._mutex.release(closing)
+            mutex.release(closing)
 
     def _close_all(self, deadline: float) -> None:
         try:
-            if self._writer is None:
+            if self.read_only:
                 self._readers.close(self._tripwire.close)
             else:
-                self._writer.close(deadline, self._readers.close)
+                self.writer.close(deadline, self._readers.close)
         finally:
             living.discard(self)
 
@@ -174,7 +176,7 @@ class Engine:
 
     def own_transaction(self) -> Transaction | None:
         """Return the open transaction if it is the caller's."""
-        transaction = self.transaction
+        transaction = self.writes.transaction
         if transaction is not None and transaction.owner is current_owner():
             return transaction
         return None
@@ -205,12 +207,6 @@ class Engine:
 
     # Writing.
 
-    @property
-    def writer(self) -> Writer:
-        """What writes; whoever has a transaction has one."""
-        assert self._writer is not None, "`new_transaction` refuses a read-only engine"
-        return self._writer
-
     def require_writer(self, doing: str) -> Writer:
         """Return what writes.
 
@@ -218,70 +214,32 @@ class Engine:
             StoreClosedError, ReadOnlyError: no write is possible.
         """
         self.require_open(doing)
-        if self._writer is None:
+        if self.read_only:
             raise ReadOnlyError(f"{doing}: {self.path!r} is open read-only", path=self.path)
-        return self._writer
+        return self.writer
 
-    def new_transaction(self, doing: str) -> Transaction:
-        """Return a transaction of the caller's that has not begun; errors as `require_writer`."""
-        connection = self.require_writer(doing).connection
-        return Transaction(connection, self.path, doing, self.require_open)
+    def new_transaction(self, doing: str, *, alone: bool) -> Transaction:
+        """Return a transaction of the caller's that has not begun; errors as `require_writer`.
 
-    def begin(self, transaction: Transaction, timeout: float) -> None:
-        """Take the mutex, the turnstile and SQLite's write lock, in this order."""
-        self.take_turn(transaction, timeout)
-        self.writer.begin(transaction.doing, transaction.deadline, timeout)
-        self._guard(transaction)
-        self.transaction = transaction
-
-    def take_turn(self, transaction: Transaction, timeout: float) -> None:
-        """Take the mutex and the turnstile, for one that has not begun."""
-        doing, writer = transaction.doing, self.writer
-        deadline = transaction.deadline = time.monotonic() + timeout
-        if not self._mutex.acquire(transaction, deadline):
-            raise unavailable(doing, self.path, timeout, self.transaction, writer.holder())
-        self.require_open(doing)
-        writer.take_turn(doing, deadline, timeout)
-
-    def make_room(self, transaction: Transaction, timeout: float) -> None:
-        """Have the next write find room on a full disk, as far as what is kept for that goes."""
-        self.take_turn(transaction, timeout)
-        self.writer.make_room()
-
-    def commit(self, transaction: Transaction) -> None:
-        """Commit, and make sure that what was committed is in the file at the path.
-
-        Raises:
-            RegistryError: as `Writer.commit` and `Writer.confirm`.
+        Args:
+            doing: what, for messages.
+            alone: it shares no commit with others.
         """
-        self.require_open(transaction.doing)
-        transaction.check_whole()
-        self.writer.commit(transaction.doing)
-        self.writer.confirm(transaction.doing)
-        transaction.committed = True
+        connection = self.require_writer(doing).connection
+        return Transaction(connection, self.path, doing, self.require_open, alone=alone)
 
     def end(self, transaction: Transaction) -> None:
         """Take back what is not committed and let the next one in; harmless when repeated."""
         if self.abandoned:
             return
-        # The mutex goes last, and in no `finally`: by it the next try, after an interrupt, knows
-        # that there is still something to do.
-        if self._mutex.holder is transaction:
-            self._end_held(transaction)
-        self._mutex.release(transaction)
+        self.writes.end(transaction)
         if self.closed:
             self._close_if_free()
 
-    def _end_held(self, transaction: Transaction) -> None:
-        writer, open_still = self.writer, transaction.connection.is_in_transaction()
-        # Where a signal handler's exception struck between COMMIT and the note of it.
-        transaction.committed |= writer.committing and not open_still
-        writer.committing = False
-        if open_still:
-            try:
-                transaction.connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                log.exception("%s: rolling back failed", transaction.doing)
-        if self.transaction is transaction:
-            self.transaction = None
-        writer.release()
+    def abandon(self, transaction: Transaction) -> None:
+        """Do so without waiting for anybody: whose it was is gone."""
+        if self.abandoned:
+            return
+        self.writes.abandon(transaction)
+        if self.closed:
+            self._close_if_free()

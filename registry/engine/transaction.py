@@ -1,4 +1,4 @@
-"""Whose turn it is in this process, and the one write transaction that may be open.
+"""The write transaction that is open in this process, and those that are committed together.
 
 The owner of a transaction is the thread and, under asyncio, the task that began it. What the same
 owner writes meanwhile joins as a savepoint; another task of the thread cannot wait (nobody else
@@ -51,11 +51,23 @@ class Transaction:
         path: str,
         doing: str,
         require_open: Callable[[str], None],
+        *,
+        alone: bool,
     ) -> None:
         """Note who begins it; the engine begins and ends it.
 
-        *require_open* raises once the connection may no longer be used.
+        Args:
+            connection: the one that writes.
+            path: the database.
+            doing: what, for messages.
+            require_open: raises once the connection may no longer be used.
+            alone: it shares no commit with others.
         """
+        self.alone = alone
+        self.joined = False
+        """Whether it has a savepoint in a group that others began."""
+        self.group: Group | None = None
+        """The one that it waits for the commit of."""
         self.connection = connection
         self.require_open = require_open
         self.path = path
@@ -67,7 +79,7 @@ class Transaction:
         """Until when all that it does may wait (monotonic seconds)."""
         self.committed = False
         self.ended_by: BaseException | None = None
-        """The error with which SQLite ended the whole transaction inside a nested write."""
+        """The error with which SQLite ended the whole transaction."""
         self.added: set[int] = set()
         """Creations of the sandboxes that it has added: nobody else has seen them."""
         self._effects: list[list[Callable[[], object]]] = [[]]
@@ -112,7 +124,11 @@ class Transaction:
     def _translated(self, error: sqlite3.Error) -> RegistryError:
         """Return what a driver error is called here; of a connection closed in mid-call, that."""
         self.require_open(self.doing)
-        return translate(error, self.doing, self.path)
+        translated = translate(error, self.doing, self.path)
+        if not self.connection.in_transaction:
+            self.ended_by = translated
+            translated.__cause__ = error
+        return translated
 
     def after_commit(self, effect: Callable[[], object]) -> None:
         """Run *effect* once the commit is certain and before the call returns; never otherwise."""
@@ -165,3 +181,44 @@ class Transaction:
             f"{self.doing}: the transaction was ended by an error inside it "
             f"({self.ended_by!r}); nothing of it is stored, begin a new one"
         )
+
+
+class Group:
+    """Writes that are committed together."""
+
+    __slots__ = ("_fate", "deadline", "done", "failure", "members", "turns")
+
+    def __init__(self) -> None:
+        """Begin with no member."""
+        self.members: list[Transaction] = []
+        self.turns = 0
+        """How many have run in it, those that failed counted."""
+        self.deadline = 0.0
+        """The latest of all that run or wait in it: monotonic seconds."""
+        self.failure: RegistryError | None = None
+        self.done = False
+        """Whether the outcome is known: *failure*, or that all of it is stored."""
+        self._fate: dict[str, RegistryError | None] = {}
+
+    def decide(self, failure: RegistryError | None) -> RegistryError | None:
+        """Decide, the first time, that it fails by *failure* or, by None, that it is committed.
+
+        One step for all threads, without a lock. Returns what was decided.
+        """
+        return self._fate.setdefault("failure", failure)
+
+    @property
+    def decided(self) -> bool:
+        """Whether nobody may join it any more."""
+        return bool(self._fate)
+
+    def failure_of(self, transaction: Transaction) -> RegistryError:
+        """Return its failure as the error of one member."""
+        failure = self.failure
+        assert failure is not None, "it has failed"
+        why = str(failure)
+        for member in self.members:
+            why = why.removeprefix(f"{member.doing}: ")
+        error = type(failure)(f"{transaction.doing}: {why}", **vars(failure))
+        error.__cause__ = failure.__cause__
+        return error

@@ -16,9 +16,17 @@ class Write:
     All that it waits for, it waits for no longer than *timeout* seconds in all.
     """
 
-    def __init__(self, engine: Engine, doing: str, timeout: float) -> None:
-        """Remember what to begin; *doing* is what, for messages."""
+    def __init__(self, engine: Engine, doing: str, timeout: float, *, alone: bool = False) -> None:
+        """Remember what to begin.
+
+        Args:
+            engine: of the database.
+            doing: what, for messages.
+            timeout: seconds that it waits.
+            alone: it shares no commit with others: it has many parts, or takes long.
+        """
         self._engine, self._doing, self._timeout = engine, doing, timeout
+        self._alone = alone
         self._entered = self._nested = False
 
     def __enter__(self) -> Transaction:
@@ -26,9 +34,10 @@ class Write:
             raise FailedPreconditionError(
                 f"{self._doing}: it was entered before; call transaction() for each `with`"
             )
-        engine, self._transaction = self._engine, self._engine.new_transaction(self._doing)
+        engine = self._engine
+        self._transaction = engine.new_transaction(self._doing, alone=self._alone)
         self._entered = True
-        outer = engine.transaction
+        outer = engine.writes.transaction
         if outer is not None and outer.owner is self._transaction.owner:
             self._enter_nested(outer)
         elif outer is not None and outer.thread is threading.current_thread():
@@ -78,13 +87,13 @@ class Write:
         # Where a signal handler's exception struck before the first bytecode of __exit__.
         transaction = getattr(self, "_transaction", None)
         if transaction is not None and not self._nested:
-            self._engine.end(transaction)
+            self._engine.abandon(transaction)
 
     def _begin(self) -> None:
-        self._engine.begin(self._transaction, self._timeout)
+        self._engine.writes.begin(self._transaction, self._timeout)
 
     def _commit(self) -> None:
-        self._engine.commit(self._transaction)
+        self._engine.writes.commit(self._transaction)
 
     def _finish(self) -> None:
         engine, transaction = self._engine, self._transaction
@@ -97,7 +106,8 @@ class MakeRoom(Write):
     """Has the next write find room on a full disk; its body is empty."""
 
     def _begin(self) -> None:
-        self._engine.make_room(self._transaction, self._timeout)
+        self._engine.writes.take_turn(self._transaction, self._timeout)
+        self._engine.writer.make_room()
 
     def _commit(self) -> None:
         """Nothing was begun."""

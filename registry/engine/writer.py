@@ -55,6 +55,7 @@ class Writer:
         self._path: Final = path
         self._tripwire: Final = tripwire
         self._turnstile: Turnstile | None = None
+        self._has_turn = False
         self._reserve: Final = Reserve(path)
         self._gave_up = False
         self._log_bound = driver.WAL_MAX
@@ -143,6 +144,7 @@ class Writer:
         """
         if self.unwritable is not None:
             raise self.unwritable
+        self._has_turn = True  # first: who is interrupted gives back what it may have
         self._take_turn(doing, deadline, timeout)
         self._tripwire.require(doing)
 
@@ -245,8 +247,9 @@ class Writer:
 
     def release(self) -> None:
         """Give the turnstile back; harmless when repeated."""
-        if self._turnstile is not None:
+        if self._has_turn and self._turnstile is not None:
             self._turnstile.release()
+        self._has_turn = False
 
     # Room on the disk.
 

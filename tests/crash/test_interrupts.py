@@ -59,8 +59,8 @@ CODE = """
         else:
             assert kind == "read" or done(n)
         # Whatever was struck, nothing is held: a call of another thread would wait for ever.
-        assert store._session.engine._mutex.holder is None
-        assert store._session.engine.transaction is None
+        assert store._session.engine.writes.mutex.holder is None
+        assert store._session.engine.writes.transaction is None
     store.add(Metadata("last", "last", None), Status(State.READY))
     print(struck > 20, store.check())
     store.close()
@@ -74,3 +74,58 @@ def test_a_call_that_a_signal_handler_interrupts_is_whole_or_absent(
 ) -> None:
     """Hundreds of times, at random moments; afterwards nothing is held."""
     assert "True []" == run(CODE, path, kind, seed).strip()
+
+
+BESIDE_OTHERS = """
+    import random, signal, sys, threading
+    from dataclasses import replace
+    from registry import Metadata, State, Status, Store
+
+    class Stop(BaseException):
+        pass
+
+    def strike(signum, frame):
+        raise Stop
+
+    path, seed = sys.argv[1:]
+    moments = random.Random(int(seed))
+    signal.signal(signal.SIGALRM, strike)
+    store = Store.open(path, timeout=20)
+    ours, *theirs = (store.add(Metadata(id, id, None), Status(State.READY)) for id in "abcd")
+    done, written = threading.Event(), {}
+
+    def write(handle):
+        n = 0
+        while not done.is_set():
+            n += 1
+            handle.status.update(lambda old: replace(old, exited_at=n))
+        written[handle.id] = n
+
+    threads = [threading.Thread(target=write, args=[handle]) for handle in theirs]
+    for thread in threads:
+        thread.start()
+    struck = 0
+    for n in range(1, 400):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 3e-3))
+            ours.status.update(lambda old: replace(old, exited_at=n))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Stop:
+            struck += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            assert ours.status.get().exited_at == n
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert written == {each.id: each.status.get().exited_at for each in theirs}
+    assert store._session.engine.writes.mutex.holder is None
+    print(struck > 20, min(written.values()) > 20, store.check())
+    store.close()
+    """
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_who_is_interrupted_in_a_group_strands_nobody(path: str, seed: int) -> None:
+    """Wherever it is struck, running or waiting: the others lose nothing and go on."""
+    assert "True True []" == run(BESIDE_OTHERS, path, seed).strip()

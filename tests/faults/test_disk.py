@@ -12,7 +12,16 @@ from dataclasses import replace
 
 import pytest
 
-from registry import FailedPreconditionError, ResourceExhaustedError, State, Status, Store, Verdict
+from registry import (
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    Sandbox,
+    State,
+    Status,
+    Store,
+    Verdict,
+)
+from tests.convoy import Call, convoy, more
 from tests.tools import READY, environment, ids, line, query, running, sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
@@ -225,6 +234,37 @@ def test_an_error_that_ends_the_whole_transaction_fails_it_whole(small_disk: str
                     )
             store.delete("s1")
         assert (60, []) == (len(store.list(state=State.READY)), store.check())
+
+
+def test_a_commit_that_fails_fails_its_group_and_nothing_else(small_disk: str) -> None:
+    """All of those that shared it; what marks one NOTREADY is stored from what is kept."""
+    with Store.open(f"{small_disk}/registry.db", reconcile=False) as store:
+        blocker, *others, last = (store.add(sandbox(f"s{n}"), READY) for n in range(6))
+
+        def fill_and_mark(old: Status) -> Status:
+            fill(small_disk)
+            return replace(old, state=State.NOTREADY)
+
+        def update(handle: Sandbox) -> Call:
+            return lambda: handle.status.update(lambda old: replace(more(old), message="x" * 9000))
+
+        def mark() -> object:
+            return last.status.update(fill_and_mark)
+
+        with convoy(store, blocker, *map(update, others), mark) as futures:
+            pass
+        failed = [future.exception() for future in futures[:-1]]
+        assert [ResourceExhaustedError] * 5 == [type(each) for each in failed]
+        for error, handle in zip(failed, (blocker, *others), strict=True):
+            assert str(error).startswith(f"update status of sandbox {handle.id!r}: ")
+        assert futures[-1].exception() is None
+        assert [0] * 6 == [each.seen.exited_at for each in store.list()]
+        assert State.NOTREADY is last.status.get().state
+        make_space(small_disk)
+        with convoy(store, blocker, *map(update, others)):
+            pass
+        assert [1] * 5 == [each.seen.exited_at for each in store.list(state=State.READY)]
+        assert [] == store.check()
 
 
 def test_without_lock_files_it_is_opened_from_what_is_kept(small_disk: str) -> None:

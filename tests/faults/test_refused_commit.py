@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from tests.tools import environment, python, run
+from tests.tools import environment, python, query, run
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="strace needs root here"),
@@ -42,10 +42,36 @@ WRITER = """
     """
 
 
-def fail(path: str, when: str) -> list[str]:
+# The same of three threads that share the commit.
+WRITERS = """
+    import os, signal, sys
+    from dataclasses import replace
+    from registry import Metadata, RegistryError, State, Status, Store
+    from tests.convoy import convoy
+    store = Store.open(sys.argv[1])
+    a, b, c = (store.add(Metadata(id, id, None), Status(State.READY)) for id in "abc")
+    calls = [
+        lambda handle=each: handle.status.update(lambda old: replace(old, message="refused"))
+        for each in (b, c)]
+    with convoy(store, a, *calls) as futures:
+        os.write(1, b"ready\\n")
+        sys.stdin.readline()
+    for future in futures:
+        print(type(future.exception()).__name__)
+    for _ in "12":  # strace counts the calls of each thread: the first one fails here too
+        try:
+            a.status.update(lambda old: replace(old, reason="Next"))
+            print("next", flush=True)
+        except RegistryError as error:
+            print("again", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+
+
+def fail(path: str, when: str, code: str = WRITER) -> list[str]:
     """Run the writer, and let those of its fdatasync calls fail that *when* names."""
     process = subprocess.Popen(
-        python(WRITER, path),
+        python(code, path),
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -84,6 +110,14 @@ def test_a_commit_whose_sync_fails_is_not_there_after_a_crash(path: str) -> None
     """SQLite leaves its frames in the log; the engine writes over them before it raises."""
     assert ["RegistryError", "''", "next"] == fail(path, "1")
     assert "'' 'Next' []" == run(READ, path).strip()
+
+
+def test_nothing_of_a_group_whose_sync_fails_is_there_after_a_crash(path: str) -> None:
+    """Each of its members is told; the next commit is nobody's of them."""
+    assert ["RegistryError"] * 3 + ["again", "next"] == fail(path, "1", WRITERS)
+    assert "'' 'Next' []" == run(READ, path).strip()
+    found = query(path, "SELECT sandbox_id, message, exited_at FROM sandbox_statuses")
+    assert [(id, "", None) for id in "abc"] == sorted(found)
 
 
 def test_a_commit_that_nobody_can_make_sure_of_says_so(path: str) -> None:

@@ -384,7 +384,7 @@ def test_one_deadline_covers_all_that_a_write_waits_for(open_store: OpenStore, p
         assert "inside" == line(child)
         began = time.monotonic()
         first = pool.submit(handle.status.update, more)
-        while store._session.engine._mutex.holder is None:
+        while store._session.engine.writes.mutex.holder is None:
             time.sleep(0.001)
         with pytest.raises(UnavailableError):
             other.status.update(more)

@@ -694,7 +694,7 @@ def test_identities_are_looked_up_outside_the_lock(
     look, held = netns_module.look, []
 
     def watched(*args: object) -> object:
-        held.append(store._session.engine._mutex.holder)
+        held.append(store._session.engine.writes.mutex.holder)
         return look(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(netns_module, "look", watched)

@@ -37,6 +37,7 @@ ORDER = [
     "engine.tripwire",
     "engine.readers",
     "engine.writer",
+    "engine.group",
     "engine.file",
     "engine.write",
     "engine.shared",

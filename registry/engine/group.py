@@ -1,0 +1,283 @@
+"""Group commit: threads that write at the same time share one transaction, and one disk sync.
+
+    mutex        which thread's turn it is, in the order of asking
+    transaction  what runs in that turn: a member of the group, in a savepoint of its own
+    group        the members that have run, and wait for their commit
+
+    ┌──────┐ take the turnstile, BEGIN    ┌─────────┐ done, the next in line may join  ┌─────────┐
+    │ idle ├─────────────────────────────▶│ running ├─────────────────────────────────▶│ pending │
+    └──▲───┘                              └┬───────▲┘◀─────────────────────────────────└────┬────┘
+       │                                   │       │          the next: SAVEPOINT           │
+       │ done, nobody may join: COMMIT     │       │ failed: ROLLBACK TO its savepoint      │
+       ├───────────────────────────────────┤       └─────────────────────────── pending     │
+       │ failed, and nobody is pending: ROLLBACK                                            │
+       │                              the mutex is free, or has come to one who cannot join │
+       └────────────────────────── COMMIT ──────────────────────────────────────────────────┘
+
+Who begins a group finds nobody pending, and needs no savepoint: what it takes back is all there is.
+Nobody waits for company: whoever has run and sees nobody behind commits for all, and one alone pays
+for nothing. `transaction()` neither joins nor is joined.
+
+All members have one outcome. It is that of the COMMIT; or an error inside one of them that ended
+the whole transaction; or a member's function that did not come back before the deadline of all.
+
+An exception that a signal handler raises may strike between any two bytecodes, so each step may be
+taken again by whoever comes next: a member that has run leaves only when the outcome is known, and
+meanwhile takes the mutex, when that is free, and commits for all. So nobody depends on anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Final
+
+from registry.engine.blame import unavailable
+from registry.engine.transaction import Group, Transaction
+from registry.errors import FailedPreconditionError, RegistryError
+from registry.waiting import Mutex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from registry.engine.writer import Writer
+
+log = logging.getLogger("registry")
+
+TURNS_MAX: Final = 64
+"""Turns after which a group is committed although others wait: a stream of them has no end."""
+STRIKES_MAX: Final = 8
+"""Exceptions of signal handlers after which a member leaves the outcome to the others."""
+
+
+class GroupCommit:
+    """The write transactions of one database file in this process."""
+
+    def __init__(
+        self,
+        path: str,
+        writer: Writer,
+        guard: Callable[[Transaction], None],
+        require_open: Callable[[str], None],
+    ) -> None:
+        """Begin idle.
+
+        Args:
+            path: the database.
+            writer: what writes to it.
+            guard: called in each transaction of SQLite before its first statement.
+            require_open: raises once nothing may be written any more.
+        """
+        self.transaction: Transaction | None = None
+        """The one that runs."""
+        self.mutex: Final = Mutex()
+        self._path: Final = path
+        self._writer: Final = writer
+        self._guard: Final = guard
+        self._require_open: Final = require_open
+        self._group: Group | None = None
+
+    # A member, from its beginning to its end.
+
+    def begin(self, transaction: Transaction, timeout: float) -> None:
+        """Wait for the turn of *transaction*, and begin it: as the first of a group, or in one."""
+        self.take_turn(transaction, timeout)
+        if self._group is None:
+            self._writer.begin(transaction.doing, transaction.deadline, timeout)
+            self._guard(transaction)
+        else:
+            transaction.execute("SAVEPOINT member")
+            transaction.joined = True
+        self.transaction = transaction
+
+    def take_turn(self, transaction: Transaction, timeout: float) -> None:
+        """Take the mutex and, unless *transaction* joins a group that has it, the turnstile.
+
+        Raises:
+            UnavailableError: that took longer than *timeout* seconds.
+            RegistryError: nothing can be written.
+        """
+        deadline = transaction.deadline = time.monotonic() + timeout
+        if not self.mutex.acquire(transaction, deadline):
+            raise self._busy(transaction.doing, timeout)
+        self._require_open(transaction.doing)
+        group = self._group
+        if group is not None and not self._may_join(transaction, group):
+            self._conclude(group)
+            group = None
+        if group is None:
+            self._writer.take_turn(transaction.doing, deadline, timeout)
+        else:
+            group.deadline = max(group.deadline, deadline)
+            group.turns += 1
+
+    def _may_join(self, transaction: Transaction, group: Group) -> bool:
+        whole = transaction.connection.in_transaction and not group.decided
+        return whole and not transaction.alone and group.turns < TURNS_MAX
+
+    def commit(self, transaction: Transaction) -> None:
+        """Return when *transaction*, which has run, is committed with its group.
+
+        Raises:
+            RegistryError: nothing of the group is in the database.
+            CommitUnknownError: nobody can tell; nothing is written any more.
+            DataLossError: the files were replaced.
+        """
+        self._require_open(transaction.doing)
+        transaction.check_whole()
+        group = self._group or Group()
+        if group.done:
+            raise group.failure_of(transaction)
+        group.deadline = max(group.deadline, transaction.deadline)
+        group.members.append(transaction)
+        transaction.group = group
+        self._group = group
+        self.transaction = None
+        if self._next_may_join(transaction, group):
+            self.mutex.release(transaction)
+        self._settle(transaction, group)
+        if group.failure is not None:
+            raise group.failure_of(transaction)
+
+    def _next_may_join(self, transaction: Transaction, group: Group) -> bool:
+        following = self.mutex.next
+        if transaction.alone or not isinstance(following, Transaction):
+            return False
+        return following.group is None and self._may_join(following, group)
+
+    def end(self, transaction: Transaction) -> None:
+        """Take back what is not committed and let the next one in; harmless when repeated."""
+        group = transaction.group
+        if group is not None:
+            if not group.done:  # it was struck: whoever is next may not have been woken
+                self.mutex.release(transaction)
+            self._settle(transaction, group)
+            transaction.committed = group.done and group.failure is None
+        self.abandon(transaction)
+
+    def abandon(self, transaction: Transaction) -> None:
+        """Do so without waiting: what others are going to commit is theirs."""
+        # The mutex goes last, and in no `finally`: by it the next try, after an interrupt, knows
+        # that there is still something to do.
+        if self.mutex.holder is transaction:
+            self._leave(transaction)
+        self.mutex.release(transaction)
+
+    def _leave(self, transaction: Transaction) -> None:
+        """Take back what *transaction* did if it has not come to its end; it has the mutex."""
+        if self.transaction is transaction:
+            self.transaction = None
+        group, whole = self._group, transaction.connection.is_in_transaction()
+        if group is None:
+            self._clear()
+        elif group is transaction.group or group.decided:
+            self._conclude(group)
+        elif not whole:
+            self._fail(group, transaction.ended_by)
+        elif transaction.joined and transaction.group is None:
+            try:
+                # The savepoint itself stays until the end of the group, and is in nobody's way.
+                transaction.connection.execute("ROLLBACK TO member")
+            except sqlite3.Error as error:
+                self._fail(group, error)
+
+    # The group, in the hands of whoever has the mutex.
+
+    def conclude(self) -> None:
+        """Commit what is pending; the caller has the mutex."""
+        if self._group is not None:
+            self._conclude(self._group)
+
+    def _conclude(self, group: Group) -> None:
+        """Commit *group*, unless it was decided that it fails, and tell all its members."""
+        failure = group.decide(None)
+        if failure is None and not group.done:
+            try:
+                self._commit(group.members[-1].doing)
+            except RegistryError as error:
+                failure = error
+        group.failure = group.failure or failure
+        group.done = True
+        self._clear()
+        self._group = None
+        self.mutex.idlers.wake()
+
+    def _commit(self, doing: str) -> None:
+        # A signal handler's exception may have struck between COMMIT and the note of it.
+        if not self._writer.committing or self._writer.connection.in_transaction:
+            self._require_open(doing)
+            self._writer.commit(doing)
+        self._writer.confirm(doing)
+
+    def _clear(self) -> None:
+        """Roll back what is left, and let other processes write."""
+        writer = self._writer
+        if writer.connection.is_in_transaction():
+            try:
+                writer.connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                log.exception("write to %r: rolling back failed", self._path)
+        writer.committing = False
+        writer.release()
+
+    def _fail(self, group: Group, cause: BaseException | None) -> None:
+        """Let *group* fail, whose transaction was ended by *cause* in one that is no member yet."""
+        if isinstance(cause, RegistryError):
+            failure = cause
+        else:
+            failure = FailedPreconditionError(
+                f"the transaction that it shared was ended by an error in another write "
+                f"({cause!r}); nothing of it is stored, try again"
+            )
+            failure.__cause__ = cause
+        group.decide(failure)
+        self._conclude(group)
+
+    # Those that wait for the outcome.
+
+    def _settle(self, transaction: Transaction, group: Group) -> None:
+        """Return when the outcome of *group*, of which *transaction* is a member, is known.
+
+        An exception meanwhile is raised when it is.
+        """
+        struck: list[BaseException] = []
+        while not group.done and len(struck) < STRIKES_MAX:
+            try:
+                self._wait(transaction, group)
+            except BaseException as error:  # noqa: BLE001 - of a signal handler
+                struck.append(error)
+                self.mutex.release(transaction)
+        try:
+            if struck:
+                raise struck[-1]
+        finally:
+            del struck  # or it and its traceback keep each other, and all that is in its frames
+
+    def _wait(self, transaction: Transaction, group: Group) -> None:
+        mutex, deadline = self.mutex, None if group.decided else group.deadline
+        if mutex.holder is transaction:
+            self._conclude(group)
+        elif mutex.idlers.wait(lambda: group.done or mutex.holder is None, deadline):
+            if not group.done:
+                mutex.acquire(transaction, deadline)
+        elif time.monotonic() >= group.deadline:
+            self._give_up(transaction, group)
+
+    def _give_up(self, transaction: Transaction, group: Group) -> None:
+        """Let *group* fail, whose deadline has passed, unless it is being committed.
+
+        What holds it up is a function that waits for one of those who wait for it.
+        """
+        running = self.transaction
+        waited = (time.time_ns() - transaction.since) / 1e9
+        late = unavailable(transaction.doing, self._path, waited, running, None)
+        if group.decide(late) is late:
+            group.failure, group.done = late, True
+            self.mutex.idlers.wake()
+
+    def _busy(self, doing: str, timeout: float) -> RegistryError:
+        running, group = self.transaction, self._group
+        if running is None and group is not None:
+            running = group.members[-1]
+        return unavailable(doing, self._path, timeout, running, self._writer.holder())

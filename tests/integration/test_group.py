@@ -1,0 +1,380 @@
+"""Group commit: one commit for all who write at the same time, and one outcome."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from registry import (
+    FailedPreconditionError,
+    Sandbox,
+    State,
+    Status,
+    Store,
+    StoreClosedError,
+    UnavailableError,
+)
+from registry.engine import group
+from tests.conftest import OpenStore
+from tests.convoy import Call, convoy, more
+from tests.tools import READY, line, run, running, sandbox, say
+
+
+def fail(_: Status) -> Status:
+    """Fail, as a caller's function may."""
+    raise LookupError("its own")
+
+
+@contextmanager
+def statements(store: Store) -> Iterator[list[str]]:
+    """Note what the writer runs."""
+    connection, seen = store._session.engine.writer.connection, list[str]()
+    connection.set_trace_callback(seen.append)
+    yield seen
+    connection.set_trace_callback(None)
+
+
+@pytest.fixture
+def handles(store: Store) -> list[Sandbox]:
+    """Return eight sandboxes."""
+    return [store.add(sandbox(f"s{n}"), READY) for n in range(8)]
+
+
+@pytest.fixture
+def blocker(store: Store) -> Sandbox:
+    """Return one that keeps a convoy waiting."""
+    return store.add(sandbox("blocker"), READY)
+
+
+def counts(handles: list[Sandbox]) -> list[int]:
+    """Return how often each was counted up."""
+    return [handle.status.get().exited_at for handle in handles]
+
+
+def updates(handles: list[Sandbox]) -> list[Call]:
+    """Return calls that count each up."""
+    return [lambda handle=each: handle.status.update(more) for each in handles]  # type: ignore[misc]
+
+
+def test_who_waits_shares_one_commit(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """Nine threads, one BEGIN, one COMMIT, and each has its own result."""
+    with (
+        statements(store) as seen,
+        convoy(store, blocker, *updates(handles)) as futures,
+    ):
+        pass
+    results = [future.result() for future in futures]
+    assert [1] * 9 == [each.exited_at for each in results if isinstance(each, Status)]
+    assert [1] * 8 == counts(handles)
+    assert (1, 1) == (seen.count("BEGIN IMMEDIATE"), seen.count("COMMIT"))
+
+
+def test_one_alone_pays_for_no_company(store: Store, handles: list[Sandbox]) -> None:
+    """No savepoint."""
+    with statements(store) as seen:
+        handles[0].status.update(more)
+    assert [] == [each for each in seen if each.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK"))]
+
+
+def test_nobody_returns_before_the_commit(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """Those that have run wait for the one that runs."""
+    futures: list[Future[object]] = []
+    returned: list[bool] = []
+
+    def slow(old: Status) -> Status:
+        time.sleep(0.1)
+        returned.extend(future.done() for future in futures)
+        return more(old)
+
+    with convoy(
+        store, blocker, *updates(handles[:4]), lambda: handles[4].status.update(slow)
+    ) as members:
+        futures += members
+    assert [False] * 6 == returned
+    assert [1] * 5 + [0] * 3 == counts(handles)
+
+
+def test_what_has_run_is_not_seen_before_the_commit(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """By no reader, not of this process either; then all of it at once."""
+    seen = []
+
+    def look(old: Status) -> Status:
+        with ThreadPoolExecutor(1) as other:
+            seen.extend(other.submit(counts, handles).result())
+        return more(old)
+
+    with convoy(store, blocker, *updates(handles[:4]), lambda: handles[4].status.update(look)):
+        pass
+    assert [0] * 8 == seen
+    assert [1] * 5 + [0] * 3 == counts(handles)
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_a_function_that_fails_takes_back_its_own(
+    store: Store, handles: list[Sandbox], blocker: Sandbox, place: int
+) -> None:
+    """First, in the middle or last: the others are committed, and it alone raises its exception."""
+
+    def half(old: Status) -> Status:
+        handles[place].status.update(more)
+        store.add(sandbox("gone"), READY)
+        return fail(old)
+
+    calls = updates(handles)
+    calls[place] = lambda: blocker.status.update(half)
+    with convoy(store, blocker, *calls) as futures:
+        pass
+    assert isinstance(futures[place + 1].exception(), LookupError)
+    assert [None] * 8 == [each.exception() for n, each in enumerate(futures) if n != place + 1]
+    assert [n != place for n in range(8)] == [bool(count) for count in counts(handles)]
+    assert store.list(id="gone") == []
+
+
+def test_all_may_fail_and_the_first_one_too(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """Then nothing is left open."""
+    with convoy(store, blocker, *([lambda: handles[0].status.update(fail)] * 5)) as futures:
+        pass
+    assert [LookupError] * 5 == [type(each.exception()) for each in futures[1:]]
+    handles[0].status.update(more)
+    assert [1] + [0] * 7 == counts(handles)
+
+
+def test_a_transaction_runs_alone_after_the_group(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """Those before it are committed when it begins, and those behind it are when it has ended."""
+    seen = []
+
+    def transact() -> None:
+        with store.transaction():
+            with ThreadPoolExecutor(1) as other:
+                seen.extend(other.submit(counts, handles).result())
+            handles[2].status.update(more)
+
+    calls = updates(handles)
+    calls[2] = transact
+    with statements(store) as statement, convoy(store, blocker, *calls):
+        pass
+    assert [1, 1, 0, 0, 0, 0, 0, 0] == seen
+    assert [1] * 8 == counts(handles)
+    assert 3 == statement.count("COMMIT")
+
+
+def test_an_error_that_ends_the_transaction_fails_all_of_it(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """None of them is stored, and the next one begins anew."""
+
+    def end(old: Status) -> Status:
+        # As an I/O error or a full disk may, inside any statement.
+        store._session.engine.writer.connection.execute("ROLLBACK")
+        return more(old)
+
+    calls = [*updates(handles[:3]), lambda: handles[3].status.update(end), *updates(handles[4:])]
+    with convoy(store, blocker, *calls) as futures:
+        pass
+    assert [FailedPreconditionError] * 5 == [type(each.exception()) for each in futures[:5]]
+    assert "'s1'" in str(futures[2].exception())
+    assert [None] * 4 == [each.exception() for each in futures[5:]]
+    assert [0] * 4 + [1] * 4 == counts(handles)
+
+
+def test_a_group_is_bounded(
+    store: Store, handles: list[Sandbox], blocker: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait, also when those that join only fail."""
+    monkeypatch.setattr(group, "TURNS_MAX", 2)
+    failing = [lambda: handles[0].status.update(fail)] * 4
+    with (
+        statements(store) as seen,
+        convoy(store, blocker, *updates(handles), *failing) as futures,
+    ):
+        pass
+    assert [1] * 8 == counts(handles)
+    assert 3 == seen.count("COMMIT")
+    assert [LookupError] * 4 == [type(each.exception()) for each in futures[-4:]]
+
+
+def test_a_function_that_waits_for_one_who_waits_for_it_ends(open_store: OpenStore) -> None:
+    """Past the deadline of all nothing of the group is stored, and nobody waits for ever."""
+    store = open_store(timeout=1.0)
+    blocker, *handles = (store.add(sandbox(id), READY) for id in ("blocker", "a", "b"))
+    done = threading.Event()
+
+    def first() -> None:
+        try:
+            handles[0].status.update(more)
+        finally:
+            done.set()
+
+    def second() -> object:
+        return handles[1].status.update(lambda old: more(old) if done.wait(20) else fail(old))
+
+    with convoy(store, blocker, first, second) as futures:
+        pass
+    for future in futures:
+        error = future.exception()
+        assert isinstance(error, UnavailableError)
+        assert "thread" in error.holder
+    assert [0, 0] == counts(handles)
+    handles[0].status.update(more)
+
+
+def test_a_close_waits_for_the_group(open_store: OpenStore, path: str) -> None:
+    """What waited for its commit is stored; what had not begun is not."""
+    store, other = open_store(), open_store()
+    handles = [store.add(sandbox(id), READY) for id in ("blocker", "a", "b")]
+    other.close()
+    with convoy(store, handles[0], *updates(handles[1:]), store.close) as futures:
+        pass
+    assert [None] * 4 == [future.exception() for future in futures]
+    with pytest.raises(StoreClosedError):
+        handles[1].status.update(more)
+    with Store.open(path) as again:
+        assert [1, 1] == [again.get(id).status.get().exited_at for id in ("a", "b")]
+
+
+def test_what_follows_a_commit_is_done_by_each_member(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """A sandbox has stopped when its own call returns, and not when it was taken back."""
+
+    def stop(handle: Sandbox) -> bool:
+        handle.status.update(lambda old: replace(old, state=State.NOTREADY))
+        return handle.stopped.is_set()
+
+    def stop_in_vain() -> None:
+        with store.transaction():
+            handles[3].status.update(lambda old: replace(old, state=State.NOTREADY))
+            raise LookupError
+
+    calls: list[Call] = [lambda handle=each: stop(handle) for each in handles[:3]]  # type: ignore[misc]
+    with convoy(store, blocker, *calls, stop_in_vain) as futures:
+        pass
+    assert [True] * 3 == [future.result() for future in futures[1:4]]
+    assert not handles[3].stopped.is_set()
+
+
+def test_16_threads_lose_no_update(open_store: OpenStore) -> None:
+    """16 x 100 increments of one status are 1600, some of which fail on the way."""
+    stores = [open_store(), open_store()]
+    stores[0].add(sandbox("a"), READY)
+
+    def count(n: int) -> int:
+        handle, failed = stores[n % 2].get("a"), 0
+        for turn in range(100):
+            handle.status.update(more)
+            if turn % 10 == n % 10:
+                with pytest.raises(LookupError):
+                    handle.status.update(lambda old: fail(more(old)))
+                failed += 1
+        return failed
+
+    with ThreadPoolExecutor(16) as pool:
+        assert 160 == sum(pool.map(count, range(16)))
+    assert 1600 == stores[0].get("a").status.get().exited_at
+
+
+COUNTER = """
+    import sys
+    from concurrent.futures import ThreadPoolExecutor
+    from dataclasses import replace
+    from registry import Store
+    path, threads, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    with Store.open(path) as store, ThreadPoolExecutor(threads) as pool:
+        handle = store.get("a")
+        print("open", flush=True)
+        sys.stdin.readline()
+        def count(_):
+            for _ in range(times):
+                handle.status.update(lambda old: replace(old, exited_at=old.exited_at + 1))
+        list(pool.map(count, range(threads)))
+    print("done")
+    """
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(8, 1), (4, 4)])
+def test_processes_lose_no_update(store: Store, path: str, processes: int, threads: int) -> None:
+    """Nor does anybody wait in vain."""
+    store.add(sandbox("a"), READY)
+    children = [running(COUNTER, path, threads, 50) for _ in range(processes)]
+    started = [child.__enter__() for child in children]
+    try:
+        assert ["open"] * processes == [line(child) for child in started]
+        for child in started:
+            say(child)
+        assert ["done"] * processes == [line(child) for child in started]
+    finally:
+        for each in children:
+            each.__exit__(None, None, None)
+    assert processes * threads * 50 == store.get("a").status.get().exited_at
+
+
+def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: str) -> None:
+    """The change is stored then, and the next write goes on."""
+    out = run(
+        """
+        import signal, sys, threading, time
+        from dataclasses import replace
+        from registry import Metadata, State, Status, Store
+
+        def more(old):
+            return replace(old, exited_at=old.exited_at + 1)
+
+        def queue():
+            return len(store._session.engine.writes.mutex._queue)
+
+        with Store.open(sys.argv[1]) as store:
+            one, two, three = (
+                store.add(Metadata(id, id, None), Status(State.READY)) for id in "abc")
+            gates = [threading.Event(), threading.Event()]
+
+            def slow(gate):
+                return lambda old: gate.wait(30) and more(old)
+
+            def wait(count):
+                while queue() < count:
+                    time.sleep(0.001)
+
+            first = threading.Thread(target=lambda: one.status.update(slow(gates[0])))
+            first.start()
+            wait(1)
+
+            def behind():
+                wait(2)  # the main thread is in line
+                last.start()
+                wait(3)
+                gates[0].set()
+                wait(1)
+                time.sleep(0.1)  # the main thread has run, and waits for the commit
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                time.sleep(0.2)
+                gates[1].set()
+
+            last = threading.Thread(target=lambda: three.status.update(slow(gates[1])))
+            threading.Thread(target=behind).start()
+            try:
+                two.status.update(more)
+            except KeyboardInterrupt:
+                print("interrupted, and", two.status.get().exited_at)
+            last.join()
+            two.status.update(more)
+            print([each.status.get().exited_at for each in (one, two, three)], store.check())
+        """,
+        path,
+    )
+    assert ["interrupted, and 1", "[1, 2, 1] []"] == out.splitlines()
