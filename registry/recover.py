@@ -46,7 +46,7 @@ def load_containers(session: Session, loader: ContainerLoader) -> None:
     with session.reading("load containers") as reading:
         found = reading.fetch(rows.ROWS.sql, {})
     for row in found:
-        sandbox = Sandbox(session, Row(*row), reading.settled)
+        sandbox = Sandbox(session, session.found(Row(*row), reading.settled))
         try:
             sandbox.attach(loader(sandbox))
         except Exception:

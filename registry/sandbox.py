@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from registry import changes, netns, rows
+from registry.cache import Found
 from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
 from registry.errors import NotFoundError, UnavailableError
@@ -33,22 +34,47 @@ class Sandbox:
     Source: containerd pkg/store/sandbox/sandbox.go, Sandbox.
     """
 
-    def __init__(self, session: Session, row: Row, settled: int | None = None) -> None:
-        """Stand for the sandbox of *row*, see `Session.live_of`; use `Store.add` and the like."""
+    __slots__ = ("__weakref__", "_found", "_metadata", "_session")
+
+    def __init__(self, session: Session, found: Found) -> None:
+        """Stand for the sandbox that was *found*; use `Store.add` and the like."""
         self._session = session
-        self._row = row
+        self._found = found
         self._metadata: Metadata | None = None
-        self._live = session.live_of(row, settled)
-        self.id: Final = row.id
-        self.name: Final = row.name
-        self.netns_path: Final = row.netns_path
-        self.ip: Final = row.ip
-        self.runtime_handler: Final = row.runtime_handler
-        self.process_label: Final = row.process_label
 
     def __repr__(self) -> str:
         """Show id and name."""
         return f"Sandbox({self.id!r}, name={self.name!r})"
+
+    @property
+    def id(self) -> str:
+        """`metadata.id`."""
+        return self._found.row.id
+
+    @property
+    def name(self) -> str:
+        """`metadata.name`."""
+        return self._found.row.name
+
+    @property
+    def netns_path(self) -> str:
+        """`metadata.netns_path`."""
+        return self._found.row.netns_path
+
+    @property
+    def ip(self) -> str:
+        """`metadata.ip`."""
+        return self._found.row.ip
+
+    @property
+    def runtime_handler(self) -> str:
+        """`metadata.runtime_handler`."""
+        return self._found.row.runtime_handler
+
+    @property
+    def process_label(self) -> str:
+        """`metadata.process_label`."""
+        return self._found.row.process_label
 
     @property
     def metadata(self) -> Metadata:
@@ -58,13 +84,13 @@ class Sandbox:
             MetadataError: the stored bytes cannot be decoded.
         """
         if self._metadata is None:
-            self._metadata = self._row.metadata()
+            self._metadata = self._found.row.metadata()
         return self._metadata
 
     @property
     def stored(self) -> dict[str, Any]:
         """The columns that `seen` and `metadata` are decoded from, for when they cannot be."""
-        return {name: getattr(self._row, name) for name in STORED}
+        return {name: getattr(self._found.row, name) for name in STORED}
 
     @property
     def config(self) -> PodSandboxConfig | None:
@@ -84,7 +110,7 @@ class Sandbox:
     @property
     def status(self) -> StatusStorage:
         """The status, to be read and changed."""
-        return _StoredStatus(self._session, self._row)
+        return _StoredStatus(self._session, self._found.row)
 
     @property
     def seen(self) -> Status:
@@ -93,7 +119,7 @@ class Sandbox:
         Raises:
             MetadataError: its state is none that is known here.
         """
-        return self._row.status()
+        return self._found.status()
 
     @property
     def netns(self) -> NetNS | None:
@@ -103,12 +129,12 @@ class Sandbox:
             NetNSError: with `.errno`; it cannot be seen.
         """
         self._session.require_own(f"look at network namespace {self.netns_path!r}")
-        if self._row.host_network or not self.netns_path:
+        if self._found.row.host_network or not self.netns_path:
             return None
         sight = netns.look(self.netns_path, Vantage.here())
         if sight.presence is Presence.UNSEEN:
             return NetNS.load(self.netns_path)  # raises with the errno
-        recorded = self._row.netns()
+        recorded = self._found.row.netns()
         if sight.identity is None or (recorded and not recorded.same_as(sight.identity)):
             return None
         return NetNS(self.netns_path, sight.identity)
@@ -123,8 +149,8 @@ class Sandbox:
             NetNSError: with `.errno`.
         """
         self._session.require_own(f"remove network namespace {self.netns_path!r}")
-        if self.netns_path and not self._row.host_network:
-            netns.remove(self.netns_path, self._row.netns())
+        if self.netns_path and not self._found.row.host_network:
+            netns.remove(self.netns_path, self._found.row.netns())
 
     def open_process(self) -> Process | None:
         """Return the sandbox's init process, to be watched, killed and closed; None: it has ended.
@@ -133,23 +159,23 @@ class Sandbox:
             FailedPreconditionError: it cannot be seen from here, or nobody noted which one it is.
         """
         self._session.require_own(f"open process of sandbox {self.id!r}")
-        recorded = self._row.process()
+        recorded = self._found.row.process()
         return None if recorded is None else Process.of_identity(recorded)
 
     @property
     def container(self) -> Container | None:
         """What was attached by `add` or the container loader in this process."""
-        return self._live.container
+        return self._found.live.container
 
     def attach(self, container: Container | None) -> None:
         """Give the sandbox its container, for all handles of this process; None changes nothing."""
         if container is not None:
-            self._live.container = container
+            self._found.live.container = container
 
     @property
     def stopped(self) -> StopCh:
         """Set once the sandbox is NOTREADY or deleted; shared by all handles of this process."""
-        return self._live.stopped
+        return self._found.live.stopped
 
     def stop(self) -> None:
         """Set `stopped` without touching the status."""
@@ -161,7 +187,7 @@ class Sandbox:
         return self._session.write_even_if_full(doing, lambda: self._delete(doing))
 
     def _delete(self, doing: str) -> bool:
-        session, creation = self._session, self._row.creation
+        session, creation = self._session, self._found.row.creation
         with session.write(doing) as transaction:
             row = changes.find_creation(creation, transaction.fetch)
             if row is not None:
@@ -185,16 +211,13 @@ class _StoredStatus:
             NotFoundError: the sandbox has been deleted.
             MetadataError: its state is none that is known here.
         """
-        session, handle = self._session, self._handle
+        handle = self._handle
         doing = f"read status of sandbox {handle.id!r}"
-        found = session.fetch(rows.STATUS.sql, {"creation": handle.creation}, doing)
-        if not found:
-            session.bury_missing(handle.creation)
+        found = self._session.find_creation(handle.creation, doing)
+        if found is None:
+            self._session.bury_missing(handle.creation)
             raise _deleted(doing, handle)
-        status = rows.load_status(found[0], handle.id)
-        if status.state is State.NOTREADY:
-            session.stop(handle.creation)
-        return status
+        return found.status()
 
     def update(self, fn: UpdateFunc, /) -> Status:
         """Store what *fn* makes of the latest status, and return it once it is committed.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 from registry import changes, live, netns, process, rows
+from registry.cache import Cache, Found
 from registry.changes import Author
 from registry.engine import Engine, MakeRoom, Transaction, Write, detach
 from registry.errors import FailedPreconditionError, ResourceExhaustedError, StoreClosedError
@@ -46,6 +47,7 @@ class Session:
         self.closed = False
         self._timeout = timeout
         self._lives = live.table.join(engine.path)
+        self._cache = Cache(engine.watch.look)
 
     def close(self) -> None:
         """End it; a second time does nothing."""
@@ -105,6 +107,50 @@ class Session:
         self.require_open(doing)
         return self.engine.fetch(sql, params, doing)
 
+    def find(self, prefix: str, doing: str) -> Found | None:
+        """Return the sandbox that *prefix* names, see `changes.find`; of the latest commit."""
+
+        def read() -> tuple[Found, ...]:
+            with self.reading(doing) as reading:
+                row = changes.find(prefix, doing, reading.fetch)
+            return () if row is None else (self.found(row, reading.settled),)
+
+        for found in self._known(prefix, doing, read):
+            return found
+        return None
+
+    def find_creation(self, creation: int, doing: str) -> Found | None:
+        """Return the sandbox of *creation*, of the latest commit; None when it was deleted."""
+        self.require_open(doing)
+
+        def read() -> Found | None:
+            settled = self._lives.settled
+            found = self.engine.fetch(rows.ROW_BY_CREATION.sql, {"creation": creation}, doing)
+            return self.found(Row(*found[0]), settled) if found else None
+
+        if self.engine.own_transaction() is not None:
+            return read()
+        return self._cache.one(creation, doing, read)
+
+    def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Found, ...]:
+        """Return the sandboxes of a query for whole rows, of the latest commit."""
+
+        def read() -> tuple[Found, ...]:
+            with self.reading(doing) as reading:
+                found = reading.fetch(sql, params)
+            settled = reading.settled
+            return tuple([self.found(Row._make(row), settled) for row in found])
+
+        return self._known((sql, *params.items()), doing, read)
+
+    def _known(
+        self, question: Hashable, doing: str, read: Callable[[], tuple[Found, ...]]
+    ) -> tuple[Found, ...]:
+        self.require_open(doing)
+        if self.engine.own_transaction() is not None:
+            return read()
+        return self._cache.several(question, doing, read)
+
     @contextmanager
     def reading(self, doing: str) -> Iterator[Reading]:
         """Lend a snapshot, whose queries all see one commit; what is deleted in it stops."""
@@ -120,6 +166,10 @@ class Session:
                 self._bury_deleted(seen, fetch)
 
     # What lives in this process.
+
+    def found(self, row: Row, settled: int | None = None) -> Found:
+        """Return *row* with what its sandbox has in this process; arguments as `live_of`."""
+        return Found(row, self.live_of(row, settled))
 
     def live_of(self, row: Row, settled: int | None = None) -> Live:
         """Return what the sandbox of *row* has in this process.

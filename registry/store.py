@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 ACTOR_MAX: Final = 256
 """Characters of who writes."""
+HIDDEN: Final = str(State.UNKNOWN)
+"""The state of those that are being created, as it is stored."""
 LABELS_MAX: Final = 256
 """Labels to filter by; SQLite refuses an expression of some hundred parts."""
 
@@ -183,14 +185,13 @@ class Store:
         """
         doing = f"get sandbox {id!r}"
         prefix = check_prefix(doing, id)
-        with self._session.reading(doing) as reading:
-            row = changes.find(prefix, doing, reading.fetch)
-        if row is None:
+        found = self._session.find(prefix, doing)
+        if found is None:
             raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
-        if row.state == str(State.UNKNOWN) and not include_unknown:
+        if found.row.state == HIDDEN and not include_unknown:
             message = f"{doing}: it is being created; see include_unknown"
-            raise NotFoundError(message, id=row.id)
-        return Sandbox(self._session, row, reading.settled)
+            raise NotFoundError(message, id=found.row.id)
+        return Sandbox(self._session, found)
 
     def list(
         self,
@@ -233,9 +234,8 @@ class Store:
             filters.add("hide_unknown")
         params |= _label_params(doing, labels)
         sql = rows.listing(frozenset(filters), len(labels or ()))
-        with self._session.reading(doing) as reading:
-            found = reading.fetch(sql, params)
-        return [Sandbox(self._session, Row(*row), reading.settled) for row in found]
+        session = self._session
+        return [Sandbox(session, found) for found in session.list(sql, params, doing)]
 
     def history(
         self, id: str | None = None, *, after: int = 0, limit: int | None = None
@@ -349,7 +349,7 @@ class Store:
                 identities=identities,
                 author=self._session.author,
             )
-            sandbox = Sandbox(self._session, row)
+            sandbox = Sandbox(self._session, self._session.found(row))
             sandbox.attach(container)
         return sandbox
 
@@ -377,7 +377,8 @@ class Store:
             _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
             after = changes.replace_metadata(transaction, row, metadata)
             self._session.note_later(transaction, after, after.pid)
-        return Sandbox(self._session, after)
+            found = self._session.found(after)
+        return Sandbox(self._session, found)
 
     def delete(self, id: str) -> bool:
         """Delete the sandbox with *id*, whole or a unique prefix; False when there is none.

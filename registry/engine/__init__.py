@@ -8,6 +8,7 @@ transaction   what is open in this process, and what is committed together
 blame         who stands in the way
 tripwire      whether the files are still those that were opened
 readers       connections that only read
+watch         whether anybody has committed
 writer        the connection that writes, step by step
 group         who writes when, and who commits for all: group commit
 file          the engine: all of it for one database file

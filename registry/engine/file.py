@@ -23,6 +23,7 @@ from registry.engine.readers import Readers
 from registry.engine.reserve import Reserve
 from registry.engine.transaction import Transaction, current_owner
 from registry.engine.tripwire import Tripwire
+from registry.engine.watch import Watch
 from registry.engine.writer import Writer
 from registry.errors import (
     FailedPreconditionError,
@@ -70,6 +71,7 @@ class Engine:
             admit=admit,
             require_same_file=self._tripwire.require_database,
         )
+        self.watch: Final = Watch(path, self._readers)
 
     # Opening and closing.
 
@@ -141,11 +143,15 @@ class Engine:
     def _close_all(self, deadline: float) -> None:
         try:
             if self.read_only:
-                self._readers.close(self._tripwire.close)
+                self._close_readers(self._tripwire.close)
             else:
-                self.writer.close(deadline, self._readers.close)
+                self.writer.close(deadline, self._close_readers)
         finally:
             living.discard(self)
+
+    def _close_readers(self, close: Callable[[driver.Connection], None]) -> None:
+        self._readers.close(close)
+        self.watch.close(close)
 
     def abandon_in_child(self) -> None:
         """Make every use raise in a forked child."""

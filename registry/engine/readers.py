@@ -106,7 +106,7 @@ class Readers:
         self._stamp = stamp(self._path)
         reader = self._open(prepare, timeout=0)
         try:
-            self._require_unchanged("open registry")
+            self.require_unchanged("open registry")
         except BaseException:
             reader.close()
             raise
@@ -137,10 +137,10 @@ class Readers:
                         connection.execute("BEGIN")
                     yield connection
                 finally:
-                    self._require_known_schema(connection, doing)
+                    self.require_known_schema(connection, doing)
         finally:
             self.give_back(connection)
-            self._require_unchanged(doing)
+            self.require_unchanged(doing)
 
     def take(self, doing: str) -> driver.Connection:
         """Return a reader, to be given back."""
@@ -178,7 +178,7 @@ class Readers:
             with contextlib.suppress(IndexError):
                 driver.close(self._idle.pop())
 
-    def _require_known_schema(self, connection: driver.Connection, doing: str) -> None:
+    def require_known_schema(self, connection: driver.Connection, doing: str) -> None:
         """Raise if another process has upgraded the registry past what may be read."""
         if self.abandoned:
             return
@@ -188,7 +188,7 @@ class Readers:
                 self._admit(connection.fetch, doing, self._path)
                 self._schema = schema
 
-    def _require_unchanged(self, doing: str) -> None:
+    def require_unchanged(self, doing: str) -> None:
         """Raise if an immutable file was changed: what was read may be neither old nor new."""
         if self._immutable and stamp(self._path) != self._stamp:
             raise FailedPreconditionError(

@@ -220,9 +220,10 @@ def test_the_config_can_be_asked_with_json_extract(shell: sqlite3.Connection) ->
 
 
 def test_look_ups_use_indexes(shell: sqlite3.Connection, store: Store) -> None:
-    """By prefix, name, label and pod: no look-up reads the whole table."""
+    """By prefix, name, label, pod, namespace and state: no look-up reads the whole table."""
     statements: list[str] = []
     engine = store._session.engine
+    store.list()  # has opened the connection that watches, which reads nothing
     reader = engine._readers.take("test")
     reader.set_trace_callback(statements.append)
     engine._readers.give_back(reader)
@@ -231,9 +232,12 @@ def test_look_ups_use_indexes(shell: sqlite3.Connection, store: Store) -> None:
     store.list(pod="web")
     store.list(name="name-ready")
     store.list(id="rea")
+    store.list(namespace="default")
+    store.list(pod="web", namespace="default", labels={"app": "x", "tier": "front"})
+    store.list(include_unknown=True, state=State.NOTREADY)
     reader.set_trace_callback(None)
     selects = [statement for statement in statements if statement.startswith("SELECT")]
-    assert len(selects) >= 6
+    assert len(selects) >= 9
     for statement in selects:
         if "WHERE" in statement:
             plan = shell.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()

@@ -1,0 +1,72 @@
+"""Whether anybody has committed since the last look: `PRAGMA data_version` on an idle connection.
+
+The number is another one after a commit of whatever connection, of this process, of another or of
+the `sqlite3` shell. It costs a few microseconds; what was read before and is asked for again need
+not be read again while it stands still.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Final
+
+from registry.engine import driver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from registry.engine.readers import Readers
+
+
+class Watch:
+    """The watch over one database file in this process."""
+
+    def __init__(self, path: str, readers: Readers) -> None:
+        """Begin with no connection; *readers* lends it."""
+        self._path: Final = path
+        self._readers: Final = readers
+        self._looking = threading.Lock()
+        self._looker = 0
+        self._connection: driver.Connection | None = None
+        self._seen = 0
+
+    def look(self, doing: str) -> int | None:
+        """Return the number of the commit that is the latest now.
+
+        None in a signal handler, or a finalizer, that runs in the middle of another look of the
+        same thread: an answer then has to be read.
+
+        Raises:
+            RegistryError: it cannot be read, or may not any more: see `Readers`.
+        """
+        me = threading.get_ident()
+        if self._looker == me:
+            return None
+        with self._looking:
+            self._looker = me
+            try:
+                connection = self._connection or self._connect(doing)
+                # Each row is taken: behind a cursor that is left open the number stands still.
+                (number,) = connection.execute("PRAGMA data_version").fetchone()
+                if number != self._seen:
+                    self._readers.require_known_schema(connection, doing)
+                    self._seen = number
+                self._readers.require_unchanged(doing)
+            except sqlite3.Error as error:
+                raise driver.translate(error, doing, self._path) from error
+            finally:
+                self._looker = 0
+        return int(number)
+
+    def _connect(self, doing: str) -> driver.Connection:
+        self._connection = self._readers.take(doing)
+        self._seen = 0
+        return self._connection
+
+    def close(self, close: Callable[[driver.Connection], None]) -> None:
+        """Have *close* close the connection, when nobody looks."""
+        with self._looking:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                close(connection)

@@ -1,0 +1,261 @@
+"""What is kept in memory is never older than a commit, whoever made it."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from registry import Metadata, NotFoundError, Sandbox, State, Status, Store, cache
+from registry.cri import PodSandboxConfig
+from tests.conftest import OpenStore
+from tests.convoy import more
+from tests.tools import READY, execute, ids, line, run, running, sandbox, say
+
+
+@contextmanager
+def statements(store: Store) -> Iterator[list[str]]:
+    """Note what all connections that read run."""
+    engine, seen = store._session.engine, list[str]()
+    engine.watch.look("test")
+    engine.fetch("SELECT 1", {}, "test")
+    connections = [*engine._readers._idle, engine.watch._connection]
+    assert 2 == len(connections)
+    for each in connections:
+        assert each is not None
+        each.set_trace_callback(seen.append)
+    yield seen
+    for each in connections:
+        assert each is not None
+        each.set_trace_callback(None)
+
+
+def test_what_nobody_has_changed_is_not_read_again(store: Store) -> None:
+    """One look at a number for each call, of whatever kind."""
+    handle = store.add(sandbox("abc", config=PodSandboxConfig(hostname="h")), READY)
+    store.get("a")
+    store.list(state=State.READY)
+    with statements(store) as seen:
+        assert "h" == store.get("a").config.hostname  # type: ignore[union-attr]
+        assert "h" == store.list(state=State.READY)[0].config.hostname  # type: ignore[union-attr]
+        assert State.READY is handle.status.get().state
+    assert ["PRAGMA data_version"] * 3 == seen
+
+
+WRITER = """
+    import sys
+    from dataclasses import replace
+    from registry import Metadata, State, Status, Store
+    with Store.open(sys.argv[1], reconcile=False) as store:
+        print("open", flush=True)
+        for n in range(1, 301):
+            with store.transaction():
+                for id in "ab":
+                    store.get(id).status.update(lambda old: replace(old, exited_at=n))
+                if n % 10 == 0:
+                    store.add(Metadata(f"n{n}", f"n{n}", None), Status(State.READY))
+                    store.delete(f"n{n - 10}")
+            print(n, flush=True)
+        sys.stdin.readline()
+    """
+
+
+def test_a_read_is_never_older_than_a_commit_of_another_process(store: Store, path: str) -> None:
+    """That was acknowledged before it began: the other process says so through a pipe."""
+    handle = store.add(sandbox("a"), READY)
+    store.add(sandbox("b"), READY)
+    store.add(sandbox("n0"), READY)
+    with running(WRITER, path) as child:
+        assert "open" == line(child)
+        for n in range(1, 301):
+            acknowledged = int(line(child))
+            assert n == acknowledged
+            assert handle.status.get().exited_at >= n
+            assert store.get("b").seen.exited_at >= n
+            if n % 10 == 0:
+                with pytest.raises(NotFoundError):
+                    store.get(f"n{n - 10}")
+            found = {each.id: each.seen.exited_at for each in store.list()}
+            assert found["a"] == found["b"] >= n
+        say(child)
+
+
+def test_threads_that_read_see_what_threads_that_write_have_committed(store: Store) -> None:
+    """The same, of one process: a number that only grows, and lists that are one snapshot."""
+    one, two = store.add(sandbox("a"), READY), store.add(sandbox("b"), READY)
+    committed, stop = [0], threading.Event()
+
+    def write() -> None:
+        for n in range(1, 300):
+            with store.transaction():
+                for handle in (one, two):
+                    handle.status.update(lambda old: replace(old, exited_at=n))  # noqa: B023
+            committed[0] = n
+        stop.set()
+
+    def read(_: int) -> int:
+        reads = 0
+        while not stop.is_set():
+            least = committed[0]
+            assert one.status.get().exited_at >= least
+            first, second = store.list()
+            assert first.seen.exited_at == second.seen.exited_at >= least
+            reads += 1
+        return reads
+
+    with ThreadPoolExecutor(4) as pool:
+        writing = pool.submit(write)
+        assert min(pool.map(read, range(3))) > 0
+        writing.result()
+
+
+def test_a_commit_of_the_shell_is_seen_by_the_next_read(store: Store, path: str) -> None:
+    """Of each kind."""
+    handle = store.add(sandbox("a"), READY)
+    for n in range(1, 20):
+        execute(path, f"UPDATE sandbox_statuses SET message = '{n}'")
+        reads: list[Callable[[], Status]] = [
+            handle.status.get,
+            lambda: store.get("a").seen,
+            lambda: store.list()[0].seen,
+        ]
+        for read in (*reads[n % 3 :], *reads[: n % 3]):
+            assert str(n) == read().message
+    execute(path, "DELETE FROM sandboxes")
+    assert [] == store.list()
+    with pytest.raises(NotFoundError):
+        handle.status.get()
+
+
+def test_what_is_read_while_somebody_commits_is_not_kept(store: Store, path: str) -> None:
+    """It may be of before or of after; the next one reads again."""
+    handle = store.add(sandbox("a"), READY)
+    session = store._session
+    known, row = session._cache, handle._found.row
+
+    def read() -> cache.Found:
+        found = session.found(row)
+        handle.status.update(more)
+        return found
+
+    assert 0 == known.one(row.creation, "test", read).status().exited_at  # type: ignore[union-attr]
+    assert 1 == handle.status.get().exited_at
+    execute(path, "UPDATE sandbox_statuses SET exited_at = 7")
+    assert ("a",) == tuple(
+        ids([Sandbox(session, each) for each in known.several("q", "t", lambda: (read(),))])
+    )
+    assert 8 == handle.status.get().exited_at
+
+
+def test_an_open_transaction_reads_its_own_and_nobody_keeps_it(store: Store) -> None:
+    """Nor after it was rolled back."""
+    handle = store.add(sandbox("a"), READY)
+
+    def seen() -> list[int]:
+        return [handle.status.get().exited_at, store.get("a").seen.exited_at, len(store.list())]
+
+    assert [0, 0, 1] == seen()
+    with pytest.raises(LookupError), store.transaction():
+        handle.status.update(more)
+        store.add(sandbox("b"), READY)
+        assert [1, 1, 2] == seen()
+        with ThreadPoolExecutor(1) as other:
+            assert [0, 0, 1] == other.submit(seen).result()
+        raise LookupError
+    assert [0, 0, 1] == seen()
+
+
+def test_every_handle_has_a_config_of_its_own(store: Store) -> None:
+    """What is changed in one is in no other."""
+    store.add(sandbox("a", config=PodSandboxConfig(hostname="before")), READY)
+    for _ in range(2):
+        for handle in (store.get("a"), *store.list()):
+            assert handle.config is not None
+            assert "before" == handle.config.hostname
+            handle.config.hostname = "changed"
+            assert "changed" == handle.config.hostname
+
+
+def test_what_is_kept_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be more is read each time, and right."""
+    handles = [store.add(sandbox(f"s{n}"), READY) for n in range(20)]
+    monkeypatch.setattr(cache, "BYTES_MAX", 3 * cache.ROW_BYTES)
+    for n in range(1, 4):
+        for handle in handles:
+            handle.status.update(more)
+        assert [n] * 20 == [each.seen.exited_at for each in store.list()]
+        assert [n] * 20 == [each.status.get().exited_at for each in handles]
+        assert [n] * 20 == [store.get(each.id).seen.exited_at for each in handles]
+        commit = store._session._cache._commit
+        assert len(commit.found) <= 3
+        assert commit.weight <= 3 * cache.ROW_BYTES
+
+
+def test_two_stores_of_one_file_see_each_other(open_store: OpenStore) -> None:
+    """And one that only reads sees both."""
+    one, two = open_store(), open_store()
+    reader = open_store(read_only=True)
+    one.add(sandbox("a"), READY)
+    for n in range(10):
+        (one, two)[n % 2].get("a").status.update(more)
+        for store in (one, two, reader):
+            assert n + 1 == store.get("a").status.get().exited_at == store.list()[0].seen.exited_at
+
+
+def test_a_stranger_that_holds_a_lock_does_not_keep_a_read_waiting(store: Store, path: str) -> None:
+    """Nor is anything of its open transaction seen."""
+    handle = store.add(sandbox("a"), READY)
+    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        shell.execute("UPDATE sandbox_statuses SET message = 'open'")
+        assert "" == handle.status.get().message == store.list()[0].seen.message
+        shell.execute("COMMIT")
+        assert "open" == handle.status.get().message == store.list()[0].seen.message
+
+
+def test_a_signal_handler_may_read_in_the_middle_of_a_read(path: str) -> None:
+    """It neither waits for the call that it interrupts, nor sees less than it should."""
+    out = run(
+        """
+        import signal, sys
+        from dataclasses import replace
+        from registry import Metadata, State, Status, Store
+
+        with Store.open(sys.argv[1]) as store:
+            handle = store.add(Metadata("a", "a", None), Status(State.READY))
+            seen = []
+
+            def look(signum, frame):
+                least = committed
+                one, two = handle.status.get(), store.list()[0].seen
+                seen.append(least <= one.exited_at == two.exited_at)
+                signal.setitimer(signal.ITIMER_REAL, 0.0003)
+
+            signal.signal(signal.SIGALRM, look)
+            signal.setitimer(signal.ITIMER_REAL, 0.0003)
+            committed = 0
+            for n in range(1, 200):
+                handle.status.update(lambda old: replace(old, exited_at=n))
+                committed = n
+                for _ in range(50):
+                    assert n == handle.status.get().exited_at
+                    store.get("a")
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            print(len(seen) > 20, all(seen))
+        """,
+        path,
+    )
+    assert "True True" == out.strip()
+
+
+def test_a_stored_status_is_the_callers_to_keep(store: Store) -> None:
+    """It is a value; what comes later does not change it."""
+    handle = store.add(Metadata("a", "a", None), Status(State.READY, message="first"))
+    before = handle.status.get()
+    handle.status.update(lambda old: replace(old, message="second"))
+    assert ("first", "second") == (before.message, handle.status.get().message)
