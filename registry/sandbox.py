@@ -264,6 +264,8 @@ class _StoredStatus:
 class _Once:
     """An UpdateFunc that runs once: who tries again to store what it made gets its answer."""
 
+    __slots__ = ("_answer", "_asked", "_doing", "_fn", "wrote")
+
     def __init__(self, fn: UpdateFunc, doing: str) -> None:
         self._fn, self._doing = fn, doing
         self._asked: Status | None = None

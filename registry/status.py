@@ -37,7 +37,7 @@ class State(IntEnum):
 
     def __str__(self) -> str:
         """Return `SANDBOX_UNKNOWN`, `SANDBOX_READY` or `SANDBOX_NOTREADY`."""
-        return f"SANDBOX_{self.name}"
+        return _TEXTS[self]
 
     @classmethod
     def parse(cls, text: str) -> State:
@@ -52,6 +52,7 @@ class State(IntEnum):
         return state
 
 
+_TEXTS: Final = tuple(f"SANDBOX_{state.name}" for state in State)
 _BY_TEXT: Final[Mapping[str, State]] = {str(state): state for state in State}
 
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = MappingProxyType(

@@ -38,7 +38,7 @@ from registry.reconcile import Report
 from registry.recover import ContainerLoader
 from registry.rows import Row, Transition
 from registry.sandbox import Sandbox
-from registry.session import Session, netns_at
+from registry.session import Session, check_function, netns_at
 from registry.status import State, Status
 from registry.status import validate as validate_status
 from registry.values import (
@@ -368,6 +368,7 @@ class Store:
         """
         doing = f"update metadata of sandbox {id!r}"
         prefix = check_prefix(doing, id)
+        check_function(doing, fn)
         with self._session.write(doing) as transaction:
             self._session.engine.writer.require_room(doing)
             row = changes.find(prefix, doing, transaction.fetch)

@@ -65,7 +65,7 @@ class Mutex:
         """Begin with nobody holding it."""
         self.idlers: Final = Sleepers()
         """Woken when nobody holds it any more."""
-        self._queue: list[tuple[object, Sleepers]] = []
+        self._queue: list[tuple[object, threading.Lock]] = []
 
     @property
     def holder(self) -> object:
@@ -86,12 +86,15 @@ class Mutex:
 
         After an exception the caller releases it, whether it was held or not.
         """
-        sleepers = Sleepers()
-        self._queue.append((holder, sleepers))
-        if sleepers.wait(lambda: self.holder is holder, deadline):
-            return True
-        self.release(holder)
-        return False
+        turn = threading.Lock()
+        turn.acquire()
+        self._queue.append((holder, turn))
+        while self.holder is not holder:
+            remaining = -1 if deadline is None else deadline - time.monotonic()
+            if (deadline is not None and remaining <= 0) or not turn.acquire(timeout=remaining):
+                self.release(holder)
+                return False
+        return True
 
     def release(self, holder: object) -> None:
         """Take *holder* out of the queue, wherever it stands; harmless when repeated."""
@@ -99,7 +102,8 @@ class Mutex:
             if entry[0] is holder:
                 with contextlib.suppress(ValueError):  # somebody else has taken it out
                     self._queue.remove(entry)
-        for _, sleepers in self._queue[:1]:
-            sleepers.wake()
+        for _, turn in self._queue[:1]:
+            with contextlib.suppress(RuntimeError):  # somebody else has woken it
+                turn.release()
         if not self._queue:
             self.idlers.wake()

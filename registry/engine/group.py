@@ -136,7 +136,9 @@ class GroupCommit:
         self.transaction = None
         if self._next_may_join(transaction, group):
             self.mutex.release(transaction)
-        self._settle(transaction, group)
+            self._settle(transaction, group)
+        else:
+            self._conclude(group)
         if group.failure is not None:
             raise group.failure_of(transaction)
 
@@ -152,7 +154,7 @@ class GroupCommit:
         if group is not None:
             if not group.done:  # it was struck: whoever is next may not have been woken
                 self.mutex.release(transaction)
-            self._settle(transaction, group)
+                self._settle(transaction, group)
             transaction.committed = group.done and group.failure is None
         self.abandon(transaction)
 
@@ -160,7 +162,8 @@ class GroupCommit:
         """Do so without waiting: what others are going to commit is theirs."""
         # The mutex goes last, and in no `finally`: by it the next try, after an interrupt, knows
         # that there is still something to do.
-        if self.mutex.holder is transaction:
+        over = transaction.group is not None and transaction.group.done and self._group is None
+        if not over and self.mutex.holder is transaction:
             self._leave(transaction)
         self.mutex.release(transaction)
 

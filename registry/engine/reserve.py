@@ -27,6 +27,7 @@ class Reserve:
         """Take nothing yet."""
         self._database: Final = database
         self._path: Final = f"{database}-reserve"
+        self._directory: Final = os.path.dirname(database)
         self._full = False
 
     def held(self) -> bool:
@@ -58,7 +59,7 @@ class Reserve:
         Where it cannot be had for another reason than room, there is room all the same.
         """
         there = self.take() or not self._full
-        return there and paths.free(os.path.dirname(self._path)) >= MARGIN
+        return there and paths.free(self._directory) >= MARGIN
 
     def give_up(self) -> bool:
         """Give the space back to the file system, and tell whether there was any."""

@@ -45,6 +45,11 @@ def current_owner() -> object:
 class Transaction:
     """The write transaction that is open, as its owner's calls see it."""
 
+    __slots__ = (
+        *("_effects", "_outer", "added", "alone", "committed", "connection", "deadline", "doing"),
+        *("ended_by", "group", "joined", "owner", "path", "require_open", "since", "thread"),
+    )
+
     def __init__(
         self,
         connection: Connection,
@@ -71,7 +76,9 @@ class Transaction:
         self.connection = connection
         self.require_open = require_open
         self.path = path
-        self._doing = [doing]
+        self.doing = doing
+        """What is being done, for messages: by the innermost part."""
+        self._outer: list[str] = []
         self.owner = current_owner()
         self.thread = threading.current_thread()
         self.since = time.time_ns()
@@ -83,11 +90,6 @@ class Transaction:
         self.added: set[int] = set()
         """Creations of the sandboxes that it has added: nobody else has seen them."""
         self._effects: list[list[Callable[[], object]]] = [[]]
-
-    @property
-    def doing(self) -> str:
-        """What is being done, for messages: by the innermost part."""
-        return self._doing[-1]
 
     def execute(self, sql: str, params: Mapping[str, object] = {}) -> sqlite3.Cursor:
         """Run one statement.
@@ -134,9 +136,15 @@ class Transaction:
         """Run *effect* once the commit is certain and before the call returns; never otherwise."""
         self._effects[-1].append(effect)
 
+    @property
+    def depth(self) -> int:
+        """How many savepoints it has open, and one."""
+        return len(self._effects)
+
     def begin_nested(self, doing: str) -> None:
         """Begin a savepoint: a part that may fail alone."""
-        self._doing.append(doing)
+        self._outer.append(self.doing)
+        self.doing = doing
         self._effects.append([])
         self.execute(f"SAVEPOINT {self._savepoint()}")
 
@@ -156,10 +164,10 @@ class Transaction:
             if error is None:
                 self._effects[-1].extend(effects)
         finally:
-            self._doing.pop()
+            self.doing = self._outer.pop()
 
     def _savepoint(self) -> str:
-        return f"nested_{len(self._effects)}"
+        return f"nested_{self.depth}"
 
     def run_effects(self) -> None:
         """Run what waited for the commit."""
@@ -172,7 +180,7 @@ class Transaction:
         Raises:
             FailedPreconditionError: from the error that ended it.
         """
-        parts_left_open = len(self._effects) > 1  # a signal handler's exception struck their end
+        parts_left_open = self.depth > 1  # a signal handler's exception struck their end
         if self.ended_by is not None or parts_left_open or not self.connection.in_transaction:
             raise self._ended() from self.ended_by
 

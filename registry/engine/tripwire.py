@@ -2,16 +2,18 @@
 
 SQLite goes on writing to a file that was removed or replaced: what it commits then goes into
 nowhere, or, when the log is moved into the database at the close, over what others have written
-since. Looked at before a transaction, before its commit and before that is acknowledged.
+since. Looked at before a transaction, and after its commit before that is acknowledged.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from registry.engine import driver
-from registry.engine.paths import identity, size
+from registry.engine.paths import identity
 from registry.errors import DataLossError
+from registry.kernel import file_at
 
 spoiled: Final[dict[str, object]] = {}
 """Which databases, by their paths, have connections that must not be closed.
@@ -26,12 +28,16 @@ class Tripwire:
     def __init__(self, path: str) -> None:
         """Know of none yet."""
         self._path: Final = path
-        self._log: Final = f"{path}-wal"
+        self._database: Final = os.fsencode(path)
+        self._log: Final = self._database + b"-wal"
         self._files: tuple[object, object] = (None, None)
+        self.log_size = 0
+        """Bytes of the log, when it was last looked at."""
 
     def set(self, *, log: bool) -> None:
         """Remember what is open; *log*: the log too, which exists while somebody writes."""
-        self._files = (identity(self._path), identity(self._log) if log else None)
+        database, found = self._look()
+        self._files = (database, found if log else None)
 
     def database(self) -> object:
         """Return which database is open."""
@@ -39,7 +45,12 @@ class Tripwire:
 
     def holds(self) -> bool:
         """Whether others find the database and the log that we have open."""
-        return (identity(self._path), identity(self._log)) == self._files
+        return self._look() == self._files
+
+    def _look(self) -> tuple[object, object]:
+        database, log = file_at(self._database), file_at(self._log)
+        self.log_size = log.size if log else 0
+        return (database and database.identity, log and log.identity)
 
     def require(self, doing: str) -> None:
         """Raise DataLossError unless it holds."""
@@ -50,10 +61,6 @@ class Tripwire:
         """Raise DataLossError unless the database, of which the log is not known, is the same."""
         if identity(self._path) != self._files[0]:
             raise self.replaced(doing)
-
-    def log_size(self) -> int:
-        """Return the bytes of the log."""
-        return size(self._log)
 
     def replaced(self, doing: str) -> DataLossError:
         """Return the error of *doing* something with files that are no longer there."""
@@ -73,8 +80,8 @@ class Tripwire:
 
         Where there is none at all, the close writes our log down, and nothing of it is lost.
         """
-        now = (identity(self._path), identity(self._log))
-        if any(there not in {None, ours} for there, ours in zip(now, self._files, strict=True)):
+        pairs = zip(self._look(), self._files, strict=True)
+        if any(there not in {None, ours} for there, ours in pairs):
             self.spoil()
 
     def close(self, connection: driver.Connection) -> None:

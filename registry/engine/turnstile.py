@@ -19,7 +19,6 @@ where they would otherwise keep the lock alive after the parent's death.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
@@ -161,10 +160,11 @@ class Turnstile:
         return False
 
     def _acquire(self, deadline: float) -> bool:
-        if self._waiter.idle and self._queue.take_now() and self._lock.take_now():
+        free = self._waiter.idle and self._queue.take_now() and self._lock.take_now()
+        if free or self._waiter.wait(deadline):
             self._queue.release()
             return True
-        return self._waiter.wait(deadline)
+        return False
 
     def _sign(self) -> None:
         """Say since when we hold it: by a record lock that begins at this very nanosecond.
@@ -172,18 +172,19 @@ class Turnstile:
         The kernel tells others its beginning, and whose it is. What is written into a file instead
         costs half a commit: the next sync of the log writes it down too.
         """
-        with contextlib.suppress(OSError):  # it only names the holder
-            fcntl.lockf(self._lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
+        self._record(fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
 
-    def _unsign(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it is closed
-            fcntl.lockf(self._lock.fd, fcntl.LOCK_UN)
+    def _record(self, operation: int, length: int = 0, start: int = 0) -> None:
+        try:
+            fcntl.lockf(self._lock.fd, operation, length, start)
+        except (OSError, ValueError):  # it is closed, say; it only names the holder
+            return
 
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
         if self._waiter.leave():
             self._queue.release()
-            self._unsign()
+            self._record(fcntl.LOCK_UN)
         self._lock.release()
 
     def holder(self) -> Holder | None:
@@ -273,12 +274,12 @@ class _Waiter:
             try:
                 self._queue.take()
                 self._lock.take()
-                self._queue.release()
             except OSError as caught:
                 error = caught
             with self._guard:
                 self._state, self._error = _SERVED, error
                 if not self._wanted:
+                    self._queue.release()
                     self._lock.release()
                     self._state, self._error = _IDLE, None
             self._changed.wake()

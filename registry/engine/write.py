@@ -27,7 +27,7 @@ class Write:
         """
         self._engine, self._doing, self._timeout = engine, doing, timeout
         self._alone = alone
-        self._entered = self._nested = False
+        self._entered = self._nested = self._ended = False
 
     def __enter__(self) -> Transaction:
         if self._entered:
@@ -55,10 +55,12 @@ class Write:
 
     def _enter_nested(self, outer: Transaction) -> None:
         self._nested, self._transaction = True, outer
+        depth = outer.depth
         try:
             outer.begin_nested(self._doing)
         except BaseException as error:
-            outer.end_nested(error)
+            if outer.depth > depth:  # else it was struck before it had begun
+                outer.end_nested(error)
             raise
 
     def __exit__(
@@ -82,12 +84,12 @@ class Write:
             except BaseException:
                 self._finish()
                 raise
+            self._ended = True
 
     def __del__(self) -> None:
         # Where a signal handler's exception struck before the first bytecode of __exit__.
-        transaction = getattr(self, "_transaction", None)
-        if transaction is not None and not self._nested:
-            self._engine.abandon(transaction)
+        if self._entered and not self._nested and not self._ended:
+            self._engine.abandon(self._transaction)
 
     def _begin(self) -> None:
         self._engine.writes.begin(self._transaction, self._timeout)

@@ -55,7 +55,7 @@ class Writer:
         self._path: Final = path
         self._tripwire: Final = tripwire
         self._turnstile: Turnstile | None = None
-        self._has_turn = False
+        self._has_turn = self._has_room = False
         self._reserve: Final = Reserve(path)
         self._gave_up = False
         self._log_bound = driver.WAL_MAX
@@ -145,6 +145,7 @@ class Writer:
         if self.unwritable is not None:
             raise self.unwritable
         self._has_turn = True  # first: who is interrupted gives back what it may have
+        self._has_room = False
         self._take_turn(doing, deadline, timeout)
         self._tripwire.require(doing)
 
@@ -182,9 +183,7 @@ class Writer:
         Raises:
             RegistryError: nothing of the transaction is in the database.
             CommitUnknownError: nobody can tell; nothing is written any more.
-            DataLossError: the files were replaced.
         """
-        self._tripwire.require(doing)
         self.committing = True
         try:
             self.connection.execute("COMMIT")
@@ -234,7 +233,7 @@ class Writer:
 
     def _bound_log(self) -> None:
         """Begin the log anew when it has grown past its bound: passive checkpoints may starve."""
-        logged = self._tripwire.log_size()
+        logged = self._tripwire.log_size
         if logged <= self._log_bound:
             return
         connection = self.connection
@@ -263,12 +262,13 @@ class Writer:
         Raises:
             ResourceExhaustedError: the disk is full.
         """
-        if not self._reserve.has_more():
+        if not (self._has_room or self._reserve.has_more()):
             raise ResourceExhaustedError(
                 f"{doing}: the disk is full, and what little is left of it at {self._path!r} is "
                 "for marking sandboxes NOTREADY and deleting them; free some space",
                 path=self._path,
             )
+        self._has_room = True  # for the whole turn: the log grows at its end
 
     def is_short_of_room(self) -> bool:
         """Whether there is less than what is kept for a full disk beside it."""
