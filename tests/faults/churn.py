@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import random
@@ -25,6 +26,8 @@ from typing import Any, Final
 from registry import Metadata, NotFoundError, Sandbox, State, Status, Store, StoreClosedError
 from tests.tools import pod
 
+THREADS: Final = 2
+"""Of each process, which share their commits."""
 KEPT: Final = 60
 """Sandboxes above which a worker rather deletes than adds."""
 
@@ -39,12 +42,17 @@ class Worker:
     def __init__(self, path: str, log: str, seed: str) -> None:
         self._chance = random.Random(seed)
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self._count = 0
+        self._count = itertools.count()
         self._name = f"p{os.getpid()}-{seed}"
         self.store = self._noted("open", lambda: Store.open(path, actor=self._name))
 
     def run(self) -> None:
-        """Do one thing after the other."""
+        """Do one thing after the other, in THREADS threads at once."""
+        for _ in range(THREADS - 1):
+            threading.Thread(target=self._run, kwargs={"forks": 0}, daemon=True).start()
+        self._run(forks=2)
+
+    def _run(self, forks: int) -> None:
         doings = {
             self.add: 10,
             self.flip: 40,
@@ -54,7 +62,7 @@ class Worker:
             self.list: 5,
             self.reconcile: 1,
             self.check: 1,
-            self.fork: 2,
+            self.fork: forks,
         }
         while True:
             (do,) = self._chance.choices(list(doings), list(doings.values()))
@@ -168,8 +176,7 @@ class Worker:
         return self._chance.choice(found) if found else None
 
     def _token(self) -> str:
-        self._count += 1
-        return f"{self._name}-{self._count}"
+        return f"{self._name}-{next(self._count)}"
 
     def _noted(
         self,
@@ -179,8 +186,7 @@ class Worker:
         writes: Any = (),
         never: str = "",
     ) -> Any:
-        self._count += 1
-        key = f"{self._name}-{self._count}"
+        key = self._token()
         of = "" if handle is None else handle.id
         self._note(begun=key, what=what, of=of, writes=list(writes), never=never)
         try:
