@@ -102,6 +102,10 @@ class Cache:
         found = read()
         return self._keep(version, doing, question, *found)
 
+    def forget(self) -> None:
+        """Begin with none again."""
+        self._commit = _Commit(None)
+
     def _keep(
         self, version: int | None, doing: str, question: Hashable, *found: Found
     ) -> tuple[Found, ...]:

@@ -127,27 +127,45 @@ def _printable(text: str) -> str:
 # Looking.
 
 
-def look(row: Row, vantage: Vantage, container: ProcessSight | None) -> Looks:
+def namespaces(rows: Iterable[Row]) -> set[str]:
+    """Return the paths that have to be looked at; those that are damaged name nothing."""
+    return {
+        row.netns_path
+        for row in rows
+        if row.netns_path and not row.host_network and "\0" not in row.netns_path
+    }
+
+
+def look(
+    row: Row, vantage: Vantage, sights: Mapping[str, NetNSSight], container: ProcessSight | None
+) -> Looks:
     """Return what can be seen of the sandbox of *row*.
 
     Args:
         row: as it was read.
         vantage: from where.
+        sights: of `namespaces`.
         container: what an attached container says of its process; None when there is none.
+    Raises:
+        ValueError: its path is damaged.
     """
     recorded = row.process()
     seen = container
     if seen is None and recorded is not None:
         seen = process.look(recorded, vantage)
-    creator = row.creator()
-    unknown = row.state == str(State.UNKNOWN)
+    sight, lives_in_netns = None, False
+    if row.netns_path and not row.host_network:
+        sight = sights.get(row.netns_path)
+        if sight is None:
+            raise ValueError(f"netns_path {row.netns_path!r} is no path")
+        seen_there = sight.identity is not None and sight.identity.number == row.netns_number
+        lives_in_netns = not seen_there and _lives_in_netns(row)
+    creator = row.creator() if row.state == str(State.UNKNOWN) else None
     return Looks(
-        netns=None
-        if row.host_network or not row.netns_path
-        else netns.look(row.netns_path, vantage),
+        netns=sight,
         process=seen,
-        creator=process.look(creator, vantage) if unknown and creator is not None else None,
-        lives_in_netns=_lives_in_netns(row),
+        creator=None if creator is None else process.look(creator, vantage),
+        lives_in_netns=lives_in_netns,
     )
 
 
@@ -221,10 +239,11 @@ def _judge_boot(case: _Case, row: Row, vantage: Vantage) -> None:
     recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
     if row.state == str(State.UNKNOWN):
         recorded = (*recorded, row.creator_boot_id)
-    other = next((boot for boot in recorded if boot and boot != vantage.boot_id), None)
-    if other is not None and vantage.boot_id:
-        message = f"recorded under boot {other!r}, and this is boot {vantage.boot_id}"
-        case.dead.append((Verdict.CLOSED, "HostRebooted", message))
+    for other in recorded:
+        if other and vantage.boot_id and other != vantage.boot_id:
+            message = f"recorded under boot {other!r}, and this is boot {vantage.boot_id}"
+            case.dead.append((Verdict.CLOSED, "HostRebooted", message))
+            return
 
 
 def _judge_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
@@ -325,17 +344,18 @@ def find_orphans(registry_id: str, directories: Iterable[str], owned: Iterable[s
         directories: where to look; one that cannot be read holds none.
         owned: the paths that sandboxes have.
     """
-    taken = {os.path.realpath(path) for path in owned}
-    vantage = Vantage.here()
-    found = []
-    for directory in sorted({os.path.realpath(directory) for directory in directories}):
-        for name in _names(directory):
-            path = os.path.join(directory, name)
-            if not name.startswith(f"sr-{registry_id}-") or path in taken:
-                continue
-            if netns.look(path, vantage).presence is Presence.OPEN:
-                found.append(path)
-    return found
+    owned, vantage = set(owned), Vantage.here()
+    found = [
+        path
+        for directory in sorted({os.path.realpath(directory) for directory in directories})
+        for name in _names(directory)
+        if name.startswith(f"sr-{registry_id}-")
+        and (path := os.path.join(directory, name)) not in owned
+        and netns.look(path, vantage).presence is Presence.OPEN
+    ]
+    # Of many, and by other names than their own: only where there is something to be told.
+    taken = {os.path.realpath(path) for path in owned} if found else set()
+    return [path for path in found if path not in taken]
 
 
 def _names(directory: str) -> list[str]:

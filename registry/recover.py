@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ from registry.errors import (
 )
 from registry.kernel import Vantage
 from registry.live import Container
-from registry.netns import NetNS
+from registry.netns import NetNS, NetNSSight
 from registry.process import Life, ProcessSight
 from registry.reconcile import Judgement, Looks, Report
 from registry.rows import Row
@@ -65,7 +65,8 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
     for _ in range(ROUNDS):
-        looked = [(row, _look(session, row, vantage, reading.settled)) for row in pending]
+        sights = netns.look_all(reconcile.namespaces(pending), vantage)
+        looked = [(row, _look(session, row, vantage, sights, reading.settled)) for row in pending]
         judgements = reconcile.plan(looked, vantage, session.author.clock())
         judged.update((judgement.row.creation, judgement) for judgement in judgements)
         asked = [judgement for judgement in judgements if judgement.marks]
@@ -85,11 +86,17 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     return reconcile.report(list(judged.values()), changed, find_orphans(session, registry_id))
 
 
-def _look(session: Session, row: Row, vantage: Vantage, settled: int) -> Looks:
+def _look(
+    session: Session,
+    row: Row,
+    vantage: Vantage,
+    sights: Mapping[str, NetNSSight],
+    settled: int,
+) -> Looks:
     try:
         row.netns_path.encode()  # raises where it is damaged: what it named is not known to be gone
         container = session.live_of(row, settled).container
-        return reconcile.look(row, vantage, _look_at_container(container))
+        return reconcile.look(row, vantage, sights, _look_at_container(container))
     except Exception as error:
         log.exception("look at sandbox %r", row.id)
         unseen = ProcessSight(Life.UNSEEN, f"it could not be looked at: {error!r}")

@@ -478,6 +478,40 @@ def test_the_number_is_the_cookie_of_a_socket_inside(made: NetNS) -> None:
         assert made.identity.number == kernel.namespace_number(file.fileno())
 
 
+def test_all_looks_are_made_in_one_thread_which_tells_namespaces_apart(
+    base_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their cookies too, as on a kernel without NS_GET_ID; the caller stays where he is."""
+    made = [NetNS.create(f"{base_dir}/ns-{n}") for n in range(3)]
+    here = os.stat("/proc/thread-self/ns/net").st_ino
+    numbers = [each.identity.number for each in made]
+    paths = [*(each.path for each in made), f"{base_dir}/none", base_dir]
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    for old_kernel in (False, True):
+        if old_kernel:
+            monkeypatch.setattr(kernel, "namespace_number", lambda _: None)
+        started.clear()
+        sights = netns.look_all(paths, Vantage.here())
+        assert numbers == [
+            sight.identity.number for sight in sights.values() if sight.identity is not None
+        ]
+        assert [Presence.ABSENT, Presence.NOT_A_NAMESPACE] == [
+            sights[path].presence for path in paths[3:]
+        ]
+        assert 1 == len(started)
+    assert here == os.stat("/proc/thread-self/ns/net").st_ino
+    assert {} == netns.look_all([], Vantage.here())
+    for each in made:
+        each.remove()
+
+
 def test_a_look_takes_no_lock_and_no_reference(made: NetNS) -> None:
     """A namespace that is looked at without pause can be removed."""
     sight = netns.look(made.path, Vantage.here())
