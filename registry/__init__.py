@@ -23,6 +23,7 @@ Modules, each importing only from those before it:
     migrate       which schema a file has
     reconcile     what became of the sandboxes: look, plan
     live          what is in this process and not in the file
+    cache         what was read of the latest commit
     changes       what is written in one transaction
     session       what a store and its handles share
     sandbox       Sandbox and its status

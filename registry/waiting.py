@@ -74,6 +74,10 @@ class Mutex:
             return holder
         return None
 
+    def queue(self) -> list[object]:
+        """Return who holds it, and who waits, in order."""
+        return [waiting for waiting, _ in tuple(self._queue)]
+
     @property
     def next(self) -> object:
         """Who gets it after the holder; None when nobody waits."""

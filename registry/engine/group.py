@@ -96,9 +96,12 @@ class GroupCommit:
 
         Raises:
             UnavailableError: that took longer than *timeout* seconds.
+            FailedPreconditionError: a signal handler has interrupted a write of this thread.
             RegistryError: nothing can be written.
         """
+        transaction.timeout = timeout
         deadline = transaction.deadline = time.monotonic() + timeout
+        self._require_not_in_the_middle(transaction)
         if not self.mutex.acquire(transaction, deadline):
             raise self._busy(transaction.doing, timeout)
         self._require_open(transaction.doing)
@@ -111,6 +114,16 @@ class GroupCommit:
         else:
             group.deadline = max(group.deadline, deadline)
             group.turns += 1
+
+    def _require_not_in_the_middle(self, transaction: Transaction) -> None:
+        """Raise where a signal handler would wait for the write that it interrupts."""
+        for other in self.mutex.queue():
+            if isinstance(other, Transaction) and other.owner is transaction.owner:
+                raise FailedPreconditionError(
+                    f"{transaction.doing}: this thread is in the middle of {other.doing}, which "
+                    "ends only after this; in a signal handler note what is to be done, and do it "
+                    "later"
+                )
 
     def _may_join(self, transaction: Transaction, group: Group) -> bool:
         whole = transaction.connection.in_transaction and not group.decided
@@ -272,9 +285,8 @@ class GroupCommit:
 
         What holds it up is a function that waits for one of those who wait for it.
         """
-        running = self.transaction
-        waited = (time.time_ns() - transaction.since) / 1e9
-        late = unavailable(transaction.doing, self._path, waited, running, None)
+        waited = transaction.timeout + time.monotonic() - transaction.deadline
+        late = unavailable(transaction.doing, self._path, waited, self.transaction, None)
         if group.decide(late) is late:
             group.failure, group.done = late, True
             self.mutex.idlers.wake()

@@ -48,6 +48,7 @@ class Transaction:
     __slots__ = (
         *("_effects", "_outer", "added", "alone", "committed", "connection", "deadline", "doing"),
         *("ended_by", "group", "joined", "owner", "path", "require_open", "since", "thread"),
+        "timeout",
     )
 
     def __init__(
@@ -82,8 +83,8 @@ class Transaction:
         self.owner = current_owner()
         self.thread = threading.current_thread()
         self.since = time.time_ns()
-        self.deadline = 0.0
-        """Until when all that it does may wait (monotonic seconds)."""
+        self.timeout = self.deadline = 0.0
+        """How long all that it does may wait (seconds), and until when (monotonic seconds)."""
         self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""

@@ -44,6 +44,8 @@ class Watch:
         if self._looker == me:
             return None
         with self._looking:
+            if self._readers.closed:  # since the caller has looked: what it reads says so
+                return None
             self._looker = me
             try:
                 connection = self._connection or self._connect(doing)

@@ -129,3 +129,37 @@ BESIDE_OTHERS = """
 def test_who_is_interrupted_in_a_group_strands_nobody(path: str, seed: int) -> None:
     """Wherever it is struck, running or waiting: the others lose nothing and go on."""
     assert "True True []" == run(BESIDE_OTHERS, path, seed).strip()
+
+
+def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_told_so(path: str) -> None:
+    """At once: it would wait for what goes on only after it. Elsewhere it may write."""
+    out = run(
+        """
+        import signal, sys
+        from collections import Counter
+        from dataclasses import replace
+        from registry import FailedPreconditionError, Metadata, State, Status, Store
+
+        with Store.open(sys.argv[1], timeout=20) as store:
+            ours, theirs = (store.add(Metadata(id, id, None), Status(State.READY)) for id in "ab")
+            told = Counter()
+
+            def write(signum, frame):
+                try:
+                    theirs.status.update(lambda old: replace(old, exited_at=old.exited_at + 1))
+                    told["written"] += 1
+                except FailedPreconditionError as error:
+                    told["refused"] += 1
+                signal.setitimer(signal.ITIMER_REAL, 0.0007)
+
+            signal.signal(signal.SIGALRM, write)
+            signal.setitimer(signal.ITIMER_REAL, 0.0007)
+            for n in range(1, 400):
+                ours.status.update(lambda old: replace(old, exited_at=n))
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            print(min(told["written"], told["refused"]) > 10, ours.status.get().exited_at)
+            print(theirs.status.get().exited_at == told["written"], store.check())
+        """,
+        path,
+    )
+    assert ["True 399", "True []"] == out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from registry import State, Status, Store, Verdict, schema
 from tests.tools import ROOT, environment, execute, pod, query, sandbox
 
@@ -73,6 +75,13 @@ def test_every_link_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):
                 assert Path(ROOT, document).parent.joinpath(target).exists(), target
+
+
+def test_the_figures_in_the_documents_are_those_that_were_measured() -> None:
+    """Word for word: nobody has changed one by hand."""
+    document = Path(ROOT, "docs", "performance.md").read_text(encoding="utf-8")
+    figures = Path(ROOT, "benchmarks", "results", "figures.json").read_text(encoding="utf-8")
+    assert document == report.replace_table(document, json.loads(figures))
 
 
 def test_every_make_target_in_the_documents_exists() -> None:
