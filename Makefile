@@ -51,11 +51,13 @@ crash: $(installed) ## run only the tests that kill processes or make system cal
 test-faults: $(installed) ## make every system call fail, cut the power, fill the disk: 25 minutes
 	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults
 
-# In namespaces of their own, so that nothing they mount or make is seen by, or left on, the host.
 .PHONY: bench
-bench: $(installed) ## measure against plain sqlite3: some five minutes (BENCH=--quick: less than two)
+bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick: less than two)
+	@$(python) -c 'import matplotlib' 2>/dev/null || \
+		$(python) -m pip install --quiet --editable '.[bench]'
 	@$(python) -m benchmarks $(BENCH)
 
+# In namespaces of their own, so that nothing they mount or make is seen by, or left on, the host.
 .PHONY: netns
 netns: $(installed) ## run only the tests that make network namespaces
 	@unshare --mount --net $$([ "$$(id -u)" = 0 ] || echo --user --map-root-user) \

@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 
-from registry import kernel
 from registry.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -160,8 +159,11 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
 
 def identity(path: str) -> tuple[int, int] | None:
     """Return device and inode of the file at *path*; None when there is none."""
-    found = kernel.file_at(os.fsencode(path))
-    return None if found is None else found.identity
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
 
 
 def on_read_only_file_system(path: str) -> bool:

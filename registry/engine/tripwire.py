@@ -28,8 +28,7 @@ class Tripwire:
     def __init__(self, path: str) -> None:
         """Know of none yet."""
         self._path: Final = path
-        self._database: Final = os.fsencode(path)
-        self._log: Final = self._database + b"-wal"
+        self._log: Final = os.fsencode(f"{path}-wal")
         self._files: tuple[object, object] = (None, None)
         self.log_size = 0
         """Bytes of the log, when it was last looked at."""
@@ -39,18 +38,14 @@ class Tripwire:
         database, found = self._look()
         self._files = (database, found if log else None)
 
-    def database(self) -> object:
-        """Return which database is open."""
-        return self._files[0]
-
     def holds(self) -> bool:
         """Whether others find the database and the log that we have open."""
         return self._look() == self._files
 
     def _look(self) -> tuple[object, object]:
-        database, log = file_at(self._database), file_at(self._log)
+        log = file_at(self._log)
         self.log_size = log.size if log else 0
-        return (database and database.identity, log and log.identity)
+        return (identity(self._path), log and log.identity)
 
     def require(self, doing: str) -> None:
         """Raise DataLossError unless it holds."""
