@@ -1,8 +1,8 @@
 """How fast a registry is, as ratios to plain `sqlite3` that does the same in the same run.
 
-    make bench                          all of it, some ten minutes
-    python -m benchmarks --quick        less than two minutes
-    python -m benchmarks --json FILE    writes the figures too
+    make bench                          all of it, some ten minutes; redraws benchmarks/results
+    make bench BENCH=--quick            less than two minutes, and only prints
+    python -m benchmarks --json FILE    writes the figures there too
 
 Rounds of ours and of the reference alternate, and single calls one by one; a figure is the median
 of the rounds, and its spread the least and the greatest. Absolute times are those of this machine.
@@ -19,215 +19,235 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from statistics import median
 
-from benchmarks import plain, writers
-from benchmarks.writers import Job
-from registry import Metadata, State, Status, Store
-from registry.cri import PodSandboxConfig
+from benchmarks import (
+    counted,
+    memory,
+    orm,
+    plain,
+    plots,
+    recovery,
+    report,
+    samples,
+    starts,
+    writers,
+)
+from benchmarks.measure import HEAD, Call, Figure, of_rounds, single
+from benchmarks.writers import Job, Served
+from registry import Store
 
-Call = Callable[[int], object]
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = f"{ROOT}/benchmarks/results"
+DOCUMENT = f"{ROOT}/docs/performance.md"
 MANY = 10_000
-WRITER_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A ratio, ours to the reference, and what it is to be."""
-
-    work: str
-    ours: float
-    reference: float
-    unit: str
-    ratios: tuple[float, ...]
-    goal: str
-
-    def __str__(self) -> str:
-        """Return a line of the table."""
-        ratio = f"{median(self.ratios):7.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
-        return (
-            f"{self.work:42} {self.ours:10.3f} {self.reference:10.3f} {self.unit:4} {ratio:27} "
-            f"{self.goal}"
-        )
-
-
-def config(n: int) -> PodSandboxConfig:
-    """Return a config like a kubelet's."""
-    made = PodSandboxConfig(hostname=f"web-{n}", log_directory=f"/var/log/pods/default_web-{n}")
-    made.metadata.name, made.metadata.namespace = f"web-{n}", "default"
-    made.metadata.uid = f"00000000-0000-0000-0000-{n:012}"
-    made.labels.update({"app": "web", "tier": "front", "pod-template-hash": f"{n % 50:08x}"})
-    made.annotations["kubernetes.io/config.source"] = "api"
-    made.linux.cgroup_parent = f"/kubepods/besteffort/pod{n}"
-    return made
-
-
-def sandbox(n: int) -> tuple[Metadata, Status]:
-    """Return a sandbox that is READY."""
-    metadata = Metadata(f"s{n}", f"web-{n}_default_{n}", config(n), ip=f"10.0.{n >> 8}.{n & 255}")
-    return metadata, Status(State.READY, created_at=1 + n)
-
-
-def fill(path: str, count: int) -> None:
-    """Make a registry of *count* sandboxes, in one commit."""
-    with Store.open(path, reconcile=False) as store, store.transaction():
-        for n in range(count):
-            store.add(*sandbox(n))
-
-
-def took(work: Callable[[], object]) -> float:
-    """Return how many milliseconds *work* takes."""
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) * 1000
-
-
-def single(
-    work: str,
-    ours: Call,
-    reference: Call,
-    goal: str,
-    *,
-    rounds: int,
-    calls: int,
-) -> Figure:
-    """Return the figure of single calls, ours and the reference's in turn; each gets a number."""
-    mine, theirs, ratios, number = [], [], [], 0
-    for _ in range(rounds):
-        ones, others = [], []
-        for _ in range(calls):
-            number += 1
-            ones.append(took(lambda n=number: ours(n)))  # type: ignore[misc]
-            others.append(took(lambda n=number: reference(n)))  # type: ignore[misc]
-        mine.append(median(ones))
-        theirs.append(median(others))
-        ratios.append(mine[-1] / theirs[-1])
-    return Figure(work, median(mine), median(theirs), "ms", tuple(ratios), goal)
+WARM = 1200
+"""Calls after which the log is written over instead of growing."""
+WAYS = {"ours": "ours", "plain": "plain sqlite3", "orm": "SQLAlchemy ORM"}
+LIMITS = ("at most 0.05", "at least 20")
+WRITERS = (
+    (1, 16, ("at least 1.5", *LIMITS)),
+    (8, 1, ("at least 0.5", *LIMITS)),
+    (4, 4, ("at least 1", LIMITS[0], "")),
+)
+"""Processes, threads of each, and what throughput, slowest call and least-served are to be."""
 
 
 class Bench:
-    """All rows, in a folder; *scale* is how much of it is done: 1 is all."""
+    """All rows, in a folder; *quick* is a smaller part of each."""
 
-    def __init__(self, folder: str, *, scale: float) -> None:
+    def __init__(self, folder: str, *, quick: bool) -> None:
         """Fill the files that the rows need."""
-        self._folder, self._scale = folder, scale
-        self._rounds = max(3, round(7 * scale))
-        self.ours, self.plain = f"{folder}/ours.db", f"{folder}/plain.db"
-        plain.create(self.plain)
-        fill(self.ours, 64)
-        with closing(plain.Plain(self.plain)) as reference:
-            for n in range(64):
-                reference.add(*sandbox(n))
+        self._folder, self._quick = folder, quick
+        self._rounds = 3 if quick else 7
+        self._ours, self._plain = f"{folder}/ours.db", f"{folder}/plain.db"
+        self.curves: dict[str, dict[str, list[float]]] = {}
+        samples.fill(self._ours, 64)
+        plain.create(self._plain)
+        with closing(plain.Plain(self._plain)) as reference:
+            reference.add(*(samples.sandbox(n) for n in range(64)))
 
     def run(self) -> Iterator[Figure]:
         """Yield each figure as it is measured."""
         yield from self.calls()
         yield from self.lists()
-        yield from self.starts()
-        for processes, threads, goals in (
-            (1, 16, ("at least 1.5", "at most 0.05", "at least 20")),
-            (8, 1, ("at least 0.5", "at most 0.05", "at least 20")),
-            (4, 4, ("at least 1", "at most 0.05", "")),
-        ):
+        for processes, threads, goals in WRITERS:
             yield from self.writers(processes, threads, goals)
+        yield counted.syncs(self._ours)
+        yield from counted.statements(self._ours, self._plain)
+        yield from starts.measure(self._ours, self._plain, self._rounds)
+        yield from self.recoveries()
+        if not self._quick:
+            self.more_writers()
 
     def calls(self) -> Iterator[Figure]:
         """Single calls on a small registry."""
-        calls, rounds = round(200 * self._scale) or 50, self._rounds
+        calls, warm = (60, 0) if self._quick else (200, WARM)
         with (
-            Store.open(self.ours, reconcile=False) as store,
-            closing(plain.Plain(self.plain)) as reference,
+            Store.open(self._ours, reconcile=False) as store,
+            closing(plain.Plain(self._plain)) as reference,
+            closing(orm.Orm(self._plain)) as mapped,
         ):
-            status = store.get("s1").status
-            works: tuple[tuple[str, Call, Call, str, int], ...] = (
+            id = samples.name(1)
+            status = store.get(id).status
+            works: tuple[tuple[str, Call, Call, Call | None, str, int, int], ...] = (
                 (
                     "status.update, 1 thread",
                     lambda n: status.update(lambda old: replace(old, message=str(n))),
-                    lambda n: reference.update("s1", str(n)),
-                    "at most 1.3",
-                    calls,
+                    lambda n: reference.update(id, str(n)),
+                    lambda n: mapped.update(id, str(n)),
+                    *("at most 1.3", calls, warm),
                 ),
                 (
                     "get(id), unchanged",
-                    lambda _: store.get("s1"),
-                    lambda _: reference.get("s1"),
-                    "at most 0.8",
-                    calls * 5,
+                    lambda _: store.get(id),
+                    lambda _: reference.get(id),
+                    lambda _: mapped.get(id),
+                    *("at most 0.8", calls * 5, 10),
                 ),
                 (
                     "status.get(), unchanged",
                     lambda _: status.get(),
-                    lambda _: reference.status("s1"),
-                    "at most 0.8",
-                    calls * 5,
+                    lambda _: reference.status(id),
+                    lambda _: mapped.status(id),
+                    *("at most 0.8", calls * 5, 10),
                 ),
                 (
                     "add, 1 thread",
-                    lambda n: store.add(*sandbox(1000 + n)),
-                    lambda n: reference.add(*sandbox(1000 + n)),
-                    "at most 1.8",
-                    calls,
+                    lambda n: store.add(*samples.sandbox(1000 + n)),
+                    lambda n: reference.add(samples.sandbox(1000 + n)),
+                    None,
+                    *("at most 1.8", calls, warm // 10),
                 ),
             )
-            for work, ours, theirs, goal, count in works:
-                yield single(work, ours, theirs, goal, rounds=rounds, calls=count)
+            for work, ours, theirs, mapper, goal, count, first in works:
+                yield single(
+                    work,
+                    ours,
+                    theirs,
+                    goal,
+                    rounds=self._rounds,
+                    calls=count,
+                    warm=first,
+                    orm=mapper,
+                )
 
     def lists(self) -> Iterator[Figure]:
         """Lists of many."""
         many = f"{self._folder}/many.db"
-        fill(many, MANY)
+        samples.fill(many, MANY)
         with (
             Store.open(many, reconcile=False) as store,
             closing(plain.Plain(many)) as reference,
+            closing(orm.Orm(many)) as mapped,
         ):
             yield single(
                 f"list() of {MANY}, unchanged",
                 lambda _: store.list(),
-                lambda _: reference.list(),
+                lambda _: reference.all(),
                 "at most 0.3",
+                orm=lambda _: mapped.all(),
                 rounds=self._rounds,
-                calls=2,
+                calls=3,
+                warm=1,
             )
 
-    def starts(self) -> Iterator[Figure]:
-        """Processes that start."""
-        _python("import registry")  # compiles it, the first time
-        yield single(
-            "import registry / import sqlalchemy",
-            lambda _: _python("import registry"),
-            lambda _: _python("import sqlalchemy"),
-            "at most 1.3",
-            rounds=self._rounds,
-            calls=3,
-        )
+            def cold(_: int) -> object:
+                store._session._cache.forget()  # noqa: SLF001
+                return store.list()
 
-    def writers(
-        self, processes: int, threads: int, goals: tuple[str, str, str]
-    ) -> Iterator[Figure]:
+            yield single(
+                f"list() of {MANY}, cold",
+                cold,
+                lambda _: reference.handles(),
+                "at most 1.5",
+                rounds=self._rounds,
+                calls=3,
+                warm=1,
+            )
+        yield memory.measure(many, MANY, "at most 6")
+
+    def writers(self, processes: int, threads: int, goals: tuple[str, ...]) -> Iterator[Figure]:
         """Writers that write all at once."""
-        seconds = WRITER_SECONDS if self._scale >= 1 else WRITER_SECONDS / 2
-        mine, theirs = [], []
-        for _ in range(max(3, round(5 * self._scale))):
-            mine.append(writers.run(Job("ours", self.ours, threads, seconds), processes))
-            theirs.append(writers.run(Job("plain", self.plain, threads, seconds), processes))
+        served = self._serve(processes, threads, ("ours", "plain"), 3 if self._quick else 5)
         name = f"status.update, {processes} x {threads} writers"
         for what, unit, goal in zip(
             ("throughput", "slowest", "least"), ("/s", "ms", ""), goals, strict=True
         ):
-            ones = [float(getattr(each, what)) for each in mine]
-            others = [float(getattr(each, what)) for each in theirs]
-            ratios = tuple(a / max(b, 1.0) for a, b in zip(ones, others, strict=True))
-            yield Figure(f"{name}: {what}", median(ones), median(others), unit, ratios, goal)
+            ones, others = ([float(getattr(each, what)) for each in served[k]] for k in served)
+            yield of_rounds(
+                f"{name}: {what}", ones, [max(1.0, each) for each in others], unit, goal=goal
+            )
+
+    def _serve(
+        self, processes: int, threads: int, kinds: tuple[str, ...], rounds: int
+    ) -> dict[str, list[Served]]:
+        seconds = 1.0 if self._quick else 2.0
+        served: dict[str, list[Served]] = {kind: [] for kind in kinds}
+        for _ in range(rounds):
+            for kind in kinds:
+                path = self._ours if kind == "ours" else self._plain
+                served[kind].append(writers.run(Job(kind, path, threads, seconds), processes))
+        return served
+
+    def more_writers(self) -> None:
+        """Measure the curves over the number of writers."""
+        for curve in ("throughput", "slowest"):
+            self.curves[curve] = {"x": [], **{way: [] for way in WAYS.values()}}
+        for threads in (1, 2, 4, 8, 16, 32):
+            served = self._serve(1, threads, tuple(WAYS), 3)
+            for curve, points in self.curves.items():
+                points["x"].append(threads)
+                for kind, way in WAYS.items():
+                    points[way].append(median(getattr(each, curve) for each in served[kind]))
+
+    def recoveries(self) -> Iterator[Figure]:
+        """Restarts with more and more sandboxes."""
+        if os.geteuid() != 0:
+            print("not root: no network namespaces, no open + reconcile", file=sys.stderr)
+            return
+        counts = (1000, MANY) if self._quick else (1000, 2000, 5000, MANY, 20_000, 50_000)
+        curve: dict[str, list[float]] = {"x": [], "ours": [], "plain sqlite3": []}
+        with recovery.host(self._folder) as found:
+            for count in counts:
+                rounds = self._rounds if count <= MANY else 3
+                goal = "at most 3" if count == MANY else ""
+                figure = recovery.measure(self._folder, found, count, rounds, goal)
+                for way, value in zip(curve, (count, figure.ours, figure.reference), strict=True):
+                    curve[way].append(value)
+                yield figure
+        if not self._quick:
+            self.curves["recovery"] = curve
 
 
-def _python(code: str) -> None:
-    # With the compiled files, as of a package that is installed.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+def machine() -> dict[str, object]:
+    """Return where it was measured, and with what."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        models = [line.partition(": ")[2].strip() for line in file if line.startswith("model name")]
+    findmnt = ["findmnt", "-n", "-o", "FSTYPE", "-T", "."]
+    found = subprocess.run(findmnt, check=False, capture_output=True, text=True)
+    return {
+        "cpus": f"{os.cpu_count()} x {models[0] if models else platform.machine()}",
+        "kernel": platform.release(),
+        "file system": found.stdout.strip(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+    }
+
+
+def draw(folder: str, curves: dict[str, dict[str, list[float]]]) -> None:
+    """Draw what `docs/performance.md` shows."""
+    for name, title, x, y in (
+        ("throughput", "status.update, threads of one process", "threads", "updates per second"),
+        ("slowest", "the slowest call (median over the writers)", "threads", "ms"),
+        ("recovery", "open + reconcile", "sandboxes", "ms"),
+    ):
+        points = dict(curves[name])
+        values = [int(each) for each in points.pop("x")]
+        plots.draw(f"{folder}/{name}.svg", title, (x, values), y, points)
 
 
 def main() -> None:
@@ -237,20 +257,30 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--folder", metavar="DIR", default=".", help="on which file system")
     options = parser.parse_args()
-    folder = tempfile.mkdtemp(prefix="bench-", dir=options.folder)
-    figures = []
+    folder = tempfile.mkdtemp(prefix="bench-", dir=os.path.abspath(options.folder))
+    bench, figures = Bench(folder, quick=options.quick), []
     try:
-        print(f"{'work':42} {'ours':>10} {'plain':>10}      {'ratio':27} is to be")
-        for figure in Bench(folder, scale=0.3 if options.quick else 1.0).run():
+        print(HEAD)
+        for figure in bench.run():
             print(figure, flush=True)
             figures.append(asdict(figure))
     finally:
         shutil.rmtree(folder)
+    written = {"machine": machine(), "figures": figures, "curves": bench.curves}
     if options.json:
-        versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
-        machine = {"kernel": platform.release(), "cpus": os.cpu_count(), **versions}
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine, "figures": figures}, file, indent=2)
+        _write(options.json, json.dumps(written, indent=1))
+    if not options.quick:
+        os.makedirs(RESULTS, exist_ok=True)
+        draw(RESULTS, bench.curves)
+        _write(f"{RESULTS}/figures.json", json.dumps(written, indent=1) + "\n")
+        with open(DOCUMENT, encoding="utf-8") as file:
+            document = file.read()
+        _write(DOCUMENT, report.replace_table(document, written))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from statistics import median
 
+from benchmarks.orm import Orm
 from benchmarks.plain import Plain
+from benchmarks.samples import name
 from registry import Store
 
 
@@ -30,7 +32,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Job:
-    """What all processes do: *kind* is `ours` or `plain`."""
+    """What all processes do: *kind* is `ours`, `plain` or `orm`."""
 
     kind: str
     path: str
@@ -69,7 +71,7 @@ def _child(pipe: Connection, job: Job, process: int) -> None:
     start = threading.Barrier(threads + 1)
 
     def write(thread: int) -> None:
-        update, close = _updater(store, job.path, f"s{process * threads + thread}")
+        update, close = _updater(store, job, name(process * threads + thread))
         start.wait()
         end = time.perf_counter() + job.seconds
         count = 0
@@ -93,11 +95,11 @@ def _child(pipe: Connection, job: Job, process: int) -> None:
 
 
 def _updater(
-    store: Store | None, path: str, id: str
+    store: Store | None, job: Job, id: str
 ) -> tuple[Callable[[str], object], Callable[[], None]]:
     """Return what updates the status of a sandbox, and what ends it."""
     if store is None:
-        plain = Plain(path)
-        return lambda message: plain.update(id, message), plain.close
+        other = Plain(job.path) if job.kind == "plain" else Orm(job.path)
+        return lambda message: other.update(id, message), other.close
     status = store.get(id).status
     return lambda message: status.update(lambda old: replace(old, message=message)), lambda: None

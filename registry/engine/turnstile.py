@@ -139,6 +139,7 @@ class Turnstile:
         except BaseException:
             self._lock.close()
             raise
+        self._in_queue = False
         self._waiter = _Waiter(self._queue, self._lock)
 
     def acquire(self, deadline: float) -> bool:
@@ -160,11 +161,17 @@ class Turnstile:
         return False
 
     def _acquire(self, deadline: float) -> bool:
+        self._in_queue = True  # first: who is interrupted releases what it may have
         free = self._waiter.idle and self._queue.take_now() and self._lock.take_now()
         if free or self._waiter.wait(deadline):
-            self._queue.release()
+            self._leave_queue()
             return True
         return False
+
+    def _leave_queue(self) -> None:
+        if self._in_queue:
+            self._queue.release()
+        self._in_queue = False
 
     def _sign(self) -> None:
         """Say since when we hold it: by a record lock that begins at this very nanosecond.
@@ -183,7 +190,7 @@ class Turnstile:
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
         if self._waiter.leave():
-            self._queue.release()
+            self._leave_queue()
             self._record(fcntl.LOCK_UN)
         self._lock.release()
 
