@@ -38,17 +38,20 @@ class StopCh:
     Source: containerd pkg/store, StopCh.
     """
 
-    __slots__ = ("_is_set", "_sleepers")
+    __slots__ = ("__dict__", "_is_set")
+    # The dict is for `sleepers`, made by the first who waits: of many sandboxes few are waited for.
 
     def __init__(self) -> None:
         """Begin unset."""
         self._is_set = False
-        self._sleepers = Sleepers()
 
     def stop(self) -> None:
         """Set it; a second time does nothing."""
         self._is_set = True
-        self._sleepers.wake()
+        # Whoever begins to wait after this look sees that it is set.
+        sleepers = self.__dict__.get("sleepers")
+        if sleepers is not None:
+            sleepers.wake()
 
     def is_set(self) -> bool:
         """Whether the sandbox has stopped."""
@@ -57,7 +60,8 @@ class StopCh:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has, at most *timeout* seconds, and tell whether it has."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return self._sleepers.wait(self.is_set, deadline)
+        sleepers: Sleepers = self.__dict__.setdefault("sleepers", Sleepers())  # one step for all
+        return sleepers.wait(self.is_set, deadline)
 
 
 class Live:
@@ -92,6 +96,10 @@ class Lives:
         live = self._of.get(creation)
         # setdefault is one step for all threads; the look before it spares making one in vain.
         return self._of.setdefault(creation, Live()) if live is None else live
+
+    def known(self, creation: int) -> bool:
+        """Whether anybody in this process has asked for the one of *creation*."""
+        return creation in self._of
 
     def see(self, creation: int, settled: int) -> Live:
         """Return the one of *creation*, which is in a commit.

@@ -95,7 +95,7 @@ def _look(
 ) -> Looks:
     try:
         row.netns_path.encode()  # raises where it is damaged: what it named is not known to be gone
-        container = session.live_of(row, settled).container
+        container = session.container_of(row, settled)
         return reconcile.look(row, vantage, sights, _look_at_container(container))
     except Exception as error:
         log.exception("look at sandbox %r", row.id)

@@ -15,7 +15,7 @@ from registry.changes import Author
 from registry.engine import Engine, MakeRoom, Transaction, Write, detach
 from registry.errors import FailedPreconditionError, ResourceExhaustedError, StoreClosedError
 from registry.kernel import Vantage
-from registry.live import Live
+from registry.live import Container, Live
 from registry.netns import NetNSIdentity
 from registry.rows import Row
 from registry.sql import Fetch
@@ -188,6 +188,10 @@ class Session:
         if row.state == str(State.NOTREADY):
             self.stop(creation)
         return lives.of(creation)
+
+    def container_of(self, row: Row, settled: int) -> Container | None:
+        """Return what was attached to the sandbox of *row*; arguments as `live_of`."""
+        return self.live_of(row, settled).container if self._lives.known(row.creation) else None
 
     def stop(self, creation: int) -> None:
         """Set the StopCh of a sandbox that is NOTREADY: now, or when that is committed."""
