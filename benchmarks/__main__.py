@@ -195,11 +195,13 @@ class Bench:
 
     def more_writers(self) -> None:
         """Measure the curves over the number of writers."""
-        for curve in ("throughput", "slowest"):
+        wanted = ("throughput", "slowest")
+        for curve in wanted:
             self.curves[curve] = {"x": [], **{way: [] for way in WAYS.values()}}
         for threads in (1, 2, 4, 8, 16, 32):
             served = self._serve(1, threads, tuple(WAYS), 3)
-            for curve, points in self.curves.items():
+            for curve in wanted:
+                points = self.curves[curve]
                 points["x"].append(threads)
                 for kind, way in WAYS.items():
                     points[way].append(median(getattr(each, curve) for each in served[kind]))

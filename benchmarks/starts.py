@@ -1,0 +1,58 @@
+"""Processes that start: what they import, and what the first calls take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from benchmarks import samples
+from benchmarks.measure import Figure, single
+
+USE = """
+import sys
+from dataclasses import replace
+from registry import Store
+with Store.open(sys.argv[1], reconcile=False) as store:
+    store.get(sys.argv[2]).status.update(lambda old: replace(old, message="started"))
+"""
+USE_PLAINLY = """
+import sqlite3, sys
+path, *id = sys.argv[1:]
+db = sqlite3.connect(path, isolation_level=None)
+db.execute("PRAGMA journal_mode = WAL")
+db.execute("PRAGMA synchronous = FULL")
+db.execute("BEGIN IMMEDIATE")
+db.execute("SELECT * FROM sandbox_statuses WHERE sandbox_id = ?", id).fetchone()
+db.execute("UPDATE sandbox_statuses SET message = 'started' WHERE sandbox_id = ?", id)
+db.execute("COMMIT")
+db.close()
+"""
+
+
+def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
+    """Yield the figures of processes that import, and that open, get and update too."""
+    _python("import registry")  # compiles it, the first time
+    yield single(
+        "import registry / import sqlalchemy",
+        lambda _: _python("import registry"),
+        lambda _: _python("import sqlalchemy"),
+        "at most 1.3",
+        rounds=rounds,
+        calls=3,
+    )
+    yield single(
+        "a process that opens, gets and updates",
+        lambda _: _python(USE, path, samples.name(1)),
+        lambda _: _python(USE_PLAINLY, plain_path, samples.name(1)),
+        "",
+        rounds=rounds,
+        calls=3,
+    )
+
+
+def _python(code: str, *args: str) -> None:
+    # With the compiled files, as of a package that is installed.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([sys.executable, "-c", code, *args], check=True, env=environment)
