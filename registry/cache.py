@@ -20,7 +20,9 @@ T = TypeVar("T")
 BYTES_MAX: Final = 64 * 1024 * 1024
 """Of what is kept, about: some 20,000 sandboxes with typical configs."""
 ROW_BYTES: Final = 2048
-"""Of a row without its config, about."""
+"""Of a row without its long texts, about."""
+ANSWER_BYTES: Final = 512
+"""Of an answer without its sandboxes and the question's text, about."""
 
 
 class Found:
@@ -46,7 +48,10 @@ class Found:
 
     def weight(self) -> int:
         """Return how many bytes it takes, about."""
-        return ROW_BYTES + len(self.row.config or b"") + len(self.row.cni_result or "")
+        row = self.row
+        texts = (row.name, row.netns_path, row.additional_ips, row.cni_result, row.process_label)
+        long = (*texts, row.config, row.reason, row.message)
+        return ROW_BYTES + sum(len(each) for each in long if each)
 
 
 class _Commit:
@@ -117,6 +122,8 @@ class Cache:
             commit = _Commit(version)
         known = commit.found
         weight = commit.weight + 8 * len(found)
+        if question is not None:
+            weight += ANSWER_BYTES + len(repr(question))
         weight += sum(each.weight() for each in found if each.row.creation not in known)
         if weight > BYTES_MAX:
             return found

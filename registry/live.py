@@ -90,6 +90,9 @@ class Lives:
         """How many have been seen in a commit."""
         self.settled = 0
         """Up to which transition it is known what became of them."""
+        self.lowered = 0
+        """How often that was less than it had been: what was answered before has to be read again.
+        """
 
     def of(self, creation: int) -> Live:
         """Return the one of *creation*, made when it is first asked for."""
@@ -113,7 +116,10 @@ class Lives:
             with self._counting:
                 live.seen = self.seen + 1
                 self.seen = live.seen
-                self.settled = min(self.settled, settled)
+                # No call in here: a signal handler that reads would wait for this lock.
+                if settled < self.settled:
+                    self.settled = settled
+                    self.lowered += 1
         return live
 
     def bury(self, creation: int) -> None:

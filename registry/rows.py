@@ -377,13 +377,6 @@ NETNS_PATHS: Final = Statement(
     lambda: select(sandboxes.c.netns_path).where(sandboxes.c.netns_path != _literal(""))
 )
 CREATIONS: Final = Statement(lambda: select(sandboxes.c.creation))
-STATUS: Final = Statement(
-    lambda: (
-        select(*(sandbox_statuses.c[name] for name in STATUS_FIELDS))
-        .join(sandboxes, sandboxes.c.id == sandbox_statuses.c.sandbox_id)
-        .where(sandboxes.c.creation == bindparam("creation"))
-    )
-)
 TAKEN: Final = Statement(
     lambda: select(sandboxes.c.id, sandboxes.c.name).where(
         or_(sandboxes.c.id == bindparam("id"), sandboxes.c.name == bindparam("name"))

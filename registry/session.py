@@ -53,6 +53,7 @@ class Session:
         """End it; a second time does nothing."""
         if not self.closed:
             self.closed = True
+            self._cache.forget()  # handles may live on
             live.table.leave(self.engine.path, self._lives)
             detach(self.engine, self._timeout)
 
@@ -149,7 +150,7 @@ class Session:
         self.require_open(doing)
         if self.engine.own_transaction() is not None:
             return read()
-        return self._cache.several(question, doing, read)
+        return self._cache.several((self._lives.lowered, question), doing, read)
 
     @contextmanager
     def reading(self, doing: str) -> Iterator[Reading]:
@@ -176,12 +177,14 @@ class Session:
 
         Args:
             row: as it was just read.
-            settled: of the reading; None: in the caller's transaction, beside which nobody deletes.
+            settled: of the reading; None: in the caller's transaction, beside which nobody deletes
+                what is committed.
         """
         creation, lives = row.creation, self._lives
         settled = lives.settled if settled is None else settled
         transaction = self.engine.own_transaction()
-        if transaction is not None and creation in transaction.added:
+        if transaction is not None:
+            # It may have been added by this one, or by another that waits for the same commit.
             transaction.after_commit(lambda: lives.see(creation, settled))
         else:
             lives.see(creation, settled)
@@ -240,6 +243,7 @@ class Session:
         """
         before = transaction.connection.total_changes
         result = timed(doing, fn, value)
+        self.require_open(doing)  # it may have been closed by *fn* itself
         if transaction.connection.total_changes != before:
             now = changes.find_creation(row.creation, transaction.fetch)
             if now != row:

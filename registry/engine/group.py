@@ -22,13 +22,13 @@ All members have one outcome. It is that of the COMMIT; or an error inside one o
 the whole transaction; or a member's function that did not come back before the deadline of all.
 
 An exception that a signal handler raises may strike between any two bytecodes, so each step may be
-taken again by whoever comes next: a member that has run leaves only when the outcome is known, and
-meanwhile takes the mutex, when that is free, and commits for all. So nobody depends on anybody.
+taken again by whoever comes next: a member that has run leaves only when the outcome is known and
+somebody has concluded the group, or is about to; meanwhile it takes the mutex, when that is free,
+and commits for all. So nobody depends on anybody.
 """
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from registry.engine.writer import Writer
-
-log = logging.getLogger("registry")
 
 TURNS_MAX: Final = 64
 """Turns after which a group is committed although others wait: a stream of them has no end."""
@@ -112,7 +110,6 @@ class GroupCommit:
         if group is None:
             self._writer.take_turn(transaction.doing, deadline, timeout)
         else:
-            group.deadline = max(group.deadline, deadline)
             group.turns += 1
 
     def _require_not_in_the_middle(self, transaction: Transaction) -> None:
@@ -127,7 +124,8 @@ class GroupCommit:
 
     def _may_join(self, transaction: Transaction, group: Group) -> bool:
         whole = transaction.connection.in_transaction and not group.decided
-        return whole and not transaction.alone and group.turns < TURNS_MAX
+        open_still = group.turns < TURNS_MAX and time.monotonic() < group.closes
+        return whole and open_still and not transaction.alone
 
     def commit(self, transaction: Transaction) -> None:
         """Return when *transaction*, which has run, is committed with its group.
@@ -142,11 +140,13 @@ class GroupCommit:
         group = self._group or Group()
         if group.done:
             raise group.failure_of(transaction)
-        group.deadline = max(group.deadline, transaction.deadline)
-        group.members.append(transaction)
-        transaction.group = group
+        now = time.monotonic()
+        group.deadline = min(group.deadline, transaction.deadline)
+        group.closes = min(group.closes, now + (transaction.deadline - now) / 10)
         self._group = group
         self.transaction = None
+        transaction.group = group
+        group.members.append(transaction)
         if self._next_may_join(transaction, group):
             self.mutex.release(transaction)
             self._settle(transaction, group)
@@ -168,6 +168,7 @@ class GroupCommit:
             if not group.done:  # it was struck: whoever is next may not have been woken
                 self.mutex.release(transaction)
                 self._settle(transaction, group)
+            self._leave_none_behind(transaction, group)
             transaction.committed = group.done and group.failure is None
         self.abandon(transaction)
 
@@ -185,8 +186,9 @@ class GroupCommit:
         if self.transaction is transaction:
             self.transaction = None
         group, whole = self._group, transaction.connection.is_in_transaction()
-        if group is None:
+        if group is None or not group.members:
             self._clear()
+            self._group = None
         elif group is transaction.group or group.decided:
             self._conclude(group)
         elif not whole:
@@ -210,32 +212,25 @@ class GroupCommit:
         failure = group.decide(None)
         if failure is None and not group.done:
             try:
-                self._commit(group.members[-1].doing)
+                self._commit(group.members[-1].doing if group.members else "write")
             except RegistryError as error:
                 failure = error
         group.failure = group.failure or failure
         group.done = True
         self._clear()
-        self._group = None
         self.mutex.idlers.wake()
+        self._group = None  # at last: by it a member knows that there is still something to do
 
     def _commit(self, doing: str) -> None:
-        # A signal handler's exception may have struck between COMMIT and the note of it.
-        if not self._writer.committing or self._writer.connection.in_transaction:
+        if not self._writer.committing:
             self._require_open(doing)
-            self._writer.commit(doing)
+        self._writer.commit(doing)
         self._writer.confirm(doing)
 
     def _clear(self) -> None:
         """Roll back what is left, and let other processes write."""
-        writer = self._writer
-        if writer.connection.is_in_transaction():
-            try:
-                writer.connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                log.exception("write to %r: rolling back failed", self._path)
-        writer.committing = False
-        writer.release()
+        self._writer.reset()
+        self._writer.release()
 
     def _fail(self, group: Group, cause: BaseException | None) -> None:
         """Let *group* fail, whose transaction was ended by *cause* in one that is no member yet."""
@@ -269,6 +264,13 @@ class GroupCommit:
                 raise struck[-1]
         finally:
             del struck  # or it and its traceback keep each other, and all that is in its frames
+
+    def _leave_none_behind(self, transaction: Transaction, group: Group) -> None:
+        """Conclude *group*, whose outcome is known, if whoever had to do so is gone."""
+        mutex = self.mutex
+        while self._group is group and mutex.holder in {None, transaction}:
+            if mutex.holder is transaction or mutex.acquire(transaction, time.monotonic()):
+                self.conclude()
 
     def _wait(self, transaction: Transaction, group: Group) -> None:
         mutex, deadline = self.mutex, None if group.decided else group.deadline

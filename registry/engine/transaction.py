@@ -11,6 +11,7 @@ transaction, and to end twice is harmless.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import sys
 import threading
@@ -195,15 +196,16 @@ class Transaction:
 class Group:
     """Writes that are committed together."""
 
-    __slots__ = ("_fate", "deadline", "done", "failure", "members", "turns")
+    __slots__ = ("_fate", "closes", "deadline", "done", "failure", "members", "turns")
 
     def __init__(self) -> None:
         """Begin with no member."""
         self.members: list[Transaction] = []
-        self.turns = 0
+        self.turns = 1
         """How many have run in it, those that failed counted."""
-        self.deadline = 0.0
-        """The latest of all that run or wait in it: monotonic seconds."""
+        self.deadline = self.closes = math.inf
+        """The earliest of its members, and when nobody may join any more: after a tenth of what a
+        member may wait, so that the function of who joins has the rest. Monotonic seconds."""
         self.failure: RegistryError | None = None
         self.done = False
         """Whether the outcome is known: *failure*, or that all of it is stored."""
@@ -228,6 +230,7 @@ class Group:
         why = str(failure)
         for member in self.members:
             why = why.removeprefix(f"{member.doing}: ")
-        error = type(failure)(f"{transaction.doing}: {why}", **vars(failure))
+        operands = {name: value for name, value in vars(failure).items() if name[:2] != "__"}
+        error = type(failure)(f"{transaction.doing}: {why}", **operands)
         error.__cause__ = failure.__cause__
         return error

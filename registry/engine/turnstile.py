@@ -19,6 +19,7 @@ where they would otherwise keep the lock alive after the parent's death.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -192,7 +193,7 @@ class Turnstile:
         if self._waiter.leave():
             self._leave_queue()
             self._record(fcntl.LOCK_UN)
-        self._lock.release()
+            self._lock.release()
 
     def holder(self) -> Holder | None:
         """Return who else holds the lock; None when it is nobody, or this process."""
@@ -283,6 +284,8 @@ class _Waiter:
                 self._lock.take()
             except OSError as caught:
                 error = caught
+            except ValueError:  # a release that was refused has closed a file
+                error = OSError(errno.EBADF, os.strerror(errno.EBADF))
             with self._guard:
                 self._state, self._error = _SERVED, error
                 if not self._wanted:

@@ -29,13 +29,14 @@ class Watch:
         self._looking = threading.Lock()
         self._looker = 0
         self._connection: driver.Connection | None = None
+        self._close: Callable[[driver.Connection], None] | None = None
         self._seen = 0
 
     def look(self, doing: str) -> int | None:
         """Return the number of the commit that is the latest now.
 
-        None in a signal handler, or a finalizer, that runs in the middle of another look of the
-        same thread: an answer then has to be read.
+        None when an answer has to be read instead: once it is closed, and in a signal handler, or a
+        finalizer, that runs in the middle of another look of the same thread.
 
         Raises:
             RegistryError: it cannot be read, or may not any more: see `Readers`.
@@ -59,6 +60,8 @@ class Watch:
                 raise driver.translate(error, doing, self._path) from error
             finally:
                 self._looker = 0
+                if self._close is not None:
+                    self._close_now(self._close)
         return int(number)
 
     def _connect(self, doing: str) -> driver.Connection:
@@ -67,8 +70,17 @@ class Watch:
         return self._connection
 
     def close(self, close: Callable[[driver.Connection], None]) -> None:
-        """Have *close* close the connection, when nobody looks."""
+        """Have *close* close the connection, when nobody looks.
+
+        A signal handler that interrupts a look of its thread leaves it to that look.
+        """
+        if self._looker == threading.get_ident():
+            self._close = close
+            return
         with self._looking:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                close(connection)
+            self._close_now(close)
+
+    def _close_now(self, close: Callable[[driver.Connection], None]) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            close(connection)

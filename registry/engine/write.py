@@ -16,6 +16,8 @@ class Write:
     All that it waits for, it waits for no longer than *timeout* seconds in all.
     """
 
+    _entered = _nested = _ended = False  # of the class: __init__ may be interrupted
+
     def __init__(self, engine: Engine, doing: str, timeout: float, *, alone: bool = False) -> None:
         """Remember what to begin.
 
@@ -27,7 +29,6 @@ class Write:
         """
         self._engine, self._doing, self._timeout = engine, doing, timeout
         self._alone = alone
-        self._entered = self._nested = self._ended = False
 
     def __enter__(self) -> Transaction:
         if self._entered:

@@ -10,6 +10,7 @@ else wrote between.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from registry.engine.tripwire import Tripwire
     from registry.engine.turnstile import Holder
 
+log = logging.getLogger("registry")
+
 RESET_WAIT: Final = 1.0
 """Seconds that a commit waits for readers when the log has grown past its bound: where two overlap
 all the time, longer than each of them keeps its snapshot, or it grows without end."""
@@ -51,7 +54,8 @@ class Writer:
         self.unwritable: RegistryError | None = None
         """Why nothing is written any more."""
         self.committing = False
-        """Whether COMMIT was asked for and not refused; whoever concludes it takes it back."""
+        """Whether COMMIT was asked for; until `reset`."""
+        self._refusal: sqlite3.Error | None = None
         self._path: Final = path
         self._tripwire: Final = tripwire
         self._turnstile: Turnstile | None = None
@@ -178,18 +182,31 @@ class Writer:
                 return
 
     def commit(self, doing: str) -> None:
-        """Run COMMIT; it is not acknowledged before `confirm`.
+        """Run COMMIT, once; it is not acknowledged before `confirm`.
+
+        Who was interrupted in it calls it again, and it goes on where it was; `reset` ends it.
 
         Raises:
             RegistryError: nothing of the transaction is in the database.
             CommitUnknownError: nobody can tell; nothing is written any more.
         """
-        self.committing = True
-        try:
-            self.connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            self.committing = False
-            self._refused(doing, error)
+        if self._refusal is None and (not self.committing or self.connection.in_transaction):
+            self.committing = True
+            try:
+                self.connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._refusal = error
+        if self._refusal is not None:
+            self._refused(doing, self._refusal)
+
+    def reset(self) -> None:
+        """Roll back what is open, and be ready for another transaction."""
+        if self.connection.is_in_transaction():
+            try:
+                self.connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                log.exception("write to %r: rolling back failed", self._path)
+        self.committing, self._refusal = False, None
 
     def confirm(self, doing: str) -> None:
         """Make sure that what was committed is in the file at the path.
@@ -198,7 +215,6 @@ class Writer:
             DataLossError: it is in another one; nothing is written any more.
         """
         if not self._tripwire.holds():
-            self.committing = False
             self._tripwire.spoil()
             self.unwritable = self._tripwire.replaced(doing)
             raise self.unwritable
@@ -213,22 +229,22 @@ class Writer:
         file after a crash takes them for committed. Another commit overwrites them.
         """
         connection = self.connection
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
-            try:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
                 connection.execute("BEGIN IMMEDIATE")
                 # The one write that SQLite makes even when it changes nothing.
                 connection.execute("PRAGMA user_version = 0")
                 connection.execute("COMMIT")
-            except sqlite3.Error as second:
-                self.unwritable = CommitUnknownError(
-                    f"{doing}: the commit failed ({error}) and so did making sure of it ({second}) "
-                    f"in {self._path!r}; close the store, open it anew and read what is so",
-                    path=self._path,
-                    sqlite_code=error.sqlite_errorcode,
-                )
-                raise self.unwritable from error
+        except sqlite3.Error as second:
+            self.unwritable = CommitUnknownError(
+                f"{doing}: the commit failed ({error}) and so did making sure of it ({second}) "
+                f"in {self._path!r}; close the store, open it anew and read what is so",
+                path=self._path,
+                sqlite_code=error.sqlite_errorcode,
+            )
+            raise self.unwritable from error
         raise translate(error, doing, self._path) from error
 
     def _bound_log(self) -> None:

@@ -259,3 +259,53 @@ def test_a_stored_status_is_the_callers_to_keep(store: Store) -> None:
     before = handle.status.get()
     handle.status.update(lambda old: replace(old, message="second"))
     assert ("first", "second") == (before.message, handle.status.get().message)
+
+
+def test_questions_that_are_answered_with_nothing_are_bounded_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for what is not there fills no memory, and a closed store keeps none."""
+    monkeypatch.setattr(cache, "BYTES_MAX", 20 * cache.ANSWER_BYTES)
+    store.add(sandbox("a"), READY)
+    for n in range(200):
+        with pytest.raises(NotFoundError):
+            store.get(f"gone-{n}")
+        assert [] == store.list(name=f"none-{n}")
+    assert len(store._session._cache._commit.answers) <= 20
+    handle = store.get("a")
+    store.close()
+    assert not store._session._cache._commit.answers
+    assert "a" == handle.id
+
+
+def test_long_messages_are_weighed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only configs."""
+    monkeypatch.setattr(cache, "BYTES_MAX", 10 * cache.ROW_BYTES)
+    handle = store.add(sandbox("a"), READY)
+    handle.status.update(lambda old: replace(old, message="x" * 32_000))
+    assert 32_000 == len(handle.status.get().message)
+    assert not store._session._cache._commit.found
+
+
+def test_a_signal_handler_may_close_the_store_in_the_middle_of_a_read(path: str) -> None:
+    """As on SIGTERM; nothing hangs, and nothing stays open."""
+    code = """
+        import os, random, signal, sys
+        from registry import Metadata, State, Status, Store, StoreClosedError
+
+        path = sys.argv[1]
+        store = Store.open(path)
+        store.add(Metadata("a", "a", None), Status(State.READY))
+        store.get("a")
+        signal.signal(signal.SIGALRM, lambda *_: store.close())
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.01))
+        try:
+            while True:
+                store.get("a")
+        except StoreClosedError:
+            names = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+                     if os.path.exists(f"/proc/self/fd/{fd}")]
+            print([name for name in names if "registry.db" in name])
+        """
+    for n in range(6):
+        assert "[]" == run(code, f"{path}-{n}", timeout=20).strip()

@@ -197,7 +197,7 @@ def test_a_group_is_bounded(
     store: Store, handles: list[Sandbox], blocker: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many wait, also when those that join only fail."""
-    monkeypatch.setattr(group, "TURNS_MAX", 2)
+    monkeypatch.setattr(group, "TURNS_MAX", 3)
     failing = [lambda: handles[0].status.update(fail)] * 4
     with (
         statements(store) as seen,
@@ -378,3 +378,52 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
         path,
     )
     assert ["interrupted, and 1", "[1, 2, 1] []"] == out.splitlines()
+
+
+def test_what_another_member_has_added_is_not_taken_for_deleted(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """A function reads what waits for the same commit; who reads beside it does not know it yet."""
+    seen: list[Sandbox] = []
+
+    def add() -> object:
+        return store.add(sandbox("new"), READY)
+
+    def look(old: Status) -> Status:
+        seen.append(store.get("new"))
+        with ThreadPoolExecutor(1) as other:  # and something was deleted since it has looked
+            other.submit(store.list).result()
+        return more(old)
+
+    assert store.delete("s7")
+    with convoy(store, blocker, add, lambda: handles[0].status.update(look)):
+        pass
+    store.list()
+    assert [False, False] == [each.stopped.is_set() for each in (*seen, store.get("new"))]
+
+
+def test_a_slow_stream_does_not_keep_a_commit_back(open_store: OpenStore) -> None:
+    """Who has run waits for a function or two, and not for all that come after."""
+    store = open_store(timeout=2.0)
+    slow = [store.add(sandbox(f"slow-{n}"), READY) for n in range(3)]
+    quick, stop = store.add(sandbox("quick"), READY), threading.Event()
+
+    def dawdle(old: Status) -> Status:
+        time.sleep(0.3)
+        return more(old)
+
+    def stream(handle: Sandbox) -> None:
+        while not stop.is_set():
+            handle.status.update(dawdle)
+
+    with ThreadPoolExecutor(3) as pool:
+        streams = [pool.submit(stream, handle) for handle in slow]
+        try:
+            time.sleep(0.5)
+            for _ in range(3):
+                began = time.monotonic()
+                quick.status.update(more)
+                assert time.monotonic() - began < 2.0
+        finally:
+            stop.set()
+    assert [None] * 3 == [each.exception() for each in streams]

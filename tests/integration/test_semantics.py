@@ -939,3 +939,18 @@ def test_odd_ids_that_can_be_stored_are_taken(store: Store, id: str) -> None:
     store.add(sandbox(id), READY)
     assert id == store.get(id).id
     assert store.delete(id)
+
+
+def test_a_function_that_closes_the_store_is_told_so(open_store: OpenStore, path: str) -> None:
+    """With our error, and nothing has changed."""
+    store = open_store()
+    handle = store.add(sandbox("a"), READY)
+
+    def close(old: Status) -> Status:
+        store.close()
+        return replace(old, message="closed")
+
+    with pytest.raises(StoreClosedError):
+        handle.status.update(close)
+    with Store.open(path) as again:
+        assert "" == again.get("a").status.get().message

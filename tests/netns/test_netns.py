@@ -478,7 +478,7 @@ def test_the_number_is_the_cookie_of_a_socket_inside(made: NetNS) -> None:
         assert made.identity.number == kernel.namespace_number(file.fileno())
 
 
-def test_all_looks_are_made_in_one_thread_which_tells_namespaces_apart(
+def test_all_looks_tell_namespaces_apart_in_one_thread_at_most(
     base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By their cookies too, as on a kernel without NS_GET_ID; the caller stays where he is."""
@@ -505,7 +505,7 @@ def test_all_looks_are_made_in_one_thread_which_tells_namespaces_apart(
         assert [Presence.ABSENT, Presence.NOT_A_NAMESPACE] == [
             sights[path].presence for path in paths[3:]
         ]
-        assert 1 == len(started)
+        assert old_kernel == len(started)
     assert here == os.stat("/proc/thread-self/ns/net").st_ino
     assert {} == netns.look_all([], Vantage.here())
     for each in made:
