@@ -27,7 +27,7 @@ def unavailable(
     if ours is not None:
         who, since = f"thread {ours.thread.name!r} (doing: {ours.doing})", ours.since
     elif holder is None:
-        who, since = _stranger(f"{path}-shm"), 0
+        who, since = _stranger(path), 0
     elif holder.pid == 0:
         who, since = "a process of another pid namespace", holder.since
     else:
@@ -51,20 +51,34 @@ def _name_of(pid: int) -> str:
         return ""
 
 
-def _stranger(shm: str) -> str:
-    """Name the process that holds SQLite's own write lock, as the kernel lists it.
+def _stranger(path: str) -> str:
+    """Name the process that is in the way, as the kernel lists its locks.
 
-    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK).
+    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK). Who was stopped
+    in the middle of taking its turn has one of the lock files, and has not said since when.
     """
-    found = paths.identity(shm)
+    pid = _locker("POSIX", f"{path}-shm", "120")
+    if pid == os.getpid():
+        return "this process, by a connection that takes no turns or a lock left over,"
+    if pid is not None:
+        return f"process {pid}{_name_of(pid)}, which takes no turns,"
+    for suffix in ("-lock", "-queue"):
+        pid = _locker("FLOCK", f"{path}{suffix}", "0")
+        if pid not in {None, os.getpid()}:
+            return f"process {pid}{_name_of(pid or 0)}, whose turn it is or comes next,"
+    return "an unknown process"
+
+
+def _locker(kind: str, path: str, start: str) -> int | None:
+    """Return who holds a lock of that *kind* on the file at *path* from byte *start* on."""
+    found = paths.identity(path)
     with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
         for line in locks:
             if "->" in line:  # one who waits for the lock of the line before
                 continue
-            _, _, _, kind, pid, where, start, *_ = line.split()
+            _, its_kind, _, access, pid, where, first, *_ = line.split()
             inode = int(where.rpartition(":")[2])
-            if kind == "WRITE" and start == "120" and found and inode == found[1]:
-                if int(pid) == os.getpid():
-                    return "this process, by a connection that takes no turns or a lock left over,"
-                return f"process {pid}{_name_of(int(pid))}, which takes no turns,"
-    return "an unknown process, which takes no turns,"
+            wanted = (its_kind, access, first) == (kind, "WRITE", start)
+            if wanted and found and inode == found[1]:
+                return int(pid)
+    return None

@@ -271,6 +271,29 @@ def test_a_stranger_to_the_turnstile_is_named_too(open_store: OpenStore, path: s
     assert 1 == handle.status.update(more).exited_at
 
 
+@pytest.mark.parametrize("suffix", ["-lock", "-queue"])
+def test_who_was_stopped_on_the_way_to_its_turn_is_named(
+    open_store: OpenStore, path: str, suffix: str
+) -> None:
+    """It has one of the lock files, and has not signed."""
+    store = open_store(timeout=0.5)
+    handle = store.add(sandbox("a"), READY)
+    code = """
+        import fcntl, sys
+        file = open(sys.argv[1], "rb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        print("locked", flush=True)
+        sys.stdin.readline()
+        """
+    with running(code, f"{path}{suffix}") as child:
+        assert "locked" == line(child)
+        with pytest.raises(UnavailableError, match=rf"process {child.pid} \(python") as caught:
+            handle.status.update(more)
+        assert str(child.pid) in caught.value.holder
+        say(child)
+    handle.status.update(more)
+
+
 def test_those_who_wait_for_other_locks_do_not_hide_the_stranger(
     open_store: OpenStore, path: str, tmp_path: Path
 ) -> None:
