@@ -243,7 +243,7 @@ class Session:
         """
         before = transaction.connection.total_changes
         result = timed(doing, fn, value)
-        self.require_open(doing)  # it may have been closed by *fn* itself
+        self.engine.require_open(doing)  # it may have been closed by *fn* itself
         if transaction.connection.total_changes != before:
             now = changes.find_creation(row.creation, transaction.fetch)
             if now != row:
