@@ -68,6 +68,48 @@ WRITERS = """
     """
 
 
+# The same, and a signal handler raises into the one that commits, while the sync is failing.
+STRUCK = """
+    import os, signal, sys, threading
+    from dataclasses import replace
+    from registry import Metadata, State, Status, Store
+    from tests.convoy import until, waiting
+
+    class Stop(BaseException):
+        pass
+
+    def strike(signum, frame):
+        raise Stop
+
+    store = Store.open(sys.argv[1])
+    a, b = (store.add(Metadata(id, id, None), Status(State.READY)) for id in "ab")
+    gate, said = threading.Event(), []
+
+    def update(handle, ready=lambda: None):
+        try:
+            handle.status.update(lambda old: ready() or replace(old, message="refused"))
+        except BaseException as error:
+            said.append(type(error).__name__)
+
+    def behind():
+        until(lambda: waiting(store) == 1)
+        gate.set()
+
+    os.write(1, b"ready\\n")
+    sys.stdin.readline()
+    first = threading.Thread(target=update, args=[a, lambda: gate.wait(30) and None])
+    first.start()
+    until(lambda: store._session.engine.writes.transaction is not None)
+    threading.Thread(target=behind).start()
+    signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, 0.7)
+    update(b)
+    first.join()
+    print(*sorted(said), a.status.get().message + b.status.get().message or "neither", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+
+
 def fail(path: str, when: str, code: str = WRITER) -> list[str]:
     """Run the writer, and let those of its fdatasync calls fail that *when* names."""
     process = subprocess.Popen(
@@ -118,6 +160,14 @@ def test_nothing_of_a_group_whose_sync_fails_is_there_after_a_crash(path: str) -
     assert "'' 'Next' []" == run(READ, path).strip()
     found = query(path, "SELECT sandbox_id, message, exited_at FROM sandbox_statuses")
     assert [(id, "", None) for id in "abc"] == sorted(found)
+
+
+def test_a_signal_while_the_sync_fails_changes_nothing_of_that(path: str) -> None:
+    """Who is struck raises what struck it, the other one is told, and neither is stored."""
+    said = fail(path, "1:delay_enter=1500000", STRUCK)
+    assert ["RegistryError", "Stop", "neither"] == said
+    found = query(path, "SELECT sandbox_id, message FROM sandbox_statuses")
+    assert [("a", ""), ("b", "")] == sorted(found)
 
 
 def test_a_commit_that_nobody_can_make_sure_of_says_so(path: str) -> None:
