@@ -103,7 +103,7 @@ def test_run_that_dies_before_any_line_is_undone_or_goes_on(db: str) -> None:
     """Until it is READY nothing of it is left, then all of it lives; its name is never stuck."""
     place = outcomes = lived = 0
     # One that lived need not be the end: by how its threads meet, a run has more lines or fewer.
-    while lived < 20:
+    while lived < 12:
         died = die_in(db, lambda sandboxer: sandboxer.run(config()), place := place + 1)
         lived = 0 if died else lived + 1
         found = recovered(db)
