@@ -9,13 +9,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from registry.live import Live
 from registry.rows import Row
 from registry.status import Status
-
-T = TypeVar("T")
 
 BYTES_MAX: Final = 64 * 1024 * 1024
 """Of what is kept, about: some 20,000 sandboxes with typical configs."""

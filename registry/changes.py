@@ -114,7 +114,6 @@ def insert(
     # Random: a number from a sequence would be given again after a rollback, and a handle that
     # the rollback left behind would stand for another sandbox.
     creation = secrets.randbits(62)
-    transaction.added.add(creation)
     transaction.execute(
         rows.INSERT_SANDBOX.sql,
         {

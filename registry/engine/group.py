@@ -19,7 +19,8 @@ Nobody waits for company: whoever has run and sees nobody behind commits for all
 for nothing. `transaction()` neither joins nor is joined.
 
 All members have one outcome. It is that of the COMMIT; or an error inside one of them that ended
-the whole transaction; or a member's function that did not come back before the deadline of all.
+the whole transaction; or a function that did not come back before the earliest deadline of those
+who wait.
 
 An exception that a signal handler raises may strike between any two bytecodes, so each step may be
 taken again by whoever comes next: a member that has run leaves only when the outcome is known and

@@ -47,7 +47,7 @@ class Transaction:
     """The write transaction that is open, as its owner's calls see it."""
 
     __slots__ = (
-        *("_effects", "_outer", "added", "alone", "committed", "connection", "deadline", "doing"),
+        *("_effects", "_outer", "alone", "committed", "connection", "deadline", "doing"),
         *("ended_by", "group", "joined", "owner", "path", "require_open", "since", "thread"),
         "timeout",
     )
@@ -89,8 +89,6 @@ class Transaction:
         self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
-        self.added: set[int] = set()
-        """Creations of the sandboxes that it has added: nobody else has seen them."""
         self._effects: list[list[Callable[[], object]]] = [[]]
 
     def execute(self, sql: str, params: Mapping[str, object] = {}) -> sqlite3.Cursor:

@@ -30,7 +30,6 @@ class Watch:
         self._looker = 0
         self._connection: driver.Connection | None = None
         self._close: Callable[[driver.Connection], None] | None = None
-        self._seen = 0
 
     def look(self, doing: str) -> int | None:
         """Return the number of the commit that is the latest now.
@@ -52,9 +51,6 @@ class Watch:
                 connection = self._connection or self._connect(doing)
                 # Each row is taken: behind a cursor that is left open the number stands still.
                 (number,) = connection.execute("PRAGMA data_version").fetchone()
-                if number != self._seen:
-                    self._readers.require_known_schema(connection, doing)
-                    self._seen = number
                 self._readers.require_unchanged(doing)
             except sqlite3.Error as error:
                 raise driver.translate(error, doing, self._path) from error
@@ -66,7 +62,6 @@ class Watch:
 
     def _connect(self, doing: str) -> driver.Connection:
         self._connection = self._readers.take(doing)
-        self._seen = 0
         return self._connection
 
     def close(self, close: Callable[[driver.Connection], None]) -> None:

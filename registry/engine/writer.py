@@ -268,10 +268,6 @@ class Writer:
 
     # Room on the disk.
 
-    def give_up_reserve(self) -> bool:
-        """Give back what is kept for a full disk, and tell whether there was any."""
-        return self._reserve.give_up()
-
     def require_room(self, doing: str) -> None:
         """Raise unless there is more room than what marking and deleting may need.
 
