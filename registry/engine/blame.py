@@ -55,17 +55,18 @@ def _stranger(path: str) -> str:
     """Name the process that is in the way, as the kernel lists its locks.
 
     SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK). Who was stopped
-    in the middle of taking its turn has one of the lock files, and has not said since when.
+    in its COMMIT, or in the middle of taking its turn, has a lock file and does not say since when.
     """
-    pid = _locker("POSIX", f"{path}-shm", "120")
-    if pid == os.getpid():
+    of_lock, of_queue = (_locker("FLOCK", f"{path}{name}", "0") for name in ("-lock", "-queue"))
+    writing = _locker("POSIX", f"{path}-shm", "120")
+    if of_lock not in {None, os.getpid()}:
+        return f"process {of_lock}{_name_of(of_lock or 0)}, whose turn it is,"
+    if writing == os.getpid():
         return "this process, by a connection that takes no turns or a lock left over,"
-    if pid is not None:
-        return f"process {pid}{_name_of(pid)}, which takes no turns,"
-    for suffix in ("-lock", "-queue"):
-        pid = _locker("FLOCK", f"{path}{suffix}", "0")
-        if pid not in {None, os.getpid()}:
-            return f"process {pid}{_name_of(pid or 0)}, whose turn it is or comes next,"
+    if writing is not None:
+        return f"process {writing}{_name_of(writing)}, which takes no turns,"
+    if of_queue not in {None, os.getpid()}:
+        return f"process {of_queue}{_name_of(of_queue or 0)}, whose turn comes next,"
     return "an unknown process"
 
 

@@ -5,10 +5,15 @@ SQLite's busy handler sleeps and tries again: no queue, and one busy process sta
 files beside the database:
 
     take PATH-queue ─▶ take PATH-lock ─▶ release PATH-queue ─▶ write ─▶ release PATH-lock
+                                 sign ─▶ ............. ─▶ take the sign back, COMMIT
 
 Whoever wants to write again stands behind everyone who is in the queue already, and one alone
 waits for the lock itself. The lock is for fairness and names its holder; safety rests on SQLite's
 own locks, which a writer that knows nothing of this one takes too.
+
+The sign is a record lock of PATH-lock, whose beginning is since when. It is taken back before the
+COMMIT, and that wakes the one at the head of the queue: waking up takes him as long as a sync takes
+the disk, and for the rest of it he looks at the lock himself.
 
 `flock` has no deadline. A thread that may block waits in the caller's stead; one who gives up
 leaves the thread waiting, and the next to come takes its place over.
@@ -19,6 +24,7 @@ where they would otherwise keep the lock alive after the parent's death.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -32,6 +38,11 @@ from weakref import WeakSet
 from registry.engine import paths
 from registry.errors import FailedPreconditionError
 from registry.waiting import Sleepers
+
+SPIN: Final = 0.0005
+"""Seconds for which whoever comes next looks at the lock without sleeping: two commits."""
+LOOK_AGAIN: Final = 0.005
+"""Seconds between two looks, at most, when the commit takes longer."""
 
 
 class Holder(NamedTuple):
@@ -96,6 +107,41 @@ class LockFile:
             return False
         return True
 
+    def sign(self) -> None:
+        """Say since when we hold it: by a record lock that begins at this very nanosecond.
+
+        The kernel tells others its beginning, and whose it is. What is written into a file instead
+        costs half a commit: the next sync of the log writes it down too.
+        """
+        self._record(fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
+
+    def take_sign_back(self) -> None:
+        """Say so no more; harmless when repeated."""
+        self._record(fcntl.LOCK_UN)
+
+    def _record(self, operation: int, length: int = 0, start: int = 0) -> None:
+        try:
+            fcntl.lockf(self.fd, operation, length, start)
+        except (OSError, ValueError):  # it is closed, say; it only names the holder
+            return
+
+    def signer(self) -> Holder | None:
+        """Return who else has signed; None when it is nobody, or this process."""
+        try:
+            found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _record_lock(fcntl.F_WRLCK))
+        except (OSError, ValueError):  # it is closed
+            return None
+        kind, _, since, _, pid = _RECORD_LOCK.unpack(found)
+        return Holder(pid, since) if kind == fcntl.F_WRLCK else None
+
+    def wait_for_signer(self) -> None:
+        """Wait until nobody else has signed, without end; not at all where that is refused."""
+        # Of the open file and not of the process: with those the kernel would look for circles,
+        # and find some among the threads of two processes that write to two registries.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW, _record_lock(fcntl.F_RDLCK))
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _record_lock(fcntl.F_UNLCK))
+
     def release(self) -> None:
         """Release the lock, whatever the system says; releasing twice is harmless."""
         if self.fd >= 0:
@@ -154,7 +200,8 @@ class Turnstile:
                 file.reopen()
         while self._acquire(deadline):
             if self._lock.at_its_path() and self._queue.at_its_path():
-                self._sign()
+                self._lock.sign()  # before the next one comes to the head of the queue
+                self._leave_queue()
                 return True
             # Somebody removed a lock file: those who come now lock another one.
             self._lock.reopen()
@@ -164,46 +211,40 @@ class Turnstile:
     def _acquire(self, deadline: float) -> bool:
         self._in_queue = True  # first: who is interrupted releases what it may have
         free = self._waiter.idle and self._queue.take_now() and self._lock.take_now()
-        if free or self._waiter.wait(deadline):
-            self._leave_queue()
-            return True
-        return False
+        return free or (self._waiter.wait(deadline) and self._enter(deadline))
+
+    def _enter(self, deadline: float) -> bool:
+        """Take the lock, whose holder is committing; we are at the head of the queue."""
+        began = time.monotonic()
+        while not self._lock.take_now():
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            if now - began < SPIN:
+                os.sched_yield()
+            else:
+                time.sleep(min((now - began) / 4, LOOK_AGAIN))
+        return True
 
     def _leave_queue(self) -> None:
         if self._in_queue:
             self._queue.release()
         self._in_queue = False
 
-    def _sign(self) -> None:
-        """Say since when we hold it: by a record lock that begins at this very nanosecond.
-
-        The kernel tells others its beginning, and whose it is. What is written into a file instead
-        costs half a commit: the next sync of the log writes it down too.
-        """
-        self._record(fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
-
-    def _record(self, operation: int, length: int = 0, start: int = 0) -> None:
-        try:
-            fcntl.lockf(self._lock.fd, operation, length, start)
-        except (OSError, ValueError):  # it is closed, say; it only names the holder
-            return
+    def beckon(self) -> None:
+        """Let the next in line get ready: all that is left is a COMMIT; harmless when repeated."""
+        self._lock.take_sign_back()
 
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
         if self._waiter.leave():
             self._leave_queue()
-            self._record(fcntl.LOCK_UN)
+            self._lock.take_sign_back()
             self._lock.release()
 
     def holder(self) -> Holder | None:
-        """Return who else holds the lock; None when it is nobody, or this process."""
-        whole_file = _RECORD_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        try:
-            found = fcntl.fcntl(self._lock.fd, fcntl.F_GETLK, whole_file)
-        except (OSError, ValueError):  # it is closed
-            return None
-        kind, _, since, _, pid = _RECORD_LOCK.unpack(found)
-        return None if kind == fcntl.F_UNLCK else Holder(pid, since)
+        """Return who else holds the lock and is not committing; None when it is nobody, or we."""
+        return self._lock.signer()
 
     def remove_if_created(self) -> None:
         """Unlink the files if this object created them. Only while the lock is held."""
@@ -219,9 +260,9 @@ class Turnstile:
 class _Waiter:
     """A thread that waits in line in the stead of a caller who has a deadline.
 
-    IDLE, until a caller comes; WAITING, until the kernel gives the lock; SERVED, until the caller
-    takes it over. A caller who leaves before finds it WAITING still, and the lock is given back as
-    soon as it comes.
+    IDLE, until a caller comes; WAITING, until it is at the head of the queue and the lock is about
+    to be released; SERVED, until the caller takes it over. A caller who leaves before finds it
+    WAITING still, and the place is given back as soon as it comes.
     """
 
     def __init__(self, queue: LockFile, lock: LockFile) -> None:
@@ -239,7 +280,7 @@ class _Waiter:
         return self._state is _IDLE
 
     def wait(self, deadline: float) -> bool:
-        """Return whether the lock came before *deadline*. After an exception call `leave`."""
+        """Return whether our turn came before *deadline*. After an exception call `leave`."""
         with self._guard:
             self._wanted = True
             if self._state is _IDLE:
@@ -281,7 +322,7 @@ class _Waiter:
             error = None
             try:
                 self._queue.take()
-                self._lock.take()
+                self._lock.wait_for_signer()
             except OSError as caught:
                 error = caught
             except ValueError:  # a release that was refused has closed a file
@@ -290,7 +331,6 @@ class _Waiter:
                 self._state, self._error = _SERVED, error
                 if not self._wanted:
                     self._queue.release()
-                    self._lock.release()
                     self._state, self._error = _IDLE, None
             self._changed.wake()
 
@@ -308,4 +348,11 @@ class _Waiter:
 
 _RECORD_LOCK: Final = struct.Struct("@hhqqi0q")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
+
+
+def _record_lock(kind: int) -> bytes:
+    """Return one of the whole file."""
+    return _RECORD_LOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+
+
 _IDLE, _WAITING, _SERVED = "idle", "waiting", "served"

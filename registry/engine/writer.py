@@ -192,6 +192,8 @@ class Writer:
         """
         if self._refusal is None and (not self.committing or self.connection.in_transaction):
             self.committing = True
+            if self._turnstile is not None:
+                self._turnstile.beckon()
             try:
                 self.connection.execute("COMMIT")
             except sqlite3.Error as error:
@@ -214,13 +216,17 @@ class Writer:
         Raises:
             DataLossError: it is in another one; nothing is written any more.
         """
+        log_is_long = self._tripwire.log_size > self._log_bound
+        if not log_is_long:
+            self.release()  # others need not wait for a look
         if not self._tripwire.holds():
             self._tripwire.spoil()
             self.unwritable = self._tripwire.replaced(doing)
             raise self.unwritable
         if self._gave_up:
             self._gave_up = not self._reserve.take()
-        self._bound_log()
+        if log_is_long:
+            self._bound_log()
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.
@@ -249,10 +255,7 @@ class Writer:
 
     def _bound_log(self) -> None:
         """Begin the log anew when it has grown past its bound: passive checkpoints may starve."""
-        logged = self._tripwire.log_size
-        if logged <= self._log_bound:
-            return
-        connection = self.connection
+        logged, connection = self._tripwire.log_size, self.connection
         with contextlib.suppress(sqlite3.Error):
             connection.execute(f"PRAGMA busy_timeout = {int(RESET_WAIT * 1000)}")
             busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]

@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -194,6 +195,29 @@ def test_who_gave_up_does_not_keep_the_lock_from_others(tmp_path: object) -> Non
     three.release()
     for turnstile in (one, two, three):
         turnstile.close()
+
+
+def test_the_next_in_line_gets_ready_while_the_holder_commits(tmp_path: object) -> None:
+    """It is woken before the lock is free, gets it not before, and waits no longer than it may."""
+    database = f"{tmp_path}/r.db"
+    one, two = Turnstile(database), Turnstile(database)
+    assert one.acquire(soon())
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(two.acquire, later())
+        while two._waiter.idle:
+            time.sleep(0)
+        one.beckon()
+        while not two._waiter.idle:
+            time.sleep(0)
+        assert not asking.done()
+        one.release()
+        assert asking.result()
+    two.beckon()
+    assert not one.acquire(soon())
+    two.release()
+    assert one.acquire(soon())
+    one.close()
+    two.close()
 
 
 def test_a_turnstile_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: object) -> None:
