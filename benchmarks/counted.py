@@ -72,7 +72,7 @@ def statements(path: str, plain_path: str) -> Iterator[Figure]:
                 lambda: reference.add(samples.sandbox(777_777)),
             ),
         ]
-        for _, ours, _ in works[:3]:
+        for _, ours, _ in (works[3], *works[:3]):  # what only the first of each asks is not counted
             ours()
         engine = store._session.engine  # noqa: SLF001
         connections = [

@@ -21,7 +21,7 @@ from registry.errors import (
 from registry.metadata import Metadata
 from registry.netns import NetNSIdentity
 from registry.process import ProcessIdentity
-from registry.rows import Row
+from registry.rows import Row, StatusRow
 from registry.sql import Fetch
 from registry.status import TIME_MAX, State, Status
 from registry.values import check_integer
@@ -87,6 +87,18 @@ def find_creation(creation: int, fetch: Fetch) -> Row | None:
     """Return the sandbox of *creation*; None when it has been deleted."""
     found = fetch(rows.ROW_BY_CREATION.sql, {"creation": creation})
     return Row(*found[0]) if found else None
+
+
+def find_status(creation: int, fetch: Fetch) -> Row | StatusRow | None:
+    """Return what a change of its status can change of *creation*; None when it has been deleted.
+
+    While it is UNKNOWN that is all of it, since a caller's function may change the metadata too.
+    """
+    found = fetch(rows.STATUS_BY_CREATION.sql, {"creation": creation})
+    if not found:
+        return None
+    row = StatusRow._make(found[0])
+    return find_creation(creation, fetch) if row.state == str(State.UNKNOWN) else row
 
 
 def insert(
@@ -164,23 +176,30 @@ def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> 
     return _written(transaction, row.creation)
 
 
-def replace_status(transaction: Transaction, row: Row, status: Status, author: Author) -> None:
+def replace_status(
+    transaction: Transaction, row: Row | StatusRow, status: Status, author: Author
+) -> None:
     """Store *status* for the sandbox of *row*; another pid is another, unknown process.
 
+    Args:
+        transaction: the open one, in which *row* was read.
+        row: the sandbox as it is.
+        status: that it is to have.
+        author: who writes.
     Raises:
         FailedPreconditionError: it leads back to UNKNOWN.
     """
-    doing = transaction.doing
     if status.state is State.UNKNOWN and row.state != str(State.UNKNOWN):
         raise FailedPreconditionError(
-            f"{doing}: no way leads from {row.state} back to {status.state}", id=row.id
+            f"{transaction.doing}: no way leads from {row.state} back to {status.state}", id=row.id
         )
-    columns = rows.status_columns(status)
-    if status.pid != row.pid:
-        columns |= rows.process_columns(None)
-    changed = {name: value for name, value in columns.items() if value != getattr(row, name)}
+    before, columns = rows.status_of(row), rows.status_columns(status)
+    pairs = zip(columns.items(), before, strict=True)
+    changed = {name: value for (name, value), old in pairs if value != old}
+    if "pid" in changed:
+        changed |= rows.process_columns(None)
     changed |= author.sign(row.changed_at)
-    transaction.execute(rows.updating_status(frozenset(changed)), {**changed, "of": row.creation})
+    transaction.execute(rows.updating_status(tuple(changed)), {**changed, "of": row.creation})
 
 
 def delete(transaction: Transaction, row: Row, author: Author) -> None:

@@ -45,7 +45,8 @@ from registry.status import State, Status
 ID_BYTES_MAX: Final = 4 * 76
 """Of an id in UTF-8."""
 STATUS_FIELDS: Final = tuple(Status.__dataclass_fields__)
-_status_of: Final = attrgetter(*STATUS_FIELDS)
+status_of: Final = attrgetter(*STATUS_FIELDS)
+"""Returns the columns of a row that `status_columns` writes, in that order."""
 _TEXTS: Final = (
     *("name", "netns_path", "ip", "runtime_handler", "process_label"),
     *("additional_ips", "cni_result"),
@@ -128,7 +129,7 @@ class Row(NamedTuple):
         Raises:
             MetadataError: its state is none that is known here.
         """
-        return load_status(_status_of(self), self.id)
+        return load_status(self)
 
     def netns(self) -> NetNSIdentity | None:
         """Return which namespace `netns_path` named when it was noted; None before that."""
@@ -168,6 +169,30 @@ class Row(NamedTuple):
         )
 
 
+class StatusRow(NamedTuple):
+    """What of a `Row` matters to who changes the status."""
+
+    creation: int
+    id: str
+    netns_path: str
+    host_network: int
+    netns_inode: int | None
+    state: str
+    pid: int
+    created_at: int | None
+    exited_at: int | None
+    exit_status: int | None
+    reason: str
+    message: str
+    changed_at: int | None
+    process_inode: int | None
+    process_start_time: int | None
+
+    def status(self) -> Status:
+        """Return the status; errors as `Row.status`."""
+        return load_status(self)
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """A committed change of state, creation and deletion included.
@@ -201,7 +226,7 @@ class Transition:
             MetadataError: a state is none that is known here.
         """
         fields = dict(zip(cls.__dataclass_fields__, row, strict=True))
-        doing = f"read transition {fields['seq']} of sandbox {fields['sandbox_id']!r}"
+        doing = f"read transition {fields['seq']} of sandbox"
         for end in ("from_state", "to_state"):
             fields[end] = fields[end] and _load_state(fields[end], doing, fields["sandbox_id"])
         return cls(**{**fields, "boot_id": fields["boot_id"] or ""})
@@ -226,25 +251,24 @@ def _load_state(text: str, doing: str, id: str) -> State:
     try:
         return State.parse(text)
     except ValueError as error:
-        message = f"{doing}: {error}; it is damaged, or a newer program has written it"
+        message = f"{doing} {id!r}: {error}; it is damaged, or a newer program has written it"
         raise MetadataError(message, id=id) from error
 
 
-def load_status(row: tuple[Any, ...], id: str) -> Status:
-    """Return the status of a row of `STATUS`, of the sandbox with *id*.
+def load_status(row: Row | StatusRow) -> Status:
+    """Return the status in *row*.
 
     Raises:
         MetadataError: its state is none that is known here.
     """
-    state, pid, created_at, exited_at, exit_status, reason, message = row
     return Status(
-        state=_load_state(state, f"read status of sandbox {id!r}", id),
-        pid=pid,
-        created_at=created_at or 0,
-        exited_at=exited_at or 0,
-        exit_status=exit_status,
-        reason=reason,
-        message=message,
+        _load_state(row.state, "read status of sandbox", row.id),
+        row.pid,
+        row.created_at or 0,
+        row.exited_at or 0,
+        row.exit_status,
+        row.reason,
+        row.message,
     )
 
 
@@ -331,16 +355,16 @@ def _compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _rows() -> Select[Any]:
+def _rows(fields: Collection[str] = Row._fields) -> Select[Any]:
     tables = (sandboxes.c, sandbox_statuses.c)
-    columns = [next(c[name] for c in tables if name in c) for name in Row._fields]
+    columns = [next(c[name] for c in tables if name in c) for name in fields]
     return select(*columns).select_from(
         sandboxes.join(sandbox_statuses, sandbox_statuses.c.sandbox_id == sandboxes.c.id)
     )
 
 
-def _row_where(column: Column[Any]) -> Callable[[], Core]:
-    return lambda: _rows().where(column == bindparam(column.name))
+def _row_where(column: Column[Any], fields: Collection[str] = Row._fields) -> Callable[[], Core]:
+    return lambda: _rows(fields).where(column == bindparam(column.name))
 
 
 def _id_of(parameter: str) -> ScalarSelect[str]:
@@ -365,6 +389,7 @@ def prefix_params(prefix: str) -> dict[str, object]:
 
 ROW_BY_ID: Final = Statement(_row_where(sandboxes.c.id))
 ROW_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation))
+STATUS_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation, StatusRow._fields))
 ROWS: Final = Statement(lambda: _rows().order_by(sandbox_statuses.c.created_at, sandboxes.c.id))
 IDS_BY_PREFIX: Final = Statement(
     lambda: (
@@ -443,7 +468,7 @@ DELETIONS: Final = Statement(
 
 
 @cache
-def updating_status(columns: frozenset[str]) -> str:
+def updating_status(columns: tuple[str, ...]) -> str:
     """Return the SQL that writes *columns* of the status of `:of`.
 
     Only those that change: each that is named costs its index and its triggers.
@@ -451,7 +476,7 @@ def updating_status(columns: frozenset[str]) -> str:
     return compiled(
         update(sandbox_statuses)
         .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
-        .values({name: bindparam(name) for name in sorted(columns)})
+        .values({name: bindparam(name) for name in columns})
     )
 
 

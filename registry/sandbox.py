@@ -245,10 +245,10 @@ class _StoredStatus:
     def _update(self, doing: str, fn: _Once) -> Status:
         session, handle = self._session, self._handle
         with session.write(doing) as transaction:
-            row = changes.find_creation(handle.creation, transaction.fetch)
+            row = changes.find_status(handle.creation, transaction.fetch)
             if row is not None:
                 written = transaction.connection.total_changes
-                status = validate(session.ask(transaction, row, doing, fn, row.status()), doing)
+                status = validate(session.ask(transaction, row, fn, row.status()), doing)
                 fn.wrote |= transaction.connection.total_changes != written
                 if status.state is not State.NOTREADY:
                     session.engine.writer.require_room(doing)

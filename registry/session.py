@@ -17,7 +17,7 @@ from registry.errors import FailedPreconditionError, ResourceExhaustedError, Sto
 from registry.kernel import Vantage
 from registry.live import Container, Live
 from registry.netns import NetNSIdentity
-from registry.rows import Row
+from registry.rows import Row, StatusRow
 from registry.sql import Fetch
 from registry.status import State
 from registry.values import invalid
@@ -233,7 +233,7 @@ class Session:
     # What a caller's function makes of a row.
 
     def ask(
-        self, transaction: Transaction, row: Row, doing: str, fn: Callable[[T], T], value: T
+        self, transaction: Transaction, row: Row | StatusRow, fn: Callable[[T], T], value: T
     ) -> T:
         """Return what *fn* makes of *value*, a part of *row*, inside the transaction.
 
@@ -241,22 +241,21 @@ class Session:
             FailedPreconditionError: *fn* itself has changed or deleted that sandbox, which what it
                 returned would overwrite.
         """
-        before = transaction.connection.total_changes
+        doing, before = transaction.doing, transaction.connection.total_changes
         result = timed(doing, fn, value)
         self.engine.require_open(doing)  # it may have been closed by *fn* itself
-        if transaction.connection.total_changes != before:
-            now = changes.find_creation(row.creation, transaction.fetch)
-            if now != row:
-                raise FailedPreconditionError(
-                    f"{doing}: its own function changed or deleted it; "
-                    "return the new value instead",
-                    id=row.id,
-                )
+        find = changes.find_creation if isinstance(row, Row) else changes.find_status
+        wrote = transaction.connection.total_changes != before
+        if wrote and find(row.creation, transaction.fetch) != row:
+            raise FailedPreconditionError(
+                f"{doing}: its own function changed or deleted it; return the new value instead",
+                id=row.id,
+            )
         return result
 
     # What is looked up outside the lock.
 
-    def note_later(self, transaction: Transaction, row: Row, pid: int) -> None:
+    def note_later(self, transaction: Transaction, row: Row | StatusRow, pid: int) -> None:
         """Once it is committed, record which namespace and process it names, if not yet known.
 
         In a transaction of its own, since whoever looks at the host holds no lock. It shares the

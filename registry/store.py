@@ -374,7 +374,7 @@ class Store:
             row = changes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
-            metadata = self._session.ask(transaction, row, doing, fn, row.metadata())
+            metadata = self._session.ask(transaction, row, fn, row.metadata())
             _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
             after = changes.replace_metadata(transaction, row, metadata)
             self._session.note_later(transaction, after, after.pid)

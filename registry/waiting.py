@@ -49,8 +49,14 @@ class Sleepers:
     def wake(self) -> None:
         """Let all of them look again."""
         for lock in tuple(self._locks):
-            with contextlib.suppress(RuntimeError):  # somebody else has woken it
-                lock.release()
+            _wake(lock)
+
+
+def _wake(lock: threading.Lock) -> None:
+    try:  # noqa: SIM105 - twice as fast, and every write comes by
+        lock.release()
+    except RuntimeError:  # somebody else has woken it
+        pass
 
 
 class Mutex:
@@ -70,9 +76,10 @@ class Mutex:
     @property
     def holder(self) -> object:
         """Who holds it; None when nobody does."""
-        for holder, _ in self._queue[:1]:
-            return holder
-        return None
+        try:
+            return self._queue[0][0]
+        except IndexError:
+            return None
 
     def queue(self) -> list[object]:
         """Return who holds it, and who waits, in order."""
@@ -81,9 +88,10 @@ class Mutex:
     @property
     def next(self) -> object:
         """Who gets it after the holder; None when nobody waits."""
-        for waiting, _ in self._queue[1:2]:
-            return waiting
-        return None
+        try:
+            return self._queue[1][0]
+        except IndexError:
+            return None
 
     def acquire(self, holder: object, deadline: float | None) -> bool:
         """Wait until *holder* holds it, and tell whether it does before *deadline*.
@@ -102,12 +110,13 @@ class Mutex:
 
     def release(self, holder: object) -> None:
         """Take *holder* out of the queue, wherever it stands; harmless when repeated."""
-        for entry in tuple(self._queue):
+        queue = self._queue
+        for entry in tuple(queue):
             if entry[0] is holder:
                 with contextlib.suppress(ValueError):  # somebody else has taken it out
-                    self._queue.remove(entry)
-        for _, turn in self._queue[:1]:
-            with contextlib.suppress(RuntimeError):  # somebody else has woken it
-                turn.release()
-        if not self._queue:
+                    queue.remove(entry)
+                break
+        for _, turn in queue[:1]:
+            _wake(turn)
+        if not queue:
             self.idlers.wake()

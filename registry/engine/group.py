@@ -65,7 +65,8 @@ class GroupCommit:
         Args:
             path: the database.
             writer: what writes to it.
-            guard: called in each transaction of SQLite before its first statement.
+            guard: called in a transaction of SQLite before its first statement, unless nobody else
+                has committed since; raises where it may not be written any more.
             require_open: raises once nothing may be written any more.
         """
         self.transaction: Transaction | None = None
@@ -76,6 +77,8 @@ class GroupCommit:
         self._guard: Final = guard
         self._require_open: Final = require_open
         self._group: Group | None = None
+        self._version: int | None = None
+        """The number of the commit that the guard has let through."""
 
     # A member, from its beginning to its end.
 
@@ -84,11 +87,18 @@ class GroupCommit:
         self.take_turn(transaction, timeout)
         if self._group is None:
             self._writer.begin(transaction.doing, transaction.deadline, timeout)
-            self._guard(transaction)
+            self._require_known_schema(transaction)
         else:
             transaction.execute("SAVEPOINT member")
             transaction.joined = True
         self.transaction = transaction
+
+    def _require_known_schema(self, transaction: Transaction) -> None:
+        """Call the guard if somebody else has committed since it was called last."""
+        (version,) = transaction.fetch("PRAGMA data_version")[0]
+        if version != self._version:
+            self._guard(transaction)
+            self._version = version
 
     def take_turn(self, transaction: Transaction, timeout: float) -> None:
         """Take the mutex and, unless *transaction* joins a group that has it, the turnstile.

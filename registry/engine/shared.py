@@ -42,7 +42,8 @@ def attach(
         read_only: read and never write, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
         prepare: called once with the new connection, under the write lock, before it is used.
-        guard: called in each write transaction before its first statement.
+        guard: called in a write transaction before its first statement, unless nobody else has
+            committed since; raises where it may no longer be written.
         admit: called with a reader, what it does and the path when the schema was changed; raises
             where it may no longer be read.
     Raises:

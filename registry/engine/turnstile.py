@@ -61,6 +61,7 @@ class LockFile:
         self._database: Final = database
         self.created = False
         self.fd = -1
+        self._signed = False
         self._identity: tuple[int, int] | None = None
         _open.add(self)
         self.reopen()
@@ -113,17 +114,16 @@ class LockFile:
         The kernel tells others its beginning, and whose it is. What is written into a file instead
         costs half a commit: the next sync of the log writes it down too.
         """
-        self._record(fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
+        self._signed = True
+        with contextlib.suppress(OSError, ValueError):  # it is closed, say; it only names us
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
 
     def take_sign_back(self) -> None:
         """Say so no more; harmless when repeated."""
-        self._record(fcntl.LOCK_UN)
-
-    def _record(self, operation: int, length: int = 0, start: int = 0) -> None:
-        try:
-            fcntl.lockf(self.fd, operation, length, start)
-        except (OSError, ValueError):  # it is closed, say; it only names the holder
-            return
+        if self._signed:
+            with contextlib.suppress(OSError, ValueError):
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+            self._signed = False
 
     def signer(self) -> Holder | None:
         """Return who else has signed; None when it is nobody, or this process."""
