@@ -53,10 +53,9 @@ class Sleepers:
 
 
 def _wake(lock: threading.Lock) -> None:
-    try:  # noqa: SIM105 - twice as fast, and every write comes by
-        lock.release()
-    except RuntimeError:  # somebody else has woken it
-        pass
+    if lock.locked():
+        with contextlib.suppress(RuntimeError):  # somebody else has woken it meanwhile
+            lock.release()
 
 
 class Mutex:
@@ -71,7 +70,7 @@ class Mutex:
         """Begin with nobody holding it."""
         self.idlers: Final = Sleepers()
         """Woken when nobody holds it any more."""
-        self._queue: list[tuple[object, threading.Lock]] = []
+        self._queue: list[tuple[object, threading.Lock, int]] = []
 
     @property
     def holder(self) -> object:
@@ -81,9 +80,13 @@ class Mutex:
         except IndexError:
             return None
 
-    def queue(self) -> list[object]:
-        """Return who holds it, and who waits, in order."""
-        return [waiting for waiting, _ in tuple(self._queue)]
+    def of_this_thread(self) -> object:
+        """Return who of the calling thread holds it, or waits; None where nobody does."""
+        thread = threading.get_ident()
+        for holder, _, other in tuple(self._queue):
+            if other == thread:
+                return holder
+        return None
 
     @property
     def next(self) -> object:
@@ -100,7 +103,7 @@ class Mutex:
         """
         turn = threading.Lock()
         turn.acquire()
-        self._queue.append((holder, turn))
+        self._queue.append((holder, turn, threading.get_ident()))
         while self.holder is not holder:
             remaining = -1 if deadline is None else deadline - time.monotonic()
             if (deadline is not None and remaining <= 0) or not turn.acquire(timeout=remaining):
@@ -116,7 +119,7 @@ class Mutex:
                 with contextlib.suppress(ValueError):  # somebody else has taken it out
                     queue.remove(entry)
                 break
-        for _, turn in queue[:1]:
+        for _, turn, _ in queue[:1]:
             _wake(turn)
         if not queue:
             self.idlers.wake()

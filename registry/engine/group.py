@@ -125,13 +125,13 @@ class GroupCommit:
 
     def _require_not_in_the_middle(self, transaction: Transaction) -> None:
         """Raise where a signal handler would wait for the write that it interrupts."""
-        for other in self.mutex.queue():
-            if isinstance(other, Transaction) and other.owner is transaction.owner:
-                raise FailedPreconditionError(
-                    f"{transaction.doing}: this thread is in the middle of {other.doing}, which "
-                    "ends only after this; in a signal handler note what is to be done, and do it "
-                    "later"
-                )
+        other = self.mutex.of_this_thread()
+        if other is not None:
+            raise FailedPreconditionError(
+                f"{transaction.doing}: this thread is in the middle of "
+                f"{getattr(other, 'doing', 'closing the store')}, which ends only after this; "
+                "in a signal handler note what is to be done, and do it later"
+            )
 
     def _may_join(self, transaction: Transaction, group: Group) -> bool:
         whole = transaction.connection.in_transaction and not group.decided
