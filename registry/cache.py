@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from registry.live import Live
-from registry.rows import Row
+from registry.rows import Row, load_status
 from registry.status import Status
 
 BYTES_MAX: Final = 64 * 1024 * 1024
@@ -41,7 +41,7 @@ class Found:
             MetadataError: its state is none that is known here.
         """
         if self._status is None:
-            self._status = self.row.status()
+            self._status = load_status(self.row)
         return self._status
 
     def weight(self) -> int:

@@ -21,7 +21,7 @@ from registry.errors import (
 from registry.metadata import Metadata
 from registry.netns import NetNSIdentity
 from registry.process import ProcessIdentity
-from registry.rows import Row, StatusRow
+from registry.rows import AnyRow, Row, StatusRow
 from registry.sql import Fetch
 from registry.status import TIME_MAX, State, Status
 from registry.values import check_integer
@@ -89,16 +89,20 @@ def find_creation(creation: int, fetch: Fetch) -> Row | None:
     return Row(*found[0]) if found else None
 
 
-def find_status(creation: int, fetch: Fetch) -> Row | StatusRow | None:
-    """Return what a change of its status can change of *creation*; None when it has been deleted.
-
-    While it is UNKNOWN that is all of it, since a caller's function may change the metadata too.
-    """
+def find_status(creation: int, fetch: Fetch) -> StatusRow | None:
+    """Return the status of *creation*; None when it has been deleted."""
     found = fetch(rows.STATUS_BY_CREATION.sql, {"creation": creation})
-    if not found:
-        return None
-    row = StatusRow._make(found[0])
-    return find_creation(creation, fetch) if row.state == str(State.UNKNOWN) else row
+    return StatusRow._make(found[0]) if found else None
+
+
+def find_changeable(creation: int, fetch: Fetch) -> AnyRow | None:
+    """Return what of *creation* can be changed; None when it has been deleted.
+
+    That is the status, and everything while it is UNKNOWN.
+    """
+    row = find_status(creation, fetch)
+    unknown = row is not None and row.state == str(State.UNKNOWN)
+    return find_creation(creation, fetch) if unknown else row
 
 
 def insert(
@@ -166,7 +170,7 @@ def _refuse_taken(transaction: Transaction, id: str, name: str) -> None:
 
 def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> Row:
     """Store *metadata* for the sandbox of *row*; another path is another, unknown namespace."""
-    recorded = row.netns() if metadata.netns_path == row.netns_path else None
+    recorded = rows.load_netns(row) if metadata.netns_path == row.netns_path else None
     transaction.execute(
         rows.UPDATE_METADATA.sql,
         {**rows.metadata_columns(metadata), **rows.netns_columns(recorded), "of": row.creation},
@@ -176,9 +180,7 @@ def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> 
     return _written(transaction, row.creation)
 
 
-def replace_status(
-    transaction: Transaction, row: Row | StatusRow, status: Status, author: Author
-) -> None:
+def replace_status(transaction: Transaction, row: AnyRow, status: Status, author: Author) -> None:
     """Store *status* for the sandbox of *row*; another pid is another, unknown process.
 
     Args:

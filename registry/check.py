@@ -20,7 +20,7 @@ from registry.cri import PodSandboxConfig
 from registry.engine.driver import Connection
 from registry.errors import RegistryError
 from registry.metadata import validate as validate_metadata
-from registry.rows import ROWS, Row, config_json, label_rows, metadata_columns
+from registry.rows import ROWS, Row, config_json, label_rows, load_status, metadata_columns
 from registry.schema import HISTORY_MAX, LEVEL, REVISION, metadata
 from registry.status import validate as validate_status
 
@@ -173,7 +173,7 @@ def values_are_valid(connection: Connection) -> Iterator[Violation]:
     ours = _is_ours(connection)
     for row in _rows(connection):
         try:
-            metadata, status = row.metadata(), row.status()
+            metadata, status = row.metadata(), load_status(row)
             if ours:
                 validate_metadata(metadata, "check")
                 validate_status(status, "check")

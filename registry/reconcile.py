@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
@@ -27,7 +27,7 @@ from registry import netns, process
 from registry.kernel import Vantage
 from registry.netns import NetNSSight, Presence
 from registry.process import Life, ProcessSight
-from registry.rows import Row
+from registry.rows import StatusRow, load_creator, load_netns, load_process
 from registry.status import MESSAGE_MAX, State, Status
 
 
@@ -93,7 +93,7 @@ class Looks:
 class Judgement:
     """A finding before anything was done, and whether it asks for NOTREADY."""
 
-    row: Row
+    row: StatusRow
     verdict: Verdict
     reason: str
     message: str
@@ -127,7 +127,7 @@ def _printable(text: str) -> str:
 # Looking.
 
 
-def namespaces(rows: Iterable[Row]) -> set[str]:
+def namespaces(rows: Iterable[StatusRow]) -> set[str]:
     """Return the paths that have to be looked at; those that are damaged name nothing."""
     return {
         row.netns_path
@@ -137,7 +137,10 @@ def namespaces(rows: Iterable[Row]) -> set[str]:
 
 
 def look(
-    row: Row, vantage: Vantage, sights: Mapping[str, NetNSSight], container: ProcessSight | None
+    row: StatusRow,
+    vantage: Vantage,
+    sights: Mapping[str, NetNSSight],
+    container: ProcessSight | None,
 ) -> Looks:
     """Return what can be seen of the sandbox of *row*.
 
@@ -149,7 +152,7 @@ def look(
     Raises:
         ValueError: its path is damaged.
     """
-    recorded = row.process()
+    recorded = load_process(row)
     seen = container
     if seen is None and recorded is not None:
         seen = process.look(recorded, vantage)
@@ -160,7 +163,7 @@ def look(
             raise ValueError(f"netns_path {row.netns_path!r} is no path")
         seen_there = sight.identity is not None and sight.identity.number == row.netns_number
         lives_in_netns = not seen_there and _lives_in_netns(row)
-    creator = row.creator() if row.state == str(State.UNKNOWN) else None
+    creator = load_creator(row) if row.state == str(State.UNKNOWN) else None
     return Looks(
         netns=sight,
         process=seen,
@@ -169,7 +172,7 @@ def look(
     )
 
 
-def _lives_in_netns(row: Row) -> bool:
+def _lives_in_netns(row: StatusRow) -> bool:
     if row.pid == 0 or row.netns_number is None:
         return False
     return process.net_namespace_of(row.pid) == row.netns_number
@@ -203,12 +206,14 @@ _ORDER: Final = (
 )
 
 
-def plan(rows: Iterable[tuple[Row, Looks]], vantage: Vantage, now: int) -> list[Judgement]:
-    """Return what the looks, made at *now* (ns since the Unix epoch), mean for each row; pure."""
-    return [_judge(row, looks, vantage, now) for row, looks in rows]
+def plan(
+    looked: Iterable[tuple[StatusRow, Looks]], vantage: Vantage, now: int
+) -> Iterator[Judgement]:
+    """Yield what the looks, made at *now* (ns since the Unix epoch), mean for each row; pure."""
+    return (_judge(row, looks, vantage, now) for row, looks in looked)
 
 
-def _judge(row: Row, looks: Looks, vantage: Vantage, now: int) -> Judgement:
+def _judge(row: StatusRow, looks: Looks, vantage: Vantage, now: int) -> Judgement:
     unknown = row.state == str(State.UNKNOWN)
     if unknown and row.creator_pid is None:
         return _quiet(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
@@ -224,18 +229,18 @@ def _judge(row: Row, looks: Looks, vantage: Vantage, now: int) -> Judgement:
     return _conclude(row, case)
 
 
-def _quiet(row: Row, verdict: Verdict, message: str) -> Judgement:
+def _quiet(row: StatusRow, verdict: Verdict, message: str) -> Judgement:
     return Judgement(row, verdict, "", message, marks=False, clears_pid=False, reported=True)
 
 
-def _creating(row: Row, creator: ProcessSight, now: int) -> Judgement:
+def _creating(row: StatusRow, creator: ProcessSight, now: int) -> Judgement:
     if creator.life is Life.UNSEEN:
         return _quiet(row, Verdict.UNREACHABLE, f"its creator cannot be judged: {creator.detail}")
     age = max(0, now - (row.changed_at or now)) / 1e9
     return _quiet(row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
 
 
-def _judge_boot(case: _Case, row: Row, vantage: Vantage) -> None:
+def _judge_boot(case: _Case, row: StatusRow, vantage: Vantage) -> None:
     recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
     if row.state == str(State.UNKNOWN):
         recorded = (*recorded, row.creator_boot_id)
@@ -246,8 +251,8 @@ def _judge_boot(case: _Case, row: Row, vantage: Vantage) -> None:
             return
 
 
-def _judge_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
-    sight, recorded = looks.netns, row.netns()
+def _judge_netns(case: _Case, row: StatusRow, looks: Looks, vantage: Vantage) -> None:
+    sight, recorded = looks.netns, load_netns(row)
     if sight is None:
         return
     if sight.presence is Presence.UNSEEN:
@@ -266,9 +271,9 @@ def _judge_netns(case: _Case, row: Row, looks: Looks, vantage: Vantage) -> None:
         _judge_other_netns(case, row, sight)
 
 
-def _judge_other_netns(case: _Case, row: Row, sight: NetNSSight) -> None:
+def _judge_other_netns(case: _Case, row: StatusRow, sight: NetNSSight) -> None:
     """Judge what is no namespace, or not the recorded one."""
-    recorded, detail = row.netns(), sight.detail
+    recorded, detail = load_netns(row), sight.detail
     if sight.presence is Presence.OTHER_TYPE:
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
     elif sight.identity is not None and recorded is None:
@@ -300,7 +305,7 @@ def _judge_process(case: _Case, sight: ProcessSight | None) -> None:
         case.alive.append(sight.detail)
 
 
-def _conclude(row: Row, case: _Case) -> Judgement:
+def _conclude(row: StatusRow, case: _Case) -> Judgement:
     if case.dead:
         case.dead.sort(key=lambda fact: _ORDER.index(fact[1]))
         verdict, reason, _ = case.dead[0]
@@ -320,15 +325,25 @@ def _conclude(row: Row, case: _Case) -> Judgement:
     )
 
 
-def report(judged: Sequence[Judgement], changed: Collection[int], orphans: Sequence[str]) -> Report:
-    """Return the report of *judged*, of which the creations *changed* were made NOTREADY."""
+def report(
+    judged: Collection[Judgement],
+    others: Mapping[Verdict, int],
+    changed: Collection[int],
+    orphans: Sequence[str],
+) -> Report:
+    """Return the report.
+
+    Args:
+        judged: those that have a finding.
+        others: how many have none, by verdict.
+        changed: creations of those that were made NOTREADY.
+        orphans: as `find_orphans` has them.
+    """
+    counts = Counter(others)
+    counts.update(judgement.verdict for judgement in judged)
     return Report(
-        findings=tuple(
-            judgement.finding(changed=judgement.row.creation in changed)
-            for judgement in judged
-            if judgement.reported
-        ),
-        counts=dict(Counter(judgement.verdict for judgement in judged)),
+        findings=tuple(each.finding(changed=each.row.creation in changed) for each in judged),
+        counts=dict(counts),
         orphans=tuple(orphans),
     )
 
@@ -336,30 +351,46 @@ def report(judged: Sequence[Judgement], changed: Collection[int], orphans: Seque
 # Orphans.
 
 
-def find_orphans(registry_id: str, directories: Iterable[str], owned: Iterable[str]) -> list[str]:
-    """Return the namespaces of this registry that no sandbox owns.
+def find_namespaces(registry_id: str, directories: Iterable[str]) -> list[str]:
+    """Return the namespaces of this registry by their names, `sr-<registry id>-<uuid>`.
 
     Args:
-        registry_id: which names are this registry's: `sr-<registry id>-<uuid>`.
+        registry_id: of the registry.
         directories: where to look; one that cannot be read holds none.
+    """
+    return [
+        os.path.join(directory, name)
+        for directory in sorted(set(map(_real, directories)))
+        for name in _names(directory)
+        if name.startswith(f"sr-{registry_id}-")
+    ]
+
+
+def find_orphans(found: Iterable[str], owned: Iterable[str]) -> list[str]:
+    """Return those of the paths *found* that are open namespaces and that no sandbox owns.
+
+    Args:
+        found: paths of `find_namespaces`.
         owned: the paths that sandboxes have.
     """
     owned, vantage = set(owned), Vantage.here()
-    found = [
+    orphans = [
         path
-        for directory in sorted({os.path.realpath(directory) for directory in directories})
-        for name in _names(directory)
-        if name.startswith(f"sr-{registry_id}-")
-        and (path := os.path.join(directory, name)) not in owned
-        and netns.look(path, vantage).presence is Presence.OPEN
+        for path in found
+        if path not in owned and netns.look(path, vantage).presence is Presence.OPEN
     ]
     # Of many, and by other names than their own: only where there is something to be told.
-    taken = {os.path.realpath(path) for path in owned} if found else set()
-    return [path for path in found if path not in taken]
+    taken = set(map(_real, owned)) if orphans else set()
+    return [path for path in orphans if path not in taken]
+
+
+def _real(path: str) -> str:
+    """Return *path* without symlinks, or as it is where it is damaged and names nothing."""
+    return path if "\0" in path else os.path.realpath(path)
 
 
 def _names(directory: str) -> list[str]:
     try:
         return sorted(os.listdir(directory))
-    except OSError:
+    except (OSError, ValueError):
         return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,8 +26,8 @@ from registry.kernel import Vantage
 from registry.live import Container
 from registry.netns import NetNS, NetNSSight
 from registry.process import Life, ProcessSight
-from registry.reconcile import Judgement, Looks, Report
-from registry.rows import Row
+from registry.reconcile import Judgement, Looks, Report, Verdict
+from registry.rows import Row, StatusRow
 from registry.sandbox import Sandbox
 from registry.session import Session
 
@@ -61,15 +62,22 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     doing = "reconcile"
     vantage = Vantage.here()
     with session.reading(doing) as reading:
-        pending = [Row(*row) for row in reading.fetch(rows.ROWS.sql, {})]
+        pending = [StatusRow._make(row) for row in reading.fetch(rows.STATUSES.sql, {})]
+    directories = {os.path.dirname(row.netns_path) for row in pending}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
+    as_they_should_be: Counter[Verdict] = Counter()
     for _ in range(ROUNDS):
         sights = netns.look_all(reconcile.namespaces(pending), vantage)
-        looked = [(row, _look(session, row, vantage, sights, reading.settled)) for row in pending]
-        judgements = reconcile.plan(looked, vantage, session.author.clock())
-        judged.update((judgement.row.creation, judgement) for judgement in judgements)
-        asked = [judgement for judgement in judgements if judgement.marks]
+        looked = ((row, _look(session, row, vantage, sights, reading.settled)) for row in pending)
+        asked = []
+        for judgement in reconcile.plan(looked, vantage, session.author.clock()):
+            if judgement.reported:
+                judged[judgement.row.creation] = judgement
+            else:
+                as_they_should_be[judgement.verdict] += 1
+            if judgement.marks:
+                asked.append(judgement)
         if dry_run or not asked:
             break
         marked = _mark_even_if_full(session, asked, doing)
@@ -83,12 +91,13 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         pending = marked.changed_meanwhile
         if not pending:
             break
-    return reconcile.report(list(judged.values()), changed, find_orphans(session, registry_id))
+    orphans = find_orphans(session, registry_id, directories)
+    return reconcile.report(judged.values(), as_they_should_be, changed, orphans)
 
 
 def _look(
     session: Session,
-    row: Row,
+    row: StatusRow,
     vantage: Vantage,
     sights: Mapping[str, NetNSSight],
     settled: int,
@@ -120,7 +129,7 @@ class _Marked(NamedTuple):
     """What became of the changes that were asked for; creations."""
 
     done: set[int]
-    changed_meanwhile: list[Row]
+    changed_meanwhile: list[StatusRow]
     gone: set[int]
     refused: dict[int, str]
     """Why, where what a stranger has left in a row stands in the way, or the disk is full."""
@@ -164,14 +173,14 @@ def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
     with session.write(doing, alone=True) as transaction:
         for judgement in asked:
             creation = judgement.row.creation
-            row = changes.find_creation(creation, transaction.fetch)
+            row = changes.find_status(creation, transaction.fetch)
             if row is None:
                 marked.gone.add(creation)
             elif row != judgement.row:
                 marked.changed_meanwhile.append(row)
             else:
                 try:
-                    status = judgement.applied_to(row.status())
+                    status = judgement.applied_to(rows.load_status(row))
                     changes.replace_status(transaction, row, status, session.author)
                 except (ValueError, MetadataError, FailedPreconditionError) as error:
                     # It is no text, no state, or against the schema: this one is left as it is,
@@ -184,18 +193,20 @@ def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
     return marked
 
 
-def find_orphans(session: Session, registry_id: str, directories: Iterable[str] = ()) -> list[str]:
+def find_orphans(session: Session, registry_id: str, directories: Iterable[str]) -> list[str]:
     """Return the paths of this registry's namespaces that no sandbox owns.
 
     Args:
         session: of the registry.
         registry_id: by which its namespaces are named.
-        directories: where to look, beside /run/netns and where the sandboxes have theirs.
+        directories: where to look, beside /run/netns.
     """
-    found = session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")
-    owned = [path for (path,) in found if "\0" not in path]  # damaged: it names nothing
-    places = {netns.BASE_DIR, *directories, *map(os.path.dirname, owned)}
-    return reconcile.find_orphans(registry_id, places, owned)
+    # Who owns them is read after they were seen: a sandbox is added before its namespace is made.
+    found = reconcile.find_namespaces(registry_id, {netns.BASE_DIR, *directories})
+    if not found:
+        return []
+    owned = session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")
+    return reconcile.find_orphans(found, [path for (path,) in owned])
 
 
 def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:

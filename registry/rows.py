@@ -123,60 +123,24 @@ class Row(NamedTuple):
             process_label=self.process_label,
         )
 
-    def status(self) -> Status:
-        """Return the status.
-
-        Raises:
-            MetadataError: its state is none that is known here.
-        """
-        return load_status(self)
-
-    def netns(self) -> NetNSIdentity | None:
-        """Return which namespace `netns_path` named when it was noted; None before that."""
-        if self.netns_inode is None:
-            return None
-        return NetNSIdentity(
-            boot_id=self.netns_boot_id or "",
-            number=self.netns_number,
-            inode=self.netns_inode,
-            mount_ns=self.netns_mount_ns,
-        )
-
-    def process(self) -> ProcessIdentity | None:
-        """Return which process `pid` named when it was noted; None where there is no pid."""
-        if self.pid == 0:
-            return None
-        return ProcessIdentity(
-            pid=self.pid,
-            boot_id=self.process_boot_id or "",
-            pid_ns=self.process_pid_ns,
-            time_ns=self.process_time_ns,
-            inode=self.process_inode,
-            start_time=self.process_start_time,
-        )
-
-    def creator(self) -> ProcessIdentity | None:
-        """Return which process is creating, or created, the sandbox; None for an imported one."""
-        if self.creator_pid is None:
-            return None
-        return ProcessIdentity(
-            pid=self.creator_pid,
-            boot_id=self.creator_boot_id or "",
-            pid_ns=self.creator_pid_ns,
-            time_ns=self.creator_time_ns,
-            inode=self.creator_inode,
-            start_time=self.creator_start_time,
-        )
-
 
 class StatusRow(NamedTuple):
-    """What of a `Row` matters to who changes the status."""
+    """A `Row` without the metadata: the status, and which namespace and processes it is of."""
 
     creation: int
     id: str
     netns_path: str
     host_network: int
+    netns_boot_id: str | None
+    netns_number: int | None
     netns_inode: int | None
+    netns_mount_ns: int | None
+    creator_pid: int | None
+    creator_boot_id: str | None
+    creator_pid_ns: int | None
+    creator_time_ns: int | None
+    creator_inode: int | None
+    creator_start_time: int | None
     state: str
     pid: int
     created_at: int | None
@@ -185,12 +149,15 @@ class StatusRow(NamedTuple):
     reason: str
     message: str
     changed_at: int | None
+    boot_id: str | None
+    process_boot_id: str | None
+    process_pid_ns: int | None
+    process_time_ns: int | None
     process_inode: int | None
     process_start_time: int | None
 
-    def status(self) -> Status:
-        """Return the status; errors as `Row.status`."""
-        return load_status(self)
+
+AnyRow = Row | StatusRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +222,7 @@ def _load_state(text: str, doing: str, id: str) -> State:
         raise MetadataError(message, id=id) from error
 
 
-def load_status(row: Row | StatusRow) -> Status:
+def load_status(row: AnyRow) -> Status:
     """Return the status in *row*.
 
     Raises:
@@ -269,6 +236,43 @@ def load_status(row: Row | StatusRow) -> Status:
         row.exit_status,
         row.reason,
         row.message,
+    )
+
+
+def load_netns(row: AnyRow) -> NetNSIdentity | None:
+    """Return which namespace `netns_path` named when it was noted; None before that."""
+    if row.netns_inode is None:
+        return None
+    return NetNSIdentity(
+        row.netns_boot_id or "", row.netns_number, row.netns_inode, row.netns_mount_ns
+    )
+
+
+def load_process(row: AnyRow) -> ProcessIdentity | None:
+    """Return which process `pid` named when it was noted; None where there is no pid."""
+    if row.pid == 0:
+        return None
+    return ProcessIdentity(
+        row.pid,
+        row.process_boot_id or "",
+        row.process_pid_ns,
+        row.process_time_ns,
+        row.process_inode,
+        row.process_start_time,
+    )
+
+
+def load_creator(row: AnyRow) -> ProcessIdentity | None:
+    """Return which process is creating, or created, the sandbox; None for an imported one."""
+    if row.creator_pid is None:
+        return None
+    return ProcessIdentity(
+        row.creator_pid,
+        row.creator_boot_id or "",
+        row.creator_pid_ns,
+        row.creator_time_ns,
+        row.creator_inode,
+        row.creator_start_time,
     )
 
 
@@ -367,6 +371,10 @@ def _row_where(column: Column[Any], fields: Collection[str] = Row._fields) -> Ca
     return lambda: _rows(fields).where(column == bindparam(column.name))
 
 
+def _in_order(fields: Collection[str]) -> Select[Any]:
+    return _rows(fields).order_by(sandbox_statuses.c.created_at, sandboxes.c.id)
+
+
 def _id_of(parameter: str) -> ScalarSelect[str]:
     """Return the id of a creation: the id alone may have been deleted and added anew."""
     return (
@@ -390,7 +398,8 @@ def prefix_params(prefix: str) -> dict[str, object]:
 ROW_BY_ID: Final = Statement(_row_where(sandboxes.c.id))
 ROW_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation))
 STATUS_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation, StatusRow._fields))
-ROWS: Final = Statement(lambda: _rows().order_by(sandbox_statuses.c.created_at, sandboxes.c.id))
+ROWS: Final = Statement(lambda: _in_order(Row._fields))
+STATUSES: Final = Statement(lambda: _in_order(StatusRow._fields))
 IDS_BY_PREFIX: Final = Statement(
     lambda: (
         select(sandboxes.c.id, sandboxes.c.creation)
@@ -487,7 +496,7 @@ def listing(filters: frozenset[str], labels: int) -> str:
     Its parameters are named as the filters; `prefix` and `end` for `id`, and `key0`, `value0`, ...
     for each of *labels* labels.
     """
-    statement = _rows().order_by(sandbox_statuses.c.created_at, sandboxes.c.id)
+    statement = _in_order(Row._fields)
     if "hide_unknown" in filters:
         statement = statement.where(sandbox_statuses.c.state != _literal(str(State.UNKNOWN)))
     if "id" in filters:

@@ -134,7 +134,7 @@ class Sandbox:
         sight = netns.look(self.netns_path, Vantage.here())
         if sight.presence is Presence.UNSEEN:
             return NetNS.load(self.netns_path)  # raises with the errno
-        recorded = self._found.row.netns()
+        recorded = rows.load_netns(self._found.row)
         if sight.identity is None or (recorded and not recorded.same_as(sight.identity)):
             return None
         return NetNS(self.netns_path, sight.identity)
@@ -150,7 +150,7 @@ class Sandbox:
         """
         self._session.require_own(f"remove network namespace {self.netns_path!r}")
         if self.netns_path and not self._found.row.host_network:
-            netns.remove(self.netns_path, self._found.row.netns())
+            netns.remove(self.netns_path, rows.load_netns(self._found.row))
 
     def open_process(self) -> Process | None:
         """Return the sandbox's init process, to be watched, killed and closed; None: it has ended.
@@ -159,7 +159,7 @@ class Sandbox:
             FailedPreconditionError: it cannot be seen from here, or nobody noted which one it is.
         """
         self._session.require_own(f"open process of sandbox {self.id!r}")
-        recorded = self._found.row.process()
+        recorded = rows.load_process(self._found.row)
         return None if recorded is None else Process.of_identity(recorded)
 
     @property
@@ -245,10 +245,10 @@ class _StoredStatus:
     def _update(self, doing: str, fn: _Once) -> Status:
         session, handle = self._session, self._handle
         with session.write(doing) as transaction:
-            row = changes.find_status(handle.creation, transaction.fetch)
+            row = changes.find_changeable(handle.creation, transaction.fetch)
             if row is not None:
                 written = transaction.connection.total_changes
-                status = validate(session.ask(transaction, row, fn, row.status()), doing)
+                status = validate(session.ask(transaction, row, fn, rows.load_status(row)), doing)
                 fn.wrote |= transaction.connection.total_changes != written
                 if status.state is not State.NOTREADY:
                     session.engine.writer.require_room(doing)

@@ -17,7 +17,7 @@ from registry.errors import FailedPreconditionError, ResourceExhaustedError, Sto
 from registry.kernel import Vantage
 from registry.live import Container, Live
 from registry.netns import NetNSIdentity
-from registry.rows import Row, StatusRow
+from registry.rows import AnyRow, Row
 from registry.sql import Fetch
 from registry.status import State
 from registry.values import invalid
@@ -172,7 +172,7 @@ class Session:
         """Return *row* with what its sandbox has in this process; arguments as `live_of`."""
         return Found(row, self.live_of(row, settled))
 
-    def live_of(self, row: Row, settled: int | None = None) -> Live:
+    def live_of(self, row: AnyRow, settled: int | None = None) -> Live:
         """Return what the sandbox of *row* has in this process.
 
         Args:
@@ -192,7 +192,7 @@ class Session:
             self.stop(creation)
         return lives.of(creation)
 
-    def container_of(self, row: Row, settled: int) -> Container | None:
+    def container_of(self, row: AnyRow, settled: int) -> Container | None:
         """Return what was attached to the sandbox of *row*; arguments as `live_of`."""
         return self.live_of(row, settled).container if self._lives.known(row.creation) else None
 
@@ -232,9 +232,7 @@ class Session:
 
     # What a caller's function makes of a row.
 
-    def ask(
-        self, transaction: Transaction, row: Row | StatusRow, fn: Callable[[T], T], value: T
-    ) -> T:
+    def ask(self, transaction: Transaction, row: AnyRow, fn: Callable[[T], T], value: T) -> T:
         """Return what *fn* makes of *value*, a part of *row*, inside the transaction.
 
         Raises:
@@ -255,7 +253,7 @@ class Session:
 
     # What is looked up outside the lock.
 
-    def note_later(self, transaction: Transaction, row: Row | StatusRow, pid: int) -> None:
+    def note_later(self, transaction: Transaction, row: AnyRow, pid: int) -> None:
         """Once it is committed, record which namespace and process it names, if not yet known.
 
         In a transaction of its own, since whoever looks at the host holds no lock. It shares the

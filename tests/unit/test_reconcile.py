@@ -11,7 +11,7 @@ from registry.kernel import Vantage
 from registry.netns import NetNSIdentity, NetNSSight, Presence
 from registry.process import Life, ProcessSight
 from registry.reconcile import Looks, plan, report
-from registry.rows import Row
+from registry.rows import StatusRow, load_status
 
 HERE = Vantage(boot_id="boot-1", mount_ns=10, pid_ns=20, time_ns=30)
 NETNS = NetNSIdentity("boot-1", number=7, inode=70, mount_ns=10)
@@ -27,13 +27,12 @@ GONE = ProcessSight(Life.GONE, "process 5 is gone")
 HIDDEN = ProcessSight(Life.UNSEEN, "process 5 is hidden")
 
 
-def row(state: State = State.READY, **columns: object) -> Row:
+def row(state: State = State.READY, **columns: object) -> StatusRow:
     """Return the row of a sandbox with a recorded namespace; *columns* differ."""
-    fields: dict[str, object] = dict.fromkeys(Row._fields)
+    fields: dict[str, object] = dict.fromkeys(StatusRow._fields)
     fields |= {
         "creation": 1,
         "id": "a",
-        "name": "n",
         "netns_path": "/n",
         "host_network": 0,
         "netns_boot_id": "boot-1",
@@ -49,10 +48,10 @@ def row(state: State = State.READY, **columns: object) -> Row:
         "changed_at": 1_000_000_000,
         "boot_id": "boot-1",
     }
-    return Row(**{**fields, **columns})  # type: ignore[arg-type]
+    return StatusRow(**{**fields, **columns})  # type: ignore[arg-type]
 
 
-def never_noted(state: State = State.READY, **columns: object) -> Row:
+def never_noted(state: State = State.READY, **columns: object) -> StatusRow:
     """Return a row whose namespace was never there."""
     missing = dict.fromkeys(("netns_boot_id", "netns_number", "netns_inode", "netns_mount_ns"))
     return row(state, **{**missing, **columns})
@@ -62,7 +61,7 @@ def never_noted(state: State = State.READY, **columns: object) -> Row:
 class Case:
     """What is judged, and what must come out."""
 
-    row: Row
+    row: StatusRow
     looks: Looks
     verdict: Verdict
     reason: str = ""
@@ -219,7 +218,7 @@ def test_a_mark_keeps_what_it_does_not_know_better() -> None:
     alive = row(pid=5, exit_status=3, created_at=9)
     for looks, pid in ((Looks(ABSENT, RUNS), 5), (Looks(ABSENT, GONE), 0)):
         (judgement,) = plan([(alive, looks)], HERE, now=0)
-        status = judgement.applied_to(alive.status())
+        status = judgement.applied_to(load_status(alive))
         assert (State.NOTREADY, pid, 9, 3, "NetNSClosed") == (
             status.state,
             status.pid,
@@ -231,7 +230,7 @@ def test_a_mark_keeps_what_it_does_not_know_better() -> None:
 
 def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying() -> None:
     """OPEN ones are counted, not found."""
-    judged = plan(
+    fine, *judged = plan(
         [
             (row(), Looks(OPEN)),
             (row(creation=2, id="b"), Looks(ABSENT)),
@@ -240,7 +239,8 @@ def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying
         HERE,
         now=0,
     )
-    made = report(judged, {2}, ["/run/netns/x"])
+    assert not fine.reported
+    made = report(judged, {fine.verdict: 1}, {2}, ["/run/netns/x"])
     assert {Verdict.OPEN: 1, Verdict.CLOSED: 2} == made.counts
     assert [("b", True), ("c", False)] == [
         (each.sandbox_id, each.changed) for each in made.findings
