@@ -21,9 +21,8 @@ import stat
 import threading
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from registry import kernel
 from registry.errors import ClosedNetNSError, NetNSError
@@ -39,8 +38,7 @@ T = TypeVar("T")
 BASE_DIR: Final = "/run/netns"
 
 
-@dataclass(frozen=True, slots=True)
-class NetNSIdentity:
+class NetNSIdentity(NamedTuple):
     """Which network namespace it is, on one host for all time."""
 
     boot_id: str
@@ -73,8 +71,7 @@ class Presence(Enum):
     UNSEEN = "not to be seen"
 
 
-@dataclass(frozen=True, slots=True)
-class NetNSSight:
+class NetNSSight(NamedTuple):
     """What a look at a path saw; *identity* only where a network namespace is."""
 
     presence: Presence

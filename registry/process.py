@@ -12,19 +12,17 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from registry import kernel
 from registry.errors import FailedPreconditionError
 from registry.kernel import Vantage
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
+class ProcessIdentity(NamedTuple):
     """Which process it is, as seen from one pid namespace and one time namespace."""
 
     pid: int
@@ -45,8 +43,7 @@ class Life(Enum):
     UNSEEN = "cannot be seen"
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessSight:
+class ProcessSight(NamedTuple):
     """What a look at a process saw."""
 
     life: Life
@@ -95,13 +92,10 @@ def _find(identity: ProcessIdentity, vantage: Vantage) -> tuple[ProcessSight, in
     pid = identity.pid
     if identity.boot_id and vantage.boot_id and identity.boot_id != vantage.boot_id:
         return ProcessSight(Life.GONE, f"process {pid} ran before the host was booted"), None
-    for kind, theirs, ours in (
-        ("pid", identity.pid_ns, vantage.pid_ns),
-        ("time", identity.time_ns, vantage.time_ns),
-    ):
-        if theirs is not None and theirs != ours:
-            detail = f"process {pid} was recorded in {kind} namespace {theirs}, not in ours"
-            return ProcessSight(Life.UNSEEN, detail), None
+    if identity.pid_ns not in {None, vantage.pid_ns}:
+        return _elsewhere(pid, "pid", identity.pid_ns), None
+    if identity.time_ns not in {None, vantage.time_ns}:
+        return _elsewhere(pid, "time", identity.time_ns), None
     try:
         fd = os.pidfd_open(pid)
     except (OSError, OverflowError) as error:
@@ -115,6 +109,11 @@ def _find(identity: ProcessIdentity, vantage: Vantage) -> tuple[ProcessSight, in
     except BaseException:
         os.close(fd)
         raise
+
+
+def _elsewhere(pid: int, kind: str, namespace: int | None) -> ProcessSight:
+    detail = f"process {pid} was recorded in {kind} namespace {namespace}, not in ours"
+    return ProcessSight(Life.UNSEEN, detail)
 
 
 def _compare(fd: int, identity: ProcessIdentity) -> ProcessSight:

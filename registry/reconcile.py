@@ -19,9 +19,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from registry import netns, process
 from registry.kernel import Vantage
@@ -29,6 +29,8 @@ from registry.netns import NetNSSight, Presence
 from registry.process import Life, ProcessSight
 from registry.rows import StatusRow, load_creator, load_netns, load_process
 from registry.status import MESSAGE_MAX, State, Status
+
+_UNKNOWN, _NOTREADY = str(State.UNKNOWN), str(State.NOTREADY)
 
 
 class Verdict(StrEnum):
@@ -78,8 +80,7 @@ class Report:
     orphans: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Looks:
+class Looks(NamedTuple):
     """What was seen of one sandbox; None is what there was nothing to look at."""
 
     netns: NetNSSight | None = None
@@ -89,8 +90,7 @@ class Looks:
     """The recorded process lives in the recorded namespace, wherever that is mounted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A finding before anything was done, and whether it asks for NOTREADY."""
 
     row: StatusRow
@@ -163,7 +163,7 @@ def look(
             raise ValueError(f"netns_path {row.netns_path!r} is no path")
         seen_there = sight.identity is not None and sight.identity.number == row.netns_number
         lives_in_netns = not seen_there and _lives_in_netns(row)
-    creator = load_creator(row) if row.state == str(State.UNKNOWN) else None
+    creator = load_creator(row) if row.state == _UNKNOWN else None
     return Looks(
         netns=sight,
         process=seen,
@@ -181,14 +181,16 @@ def _lives_in_netns(row: StatusRow) -> bool:
 # Judging.
 
 
-@dataclass(slots=True)
 class _Case:
     """What speaks against one sandbox, gathered."""
 
-    dead: list[tuple[Verdict, str, str]] = field(default_factory=list)
-    unseen: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    alive: list[str] = field(default_factory=list)
+    __slots__ = ("alive", "dead", "notes", "unseen")
+
+    def __init__(self) -> None:
+        self.dead: list[tuple[Verdict, str, str]] = []
+        self.unseen: list[str] = []
+        self.notes: list[str] = []
+        self.alive: list[str] = []
 
     def say(self) -> str:
         return "; ".join([message for _, _, message in self.dead] + self.unseen + self.notes)
@@ -214,7 +216,7 @@ def plan(
 
 
 def _judge(row: StatusRow, looks: Looks, vantage: Vantage, now: int) -> Judgement:
-    unknown = row.state == str(State.UNKNOWN)
+    unknown = row.state == _UNKNOWN
     if unknown and row.creator_pid is None:
         return _quiet(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
     if unknown and looks.creator is not None and looks.creator.life is not Life.GONE:
@@ -242,7 +244,7 @@ def _creating(row: StatusRow, creator: ProcessSight, now: int) -> Judgement:
 
 def _judge_boot(case: _Case, row: StatusRow, vantage: Vantage) -> None:
     recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
-    if row.state == str(State.UNKNOWN):
+    if row.state == _UNKNOWN:
         recorded = (*recorded, row.creator_boot_id)
     for other in recorded:
         if other and vantage.boot_id and other != vantage.boot_id:
@@ -281,7 +283,7 @@ def _judge_other_netns(case: _Case, row: StatusRow, sight: NetNSSight) -> None:
     elif sight.identity is not None:
         message = f"{row.netns_path!r} is another network namespace than the recorded one"
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
-    elif row.state == str(State.UNKNOWN) and recorded is None:
+    elif row.state == _UNKNOWN and recorded is None:
         case.notes.append(f"its network namespace was not made: {detail}")
     else:
         case.dead.append((Verdict.CLOSED, "NetNSClosed", f"network namespace is closed: {detail}"))
@@ -309,15 +311,15 @@ def _conclude(row: StatusRow, case: _Case) -> Judgement:
     if case.dead:
         case.dead.sort(key=lambda fact: _ORDER.index(fact[1]))
         verdict, reason, _ = case.dead[0]
-        marks = row.state != str(State.NOTREADY)
+        marks = row.state != _NOTREADY
         exited = any(reason == "ProcessExited" for _, reason, _ in case.dead)
         clears_pid = exited or reason == "HostRebooted"
         return Judgement(
             row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=case.left()
         )
-    left = case.left() if row.state == str(State.NOTREADY) else ""
+    left = case.left() if row.state == _NOTREADY else ""
     if case.unseen:
-        return replace(_quiet(row, Verdict.UNREACHABLE, case.say()), left=left)
+        return _quiet(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
     reported = bool(left or case.notes)
     return Judgement(

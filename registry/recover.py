@@ -11,7 +11,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -87,7 +86,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         for creation, why in marked.refused.items():
             judgement = judged[creation]
             message = f"{judgement.message}; it could not be marked: {why}"
-            judged[creation] = replace(judgement, message=message)
+            judged[creation] = judgement._replace(message=message)
         pending = marked.changed_meanwhile
         if not pending:
             break

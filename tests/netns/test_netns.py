@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -454,12 +453,12 @@ def test_a_path_may_hold_any_character(base_dir: str) -> None:
 def test_identities_without_a_number_are_compared_by_inode() -> None:
     """And say so; boots are compared first."""
     one = NetNSIdentity("boot", 7, 70, 1)
-    assert one.same_as(replace(one, mount_ns=2, inode=71))
-    assert not one.same_as(replace(one, number=8))
-    assert not one.same_as(replace(one, boot_id="other"))
-    assert one.same_as(replace(one, number=None))
-    assert not one.same_as(replace(one, number=None, inode=71))
-    assert one.by_inode_only(replace(one, number=None))
+    assert one.same_as(one._replace(mount_ns=2, inode=71))
+    assert not one.same_as(one._replace(number=8))
+    assert not one.same_as(one._replace(boot_id="other"))
+    assert one.same_as(one._replace(number=None))
+    assert not one.same_as(one._replace(number=None, inode=71))
+    assert one.by_inode_only(one._replace(number=None))
     assert not one.by_inode_only(one)
 
 

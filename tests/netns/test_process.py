@@ -57,7 +57,7 @@ def test_a_pid_that_names_nothing_has_no_identity(here: Vantage, pid: int) -> No
     assert None is process.identify(pid, here)
     identity = process.identify(os.getpid(), here)
     assert identity is not None
-    assert Life.GONE is process.look(replace(identity, pid=pid), here).life
+    assert Life.GONE is process.look(identity._replace(pid=pid), here).life
 
 
 def test_another_process_of_that_pid_is_not_it(here: Vantage) -> None:
@@ -66,11 +66,11 @@ def test_another_process_of_that_pid_is_not_it(here: Vantage) -> None:
     assert identity is not None
     assert identity.inode is not None
     assert identity.start_time is not None
-    other = replace(identity, inode=identity.inode + 1)
+    other = identity._replace(inode=identity.inode + 1)
     assert Life.GONE is process.look(other, here).life
-    by_time = replace(identity, inode=None)
+    by_time = identity._replace(inode=None)
     assert Life.RUNNING is process.look(by_time, here).life
-    later = replace(by_time, start_time=identity.start_time + 1)
+    later = by_time._replace(start_time=identity.start_time + 1)
     assert Life.GONE is process.look(later, here).life
 
 
@@ -79,16 +79,16 @@ def test_another_boot_or_namespace_is_told_before_the_pid(here: Vantage) -> None
     identity = process.identify(os.getpid(), here)
     assert identity is not None
     other = "00000000-0000-4000-8000-000000000000"
-    assert Life.GONE is process.look(replace(identity, boot_id=other), here).life
-    assert Life.UNSEEN is process.look(replace(identity, pid_ns=1), here).life
-    assert Life.UNSEEN is process.look(replace(identity, time_ns=1), here).life
+    assert Life.GONE is process.look(identity._replace(boot_id=other), here).life
+    assert Life.UNSEEN is process.look(identity._replace(pid_ns=1), here).life
+    assert Life.UNSEEN is process.look(identity._replace(time_ns=1), here).life
 
 
 def test_a_pid_without_an_identity_is_taken_as_it_is(here: Vantage) -> None:
     """Nobody noted which process it was: running is all that can be said."""
     identity = process.identify(os.getpid(), here)
     assert identity is not None
-    bare = replace(identity, inode=None, start_time=None)
+    bare = identity._replace(inode=None, start_time=None)
     assert Life.RUNNING is process.look(bare, here).life
 
 
@@ -121,7 +121,7 @@ def test_a_hidden_process_is_unseen_where_only_its_start_time_would_tell(here: V
         from registry.kernel import Vantage
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
-        identity = replace(process.identify(os.getppid(), Vantage.here()), inode=None)
+        identity = process.identify(os.getppid(), Vantage.here())._replace(inode=None)
         subprocess.run(["mount", "-t", "tmpfs", "hidden", f"/proc/{os.getppid()}"], check=True)
         print(process.look(identity, Vantage.here()).life.name)
         """
@@ -244,7 +244,7 @@ def test_a_process_that_ended_is_not_held(here: Vantage, sleeper: Sleeper) -> No
     child = sleeper()
     identity = identified(child.pid, here)
     assert identity.inode is not None
-    assert None is Process.of_identity(replace(identity, inode=identity.inode + 1))
+    assert None is Process.of_identity(identity._replace(inode=identity.inode + 1))
     child.kill()
     child.wait()
     assert None is Process.of_identity(identity)
@@ -256,9 +256,9 @@ def test_a_process_that_cannot_be_told_from_another_is_not_held(
     """It might be killed. Neither one of which only the pid was noted, nor one of elsewhere."""
     identity = identified(sleeper().pid, here)
     with pytest.raises(FailedPreconditionError, match="nobody noted"):
-        Process.of_identity(replace(identity, inode=None, start_time=None))
+        Process.of_identity(identity._replace(inode=None, start_time=None))
     with pytest.raises(FailedPreconditionError, match="pid namespace"):
-        Process.of_identity(replace(identity, pid_ns=1))
+        Process.of_identity(identity._replace(pid_ns=1))
 
 
 def test_a_sandbox_gives_its_process(store: Store, sleeper: Sleeper) -> None:
