@@ -329,23 +329,21 @@ def _conclude(row: StatusRow, case: _Case) -> Judgement:
 
 def report(
     judged: Collection[Judgement],
-    others: Mapping[Verdict, int],
+    verdicts: Iterable[Verdict],
     changed: Collection[int],
     orphans: Sequence[str],
 ) -> Report:
     """Return the report.
 
     Args:
-        judged: those that have a finding.
-        others: how many have none, by verdict.
+        judged: those that are reported.
+        verdicts: of all.
         changed: creations of those that were made NOTREADY.
         orphans: as `find_orphans` has them.
     """
-    counts = Counter(others)
-    counts.update(judgement.verdict for judgement in judged)
     return Report(
         findings=tuple(each.finding(changed=each.row.creation in changed) for each in judged),
-        counts=dict(counts),
+        counts=dict(Counter(verdicts)),
         orphans=tuple(orphans),
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, NamedTuple
@@ -60,38 +59,40 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     """
     doing = "reconcile"
     vantage = Vantage.here()
+    nested = session.engine.own_transaction() is not None  # what it has done is in no commit
+    commit = None if nested else session.latest_commit(doing)
     with session.reading(doing) as reading:
         pending = [StatusRow._make(row) for row in reading.fetch(rows.STATUSES.sql, {})]
     directories = {os.path.dirname(row.netns_path) for row in pending}
+    verdicts: dict[int, Verdict] = {}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
-    as_they_should_be: Counter[Verdict] = Counter()
     for _ in range(ROUNDS):
         sights = netns.look_all(reconcile.namespaces(pending), vantage)
         looked = ((row, _look(session, row, vantage, sights, reading.settled)) for row in pending)
         asked = []
         for judgement in reconcile.plan(looked, vantage, session.author.clock()):
-            if judgement.reported:
-                judged[judgement.row.creation] = judgement
-            else:
-                as_they_should_be[judgement.verdict] += 1
+            creation = judgement.row.creation
+            verdicts[creation] = judgement.verdict
+            judged.pop(creation, None)
+            if judgement.reported:  # the others are many
+                judged[creation] = judgement
             if judgement.marks:
                 asked.append(judgement)
         if dry_run or not asked:
             break
-        marked = _mark_even_if_full(session, asked, doing)
+        marked = _mark_even_if_full(session, asked, commit, doing)
         changed |= marked.done
         for creation in marked.gone:
-            del judged[creation]
+            del judged[creation], verdicts[creation]
         for creation, why in marked.refused.items():
-            judgement = judged[creation]
-            message = f"{judgement.message}; it could not be marked: {why}"
-            judged[creation] = judgement._replace(message=message)
+            message = f"{judged[creation].message}; it could not be marked: {why}"
+            judged[creation] = judged[creation]._replace(message=message)
         pending = marked.changed_meanwhile
         if not pending:
             break
     orphans = find_orphans(session, registry_id, directories)
-    return reconcile.report(judged.values(), as_they_should_be, changed, orphans)
+    return reconcile.report(judged.values(), verdicts.values(), changed, orphans)
 
 
 def _look(
@@ -141,7 +142,9 @@ class _Marked(NamedTuple):
         self.refused.update(other.refused)
 
 
-def _mark_even_if_full(session: Session, asked: list[Judgement], doing: str) -> _Marked:
+def _mark_even_if_full(
+    session: Session, asked: list[Judgement], commit: int | None, doing: str
+) -> _Marked:
     """Mark all of them in one transaction; on a full disk portion by portion, while there is room.
 
     The others are left as they are, and are in the report: whoever opens the registry has to be
@@ -151,7 +154,7 @@ def _mark_even_if_full(session: Session, asked: list[Judgement], doing: str) -> 
     short = session.engine.require_writer(doing).is_short_of_room()
     size = PORTION if short else len(asked)
     while left and not why:
-        mark = partial(_mark, session, left[:size], doing)
+        mark = partial(_mark, session, left[:size], commit, doing)
         try:
             marked.add(session.write_even_if_full(doing, mark))
         except ResourceExhaustedError as error:
@@ -167,12 +170,16 @@ def _mark_even_if_full(session: Session, asked: list[Judgement], doing: str) -> 
     return marked
 
 
-def _mark(session: Session, asked: list[Judgement], doing: str) -> _Marked:
+def _mark(session: Session, asked: list[Judgement], commit: int | None, doing: str) -> _Marked:
+    """Mark all of *asked*, which were read after *commit* was the latest one."""
     marked = _Marked(set(), [], set(), {})
     with session.write(doing, alone=True) as transaction:
+        as_read = commit is not None and session.latest_commit(doing) == commit
         for judgement in asked:
+            row: StatusRow | None = judgement.row
             creation = judgement.row.creation
-            row = changes.find_status(creation, transaction.fetch)
+            if not as_read:
+                row = changes.find_status(creation, transaction.fetch)
             if row is None:
                 marked.gone.add(creation)
             elif row != judgement.row:

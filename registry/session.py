@@ -133,6 +133,11 @@ class Session:
             return read()
         return self._cache.one(creation, doing, read)
 
+    def latest_commit(self, doing: str) -> int | None:
+        """Return the number of the latest commit of anybody; None where there is none to be had."""
+        self.require_open(doing)
+        return self.engine.watch.look(doing)
+
     def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Found, ...]:
         """Return the sandboxes of a query for whole rows, of the latest commit."""
 

@@ -631,10 +631,12 @@ def test_10000_sandboxes_are_one_write_transaction(store: Store, path: str) -> N
 def test_what_another_writer_changes_meanwhile_is_judged_again(
     open_store: OpenStore, base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look and the write one sandbox is deleted, one moved on, one added."""
+    """Between the look and the write one is deleted, one moved on, one mended, one added."""
     store = open_store()
     for id in ("deleted", "moved", "kept"):
         store.add(sandbox(id, netns_path=f"{base_dir}/none"), READY)
+    with subprocess.Popen(["true"]) as gone:
+        store.add(sandbox("mended"), replace(READY, pid=gone.pid))
     mark = recover._mark
     rounds: list[object] = []
 
@@ -649,14 +651,16 @@ def test_what_another_writer_changes_meanwhile_is_judged_again(
     def change() -> None:
         store.delete("deleted")
         store.get("moved").status.update(lambda old: replace(old, message="meanwhile"))
+        store.get("mended").status.update(lambda old: replace(old, pid=os.getpid()))
         store.add(sandbox("added", netns_path=f"{base_dir}/none"), READY)
 
     monkeypatch.setattr(recover, "_mark", interfere)
     report = store.reconcile()
     assert ["kept", "moved"] == sorted(finding.sandbox_id for finding in report.findings)
     assert all(finding.changed for finding in report.findings)
-    assert {Verdict.CLOSED: 2} == report.counts
+    assert {Verdict.CLOSED: 2, Verdict.OPEN: 1} == report.counts
     assert 2 == len(rounds)
+    assert State.READY == store.get("mended").status.get().state
     assert State.READY == store.get("added").status.get().state
 
 

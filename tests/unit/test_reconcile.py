@@ -240,7 +240,8 @@ def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying
         now=0,
     )
     assert not fine.reported
-    made = report(judged, {fine.verdict: 1}, {2}, ["/run/netns/x"])
+    verdicts = [each.verdict for each in (fine, *judged)]
+    made = report(judged, verdicts, {2}, ["/run/netns/x"])
     assert {Verdict.OPEN: 1, Verdict.CLOSED: 2} == made.counts
     assert [("b", True), ("c", False)] == [
         (each.sandbox_id, each.changed) for each in made.findings
