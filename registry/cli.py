@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -117,6 +118,12 @@ Timeout = Annotated[
 Id = Annotated[str, typer.Argument(metavar="ID", help="Whole, or a unique prefix.")]
 
 
+def _say_version(asked: bool) -> None:  # noqa: FBT001 - so typer calls it
+    if asked:
+        typer.echo(f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+        raise typer.Exit
+
+
 @app.callback(context_settings={"help_option_names": ["-h", "--help"]})
 def _name_registry(
     ctx: typer.Context,
@@ -131,6 +138,10 @@ def _name_registry(
             help="The registry.",
         ),
     ] = None,
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say it and end."),
+    ] = False,
 ) -> None:
     """See, check and recover a registry of pod sandboxes.
 
@@ -332,7 +343,13 @@ def history(
 
 def _whole_id(store: Store, id: str) -> str:
     """Return *id* if the history has it, else the id of the sandbox that it is a prefix of."""
-    return id if store.history(id, limit=1) else store.get(id, include_unknown=True).id
+    if store.history(id, limit=1):
+        return id
+    try:
+        return store.get(id, include_unknown=True).id
+    except NotFoundError as error:
+        message = f"read history of sandbox {id!r}: there is and was none, as far as is kept"
+        raise NotFoundError(message, id=id) from error
 
 
 @app.command()

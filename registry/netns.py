@@ -86,7 +86,7 @@ def look(path: str, vantage: Vantage) -> NetNSSight:
     try:
         fd = _open(path)
         return _not_a_namespace(path) if fd < 0 else _look_into(fd, path, vantage)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return _unseen(path, error)
     finally:
         if fd >= 0:
@@ -133,7 +133,7 @@ def _opened(path: str, vantage: Vantage) -> Iterator[tuple[NetNSSight, int]]:
         try:
             fd = _open(path)
             sight = _not_a_namespace(path) if fd < 0 else _look_into(fd, path, vantage)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             sight = _unseen(path, error)
         yield sight, fd
     finally:
@@ -151,11 +151,13 @@ def _open(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
-def _unseen(path: str, error: OSError) -> NetNSSight:
+def _unseen(path: str, error: OSError | ValueError) -> NetNSSight:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return NetNSSight(Presence.ABSENT, detail=f"nothing is at {path!r}")
-    detail = f"{path!r} cannot be seen: {error.strerror}"
-    return NetNSSight(Presence.UNSEEN, detail=detail, errno=error.errno or 0)
+    # A damaged record may have what no path can hold, a NUL.
+    seen = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
+    detail = f"{path!r} cannot be seen: {seen.strerror}"
+    return NetNSSight(Presence.UNSEEN, detail=detail, errno=seen.errno or 0)
 
 
 def _not_a_namespace(path: str) -> NetNSSight:
@@ -380,6 +382,8 @@ def remove(path: str, identity: NetNSIdentity | None) -> None:
                 _unlink_empty(path)
     except FileNotFoundError:
         return  # its directory is gone
+    except ValueError as error:
+        raise _failed(doing, path, OSError(errno.EINVAL, str(error))) from error
     except OSError as error:
         raise _failed(doing, path, error) from error
 

@@ -72,6 +72,8 @@ class Store:
 
     def __init__(self, session: Session) -> None:
         """Use `Store.open`."""
+        if not isinstance(session, Session):
+            raise TypeError(f"Store({session!r}): use Store.open(path)")
         self._session = session
         self.recovery = None
         found = session.fetch(migrate.REGISTRY_ID.sql, {}, "open registry")

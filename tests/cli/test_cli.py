@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -539,6 +540,11 @@ def test_a_missing_sandbox_is_code_1(call: Call, verb: str) -> None:
     code, out, err = call(verb, "nope")
     assert (1, "") == (code, out)
     assert re.fullmatch(r"sandbox-registry: error: .*'nope'.*\n", err)
+
+
+def test_the_version_is_said_without_a_registry(main: Call) -> None:
+    """As it was installed."""
+    assert (0, f"sandbox-registry {version('sandbox-registry')}\n", "") == main("--version")
 
 
 @pytest.mark.parametrize("verb", ["list", "check", "reconcile", "reconcile --dry-run", "delete a"])

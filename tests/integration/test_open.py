@@ -366,6 +366,12 @@ def test_a_store_that_is_not_closed_is_warned_of(path: str) -> None:
     session.close()
 
 
+def test_who_forgets_open_is_told(path: str) -> None:
+    """A Store is not made from a path."""
+    with pytest.raises(TypeError, match=r"use Store.open\(path\)"):
+        Store(path)  # type: ignore[arg-type]
+
+
 def test_a_replaced_database_is_data_loss_before_it_is_acknowledged(
     tmp_path: Path, path: str
 ) -> None:

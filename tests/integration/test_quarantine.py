@@ -17,6 +17,7 @@ from registry import (
     Metadata,
     MetadataError,
     NameReservedError,
+    RegistryError,
     Sandbox,
     State,
     Status,
@@ -279,6 +280,11 @@ def test_a_nul_in_a_path_stops_no_reconcile(sound: str) -> None:
         assert store.recovery is not None
         assert 1 == store.recovery.counts[Verdict.UNREACHABLE]
         assert {"bad"} == {violation.sandbox_id for violation in store.check()}
+        bad = store.get("bad")
+        with pytest.raises(RegistryError, match=r"/\\x00a"):
+            _ = bad.netns
+        with pytest.raises(RegistryError, match=r"/\\x00a"):
+            bad.remove_netns()
 
 
 @pytest.mark.parametrize("damaged", ["62ff", "62c361", "62ffff"])
