@@ -93,6 +93,7 @@ class LockFile:
     def close(self) -> None:
         """Close the descriptor, and with it release the lock if no forked child has it too."""
         fd, self.fd = self.fd, -1
+        self._signed = False
         if fd >= 0:
             os.close(fd)
 
@@ -119,10 +120,13 @@ class LockFile:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
 
     def take_sign_back(self) -> None:
-        """Say so no more; harmless when repeated."""
+        """Say so no more; harmless when repeated.
+
+        Raises:
+            OSError, ValueError: the system refused, and it is still said.
+        """
         if self._signed:
-            with contextlib.suppress(OSError, ValueError):
-                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
             self._signed = False
 
     def signer(self) -> Holder | None:
@@ -146,6 +150,7 @@ class LockFile:
         """Release the lock, whatever the system says; releasing twice is harmless."""
         if self.fd >= 0:
             try:
+                self.take_sign_back()
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
             except OSError:  # a commit may have been made under it, which must not seem to fail
                 self.close()
@@ -233,13 +238,13 @@ class Turnstile:
 
     def beckon(self) -> None:
         """Let the next in line get ready: all that is left is a COMMIT; harmless when repeated."""
-        self._lock.take_sign_back()
+        with contextlib.suppress(OSError, ValueError):  # he wakes when the lock is released
+            self._lock.take_sign_back()
 
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
         if self._waiter.leave():
             self._leave_queue()
-            self._lock.take_sign_back()
             self._lock.release()
 
     def holder(self) -> Holder | None:
