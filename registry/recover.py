@@ -59,11 +59,10 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     """
     doing = "reconcile"
     vantage = Vantage.here()
-    nested = session.engine.own_transaction() is not None  # what it has done is in no commit
-    commit = None if nested else session.latest_commit(doing)
+    commit = session.latest_commit(doing)
     with session.reading(doing) as reading:
         pending = [StatusRow._make(row) for row in reading.fetch(rows.STATUSES.sql, {})]
-    directories = {os.path.dirname(row.netns_path) for row in pending}
+    directories = {os.path.dirname(row.netns_path) for row in pending if row.netns_path}
     verdicts: dict[int, Verdict] = {}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
@@ -74,9 +73,10 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         for judgement in reconcile.plan(looked, vantage, session.author.clock()):
             creation = judgement.row.creation
             verdicts[creation] = judgement.verdict
-            judged.pop(creation, None)
-            if judgement.reported:  # the others are many
+            if judgement.reported:
                 judged[creation] = judgement
+            else:  # of which there are many
+                judged.pop(creation, None)
             if judgement.marks:
                 asked.append(judgement)
         if dry_run or not asked:
@@ -173,8 +173,9 @@ def _mark_even_if_full(
 def _mark(session: Session, asked: list[Judgement], commit: int | None, doing: str) -> _Marked:
     """Mark all of *asked*, which were read after *commit* was the latest one."""
     marked = _Marked(set(), [], set(), {})
+    nested = session.engine.own_transaction() is not None  # what it has done is in no commit
     with session.write(doing, alone=True) as transaction:
-        as_read = commit is not None and session.latest_commit(doing) == commit
+        as_read = not nested and commit is not None and session.latest_commit(doing) == commit
         for judgement in asked:
             row: StatusRow | None = judgement.row
             creation = judgement.row.creation

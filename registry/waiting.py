@@ -70,7 +70,7 @@ class Mutex:
         """Begin with nobody holding it."""
         self.idlers: Final = Sleepers()
         """Woken when nobody holds it any more."""
-        self._queue: list[tuple[object, threading.Lock, int]] = []
+        self._queue: list[tuple[object, threading.Lock, threading.Thread]] = []
 
     @property
     def holder(self) -> object:
@@ -82,9 +82,9 @@ class Mutex:
 
     def of_this_thread(self) -> object:
         """Return who of the calling thread holds it, or waits; None where nobody does."""
-        thread = threading.get_ident()
+        thread = threading.current_thread()
         for holder, _, other in tuple(self._queue):
-            if other == thread:
+            if other is thread:
                 return holder
         return None
 
@@ -103,7 +103,7 @@ class Mutex:
         """
         turn = threading.Lock()
         turn.acquire()
-        self._queue.append((holder, turn, threading.get_ident()))
+        self._queue.append((holder, turn, threading.current_thread()))
         while self.holder is not holder:
             remaining = -1 if deadline is None else deadline - time.monotonic()
             if (deadline is not None and remaining <= 0) or not turn.acquire(timeout=remaining):

@@ -22,7 +22,7 @@ def unavailable(
         path: the database.
         timeout: seconds that it waited.
         ours: the transaction that is open in this process, if one is.
-        holder: who else holds the turnstile; None when it is a stranger to it that has the lock.
+        holder: who else has signed for the turnstile; None when nobody has.
     """
     if ours is not None:
         who, since = f"thread {ours.thread.name!r} (doing: {ours.doing})", ours.since
@@ -54,8 +54,8 @@ def _name_of(pid: int) -> str:
 def _stranger(path: str) -> str:
     """Name the process that is in the way, as the kernel lists its locks.
 
-    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK). Who was stopped
-    in its COMMIT, or in the middle of taking its turn, has a lock file and does not say since when.
+    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK). Who was stopped in
+    the middle of taking its turn has a lock file, and has not signed.
     """
     of_lock, of_queue = (_locker("FLOCK", f"{path}{name}", "0") for name in ("-lock", "-queue"))
     writing = _locker("POSIX", f"{path}-shm", "120")
@@ -65,8 +65,10 @@ def _stranger(path: str) -> str:
         return "this process, by a connection that takes no turns or a lock left over,"
     if writing is not None:
         return f"process {writing}{_name_of(writing)}, which takes no turns,"
-    if of_queue not in {None, os.getpid()}:
-        return f"process {of_queue}{_name_of(of_queue or 0)}, whose turn comes next,"
+    if of_queue == os.getpid():
+        return "this process, by a place in the queue left over,"
+    if of_queue is not None:
+        return f"process {of_queue}{_name_of(of_queue)}, whose turn comes next,"
     return "an unknown process"
 
 

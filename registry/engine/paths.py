@@ -152,6 +152,9 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
     message = f"{doing}: {what}: {error.strerror}"
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return ResourceExhaustedError(f"{message}; free some space", path=path)
+    if error.errno in {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+        advice = "raise the limit of threads, files or memory that it ran into"
+        return ResourceExhaustedError(f"{message}; {advice}", path=path)
     if error.errno == errno.EROFS:
         return ReadOnlyError(f"{message}; open it with read_only=True", path=path)
     return FailedPreconditionError(f"{message}; may this user do so?", path=path)

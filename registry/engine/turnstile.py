@@ -4,16 +4,18 @@ SQLite's busy handler sleeps and tries again: no queue, and one busy process sta
 `flock` alone is no queue either: whoever runs takes it again before a sleeper has woken. Hence two
 files beside the database:
 
-    take PATH-queue ─▶ take PATH-lock ─▶ release PATH-queue ─▶ write ─▶ release PATH-lock
-                                 sign ─▶ ............. ─▶ take the sign back, COMMIT
+    take PATH-queue ─▶ take PATH-lock, sign ─▶ release PATH-queue ─▶ write
+                                    ─▶ beckon ─▶ COMMIT ─▶ release PATH-lock
 
 Whoever wants to write again stands behind everyone who is in the queue already, and one alone
 waits for the lock itself. The lock is for fairness and names its holder; safety rests on SQLite's
 own locks, which a writer that knows nothing of this one takes too.
 
-The sign is a record lock of PATH-lock, whose beginning is since when. It is taken back before the
-COMMIT, and that wakes the one at the head of the queue: waking up takes him as long as a sync takes
-the disk, and for the rest of it he looks at the lock himself.
+The sign is a record lock of PATH-lock that ends at the nanosecond since when: the kernel tells
+others its end, and whose it is. What is written into a file instead costs half a commit, since the
+next sync of the log writes it down too. To beckon is to give up the first byte of it, before the
+COMMIT. That wakes the one at the head of the queue: waking up takes him as long as a sync takes the
+disk, and for the rest of it he looks at the lock himself.
 
 `flock` has no deadline. A thread that may block waits in the caller's stead; one who gives up
 leaves the thread waiting, and the next to come takes its place over.
@@ -24,6 +26,7 @@ where they would otherwise keep the lock alive after the parent's death.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import fcntl
@@ -61,7 +64,6 @@ class LockFile:
         self._database: Final = database
         self.created = False
         self.fd = -1
-        self._signed = False
         self._identity: tuple[int, int] | None = None
         _open.add(self)
         self.reopen()
@@ -93,7 +95,6 @@ class LockFile:
     def close(self) -> None:
         """Close the descriptor, and with it release the lock if no forked child has it too."""
         fd, self.fd = self.fd, -1
-        self._signed = False
         if fd >= 0:
             os.close(fd)
 
@@ -110,47 +111,38 @@ class LockFile:
         return True
 
     def sign(self) -> None:
-        """Say since when we hold it: by a record lock that begins at this very nanosecond.
+        """Say who holds it and since when; where that is refused, nothing is said."""
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
 
-        The kernel tells others its beginning, and whose it is. What is written into a file instead
-        costs half a commit: the next sync of the log writes it down too.
-        """
-        self._signed = True
-        with contextlib.suppress(OSError, ValueError):  # it is closed, say; it only names us
-            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, time.time_ns())
+    def beckon(self) -> None:
+        """Wake who waits in `wait_for_beckon`; where that is refused, he wakes at the release."""
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
 
-    def take_sign_back(self) -> None:
-        """Say so no more; harmless when repeated.
-
-        Raises:
-            OSError, ValueError: the system refused, and it is still said.
-        """
-        if self._signed:
-            fcntl.lockf(self.fd, fcntl.LOCK_UN)
-            self._signed = False
-
-    def signer(self) -> Holder | None:
-        """Return who else has signed; None when it is nobody, or this process."""
-        try:
-            found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _record_lock(fcntl.F_WRLCK))
-        except (OSError, ValueError):  # it is closed
-            return None
-        kind, _, since, _, pid = _RECORD_LOCK.unpack(found)
-        return Holder(pid, since) if kind == fcntl.F_WRLCK else None
-
-    def wait_for_signer(self) -> None:
-        """Wait until nobody else has signed, without end; not at all where that is refused."""
+    def wait_for_beckon(self) -> None:
+        """Wait, without end, until who has signed beckons; not at all where that is refused."""
         # Of the open file and not of the process: with those the kernel would look for circles,
         # and find some among the threads of two processes that write to two registries.
         with contextlib.suppress(OSError):
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW, _record_lock(fcntl.F_RDLCK))
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _record_lock(fcntl.F_UNLCK))
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW, _RECORD_LOCK.pack(fcntl.F_RDLCK, 0, 0, 1, 0))
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _RECORD_LOCK.pack(fcntl.F_UNLCK, 0, 0, 1, 0))
+
+    def signer(self) -> Holder | None:
+        """Return who else has signed; None when it is nobody, or this process."""
+        from_the_second_byte = _RECORD_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 1, 0, 0)
+        try:
+            found = fcntl.fcntl(self.fd, fcntl.F_GETLK, from_the_second_byte)
+        except (OSError, ValueError):  # it is closed
+            return None
+        kind, _, start, length, pid = _RECORD_LOCK.unpack(found)
+        return None if kind == fcntl.F_UNLCK else Holder(pid, start + length)
 
     def release(self) -> None:
         """Release the lock, whatever the system says; releasing twice is harmless."""
         if self.fd >= 0:
             try:
-                self.take_sign_back()
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
             except OSError:  # a commit may have been made under it, which must not seem to fail
                 self.close()
@@ -238,8 +230,7 @@ class Turnstile:
 
     def beckon(self) -> None:
         """Let the next in line get ready: all that is left is a COMMIT; harmless when repeated."""
-        with contextlib.suppress(OSError, ValueError):  # he wakes when the lock is released
-            self._lock.take_sign_back()
+        self._lock.beckon()
 
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
@@ -248,7 +239,7 @@ class Turnstile:
             self._lock.release()
 
     def holder(self) -> Holder | None:
-        """Return who else holds the lock and is not committing; None when it is nobody, or we."""
+        """Return who else holds the lock; None when it is nobody, or this process."""
         return self._lock.signer()
 
     def remove_if_created(self) -> None:
@@ -274,7 +265,7 @@ class _Waiter:
         self._queue, self._lock = queue, lock
         self._guard = threading.Lock()
         self._changed = Sleepers()
-        self._thread: threading.Thread | None = None
+        self._running = False
         self._state = _IDLE
         self._wanted = self._closed = False
         self._error: OSError | None = None
@@ -285,12 +276,17 @@ class _Waiter:
         return self._state is _IDLE
 
     def wait(self, deadline: float) -> bool:
-        """Return whether our turn came before *deadline*. After an exception call `leave`."""
+        """Return whether our turn came before *deadline*. After an exception call `leave`.
+
+        Raises:
+            OSError: no thread can be started, or the files cannot be locked.
+        """
+        self._start()
         with self._guard:
             self._wanted = True
             if self._state is _IDLE:
                 self._state = _WAITING
-        self._start()
+        self._changed.wake()
         self._changed.wait(lambda: self._state is not _WAITING, deadline)
         with self._guard:
             self._wanted = False
@@ -308,17 +304,24 @@ class _Waiter:
             self._wanted = False
             if self._state is _SERVED:
                 self._state = _IDLE
-            return self._state is _IDLE
+            idle = self._state is _IDLE
+        self._changed.wake()  # who was struck in `wait` may not have told the thread
+        return idle
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="registry-turnstile", daemon=True
-            )
-            self._thread.start()
-        self._changed.wake()
+        # Not a threading.Thread: one that is struck by a signal handler's exception while it starts
+        # dies, and looks as if it ran.
+        if not self._running:
+            try:
+                _thread.start_new_thread(self._run, ())
+            except RuntimeError as error:
+                raise OSError(errno.EAGAIN, str(error)) from error
 
     def _run(self) -> None:
+        with self._guard:
+            if self._running:
+                return  # another one, started by who was struck before he knew
+            self._running = True
         while True:
             self._changed.wait(lambda: self._state is _WAITING or self._closed, None)
             if self._closed:
@@ -327,7 +330,7 @@ class _Waiter:
             error = None
             try:
                 self._queue.take()
-                self._lock.wait_for_signer()
+                self._lock.wait_for_beckon()
             except OSError as caught:
                 error = caught
             except ValueError:  # a release that was refused has closed a file
@@ -341,9 +344,10 @@ class _Waiter:
 
     def close(self) -> None:
         """End the thread, and close the files now or when it is served."""
-        self._closed = True
-        if self._thread is None:
-            self._close_files()
+        with self._guard:
+            self._closed = True
+            if self._state is not _WAITING:
+                self._close_files()
         self._changed.wake()
 
     def _close_files(self) -> None:
@@ -353,11 +357,5 @@ class _Waiter:
 
 _RECORD_LOCK: Final = struct.Struct("@hhqqi0q")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
-
-
-def _record_lock(kind: int) -> bytes:
-    """Return one of the whole file."""
-    return _RECORD_LOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
-
 
 _IDLE, _WAITING, _SERVED = "idle", "waiting", "served"

@@ -211,22 +211,28 @@ class Writer:
         self.committing, self._refusal = False, None
 
     def confirm(self, doing: str) -> None:
-        """Make sure that what was committed is in the file at the path.
+        """Make sure that what was committed is in the file at the path; may be called again.
+
+        The turn is given back before, since others need not wait for a look, unless something is
+        left to be done in it.
 
         Raises:
             DataLossError: it is in another one; nothing is written any more.
         """
-        log_is_long = self._tripwire.log_size > self._log_bound
-        if not log_is_long:
-            self.release()  # others need not wait for a look
+        keep = self._has_turn and (self._gave_up or self._log_is_long())
+        if not keep:
+            self.release()
         if not self._tripwire.holds():
             self._tripwire.spoil()
             self.unwritable = self._tripwire.replaced(doing)
             raise self.unwritable
-        if self._gave_up:
+        if keep and self._gave_up:
             self._gave_up = not self._reserve.take()
-        if log_is_long:
+        if keep and self._log_is_long():
             self._bound_log()
+
+    def _log_is_long(self) -> bool:
+        return self._tripwire.log_size > self._log_bound
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.

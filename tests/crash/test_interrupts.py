@@ -135,6 +135,66 @@ def test_who_is_interrupted_in_a_group_strands_nobody(path: str, seed: int) -> N
     assert "True True []" == run(BESIDE_OTHERS, path, seed).strip()
 
 
+AT_THE_TURNSTILE = """
+    import dis, itertools, sys, time
+    from registry.engine.turnstile import Turnstile
+
+    class Stop(BaseException):
+        pass
+
+    LOOKS = {"CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}  # after these, for signals
+
+    def striking(nth):
+        seen, before = itertools.count(1), {}
+
+        def trace(frame, event, arg):
+            if not frame.f_code.co_filename.endswith(("turnstile.py", "waiting.py")):
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                last, before[frame] = before.get(frame), dis.opname[
+                    frame.f_code.co_code[frame.f_lasti]
+                ]
+                if last in LOOKS and next(seen) == nth:
+                    sys.settrace(None)
+                    raise Stop
+            return trace
+
+        return trace
+
+    database, kind = sys.argv[1:]
+    holder, third = Turnstile(database), Turnstile(database)
+    for nth in itertools.count(1):
+        assert holder.acquire(time.monotonic() + 5), nth
+        struck = Turnstile(database)
+        if kind == "again":
+            struck.acquire(time.monotonic() + 0.002)
+            struck.release()
+        sys.settrace(striking(nth))
+        try:
+            struck.acquire(time.monotonic() + 0.01)
+            hit = False
+        except Stop:
+            hit = True
+        sys.settrace(None)
+        struck.release()
+        holder.release()
+        for turnstile in (third, struck):
+            assert turnstile.acquire(time.monotonic() + 5), (nth, turnstile is struck)
+            turnstile.release()
+        struck.close()
+        if not hit:
+            break
+    print(nth > 10)
+    """
+
+
+@pytest.mark.parametrize("kind", ["first", "again"])
+def test_who_is_interrupted_at_the_turnstile_keeps_nobody_out(path: str, kind: str) -> None:
+    """Wherever Python looks for signals while another one holds the lock; nor itself."""
+    assert "True" == run(AT_THE_TURNSTILE, path, kind).strip()
+
+
 def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_told_so(path: str) -> None:
     """At once: it would wait for what goes on only after it. Elsewhere it may write."""
     out = run(

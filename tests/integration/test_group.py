@@ -427,3 +427,18 @@ def test_a_slow_stream_does_not_keep_a_commit_back(open_store: OpenStore) -> Non
         finally:
             stop.set()
     assert [None] * 3 == [each.exception() for each in streams]
+
+
+def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:
+    """A commit whose confirmation was struck after the turn was given back is confirmed again."""
+    handle = store.add(sandbox("a"), READY)
+    writer, seen = store._session.engine.writer, list[str]()
+    writer.connection.set_trace_callback(seen.append)
+    handle.status.update(lambda old: replace(old, message="long"))
+    assert not writer._has_turn
+    writer._log_bound = 0
+    writer.confirm("confirm again")
+    assert not [statement for statement in seen if "wal_checkpoint" in statement]
+    handle.status.update(lambda old: replace(old, message="longer"))
+    assert [statement for statement in seen if "wal_checkpoint" in statement]
+    writer.connection.set_trace_callback(None)

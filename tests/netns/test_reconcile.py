@@ -590,6 +590,17 @@ def test_an_orphan_that_became_somebodys_meanwhile_is_kept(store: Store, base_di
     orphan.remove()
 
 
+def test_orphans_are_not_looked_for_where_nothing_is_recorded(
+    store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox without a path says nothing of the working directory."""
+    theirs = NetNS.create(store.new_netns_path(base_dir))
+    store.add(sandbox("a"), READY)
+    monkeypatch.chdir(base_dir)
+    assert () == store.reconcile().orphans
+    theirs.remove()
+
+
 # The whole.
 
 

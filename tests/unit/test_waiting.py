@@ -159,6 +159,9 @@ def test_the_turnstile_names_the_process_that_holds_it_and_since_when(tmp_path: 
         assert turnstile.acquire(time.monotonic() + 30)
         print("held", flush=True)
         sys.stdin.readline()
+        turnstile.beckon()
+        print("beckoned", flush=True)
+        sys.stdin.readline()
         turnstile.release()
         print("released", flush=True)
         sys.stdin.readline()
@@ -171,6 +174,9 @@ def test_the_turnstile_names_the_process_that_holds_it_and_since_when(tmp_path: 
         assert holder is not None
         assert child.pid == holder.pid
         assert before <= holder.since <= time.time_ns()
+        say(child)
+        assert "beckoned" == line(child)
+        assert holder == ours.holder()
         say(child)
         assert "released" == line(child)
         assert ours.holder() is None
@@ -226,16 +232,44 @@ def test_a_turnstile_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: 
     one, two = Turnstile(database), Turnstile(database)
     assert one.acquire(soon())
     assert not two.acquire(soon())
-    thread = two._waiter._thread
     two.close()
     one.release()
-    assert thread is not None
-    thread.join(30)
-    assert not thread.is_alive()
-    assert -1 == two._lock.fd == two._queue.fd
+    until = later()
+    while not -1 == two._lock.fd == two._queue.fd:
+        assert time.monotonic() < until
+        time.sleep(0.001)
     with open(f"{database}-lock", "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     one.close()
+
+
+def test_who_can_start_no_thread_stands_in_nobodys_way(tmp_path: object) -> None:
+    """Neither then nor later: it has a place in the queue while it tries."""
+    code = """
+        import sys, threading, time
+        from registry.engine.turnstile import Turnstile
+        turnstile = Turnstile(sys.argv[1])
+        threading.stack_size(1 << 46)
+        try:
+            turnstile.acquire(time.monotonic() + 30)
+        except OSError as error:
+            print(error, flush=True)
+            turnstile.release()
+        sys.stdin.readline()
+        threading.stack_size(0)
+        print(turnstile.acquire(time.monotonic() + 30), flush=True)
+        """
+    ours = Turnstile(f"{tmp_path}/r.db")
+    assert ours.acquire(soon())
+    with running(code, f"{tmp_path}/r.db") as child:
+        assert "can't start new thread" in line(child)
+        ours.release()
+        assert ours.acquire(soon())
+        say(child)
+        time.sleep(0.05)
+        ours.release()
+        assert "True" == line(child)
+    ours.close()
 
 
 def test_between_processes_the_turnstile_is_a_queue(tmp_path: object) -> None:
