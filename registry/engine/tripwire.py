@@ -31,7 +31,8 @@ class Tripwire:
         self._log: Final = os.fsencode(f"{path}-wal")
         self._files: tuple[object, object] = (None, None)
         self.log_size = 0
-        """Bytes of the log, when it was last looked at: before a transaction, and after its commit."""
+        """Bytes of the log, when it was last looked at: before a transaction, or after its commit.
+        """
 
     def set(self, *, log: bool) -> None:
         """Remember what is open; *log*: the log too, which exists while somebody writes."""

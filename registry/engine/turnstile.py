@@ -305,7 +305,8 @@ class _Waiter:
             if self._state is _SERVED:
                 self._state = _IDLE
             idle = self._state is _IDLE
-        self._changed.wake()  # who was struck in `wait` may not have told the thread
+        if not idle:
+            self._changed.wake()  # who was struck in `wait` may not have told the thread
         return idle
 
     def _start(self) -> None:
