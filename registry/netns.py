@@ -20,6 +20,7 @@ import socket
 import stat
 import threading
 import uuid
+from collections import Counter
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
@@ -31,7 +32,7 @@ from registry.values import check_path
 from registry.waiting import Sleepers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -93,21 +94,36 @@ def look(path: str, vantage: Vantage) -> NetNSSight:
             os.close(fd)
 
 
-def look_all(paths: Collection[str], vantage: Vantage) -> dict[str, NetNSSight]:
-    """Return what is at each of *paths*, as `look`.
+class Looker:
+    """Looks at each of many paths once."""
 
-    Where the kernel tells namespaces apart only from inside, in a thread that enters one after the
-    other: a thread for each would take ten times as long.
-    """
+    def __init__(self, paths: Iterable[str], vantage: Vantage) -> None:
+        """Note which paths will be asked for, each as often as it will be.
 
-    def looks() -> dict[str, NetNSSight]:
+        Where the kernel tells namespaces apart only from inside, all are looked at now, in a thread
+        that enters one after the other: a thread for each would take ten times as long.
+        """
+        self._vantage: Final = vantage
+        times = Counter(paths)
+        self._shared: Final = {path for path, count in times.items() if count > 1}
+        """Of the others nothing is kept: they are many, and asked for once."""
+        self._seen: Final[dict[str, NetNSSight]] = {}
+        if times and not _kernel_has_numbers():
+            with contextlib.suppress(RuntimeError):  # no thread can be started
+                self._seen.update(_in_thread(lambda: self._roam(times)))
+
+    def _roam(self, paths: Iterable[str]) -> dict[str, NetNSSight]:
         _thread.roams = True
-        return {path: look(path, vantage) for path in paths}
+        return {path: look(path, self._vantage) for path in paths}
 
-    if paths and not _kernel_has_numbers():
-        with contextlib.suppress(RuntimeError):  # no thread can be started
-            return _in_thread(looks)
-    return {path: look(path, vantage) for path in paths}
+    def look(self, path: str) -> NetNSSight:
+        """Return what is at *path*, as `look`."""
+        sight = self._seen.get(path)
+        if sight is None:
+            sight = look(path, self._vantage)
+            if path in self._shared:
+                self._seen[path] = sight
+        return sight
 
 
 def _kernel_has_numbers() -> bool:
@@ -176,12 +192,9 @@ def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
             Presence.OTHER_TYPE, detail=f"{path!r} is a namespace of type {kind:#x}, not net"
         )
     number = kernel.namespace_number(fd)
-    identity = NetNSIdentity(
-        boot_id=vantage.boot_id,
-        number=_cookie(fd) if number is None else number,
-        inode=os.fstat(fd).st_ino,
-        mount_ns=vantage.mount_ns,
-    )
+    if number is None:
+        number = _cookie(fd)
+    identity = NetNSIdentity(vantage.boot_id, number, os.fstat(fd).st_ino, vantage.mount_ns)
     return NetNSSight(Presence.OPEN, identity, f"{path!r} is a network namespace")
 
 

@@ -92,9 +92,9 @@ def _find(identity: ProcessIdentity, vantage: Vantage) -> tuple[ProcessSight, in
     pid = identity.pid
     if identity.boot_id and vantage.boot_id and identity.boot_id != vantage.boot_id:
         return ProcessSight(Life.GONE, f"process {pid} ran before the host was booted"), None
-    if identity.pid_ns not in {None, vantage.pid_ns}:
+    if identity.pid_ns is not None and identity.pid_ns != vantage.pid_ns:
         return _elsewhere(pid, "pid", identity.pid_ns), None
-    if identity.time_ns not in {None, vantage.time_ns}:
+    if identity.time_ns is not None and identity.time_ns != vantage.time_ns:
         return _elsewhere(pid, "time", identity.time_ns), None
     try:
         fd = os.pidfd_open(pid)

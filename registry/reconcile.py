@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 from registry import netns, process
 from registry.kernel import Vantage
-from registry.netns import NetNSSight, Presence
+from registry.netns import Looker, NetNSSight, Presence
 from registry.process import Life, ProcessSight
 from registry.rows import StatusRow, load_creator, load_netns, load_process
 from registry.status import MESSAGE_MAX, State, Status
@@ -95,11 +95,11 @@ class Judgement(NamedTuple):
 
     row: StatusRow
     verdict: Verdict
-    reason: str
-    message: str
-    marks: bool
-    clears_pid: bool
-    reported: bool
+    reason: str = ""
+    message: str = ""
+    marks: bool = False
+    clears_pid: bool = False
+    reported: bool = False
     left: str = ""
     """What still lives of a sandbox that is not, or no longer, ready: no part of why it is so."""
 
@@ -127,19 +127,17 @@ def _printable(text: str) -> str:
 # Looking.
 
 
-def namespaces(rows: Iterable[StatusRow]) -> set[str]:
-    """Return the paths that have to be looked at; those that are damaged name nothing."""
-    return {
-        row.netns_path
-        for row in rows
-        if row.netns_path and not row.host_network and "\0" not in row.netns_path
-    }
+def namespaces(rows: Iterable[StatusRow]) -> Iterator[str]:
+    """Yield the path that has to be looked at for each; one that is damaged names nothing."""
+    for row in rows:
+        if row.netns_path and not row.host_network and "\0" not in row.netns_path:
+            yield row.netns_path
 
 
 def look(
     row: StatusRow,
     vantage: Vantage,
-    sights: Mapping[str, NetNSSight],
+    looker: Looker,
     container: ProcessSight | None,
 ) -> Looks:
     """Return what can be seen of the sandbox of *row*.
@@ -147,7 +145,7 @@ def look(
     Args:
         row: as it was read.
         vantage: from where.
-        sights: of `namespaces`.
+        looker: at `namespaces`.
         container: what an attached container says of its process; None when there is none.
     Raises:
         ValueError: its path is damaged.
@@ -158,18 +156,12 @@ def look(
         seen = process.look(recorded, vantage)
     sight, lives_in_netns = None, False
     if row.netns_path and not row.host_network:
-        sight = sights.get(row.netns_path)
-        if sight is None:
-            raise ValueError(f"netns_path {row.netns_path!r} is no path")
+        sight = looker.look(row.netns_path)
         seen_there = sight.identity is not None and sight.identity.number == row.netns_number
         lives_in_netns = not seen_there and _lives_in_netns(row)
     creator = load_creator(row) if row.state == _UNKNOWN else None
-    return Looks(
-        netns=sight,
-        process=seen,
-        creator=None if creator is None else process.look(creator, vantage),
-        lives_in_netns=lives_in_netns,
-    )
+    seen_creator = None if creator is None else process.look(creator, vantage)
+    return Looks(sight, seen, seen_creator, lives_in_netns)
 
 
 def _lives_in_netns(row: StatusRow) -> bool:
@@ -218,7 +210,7 @@ def plan(
 def _judge(row: StatusRow, looks: Looks, vantage: Vantage, now: int) -> Judgement:
     unknown = row.state == _UNKNOWN
     if unknown and row.creator_pid is None:
-        return _quiet(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
+        return _told(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
     if unknown and looks.creator is not None and looks.creator.life is not Life.GONE:
         return _creating(row, looks.creator, now)
     case = _Case()
@@ -231,15 +223,15 @@ def _judge(row: StatusRow, looks: Looks, vantage: Vantage, now: int) -> Judgemen
     return _conclude(row, case)
 
 
-def _quiet(row: StatusRow, verdict: Verdict, message: str) -> Judgement:
-    return Judgement(row, verdict, "", message, marks=False, clears_pid=False, reported=True)
+def _told(row: StatusRow, verdict: Verdict, message: str) -> Judgement:
+    return Judgement(row, verdict, message=message, reported=True)
 
 
 def _creating(row: StatusRow, creator: ProcessSight, now: int) -> Judgement:
     if creator.life is Life.UNSEEN:
-        return _quiet(row, Verdict.UNREACHABLE, f"its creator cannot be judged: {creator.detail}")
+        return _told(row, Verdict.UNREACHABLE, f"its creator cannot be judged: {creator.detail}")
     age = max(0, now - (row.changed_at or now)) / 1e9
-    return _quiet(row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
+    return _told(row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
 
 
 def _judge_boot(case: _Case, row: StatusRow, vantage: Vantage) -> None:
@@ -319,12 +311,11 @@ def _conclude(row: StatusRow, case: _Case) -> Judgement:
         )
     left = case.left() if row.state == _NOTREADY else ""
     if case.unseen:
-        return _quiet(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
+        return _told(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
-    reported = bool(left or case.notes)
-    return Judgement(
-        row, verdict, "", case.say(), marks=False, clears_pid=False, reported=reported, left=left
-    )
+    if not (left or case.notes):
+        return Judgement(row, verdict)
+    return _told(row, verdict, case.say())._replace(left=left)
 
 
 def report(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -22,7 +22,7 @@ from registry.errors import (
 )
 from registry.kernel import Vantage
 from registry.live import Container
-from registry.netns import NetNS, NetNSSight
+from registry.netns import Looker, NetNS
 from registry.process import Life, ProcessSight
 from registry.reconcile import Judgement, Looks, Report, Verdict
 from registry.rows import Row, StatusRow
@@ -67,8 +67,8 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
     for _ in range(ROUNDS):
-        sights = netns.look_all(reconcile.namespaces(pending), vantage)
-        looked = ((row, _look(session, row, vantage, sights, reading.settled)) for row in pending)
+        looker = netns.Looker(reconcile.namespaces(pending), vantage)
+        looked = ((row, _look(session, row, vantage, looker, reading.settled)) for row in pending)
         asked = []
         for judgement in reconcile.plan(looked, vantage, session.author.clock()):
             creation = judgement.row.creation
@@ -99,13 +99,13 @@ def _look(
     session: Session,
     row: StatusRow,
     vantage: Vantage,
-    sights: Mapping[str, NetNSSight],
+    looker: Looker,
     settled: int,
 ) -> Looks:
     try:
         row.netns_path.encode()  # raises where it is damaged: what it named is not known to be gone
         container = session.container_of(row, settled)
-        return reconcile.look(row, vantage, sights, _look_at_container(container))
+        return reconcile.look(row, vantage, looker, _look_at_container(container))
     except Exception as error:
         log.exception("look at sandbox %r", row.id)
         unseen = ProcessSight(Life.UNSEEN, f"it could not be looked at: {error!r}")
