@@ -82,9 +82,8 @@ def _read_boot_id() -> str:
 
 def namespace_number(fd: int) -> int | None:
     """Return the kernel's id of the namespace open as *fd*; None where it gives none."""
-    number = bytearray(8)
     try:
-        fcntl.ioctl(fd, NS_GET_ID, number)
+        number = fcntl.ioctl(fd, NS_GET_ID, bytes(8))
     except OSError:
         return None
     return int.from_bytes(number, sys.byteorder)

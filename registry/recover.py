@@ -62,7 +62,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     commit = session.latest_commit(doing)
     with session.reading(doing) as reading:
         pending = [StatusRow._make(row) for row in reading.fetch(rows.STATUSES.sql, {})]
-    directories = {os.path.dirname(row.netns_path) for row in pending if row.netns_path}
+    directories = set(map(os.path.dirname, {row.netns_path for row in pending} - {""}))
     verdicts: dict[int, Verdict] = {}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
