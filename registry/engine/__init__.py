@@ -3,6 +3,7 @@
 driver        connections as we want them, driver errors as we raise them
 paths         the files themselves, looked at by stat alone
 reserve       space that is kept for a full disk
+lockfile      a file that exists to be locked, and says by whom
 turnstile     the lock between processes
 transaction   what is open in this process, and what is committed together
 blame         who stands in the way

@@ -7,8 +7,8 @@ import os
 from datetime import UTC, datetime
 
 from registry.engine import paths
+from registry.engine.lockfile import Holder
 from registry.engine.transaction import Transaction
-from registry.engine.turnstile import Holder
 from registry.errors import UnavailableError
 
 

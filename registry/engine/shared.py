@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from registry.engine import driver, turnstile
+from registry.engine import driver, lockfile
 from registry.engine.file import Engine, living
 from registry.engine.paths import identity, resolve
 from registry.engine.transaction import Transaction
@@ -116,7 +116,7 @@ def _in_child() -> None:
         _open_at_fork.add(engine.path)
     _engines.clear()
     driver.leak_all()
-    turnstile.close_all()
+    lockfile.close_all()
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -32,8 +32,8 @@ from registry.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from registry.engine.lockfile import Holder
     from registry.engine.tripwire import Tripwire
-    from registry.engine.turnstile import Holder
 
 log = logging.getLogger("registry")
 

@@ -31,6 +31,7 @@ ORDER = [
     "engine.driver",
     "engine.paths",
     "engine.reserve",
+    "engine.lockfile",
     "engine.turnstile",
     "engine.transaction",
     "engine.blame",

@@ -1,0 +1,146 @@
+"""A file that exists to be locked, by one process at a time, who says so.
+
+Who holds the lock is said by a record lock beside it, the sign, which ends at the nanosecond since
+when: the kernel tells others its end, and whose it is. What is written into a file instead costs
+half a commit, since the next sync of the log writes it down too. Who is about to release the lock
+gives up the first byte of the sign before: for that others can wait.
+
+Descriptors are closed in a forked child, where they would otherwise keep the lock alive after the
+parent's death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import struct
+import time
+from typing import Final, NamedTuple
+from weakref import WeakSet
+
+from registry.engine import paths
+from registry.errors import FailedPreconditionError
+
+_RECORD_LOCK: Final = struct.Struct("@hhqqi0q")
+"""struct flock of fcntl(2): type, whence, start, length, pid."""
+
+
+class Holder(NamedTuple):
+    """Who holds the lock: *since* in ns since the Unix epoch; *pid* 0 where it is not seen here."""
+
+    pid: int
+    since: int
+
+
+class LockFile:
+    """A file that exists to be locked."""
+
+    def __init__(self, path: str, database: str) -> None:
+        """Open *path*, which is created for the owner of *database*, never through a symlink."""
+        self.path: Final = path
+        self._database: Final = database
+        self.created = False
+        self.fd = -1
+        self._identity: tuple[int, int] | None = None
+        _open.add(self)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open what is at the path now, and then let go of what was there before.
+
+        Raises:
+            OSError, FailedPreconditionError: it is no file to be locked; nothing has changed.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        before = self.fd
+        try:
+            fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self.created = True
+            paths.give_to_owner(fd, self._database)
+        except FileExistsError:
+            fd = os.open(self.path, flags)
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            raise FailedPreconditionError(
+                f"lock {self.path!r}: it is no regular file; move it away"
+            )
+        self.fd, self._identity = fd, (found.st_dev, found.st_ino)
+        if before >= 0:
+            os.close(before)
+
+    def close(self) -> None:
+        """Close the descriptor, and with it release the lock if no forked child has it too."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def take(self) -> None:
+        """Wait for the lock, without end."""
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def take_now(self) -> bool:
+        """Take the lock if nobody has it, and tell whether."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def sign(self) -> None:
+        """Say who holds it and since when; where that is refused, nothing is said."""
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
+
+    def beckon(self) -> None:
+        """Wake who waits in `wait_for_beckon`; where that is refused, he wakes at the release."""
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
+
+    def wait_for_beckon(self) -> None:
+        """Wait, without end, until who has signed beckons; not at all where that is refused."""
+        # Of the open file and not of the process: with those the kernel would look for circles,
+        # and find some among the threads of two processes that write to two registries.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW, _RECORD_LOCK.pack(fcntl.F_RDLCK, 0, 0, 1, 0))
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _RECORD_LOCK.pack(fcntl.F_UNLCK, 0, 0, 1, 0))
+
+    def signer(self) -> Holder | None:
+        """Return who else has signed; None when it is nobody, or this process."""
+        from_the_second_byte = _RECORD_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 1, 0, 0)
+        try:
+            found = fcntl.fcntl(self.fd, fcntl.F_GETLK, from_the_second_byte)
+        except (OSError, ValueError):  # it is closed
+            return None
+        kind, _, start, length, pid = _RECORD_LOCK.unpack(found)
+        return None if kind == fcntl.F_UNLCK else Holder(pid, start + length)
+
+    def release(self) -> None:
+        """Release the lock, whatever the system says; releasing twice is harmless."""
+        if self.fd >= 0:
+            try:
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+            except OSError:  # a commit may have been made under it, which must not seem to fail
+                self.close()
+
+    def at_its_path(self) -> bool:
+        """Whether the file that we have open, if we have, is still the one others find."""
+        if self.fd < 0:
+            return False
+        try:
+            there = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == self._identity
+
+
+_open: Final[WeakSet[LockFile]] = WeakSet()
+
+
+def close_all() -> None:
+    """Close every lock file, in a forked child: it would keep the parent's lock."""
+    for file in _open:
+        file.close()
