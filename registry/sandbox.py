@@ -174,7 +174,10 @@ class Sandbox:
 
     @property
     def stopped(self) -> StopCh:
-        """Set once the sandbox is NOTREADY or deleted; shared by all handles of this process."""
+        """Set once the sandbox is NOTREADY or deleted; shared by all handles of this process.
+
+        What another process has done sets it at the next read of the sandbox here, not before.
+        """
         return self._found.live.stopped
 
     def stop(self) -> None:
