@@ -44,6 +44,7 @@ class LockFile:
         self.created = False
         self.fd = -1
         self._identity: tuple[int, int] | None = None
+        self._signed = False
         _open.add(self)
         self.reopen()
 
@@ -91,6 +92,7 @@ class LockFile:
 
     def sign(self) -> None:
         """Say who holds it and since when; where that is refused, nothing is said."""
+        self._signed = True
         with contextlib.suppress(OSError, ValueError):
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
 
@@ -121,7 +123,9 @@ class LockFile:
         """Release the lock, whatever the system says; releasing twice is harmless."""
         if self.fd >= 0:
             try:
-                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+                if self._signed:
+                    fcntl.lockf(self.fd, fcntl.LOCK_UN)
+                    self._signed = False
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
             except OSError:  # a commit may have been made under it, which must not seem to fail
                 self.close()
