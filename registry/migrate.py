@@ -55,7 +55,7 @@ def prepare(
     if _is_empty(connection):
         if not create or read_only:
             raise NotFoundError(
-                f"{doing}: the file is empty; open it with create=True to begin one", path=path
+                f"{doing}: the file is empty, and no registry is to be begun in it", path=path
             )
         _upgrade(connection, doing, path)
         return

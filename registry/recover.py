@@ -116,13 +116,14 @@ def _look_at_container(container: Container | None) -> ProcessSight | None:
     """Return what an attached container says of its process: its word goes before /proc."""
     if container is None:
         return None
+    name = f"container {getattr(container, 'id', '?')!r}"
     try:
         pid = container.pid()
     except Exception as error:  # noqa: BLE001 - the embedder's code may raise anything
-        return ProcessSight(Life.UNSEEN, f"container {container.id!r} says nothing: {error!r}")
+        return ProcessSight(Life.UNSEEN, f"{name} says nothing: {error!r}")
     if pid is None:
-        return ProcessSight(Life.GONE, f"container {container.id!r} has no task")
-    return ProcessSight(Life.RUNNING, f"container {container.id!r} runs as process {pid}")
+        return ProcessSight(Life.GONE, f"{name} has no task")
+    return ProcessSight(Life.RUNNING, f"{name} runs as process {pid}")
 
 
 class _Marked(NamedTuple):

@@ -153,7 +153,9 @@ class Sandbox:
             netns.remove(self.netns_path, rows.load_netns(self._found.row))
 
     def open_process(self) -> Process | None:
-        """Return the sandbox's init process, to be watched, killed and closed; None: it has ended.
+        """Return the sandbox's init process, to be watched, killed and closed.
+
+        None where it has ended, or no pid is recorded.
 
         Raises:
             FailedPreconditionError: it cannot be seen from here, or nobody noted which one it is.
@@ -176,7 +178,8 @@ class Sandbox:
     def stopped(self) -> StopCh:
         """Set once the sandbox is NOTREADY or deleted; shared by all handles of this process.
 
-        What another process has done sets it at the next read of the sandbox here, not before.
+        What another process has done sets it at the next read of the sandbox here, not before. It
+        stays set, also where somebody calls the sandbox READY again.
         """
         return self._found.live.stopped
 

@@ -97,8 +97,8 @@ class Store:
 
         Args:
             path: the file; beside it lie its log, two lock files and what is kept for a full disk.
-            create: make a missing file; otherwise that is an error, since a disk that is not
-                mounted yet is not an empty node.
+            create: make a missing file, and its directories; otherwise that is an error, since a
+                disk that is not mounted yet is not an empty node.
             upgrade: bring an older schema up to date.
             reconcile: mark what is gone as NOTREADY; see `recovery`.
             read_only: never write; implies `reconcile=False`.
@@ -167,7 +167,11 @@ class Store:
         return f"Store({self._session.engine.path!r}, {state})"
 
     def close(self) -> None:
-        """Close the store, for good; a second time does nothing."""
+        """Close the store, for good; a second time does nothing.
+
+        A transaction that the caller has open is rolled back, unless another Store of this process
+        has the file open: it goes on with that one.
+        """
         self._session.close()
 
     @property
@@ -244,8 +248,10 @@ class Store:
     ) -> builtins.list[Transition]:
         """Return every committed change of state, oldest first, of all sandboxes or of one.
 
+        Empty where nothing of it is kept; a change that leaves the state as it is makes none.
+
         Args:
-            id: the full id; it may be of a sandbox that is deleted.
+            id: the full id, no prefix; it may be of a sandbox that is deleted.
             after: only those with a greater seq; 0 is the beginning of what is kept.
             limit: at most so many.
         Raises:
@@ -286,7 +292,8 @@ class Store:
         """Return a context manager that makes the calls inside one commit.
 
         It belongs to the thread, or the asyncio task, that enters it, and nests by savepoint: what
-        fails inside and is caught there is rolled back alone.
+        fails inside and is caught there is rolled back alone. What that thread calls meanwhile on
+        another Store of the same file is a part of it too.
 
         Raises:
             UnavailableError: the store's timeout passed before it could begin.

@@ -72,7 +72,7 @@ def _require_usable(real: str, found: os.stat_result, *, create: bool) -> None:
         )
     if found.st_size == 0 and not create:
         raise NotFoundError(
-            f"open registry {real!r}: the file is empty; open it with create=True to begin one",
+            f"open registry {real!r}: the file is empty, and no registry is to be begun in it",
             path=real,
         )
 

@@ -366,6 +366,19 @@ def test_a_store_that_is_not_closed_is_warned_of(path: str) -> None:
     session.close()
 
 
+def test_a_store_closed_in_its_own_transaction(open_store: OpenStore) -> None:
+    """The transaction is rolled back with the last Store of the file, and goes on with another."""
+    one, two = open_store(), open_store()
+    with one.transaction():
+        one.add(sandbox("kept"), READY)
+        one.close()
+    assert ["kept"] == ids(two.list())
+    with pytest.raises(StoreClosedError), two.transaction():
+        two.add(sandbox("lost"), READY)
+        two.close()
+    assert ["kept"] == ids(open_store().list())
+
+
 def test_who_forgets_open_is_told(path: str) -> None:
     """A Store is not made from a path."""
     with pytest.raises(TypeError, match=r"use Store.open\(path\)"):

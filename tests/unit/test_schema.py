@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from registry import NotFoundError, State, Store
+from registry import NameReservedError, NotFoundError, State, Store
 from tests.tools import NOTREADY, READY, UNKNOWN, pod, sandbox
 
 FAR_AHEAD = """INSERT INTO sandbox_transitions VALUES (9223372036854775807, 'ready', '', '', '',
@@ -172,6 +172,19 @@ def test_a_sandbox_added_by_plain_sql_is_one(shell: sqlite3.Connection, store: S
     handle.status.update(lambda _: NOTREADY)
     assert store.delete("imported")
     assert ["created", "changed", "deleted"] == [each.event for each in store.history("imported")]
+
+
+def test_half_a_sandbox_added_by_plain_sql_is_told_and_can_be_taken_away(
+    shell: sqlite3.Connection, store: Store
+) -> None:
+    """It has no status, so no command shows it; its name is free again after a plain DELETE."""
+    shell.execute("INSERT INTO sandboxes (id, name) VALUES ('half', 'half')")
+    assert {"half"} == {violation.sandbox_id for violation in store.check()}
+    with pytest.raises(NameReservedError):
+        store.add(replace(sandbox("whole"), name="half"), READY)
+    shell.execute("DELETE FROM sandboxes WHERE id = 'half'")
+    store.add(replace(sandbox("whole"), name="half"), READY)
+    assert [] == store.check()
 
 
 def test_why_not_ready_says_since_when_from_what_and_by_whom(
