@@ -128,9 +128,9 @@ def _printable(text: str) -> str:
 
 
 def namespaces(rows: Iterable[StatusRow]) -> Iterator[str]:
-    """Yield the path that has to be looked at for each; one that is damaged names nothing."""
+    """Yield the path that has to be looked at for each."""
     for row in rows:
-        if row.netns_path and not row.host_network and "\0" not in row.netns_path:
+        if row.netns_path and not row.host_network:
             yield row.netns_path
 
 
@@ -147,8 +147,6 @@ def look(
         vantage: from where.
         looker: at `namespaces`.
         container: what an attached container says of its process; None when there is none.
-    Raises:
-        ValueError: its path is damaged.
     """
     recorded = load_process(row)
     seen = container

@@ -17,8 +17,7 @@ him as long as a sync takes the disk, and for the rest of it he looks at the loc
 `flock` has no deadline. A thread that may block waits in the caller's stead; one who gives up
 leaves the thread waiting, and the next to come takes its place over.
 
-Assumptions: one caller at a time (the engine's mutex); descriptors are closed in a forked child,
-where they would otherwise keep the lock alive after the parent's death.
+Assumption: one caller at a time (the engine's mutex).
 """
 
 from __future__ import annotations

@@ -294,6 +294,35 @@ def test_who_was_stopped_on_the_way_to_its_turn_is_named(
     handle.status.update(more)
 
 
+def test_a_write_that_can_start_no_thread_says_what_it_ran_into(store: Store, path: str) -> None:
+    """It needs one to wait for another process; later it may have one."""
+    store.add(sandbox("a"), READY)
+    code = """
+        import sys, threading
+        from registry import Store
+        from registry.errors import ResourceExhaustedError
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            handle = store.get("a")
+            print("open", flush=True)
+            sys.stdin.readline()
+            threading.stack_size(1 << 46)
+            try:
+                handle.status.update(lambda old: old)
+            except ResourceExhaustedError as error:
+                print(error, flush=True)
+            threading.stack_size(0)
+            sys.stdin.readline()
+            print(handle.status.update(lambda old: old).state, flush=True)
+        """
+    with running(code, path) as child:
+        assert "open" == line(child)
+        with store.transaction():
+            say(child)
+            assert "can't start new thread; raise the limit" in line(child)
+        say(child)
+        assert "SANDBOX_READY" == line(child)
+
+
 def test_those_who_wait_for_other_locks_do_not_hide_the_stranger(
     open_store: OpenStore, path: str, tmp_path: Path
 ) -> None:

@@ -266,7 +266,9 @@ def test_who_can_start_no_thread_stands_in_nobodys_way(tmp_path: object) -> None
         ours.release()
         assert ours.acquire(soon())
         say(child)
-        time.sleep(0.05)
+        while ours._queue.take_now():  # until the child stands in the queue
+            ours._queue.release()
+            time.sleep(0.001)
         ours.release()
         assert "True" == line(child)
     ours.close()
