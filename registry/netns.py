@@ -11,6 +11,7 @@ is only a name: what it names is known by boot and kernel number (`NetNSIdentity
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import contextvars
 import errno
@@ -109,11 +110,11 @@ class Looker:
         """Of the others nothing is kept: they are many, and asked for once."""
         self._seen: Final[dict[str, NetNSSight]] = {}
         if times and not _kernel_has_numbers():
-            with contextlib.suppress(RuntimeError):  # no thread can be started
+            with contextlib.suppress(_NoThreadError):
                 self._seen.update(_in_thread(lambda: self._roam(times)))
 
     def _roam(self, paths: Iterable[str]) -> dict[str, NetNSSight]:
-        _thread.roams = True
+        _this_thread.roams = True
         return {path: look(path, self._vantage) for path in paths}
 
     def look(self, path: str) -> NetNSSight:
@@ -137,7 +138,7 @@ def _kernel_has_numbers() -> bool:
         os.close(fd)
 
 
-_thread: Final = threading.local()
+_this_thread: Final = threading.local()
 """`roams`: the thread may enter any network namespace, since nothing else is done in it."""
 
 
@@ -208,9 +209,16 @@ def _cookie(fd: int) -> int | None:
         return int.from_bytes(option, "little")
 
     try:
-        return inside() if getattr(_thread, "roams", False) else _in_thread(inside)
-    except (OSError, RuntimeError):  # or no thread can be started
+        return inside() if getattr(_this_thread, "roams", False) else _in_thread(inside)
+    except OSError:  # which _NoThreadError is too
         return None
+
+
+class _NoThreadError(OSError):
+    """No thread can be started: EAGAIN, as the kernel says it."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__(errno.EAGAIN, str(error))
 
 
 class _Call(Generic[T]):
@@ -226,8 +234,23 @@ class _Call(Generic[T]):
         self._guard = threading.Lock()
         self._begun = self._ended = False
         self._end = Sleepers()
+        self._thread: threading.Thread | None = None
         self._results: list[T] = []
         self._failures: list[BaseException] = []
+
+    def _start(self) -> None:
+        """Start the thread, from one that no signal handler strikes.
+
+        The caller, struck in Thread.start, could leave the new thread waiting for ever, and the
+        process with it when it wants to exit.
+        """
+        self._thread = threading.Thread(target=self._run, name="registry-netns", daemon=False)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            self._failures.append(_NoThreadError(error))
+            self._finish()
 
     def _run(self) -> None:
         with self._guard:
@@ -238,19 +261,26 @@ class _Call(Generic[T]):
             self._results.append(self._context.run(self._fn))
         except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
             self._failures.append(error)
+        self._finish()
+
+    def _finish(self) -> None:
         self._ended = True
         self._end.wake()
 
     def result(self) -> T:
-        """Run it, and return its result or raise its exception."""
-        thread = threading.Thread(target=self._run, name="registry-netns")
+        """Run it, and return its result or raise its exception.
+
+        Raises:
+            _NoThreadError: it was not begun.
+        """
         interrupt: BaseException | None = None
         try:
-            thread.start()
+            _start_new_thread(self._start)
         except BaseException as error:  # noqa: BLE001 - the thread may have started all the same
             interrupt = error
             with self._guard:
-                self._ended = not self._begun
+                if not self._begun:
+                    self._ended = True
         while not self._ended:
             try:
                 self._end.wait(lambda: self._ended, None)
@@ -258,14 +288,26 @@ class _Call(Generic[T]):
                 interrupt = error
         if interrupt is not None:
             raise interrupt
-        thread.join()
+        if self._thread is not None:
+            self._thread.join()
         if self._failures:
             raise self._failures[0]
         return self._results[0]
 
 
+def _start_new_thread(fn: Callable[[], None]) -> None:
+    try:
+        _thread.start_new_thread(fn, ())
+    except RuntimeError as error:
+        raise _NoThreadError(error) from error
+
+
 def _in_thread(fn: Callable[[], T]) -> T:
-    """Run *fn* in a thread of its own, and return its result or raise its exception."""
+    """Run *fn* in a thread of its own, and return its result or raise its exception.
+
+    Raises:
+        _NoThreadError: it was not begun.
+    """
     return _Call(fn).result()
 
 
@@ -351,9 +393,9 @@ class NetNS:
             ClosedNetNSError: the namespace is no longer at its path.
             NetNSError: with `.errno`; it cannot be entered.
         """
+        doing = f"enter network namespace {self.path!r}"
 
         def inside() -> T:
-            doing = f"enter network namespace {self.path!r}"
             with _opened(self.path, Vantage.here()) as (sight, fd):
                 if not _is_at(self.path, self.identity, sight, doing):
                     raise _closed("enter", self.path, "it was removed")
@@ -363,7 +405,10 @@ class NetNS:
                     raise _failed(doing, self.path, error) from error
             return fn()
 
-        return _in_thread(inside)
+        try:
+            return _in_thread(inside)
+        except _NoThreadError as error:
+            raise _failed(doing, self.path, error) from error
 
     def remove(self) -> None:
         """Unmount the namespace and remove its file; a second time does nothing.

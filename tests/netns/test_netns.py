@@ -167,7 +167,10 @@ def test_a_creation_whose_mount_fails_leaves_no_file(
 
 
 def test_an_interrupted_creation_leaves_nothing(base_dir: str) -> None:
-    """Struck by a signal at any moment: no file, no mount, or the whole namespace."""
+    """Struck by a signal at any moment: no file, no mount, or the whole namespace.
+
+    Nor a thread that hangs, and keeps the process from exiting.
+    """
     out = run(
         """
         import os, signal, sys
@@ -179,14 +182,14 @@ def test_an_interrupted_creation_leaves_nothing(base_dir: str) -> None:
         signal.signal(signal.SIGALRM, strike)
         NetNS.create(f"{sys.argv[1]}/warm").remove()
         struck = 0
-        for n in range(60):
-            path = f"{sys.argv[1]}/n{n}"
+        for after in (*range(10, 600, 5), *range(600, 6000, 100)):  # us; the thread starts at once
+            path = f"{sys.argv[1]}/after-{after}"
             made = None
             try:
-                signal.setitimer(signal.ITIMER_REAL, 1e-5 + n * 1e-4)
+                signal.setitimer(signal.ITIMER_REAL, after / 1e6)
                 made = NetNS.create(path)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            except (Stop, RuntimeError):  # the latter from Thread.start, struck in its own wait
+            except Stop:
                 struck += 1
             signal.setitimer(signal.ITIMER_REAL, 0)
             if made is not None:
@@ -194,11 +197,35 @@ def test_an_interrupted_creation_leaves_nothing(base_dir: str) -> None:
             elif os.path.lexists(path):
                 # Struck after all was done, before the caller had it: whole, and to be loaded.
                 NetNS.load(path).remove()
-        print(struck > 3, os.listdir(sys.argv[1]))
+        print(struck > 50, os.listdir(sys.argv[1]))
         """,
         base_dir,
     )
     assert "True []" == out.strip()
+
+
+def test_without_a_thread_nothing_is_done_and_the_error_says_so(made: NetNS, base_dir: str) -> None:
+    """In a process that can start none, for its address space is full."""
+    out = run(
+        """
+        import os, sys, threading
+        from registry import NetNS, NetNSError
+        made = NetNS.load(f"{sys.argv[1]}/made")
+        threading.stack_size(1 << 46)
+        for attempt in (lambda: NetNS.create(f"{sys.argv[1]}/new"), lambda: made.do(os.getpid)):
+            try:
+                attempt()
+            except NetNSError as error:
+                print(error.errno, error)
+        print(os.listdir(sys.argv[1]))
+        """,
+        base_dir,
+    )
+    said = f"network namespace '{base_dir}/{{}}': can't start new thread"
+    create, enter, files = out.splitlines()
+    assert f"{errno.EAGAIN} create " + said.format("new") == create
+    assert f"{errno.EAGAIN} enter " + said.format("made") == enter
+    assert "['made']" == files
 
 
 def test_ip_netns_beside_ours_does_not_keep_it_busy(tmp_path: Path) -> None:
