@@ -1,7 +1,8 @@
 """What the `os` module of Python 3.11 lacks, and from where we look: boot and namespaces.
 
-A number that identifies a namespace is the one of `ioctl NS_GET_ID`, which the kernel never uses
-again until it is booted; on a kernel without it, the inode, which it may use again at once.
+A number that identifies a namespace is the one of `ioctl NS_GET_ID`, which is in its file handle
+too, and which the kernel never uses again until it is booted; on a kernel without it, the inode,
+which it may use again at once.
 """
 
 from __future__ import annotations
@@ -33,10 +34,17 @@ MNT_DETACH: Final = 2
 PIDFD_GET_INFO: Final = 0xC040FF0B  # linux/pidfd.h, _IOWR(0xFF, 11, struct pidfd_info), 64 bytes
 PIDFD_INFO_EXIT: Final = 8
 AT_FDCWD: Final = -100  # linux/fcntl.h
+AT_HANDLE_FID: Final = 0x200
+AT_SYMLINK_FOLLOW: Final = 0x400
 STATX_INO: Final = 0x100  # linux/stat.h
 STATX_SIZE: Final = 0x200
 _STATX: Final = struct.Struct("=32xQQ88xII112x")
 """struct statx: inode and size, major and minor number of the device."""
+FILEID_NSFS: Final = 0xF1  # linux/exportfs.h
+_HANDLE: Final = struct.Struct("=IiQII")
+"""struct file_handle of a namespace: bytes of what follows its type, which is struct
+nsfs_file_handle: number, type, inode."""
+_NO_HANDLE: Final = _HANDLE.pack(16, 0, 0, 0, 0)
 
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -87,6 +95,47 @@ def namespace_number(fd: int) -> int | None:
     except OSError:
         return None
     return int.from_bytes(number, sys.byteorder)
+
+
+class NamespaceHandle(NamedTuple):
+    """Which namespace is at a path: its kernel id, its type (one of CLONE_NEW*), and its inode."""
+
+    number: int
+    type: int
+    inode: int
+
+
+def namespace_at(path: str) -> NamespaceHandle | None:
+    """Return the namespace at *path*, without opening anything.
+
+    None: there is none; or the kernel, before Linux 6.18, or a seccomp filter does not tell.
+
+    Raises:
+        ValueError: no path can be so.
+    """
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    buffer = bytearray(_NO_HANDLE)
+    name_to_handle_at, address, mount_id = _name_to_handle_at()
+    # By a handle to know it by, for which no file system has to do anything, not to open it by.
+    flags = AT_SYMLINK_FOLLOW | AT_HANDLE_FID
+    if name_to_handle_at(AT_FDCWD, name, address(buffer), mount_id, flags):
+        return None
+    _, kind, *told = _HANDLE.unpack(buffer)
+    return NamespaceHandle(*told) if kind == FILEID_NSFS else None
+
+
+@cache
+def _name_to_handle_at() -> tuple[Callable[..., int], Callable[[bytearray], object], object]:
+    """Return name_to_handle_at(2), what makes a pointer to its answer, and where the mount id goes.
+
+    That is one place for all, which nobody reads.
+    """
+    import ctypes  # noqa: PLC0415
+
+    answer = ctypes.c_char * _HANDLE.size
+    return _libc().name_to_handle_at, answer.from_buffer, ctypes.byref(ctypes.c_int())
 
 
 def wait_status(pidfd: int) -> int | None:
@@ -188,6 +237,7 @@ def _libc() -> ctypes.CDLL:
     libc.setns.argtypes = [number, number]
     libc.mount.argtypes = [text, text, text, flags, ctypes.c_void_p]
     libc.umount2.argtypes = [text, number]
+    libc.name_to_handle_at.argtypes = [number, text, ctypes.c_void_p, ctypes.c_void_p, number]
     with contextlib.suppress(AttributeError):  # a libc from before 2018
         libc.statx.argtypes = [number, text, number, ctypes.c_uint, ctypes.c_void_p]
     return libc

@@ -64,35 +64,41 @@ class NetNSIdentity(NamedTuple):
 
 
 class Presence(Enum):
-    """What is at a path."""
+    """What is at a path, and how that is said."""
 
-    OPEN = "a network namespace"
-    ABSENT = "nothing"
-    NOT_A_NAMESPACE = "no namespace"
-    OTHER_TYPE = "a namespace that is not one of the network"
-    UNSEEN = "not to be seen"
+    OPEN = "{!r} is a network namespace"
+    ABSENT = "nothing is at {!r}"
+    NOT_A_NAMESPACE = "{!r} is no namespace"
+    OTHER_TYPE = "{!r} is a namespace, but not net"
+    UNSEEN = "{!r} cannot be seen"
 
 
 class NetNSSight(NamedTuple):
     """What a look at a path saw; *identity* only where a network namespace is."""
 
+    path: str
     presence: Presence
     identity: NetNSIdentity | None = None
-    detail: str = ""
     errno: int = 0
+    more: str = ""
+    """What is known beside: which type, or why nothing can be seen."""
+
+    @property
+    def detail(self) -> str:
+        """What was seen, for messages; not in advance, since of most nobody asks."""
+        return self.presence.value.format(self.path) + self.more
 
 
 def look(path: str, vantage: Vantage) -> NetNSSight:
     """Return what is at *path*, with no side effect and without raising for what is found."""
-    fd = -1
     try:
-        fd = _open(path)
-        return _not_a_namespace(path) if fd < 0 else _look_into(fd, path, vantage)
-    except (OSError, ValueError) as error:
+        found = kernel.namespace_at(path)
+    except ValueError as error:
         return _unseen(path, error)
-    finally:
-        if fd >= 0:
-            os.close(fd)
+    if found is not None:
+        return _sight(path, vantage, found.type, found.number, found.inode)
+    with _opened(path, vantage) as (sight, _):
+        return sight
 
 
 class Looker:
@@ -149,7 +155,10 @@ def _opened(path: str, vantage: Vantage) -> Iterator[tuple[NetNSSight, int]]:
     try:
         try:
             fd = _open(path)
-            sight = _not_a_namespace(path) if fd < 0 else _look_into(fd, path, vantage)
+            if fd < 0:
+                sight = NetNSSight(path, Presence.NOT_A_NAMESPACE)
+            else:
+                sight = _look_into(fd, path, vantage)
         except (OSError, ValueError) as error:
             sight = _unseen(path, error)
         yield sight, fd
@@ -170,15 +179,10 @@ def _open(path: str) -> int:
 
 def _unseen(path: str, error: OSError | ValueError) -> NetNSSight:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return NetNSSight(Presence.ABSENT, detail=f"nothing is at {path!r}")
+        return NetNSSight(path, Presence.ABSENT)
     # A damaged record may have what no path can hold, a NUL.
     seen = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
-    detail = f"{path!r} cannot be seen: {seen.strerror}"
-    return NetNSSight(Presence.UNSEEN, detail=detail, errno=seen.errno or 0)
-
-
-def _not_a_namespace(path: str) -> NetNSSight:
-    return NetNSSight(Presence.NOT_A_NAMESPACE, detail=f"{path!r} is no namespace")
+    return NetNSSight(path, Presence.UNSEEN, None, seen.errno or 0, f": {seen.strerror}")
 
 
 def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
@@ -187,16 +191,18 @@ def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
     except OSError as error:
         if error.errno not in {errno.ENOTTY, errno.EINVAL}:
             raise
-        return _not_a_namespace(path)
-    if kind != kernel.CLONE_NEWNET:
-        return NetNSSight(
-            Presence.OTHER_TYPE, detail=f"{path!r} is a namespace of type {kind:#x}, not net"
-        )
+        return NetNSSight(path, Presence.NOT_A_NAMESPACE)
     number = kernel.namespace_number(fd)
-    if number is None:
+    if number is None and kind == kernel.CLONE_NEWNET:
         number = _cookie(fd)
-    identity = NetNSIdentity(vantage.boot_id, number, os.fstat(fd).st_ino, vantage.mount_ns)
-    return NetNSSight(Presence.OPEN, identity, f"{path!r} is a network namespace")
+    return _sight(path, vantage, kind, number, os.fstat(fd).st_ino)
+
+
+def _sight(path: str, vantage: Vantage, kind: int, number: int | None, inode: int) -> NetNSSight:
+    if kind != kernel.CLONE_NEWNET:
+        return NetNSSight(path, Presence.OTHER_TYPE, more=f": {kind:#x}")
+    identity = NetNSIdentity(vantage.boot_id, number, inode, vantage.mount_ns)
+    return NetNSSight(path, Presence.OPEN, identity)
 
 
 def _cookie(fd: int) -> int | None:

@@ -522,6 +522,7 @@ def test_all_looks_tell_namespaces_apart_in_one_thread_at_most(
     monkeypatch.setattr(threading.Thread, "start", noted)
     for old_kernel in (False, True):
         if old_kernel:
+            monkeypatch.setattr(kernel, "namespace_at", lambda _: None)
             monkeypatch.setattr(kernel, "namespace_number", lambda _: None)
         started.clear()
         looker = netns.Looker([*paths, paths[0]], Vantage.here())
@@ -538,6 +539,52 @@ def test_all_looks_tell_namespaces_apart_in_one_thread_at_most(
     netns.Looker([], Vantage.here())
     for each in made:
         each.remove()
+
+
+def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir: str) -> None:
+    """By a file handle (Linux 6.18), by an ioctl of what is opened, by a socket inside."""
+    out = run(
+        """
+        import errno, os, sys
+        from registry import kernel, netns
+        from registry.kernel import Vantage
+        from tests.netns.seccomp import IOCTL, NAME_TO_HANDLE_AT, refuse
+        directory = sys.argv[1]
+        open(f"{directory}/file", "w").close()
+        os.mkfifo(f"{directory}/fifo")
+        os.symlink("made", f"{directory}/link")
+        os.symlink("loop", f"{directory}/loop")
+        names = ("made", "link", "file", "fifo", "", "none", "file/none", "loop", "\\0", "\\ud800")
+        paths = [*(f"{directory}/{name}" for name in names), "/proc/self/ns/uts", "/proc/self/stat"]
+        vantage, seen = Vantage.here(), []
+        for lack in (
+            lambda: None,
+            lambda: refuse(NAME_TO_HANDLE_AT, errno.EPERM),
+            lambda: refuse(IOCTL, errno.ENOTTY, kernel.NS_GET_ID),
+        ):
+            lack()
+            told = kernel.namespace_at(f"{directory}/made") is not None
+            with open(f"{directory}/made") as file:
+                numbered = kernel.namespace_number(file.fileno()) is not None
+            print(told, numbered)
+            seen.append([netns.look(path, vantage) for path in paths])
+        first = seen[0]
+        print(all(first == other for other in seen[1:]))
+        print(*(sight.presence.name for sight in first), first[0].identity.number)
+        print(first[7].detail, first[8].detail, first[10].detail, sep="\\n")
+        """,
+        base_dir,
+    )
+    *told, same, presences, loop, nul, other = out.splitlines()
+    assert ["False True", "False False"] == told[1:]
+    assert "True" == same
+    assert (
+        "OPEN OPEN NOT_A_NAMESPACE NOT_A_NAMESPACE NOT_A_NAMESPACE ABSENT ABSENT UNSEEN UNSEEN "
+        f"UNSEEN OTHER_TYPE NOT_A_NAMESPACE {made.identity.number}"
+    ) == presences
+    assert f"'{base_dir}/loop' cannot be seen: Too many levels of symbolic links" == loop
+    assert f"'{base_dir}/\\x00' cannot be seen: embedded null byte" == nul
+    assert "'/proc/self/ns/uts' is a namespace, but not net: 0x4000000" == other
 
 
 def test_a_look_takes_no_lock_and_no_reference(made: NetNS) -> None:
