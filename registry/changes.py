@@ -89,6 +89,12 @@ def find_creation(creation: int, fetch: Fetch) -> Row | None:
     return Row(*found[0]) if found else None
 
 
+def all_changeable(fetch: Fetch) -> list[AnyRow]:
+    """Return what can be changed of all of them; *fetch* reads one commit."""
+    unknown = map(Row._make, fetch(rows.UNKNOWNS.sql, {}))
+    return [*unknown, *map(StatusRow._make, fetch(rows.STATUSES.sql, {}))]
+
+
 def find_status(creation: int, fetch: Fetch) -> StatusRow | None:
     """Return the status of *creation*; None when it has been deleted."""
     found = fetch(rows.STATUS_BY_CREATION.sql, {"creation": creation})
@@ -96,10 +102,7 @@ def find_status(creation: int, fetch: Fetch) -> StatusRow | None:
 
 
 def find_changeable(creation: int, fetch: Fetch) -> AnyRow | None:
-    """Return what of *creation* can be changed; None when it has been deleted.
-
-    That is the status, and everything while it is UNKNOWN.
-    """
+    """Return what of *creation* can be changed; None when it has been deleted."""
     row = find_status(creation, fetch)
     unknown = row is not None and row.state == str(State.UNKNOWN)
     return find_creation(creation, fetch) if unknown else row

@@ -27,7 +27,7 @@ from registry import netns, process
 from registry.kernel import Vantage
 from registry.netns import Looker, NetNSSight, Presence
 from registry.process import Life, ProcessSight
-from registry.rows import StatusRow, load_creator, load_netns, load_process
+from registry.rows import AnyRow, Row, load_creator, load_netns, load_process
 from registry.status import MESSAGE_MAX, State, Status
 
 _UNKNOWN, _NOTREADY = str(State.UNKNOWN), str(State.NOTREADY)
@@ -93,7 +93,7 @@ class Looks(NamedTuple):
 class Judgement(NamedTuple):
     """A finding before anything was done, and whether it asks for NOTREADY."""
 
-    row: StatusRow
+    row: AnyRow
     verdict: Verdict
     reason: str = ""
     message: str = ""
@@ -127,7 +127,7 @@ def _printable(text: str) -> str:
 # Looking.
 
 
-def namespaces(rows: Iterable[StatusRow]) -> Iterator[str]:
+def namespaces(rows: Iterable[AnyRow]) -> Iterator[str]:
     """Yield the path that has to be looked at for each."""
     for row in rows:
         if row.netns_path and not row.host_network:
@@ -135,7 +135,7 @@ def namespaces(rows: Iterable[StatusRow]) -> Iterator[str]:
 
 
 def look(
-    row: StatusRow,
+    row: AnyRow,
     vantage: Vantage,
     looker: Looker,
     container: ProcessSight | None,
@@ -157,12 +157,12 @@ def look(
         sight = looker.look(row.netns_path)
         seen_there = sight.identity is not None and sight.identity.number == row.netns_number
         lives_in_netns = not seen_there and _lives_in_netns(row)
-    creator = load_creator(row) if row.state == _UNKNOWN else None
+    creator = load_creator(row) if isinstance(row, Row) else None
     seen_creator = None if creator is None else process.look(creator, vantage)
     return Looks(sight, seen, seen_creator, lives_in_netns)
 
 
-def _lives_in_netns(row: StatusRow) -> bool:
+def _lives_in_netns(row: AnyRow) -> bool:
     if row.pid == 0 or row.netns_number is None:
         return False
     return process.net_namespace_of(row.pid) == row.netns_number
@@ -174,19 +174,15 @@ def _lives_in_netns(row: StatusRow) -> bool:
 class _Case:
     """What speaks against one sandbox, gathered."""
 
-    __slots__ = ("alive", "dead", "notes", "unseen")
+    __slots__ = ("dead", "notes", "unseen")
 
     def __init__(self) -> None:
         self.dead: list[tuple[Verdict, str, str]] = []
         self.unseen: list[str] = []
         self.notes: list[str] = []
-        self.alive: list[str] = []
 
     def say(self) -> str:
         return "; ".join([message for _, _, message in self.dead] + self.unseen + self.notes)
-
-    def left(self) -> str:
-        return "still to be cleaned up: " + "; ".join(self.alive) if self.alive else ""
 
 
 _ORDER: Final = (
@@ -198,43 +194,41 @@ _ORDER: Final = (
 )
 
 
-def plan(
-    looked: Iterable[tuple[StatusRow, Looks]], vantage: Vantage, now: int
-) -> Iterator[Judgement]:
+def plan(looked: Iterable[tuple[AnyRow, Looks]], vantage: Vantage, now: int) -> Iterator[Judgement]:
     """Yield what the looks, made at *now* (ns since the Unix epoch), mean for each row; pure."""
     return (_judge(row, looks, vantage, now) for row, looks in looked)
 
 
-def _judge(row: StatusRow, looks: Looks, vantage: Vantage, now: int) -> Judgement:
-    unknown = row.state == _UNKNOWN
-    if unknown and row.creator_pid is None:
+def _judge(row: AnyRow, looks: Looks, vantage: Vantage, now: int) -> Judgement:
+    creator = looks.creator if row.state == _UNKNOWN else None
+    if creator is None and row.state == _UNKNOWN:
         return _told(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
-    if unknown and looks.creator is not None and looks.creator.life is not Life.GONE:
-        return _creating(row, looks.creator, now)
+    if creator is not None and creator.life is not Life.GONE:
+        return _creating(row, creator, now)
     case = _Case()
     _judge_boot(case, row, vantage)
     _judge_netns(case, row, looks, vantage)
     _judge_process(case, looks.process)
-    if unknown and looks.creator is not None:
-        message = f"its creation was interrupted: {looks.creator.detail}"
+    if creator is not None:
+        message = f"its creation was interrupted: {creator.detail}"
         case.dead.append((Verdict.INTERRUPTED, "CreationInterrupted", message))
-    return _conclude(row, case)
+    return _conclude(case, row, looks)
 
 
-def _told(row: StatusRow, verdict: Verdict, message: str) -> Judgement:
+def _told(row: AnyRow, verdict: Verdict, message: str) -> Judgement:
     return Judgement(row, verdict, message=message, reported=True)
 
 
-def _creating(row: StatusRow, creator: ProcessSight, now: int) -> Judgement:
+def _creating(row: AnyRow, creator: ProcessSight, now: int) -> Judgement:
     if creator.life is Life.UNSEEN:
         return _told(row, Verdict.UNREACHABLE, f"its creator cannot be judged: {creator.detail}")
     age = max(0, now - (row.changed_at or now)) / 1e9
     return _told(row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
 
 
-def _judge_boot(case: _Case, row: StatusRow, vantage: Vantage) -> None:
+def _judge_boot(case: _Case, row: AnyRow, vantage: Vantage) -> None:
     recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
-    if row.state == _UNKNOWN:
+    if isinstance(row, Row):
         recorded = (*recorded, row.creator_boot_id)
     for other in recorded:
         if other and vantage.boot_id and other != vantage.boot_id:
@@ -243,14 +237,13 @@ def _judge_boot(case: _Case, row: StatusRow, vantage: Vantage) -> None:
             return
 
 
-def _judge_netns(case: _Case, row: StatusRow, looks: Looks, vantage: Vantage) -> None:
+def _judge_netns(case: _Case, row: AnyRow, looks: Looks, vantage: Vantage) -> None:
     sight, recorded = looks.netns, load_netns(row)
     if sight is None:
         return
     if sight.presence is Presence.UNSEEN:
         case.unseen.append(f"network namespace {sight.detail}{_still_lives(looks)}")
     elif recorded is not None and sight.identity and recorded.same_as(sight.identity):
-        case.alive.append(f"network namespace {row.netns_path!r} is open")
         if recorded.by_inode_only(sight.identity):
             case.notes.append("only the inode tells that the namespace is the recorded one")
     elif recorded is not None and recorded.mount_ns not in {None, vantage.mount_ns}:
@@ -263,16 +256,16 @@ def _judge_netns(case: _Case, row: StatusRow, looks: Looks, vantage: Vantage) ->
         _judge_other_netns(case, row, sight)
 
 
-def _judge_other_netns(case: _Case, row: StatusRow, sight: NetNSSight) -> None:
+def _judge_other_netns(case: _Case, row: AnyRow, sight: NetNSSight) -> None:
     """Judge what is no namespace, or not the recorded one."""
     recorded, detail = load_netns(row), sight.detail
     if sight.presence is Presence.OTHER_TYPE:
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
-    elif sight.identity is not None and recorded is None:
-        case.alive.append(f"{detail}, though nobody noted which it should be")
-    elif sight.identity is not None:
+    elif sight.identity is not None and recorded is not None:
         message = f"{row.netns_path!r} is another network namespace than the recorded one"
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
+    elif sight.identity is not None:
+        pass  # nobody noted which it should be
     elif row.state == _UNKNOWN and recorded is None:
         case.notes.append(f"its network namespace was not made: {detail}")
     else:
@@ -293,27 +286,39 @@ def _judge_process(case: _Case, sight: ProcessSight | None) -> None:
         case.unseen.append(sight.detail)
     elif sight.life is Life.GONE:
         case.dead.append((Verdict.EXITED, "ProcessExited", sight.detail))
-    else:
-        case.alive.append(sight.detail)
 
 
-def _conclude(row: StatusRow, case: _Case) -> Judgement:
+def _conclude(case: _Case, row: AnyRow, looks: Looks) -> Judgement:
     if case.dead:
         case.dead.sort(key=lambda fact: _ORDER.index(fact[1]))
         verdict, reason, _ = case.dead[0]
         marks = row.state != _NOTREADY
         exited = any(reason == "ProcessExited" for _, reason, _ in case.dead)
         clears_pid = exited or reason == "HostRebooted"
+        left = _left(row, looks)
         return Judgement(
-            row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=case.left()
+            row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=left
         )
-    left = case.left() if row.state == _NOTREADY else ""
+    left = _left(row, looks) if row.state == _NOTREADY else ""
     if case.unseen:
         return _told(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
     if not (left or case.notes):
         return Judgement(row, verdict)
     return _told(row, verdict, case.say())._replace(left=left)
+
+
+def _left(row: AnyRow, looks: Looks) -> str:
+    """Return what is still to be cleaned up of one that is not, or no longer, ready."""
+    alive, recorded = [], load_netns(row)
+    if looks.netns is not None and looks.netns.identity is not None:
+        if recorded is None:
+            alive.append(f"{looks.netns.detail}, though nobody noted which it should be")
+        elif recorded.same_as(looks.netns.identity):
+            alive.append(f"network namespace {row.netns_path!r} is open")
+    if looks.process is not None and looks.process.life is Life.RUNNING:
+        alive.append(looks.process.detail)
+    return "still to be cleaned up: " + "; ".join(alive) if alive else ""
 
 
 def report(
@@ -330,8 +335,9 @@ def report(
         changed: creations of those that were made NOTREADY.
         orphans: as `find_orphans` has them.
     """
+    ordered = sorted(judged, key=lambda each: (each.row.created_at or 0, each.row.id))
     return Report(
-        findings=tuple(each.finding(changed=each.row.creation in changed) for each in judged),
+        findings=tuple(each.finding(changed=each.row.creation in changed) for each in ordered),
         counts=dict(Counter(verdicts)),
         orphans=tuple(orphans),
     )
@@ -347,11 +353,11 @@ def find_namespaces(registry_id: str, directories: Iterable[str]) -> list[str]:
         registry_id: of the registry.
         directories: where to look; one that cannot be read holds none.
     """
+    ours = f"sr-{registry_id}-"
     return [
         os.path.join(directory, name)
         for directory in sorted(set(map(_real, directories)))
-        for name in _names(directory)
-        if name.startswith(f"sr-{registry_id}-")
+        for name in sorted(name for name in _names(directory) if name.startswith(ours))
     ]
 
 
@@ -380,6 +386,6 @@ def _real(path: str) -> str:
 
 def _names(directory: str) -> list[str]:
     try:
-        return sorted(os.listdir(directory))
+        return os.listdir(directory)
     except (OSError, ValueError):
         return []

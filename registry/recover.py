@@ -25,7 +25,7 @@ from registry.live import Container
 from registry.netns import Looker, NetNS
 from registry.process import Life, ProcessSight
 from registry.reconcile import Judgement, Looks, Report, Verdict
-from registry.rows import Row, StatusRow
+from registry.rows import AnyRow, Row
 from registry.sandbox import Sandbox
 from registry.session import Session
 
@@ -61,8 +61,8 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     vantage = Vantage.here()
     commit = session.latest_commit(doing)
     with session.reading(doing) as reading:
-        pending = [StatusRow._make(row) for row in reading.fetch(rows.STATUSES.sql, {})]
-    directories = set(map(os.path.dirname, {row.netns_path for row in pending} - {""}))
+        pending = changes.all_changeable(reading.fetch)
+    directories = {os.path.dirname(row.netns_path) for row in pending if row.netns_path}
     verdicts: dict[int, Verdict] = {}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
@@ -97,7 +97,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
 
 def _look(
     session: Session,
-    row: StatusRow,
+    row: AnyRow,
     vantage: Vantage,
     looker: Looker,
     settled: int,
@@ -130,7 +130,7 @@ class _Marked(NamedTuple):
     """What became of the changes that were asked for; creations."""
 
     done: set[int]
-    changed_meanwhile: list[StatusRow]
+    changed_meanwhile: list[AnyRow]
     gone: set[int]
     refused: dict[int, str]
     """Why, where what a stranger has left in a row stands in the way, or the disk is full."""
@@ -178,10 +178,10 @@ def _mark(session: Session, asked: list[Judgement], commit: int | None, doing: s
     with session.write(doing, alone=True) as transaction:
         as_read = not nested and commit is not None and session.latest_commit(doing) == commit
         for judgement in asked:
-            row: StatusRow | None = judgement.row
+            row: AnyRow | None = judgement.row
             creation = judgement.row.creation
             if not as_read:
-                row = changes.find_status(creation, transaction.fetch)
+                row = changes.find_changeable(creation, transaction.fetch)
             if row is None:
                 marked.gone.add(creation)
             elif row != judgement.row:

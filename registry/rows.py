@@ -125,7 +125,7 @@ class Row(NamedTuple):
 
 
 class StatusRow(NamedTuple):
-    """A `Row` without the metadata: the status, and which namespace and processes it is of."""
+    """A `Row` without what nobody needs once it has left UNKNOWN: the metadata and its creator."""
 
     creation: int
     id: str
@@ -135,12 +135,6 @@ class StatusRow(NamedTuple):
     netns_number: int | None
     netns_inode: int | None
     netns_mount_ns: int | None
-    creator_pid: int | None
-    creator_boot_id: str | None
-    creator_pid_ns: int | None
-    creator_time_ns: int | None
-    creator_inode: int | None
-    creator_start_time: int | None
     state: str
     pid: int
     created_at: int | None
@@ -158,6 +152,7 @@ class StatusRow(NamedTuple):
 
 
 AnyRow = Row | StatusRow
+"""What can be changed: the whole row while it is UNKNOWN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +257,7 @@ def load_process(row: AnyRow) -> ProcessIdentity | None:
     )
 
 
-def load_creator(row: AnyRow) -> ProcessIdentity | None:
+def load_creator(row: Row) -> ProcessIdentity | None:
     """Return which process is creating, or created, the sandbox; None for an imported one."""
     if row.creator_pid is None:
         return None
@@ -399,7 +394,14 @@ ROW_BY_ID: Final = Statement(_row_where(sandboxes.c.id))
 ROW_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation))
 STATUS_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation, StatusRow._fields))
 ROWS: Final = Statement(lambda: _in_order(Row._fields))
-STATUSES: Final = Statement(lambda: _in_order(StatusRow._fields))
+STATUSES: Final = Statement(
+    lambda: _in_order(StatusRow._fields).where(
+        sandbox_statuses.c.state != _literal(str(State.UNKNOWN))
+    )
+)
+UNKNOWNS: Final = Statement(
+    lambda: _in_order(Row._fields).where(sandbox_statuses.c.state == _literal(str(State.UNKNOWN)))
+)
 IDS_BY_PREFIX: Final = Statement(
     lambda: (
         select(sandboxes.c.id, sandboxes.c.creation)
