@@ -89,12 +89,6 @@ def find_creation(creation: int, fetch: Fetch) -> Row | None:
     return Row(*found[0]) if found else None
 
 
-def all_changeable(fetch: Fetch) -> list[AnyRow]:
-    """Return what can be changed of all of them; *fetch* reads one commit."""
-    unknown = map(Row._make, fetch(rows.UNKNOWNS.sql, {}))
-    return [*unknown, *map(StatusRow._make, fetch(rows.STATUSES.sql, {}))]
-
-
 def find_status(creation: int, fetch: Fetch) -> StatusRow | None:
     """Return the status of *creation*; None when it has been deleted."""
     found = fetch(rows.STATUS_BY_CREATION.sql, {"creation": creation})

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from registry import changes, netns, process, reconcile, rows
 from registry.errors import (
@@ -25,7 +26,7 @@ from registry.live import Container
 from registry.netns import Looker, NetNS
 from registry.process import Life, ProcessSight
 from registry.reconcile import Judgement, Looks, Report, Verdict
-from registry.rows import AnyRow, Row
+from registry.rows import AnyRow, Row, StatusRow
 from registry.sandbox import Sandbox
 from registry.session import Session
 
@@ -61,13 +62,18 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     vantage = Vantage.here()
     commit = session.latest_commit(doing)
     with session.reading(doing) as reading:
-        pending = changes.all_changeable(reading.fetch)
-    directories = {os.path.dirname(row.netns_path) for row in pending if row.netns_path}
+        pending: Iterable[AnyRow] = _AsRead(
+            unknown=reading.fetch(rows.UNKNOWNS.sql, {}),
+            others=reading.fetch(rows.STATUSES.sql, {}),
+        )
+    directories: set[str] = set()
     verdicts: dict[int, Verdict] = {}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
     for _ in range(ROUNDS):
-        looker = netns.Looker(reconcile.namespaces(pending), vantage)
+        paths = list(reconcile.namespaces(pending))
+        directories.update(map(os.path.dirname, paths))
+        looker = netns.Looker(paths, vantage)
         looked = ((row, _look(session, row, vantage, looker, reading.settled)) for row in pending)
         asked = []
         for judgement in reconcile.plan(looked, vantage, session.author.clock()):
@@ -88,11 +94,27 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         for creation, why in marked.refused.items():
             message = f"{judged[creation].message}; it could not be marked: {why}"
             judged[creation] = judged[creation]._replace(message=message)
-        pending = marked.changed_meanwhile
-        if not pending:
+        if not marked.changed_meanwhile:
             break
+        pending = marked.changed_meanwhile
     orphans = find_orphans(session, registry_id, directories)
     return reconcile.report(judged.values(), verdicts.values(), changed, orphans)
+
+
+@dataclass(frozen=True, slots=True)
+class _AsRead:
+    """All rows as SQLite gave them, each of which is named when its turn comes.
+
+    The garbage collector leaves plain tuples of plain values alone, and only those: through tens of
+    thousands of named ones it would go again and again.
+    """
+
+    unknown: list[tuple[Any, ...]]
+    others: list[tuple[Any, ...]]
+
+    def __iter__(self) -> Iterator[AnyRow]:
+        yield from map(Row._make, self.unknown)
+        yield from map(StatusRow._make, self.others)
 
 
 def _look(
