@@ -128,14 +128,15 @@ def namespace_at(path: str) -> NamespaceHandle | None:
 
 @cache
 def _name_to_handle_at() -> tuple[Callable[..., int], Callable[[bytearray], object], object]:
-    """Return name_to_handle_at(2), what makes a pointer to its answer, and where the mount id goes.
+    """Return name_to_handle_at(2) or what fails in its stead, and what it needs beside the path.
 
-    That is one place for all, which nobody reads.
+    That is what makes a pointer to its answer, and where the mount id goes, which nobody reads.
     """
     import ctypes  # noqa: PLC0415
 
     answer = ctypes.c_char * _HANDLE.size
-    return _libc().name_to_handle_at, answer.from_buffer, ctypes.byref(ctypes.c_int())
+    call = getattr(_libc(), "name_to_handle_at", lambda *_: -1)
+    return call, answer.from_buffer, ctypes.byref(ctypes.c_int())
 
 
 def wait_status(pidfd: int) -> int | None:
@@ -237,7 +238,7 @@ def _libc() -> ctypes.CDLL:
     libc.setns.argtypes = [number, number]
     libc.mount.argtypes = [text, text, text, flags, ctypes.c_void_p]
     libc.umount2.argtypes = [text, number]
-    libc.name_to_handle_at.argtypes = [number, text, ctypes.c_void_p, ctypes.c_void_p, number]
     with contextlib.suppress(AttributeError):  # a libc from before 2018
+        libc.name_to_handle_at.argtypes = [number, text, ctypes.c_void_p, ctypes.c_void_p, number]
         libc.statx.argtypes = [number, text, number, ctypes.c_uint, ctypes.c_void_p]
     return libc

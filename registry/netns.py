@@ -69,7 +69,7 @@ class Presence(Enum):
     OPEN = "{!r} is a network namespace"
     ABSENT = "nothing is at {!r}"
     NOT_A_NAMESPACE = "{!r} is no namespace"
-    OTHER_TYPE = "{!r} is a namespace, but not net"
+    OTHER_TYPE = "{!r} is a namespace of type"
     UNSEEN = "{!r} cannot be seen"
 
 
@@ -200,7 +200,7 @@ def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
 
 def _sight(path: str, vantage: Vantage, kind: int, number: int | None, inode: int) -> NetNSSight:
     if kind != kernel.CLONE_NEWNET:
-        return NetNSSight(path, Presence.OTHER_TYPE, more=f": {kind:#x}")
+        return NetNSSight(path, Presence.OTHER_TYPE, more=f" {kind:#x}, not net")
     identity = NetNSIdentity(vantage.boot_id, number, inode, vantage.mount_ns)
     return NetNSSight(path, Presence.OPEN, identity)
 
@@ -223,7 +223,7 @@ def _cookie(fd: int) -> int | None:
 class _NoThreadError(OSError):
     """No thread can be started: EAGAIN, as the kernel says it."""
 
-    def __init__(self, error: RuntimeError) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(errno.EAGAIN, str(error))
 
 
@@ -237,12 +237,52 @@ class _Call(Generic[T]):
     def __init__(self, fn: Callable[[], T]) -> None:
         self._fn = fn
         self._context = contextvars.copy_context()
+        self._daemon = threading.current_thread().daemon
         self._guard = threading.Lock()
-        self._begun = self._ended = False
+        self._tried = self._begun = self._ended = False
         self._end = Sleepers()
         self._thread: threading.Thread | None = None
         self._results: list[T] = []
         self._failures: list[BaseException] = []
+
+    def result(self) -> T:
+        """Run it, and return its result or raise its exception.
+
+        Raises:
+            _NoThreadError: it was not begun.
+        """
+        struck: list[BaseException] = []
+        while not self._ended:
+            try:
+                self._go_on(struck)
+            except BaseException as error:  # noqa: BLE001 - struck again, on the way to the `try`
+                struck.append(error)
+        try:
+            if struck:
+                raise struck[-1]
+        finally:
+            del struck  # or it and its traceback keep each other, and all that is in its frames
+        if self._thread is not None:
+            self._thread.join()
+        if self._failures:
+            raise self._failures[0]
+        return self._results[0]
+
+    def _go_on(self, struck: list[BaseException]) -> None:
+        while not self._ended:
+            try:
+                if struck:
+                    self._keep_from_beginning()
+                elif not self._tried:
+                    self._tried = True
+                    _start_new_thread(self._start)
+                self._end.wait(lambda: self._ended, None)
+            except BaseException as error:  # noqa: BLE001 - the thread may run all the same
+                struck.append(error)
+
+    def _keep_from_beginning(self) -> None:
+        with self._guard:
+            self._ended = self._ended or not self._begun
 
     def _start(self) -> None:
         """Start the thread, from one that no signal handler strikes.
@@ -250,13 +290,16 @@ class _Call(Generic[T]):
         The caller, struck in Thread.start, could leave the new thread waiting for ever, and the
         process with it when it wants to exit.
         """
-        self._thread = threading.Thread(target=self._run, name="registry-netns", daemon=False)
+        thread = threading.Thread(target=self._run, name="registry-netns", daemon=self._daemon)
+        self._thread = thread
         try:
-            self._thread.start()
-        except RuntimeError as error:
+            thread.start()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
             self._thread = None
-            self._failures.append(_NoThreadError(error))
-            self._finish()
+            no_thread = isinstance(error, RuntimeError)
+            self._failures.append(_NoThreadError(error) if no_thread else error)
+            self._keep_from_beginning()
+            self._end.wake()
 
     def _run(self) -> None:
         with self._guard:
@@ -267,38 +310,8 @@ class _Call(Generic[T]):
             self._results.append(self._context.run(self._fn))
         except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
             self._failures.append(error)
-        self._finish()
-
-    def _finish(self) -> None:
         self._ended = True
         self._end.wake()
-
-    def result(self) -> T:
-        """Run it, and return its result or raise its exception.
-
-        Raises:
-            _NoThreadError: it was not begun.
-        """
-        interrupt: BaseException | None = None
-        try:
-            _start_new_thread(self._start)
-        except BaseException as error:  # noqa: BLE001 - the thread may have started all the same
-            interrupt = error
-            with self._guard:
-                if not self._begun:
-                    self._ended = True
-        while not self._ended:
-            try:
-                self._end.wait(lambda: self._ended, None)
-            except BaseException as error:  # noqa: BLE001
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-        if self._thread is not None:
-            self._thread.join()
-        if self._failures:
-            raise self._failures[0]
-        return self._results[0]
 
 
 def _start_new_thread(fn: Callable[[], None]) -> None:

@@ -6,9 +6,9 @@ import ctypes
 import platform
 import struct
 
-_ARM = platform.machine() == "aarch64"
-NAME_TO_HANDLE_AT = 264 if _ARM else 303
-IOCTL = 29 if _ARM else 16
+_X86 = platform.machine() == "x86_64"  # the others have common numbers
+NAME_TO_HANDLE_AT = 303 if _X86 else 264
+IOCTL = 16 if _X86 else 29
 
 _PR_SET_SECCOMP, _FILTER = 22, 2
 _PR_SET_NO_NEW_PRIVS = 38
