@@ -127,13 +127,6 @@ def _printable(text: str) -> str:
 # Looking.
 
 
-def namespaces(rows: Iterable[AnyRow]) -> Iterator[str]:
-    """Yield the path that has to be looked at for each."""
-    for row in rows:
-        if row.netns_path and not row.host_network:
-            yield row.netns_path
-
-
 def look(
     row: AnyRow,
     vantage: Vantage,
@@ -145,7 +138,7 @@ def look(
     Args:
         row: as it was read.
         vantage: from where.
-        looker: at `namespaces`.
+        looker: at the paths of all.
         container: what an attached container says of its process; None when there is none.
     """
     recorded = load_process(row)
@@ -200,8 +193,8 @@ def plan(looked: Iterable[tuple[AnyRow, Looks]], vantage: Vantage, now: int) -> 
 
 
 def _judge(row: AnyRow, looks: Looks, vantage: Vantage, now: int) -> Judgement:
-    creator = looks.creator if row.state == _UNKNOWN else None
-    if creator is None and row.state == _UNKNOWN:
+    creator = looks.creator if isinstance(row, Row) else None
+    if isinstance(row, Row) and row.creator_pid is None:
         return _told(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
     if creator is not None and creator.life is not Life.GONE:
         return _creating(row, creator, now)

@@ -64,14 +64,14 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     with session.reading(doing) as reading:
         pending: Iterable[AnyRow] = _AsRead(
             unknown=reading.fetch(rows.UNKNOWNS.sql, {}),
-            others=reading.fetch(rows.STATUSES.sql, {}),
+            others=reading.fetch(rows.PAST_UNKNOWN.sql, {}),
         )
     directories: set[str] = set()
     verdicts: dict[int, Verdict] = {}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
     for _ in range(ROUNDS):
-        paths = list(reconcile.namespaces(pending))
+        paths = [row.netns_path for row in pending if row.netns_path]
         directories.update(map(os.path.dirname, paths))
         looker = netns.Looker(paths, vantage)
         looked = ((row, _look(session, row, vantage, looker, reading.settled)) for row in pending)

@@ -394,14 +394,16 @@ ROW_BY_ID: Final = Statement(_row_where(sandboxes.c.id))
 ROW_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation))
 STATUS_BY_CREATION: Final = Statement(_row_where(sandboxes.c.creation, StatusRow._fields))
 ROWS: Final = Statement(lambda: _in_order(Row._fields))
-STATUSES: Final = Statement(
+UNKNOWNS: Final = Statement(
+    lambda: _in_order(Row._fields).where(sandbox_statuses.c.state == _literal(str(State.UNKNOWN)))
+)
+"""What can be changed of those that are UNKNOWN: the whole row."""
+PAST_UNKNOWN: Final = Statement(
     lambda: _in_order(StatusRow._fields).where(
         sandbox_statuses.c.state != _literal(str(State.UNKNOWN))
     )
 )
-UNKNOWNS: Final = Statement(
-    lambda: _in_order(Row._fields).where(sandbox_statuses.c.state == _literal(str(State.UNKNOWN)))
-)
+"""What can be changed of all others: the status."""
 IDS_BY_PREFIX: Final = Statement(
     lambda: (
         select(sandboxes.c.id, sandboxes.c.creation)

@@ -590,6 +590,19 @@ def test_an_orphan_that_became_somebodys_meanwhile_is_kept(store: Store, base_di
     orphan.remove()
 
 
+def test_orphans_are_found_beside_what_is_not_looked_at_in_the_order_of_their_names(
+    store: Store, base_dir: str
+) -> None:
+    """A sandbox on the host's network names a directory, too."""
+    config = pod()
+    config.linux.security_context.namespace_options.network = NamespaceMode.NODE
+    store.add(sandbox("a", config=config, netns_path=f"{base_dir}/host"), READY)
+    orphans = [NetNS.create(store.new_netns_path(base_dir)) for _ in range(3)]
+    assert tuple(sorted(orphan.path for orphan in orphans)) == store.reconcile().orphans
+    for orphan in orphans:
+        orphan.remove()
+
+
 def test_orphans_are_not_looked_for_where_nothing_is_recorded(
     store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -646,6 +659,16 @@ def test_what_another_writer_changes_meanwhile_is_judged_again(
     store = open_store()
     for id in ("deleted", "moved", "kept"):
         store.add(sandbox(id, netns_path=f"{base_dir}/none"), READY)
+    run(
+        """
+        import sys
+        from registry import Metadata, State, Status, Store
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            for id in ("interrupted", "given up"):
+                store.add(Metadata(id, id, None), Status(State.UNKNOWN))
+        """,
+        store.path,
+    )
     with subprocess.Popen(["true"]) as gone:
         store.add(sandbox("mended"), replace(READY, pid=gone.pid))
     mark = recover._mark
@@ -663,13 +686,16 @@ def test_what_another_writer_changes_meanwhile_is_judged_again(
         store.delete("deleted")
         store.get("moved").status.update(lambda old: replace(old, message="meanwhile"))
         store.get("mended").status.update(lambda old: replace(old, pid=os.getpid()))
+        store.update_metadata("given up", lambda old: replace(old, ip="10.0.0.1"))
         store.add(sandbox("added", netns_path=f"{base_dir}/none"), READY)
 
     monkeypatch.setattr(recover, "_mark", interfere)
     report = store.reconcile()
-    assert ["kept", "moved"] == sorted(finding.sandbox_id for finding in report.findings)
+    assert ["given up", "interrupted", "kept", "moved"] == sorted(
+        finding.sandbox_id for finding in report.findings
+    )
     assert all(finding.changed for finding in report.findings)
-    assert {Verdict.CLOSED: 2, Verdict.OPEN: 1} == report.counts
+    assert {Verdict.CLOSED: 2, Verdict.INTERRUPTED: 2, Verdict.OPEN: 1} == report.counts
     assert 2 == len(rounds)
     assert State.READY == store.get("mended").status.get().state
     assert State.READY == store.get("added").status.get().state

@@ -68,6 +68,7 @@ class Case:
     marks: bool = False
     reported: bool = True
     says: str = ""
+    left: str = ""
 
 
 UNKNOWN, NOTREADY = State.UNKNOWN, State.NOTREADY
@@ -86,6 +87,15 @@ CASES = {
         never_noted(), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
     ),
     "another one": Case(row(), Looks(OTHER), Verdict.REPLACED, "NetNSReplaced", marks=True),
+    "another one, process runs": Case(
+        row(pid=5), Looks(OTHER, RUNS), Verdict.REPLACED, "NetNSReplaced", marks=True,
+        left="still to be cleaned up: process 5 runs",
+    ),
+    "never noted, there now, process gone": Case(
+        never_noted(pid=5), Looks(OPEN, GONE), Verdict.EXITED, "ProcessExited", marks=True,
+        left="still to be cleaned up: '/n' is a network namespace, though nobody noted which it "
+        "should be",
+    ),
     "another type": Case(row(), Looks(WRONG_TYPE), Verdict.REPLACED, "NetNSReplaced", marks=True),
     "same by inode only": Case(row(), Looks(BY_INODE), Verdict.OPEN, says="only the inode"),
     "another boot, namespace": Case(
@@ -171,6 +181,12 @@ CASES = {
     "imported": Case(
         never_noted(UNKNOWN, creator_pid=None), Looks(ABSENT), Verdict.UNVERIFIED
     ),
+    "imported, could not be looked at": Case(
+        never_noted(UNKNOWN, creator_pid=None), Looks(None, HIDDEN, HIDDEN), Verdict.UNVERIFIED
+    ),
+    "could not be looked at": Case(
+        row(), Looks(None, HIDDEN, HIDDEN), Verdict.UNREACHABLE, says="hidden"
+    ),
     "NOTREADY, closed": Case(row(NOTREADY), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed"),
     "NOTREADY, still open": Case(row(NOTREADY), Looks(OPEN), Verdict.OPEN, says="cleaned up"),
     "NOTREADY, process runs": Case(
@@ -195,6 +211,7 @@ def test_plan(name: str) -> None:
     )
     message = judgement.finding(changed=False).message
     assert case.says in message
+    assert not case.left or case.left == judgement.left
     assert message or not judgement.reported
 
 
@@ -226,12 +243,14 @@ def test_a_mark_keeps_what_it_does_not_know_better() -> None:
 
 
 def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying() -> None:
-    """OPEN ones are counted, not found."""
+    """OPEN ones are counted, not found; the order is that of a list."""
     fine, *judged = plan(
         [
             (row(), Looks(OPEN)),
-            (row(creation=2, id="b"), Looks(ABSENT)),
-            (row(creation=3, id="c"), Looks(ABSENT)),
+            (row(creation=3, id="c", created_at=7), Looks(ABSENT)),
+            (row(creation=2, id="b", created_at=7), Looks(ABSENT)),
+            (row(creation=4, id="a", created_at=8), Looks(ABSENT)),
+            (row(creation=5, id="d"), Looks(ABSENT)),
         ],
         HERE,
         now=0,
@@ -239,8 +258,8 @@ def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying
     assert not fine.reported
     verdicts = [each.verdict for each in (fine, *judged)]
     made = report(judged, verdicts, {2}, ["/run/netns/x"])
-    assert {Verdict.OPEN: 1, Verdict.CLOSED: 2} == made.counts
-    assert [("b", True), ("c", False)] == [
+    assert {Verdict.OPEN: 1, Verdict.CLOSED: 4} == made.counts
+    assert [("d", False), ("b", True), ("c", False), ("a", False)] == [
         (each.sandbox_id, each.changed) for each in made.findings
     ]
     assert ("/run/netns/x",) == made.orphans
