@@ -11,9 +11,7 @@ is only a name: what it names is known by boot and kernel number (`NetNSIdentity
 
 from __future__ import annotations
 
-import _thread
 import contextlib
-import contextvars
 import errno
 import fcntl
 import os
@@ -24,13 +22,12 @@ import uuid
 from collections import Counter
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from registry import kernel
+from registry import kernel, threads
 from registry.errors import ClosedNetNSError, NetNSError
 from registry.kernel import Vantage
 from registry.values import check_path
-from registry.waiting import Sleepers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -116,8 +113,8 @@ class Looker:
         """Of the others nothing is kept: they are many, and asked for once."""
         self._seen: Final[dict[str, NetNSSight]] = {}
         if times and not _kernel_has_numbers():
-            with contextlib.suppress(_NoThreadError):
-                self._seen.update(_in_thread(lambda: self._roam(times)))
+            with contextlib.suppress(threads.NoThreadError):
+                self._seen.update(threads.run(lambda: self._roam(times)))
 
     def _roam(self, paths: Iterable[str]) -> dict[str, NetNSSight]:
         _this_thread.roams = True
@@ -215,119 +212,9 @@ def _cookie(fd: int) -> int | None:
         return int.from_bytes(option, "little")
 
     try:
-        return inside() if getattr(_this_thread, "roams", False) else _in_thread(inside)
-    except OSError:  # which _NoThreadError is too
+        return inside() if getattr(_this_thread, "roams", False) else threads.run(inside)
+    except OSError:  # which threads.NoThreadError is too
         return None
-
-
-class _NoThreadError(OSError):
-    """No thread can be started: EAGAIN, as the kernel says it."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(errno.EAGAIN, str(error))
-
-
-class _Call(Generic[T]):
-    """A function that runs in a thread which ends with it, in the caller's context.
-
-    It is never left running: an interrupt of the caller waits until it has ended, or keeps it from
-    beginning.
-    """
-
-    def __init__(self, fn: Callable[[], T]) -> None:
-        self._fn = fn
-        self._context = contextvars.copy_context()
-        self._daemon = threading.current_thread().daemon
-        self._guard = threading.Lock()
-        self._tried = self._begun = self._ended = False
-        self._end = Sleepers()
-        self._thread: threading.Thread | None = None
-        self._results: list[T] = []
-        self._failures: list[BaseException] = []
-
-    def result(self) -> T:
-        """Run it, and return its result or raise its exception.
-
-        Raises:
-            _NoThreadError: it was not begun.
-        """
-        struck: list[BaseException] = []
-        while not self._ended:
-            try:
-                self._go_on(struck)
-            except BaseException as error:  # noqa: BLE001 - struck again, on the way to the `try`
-                struck.append(error)
-        try:
-            if struck:
-                raise struck[-1]
-        finally:
-            del struck  # or it and its traceback keep each other, and all that is in its frames
-        if self._thread is not None:
-            self._thread.join()
-        if self._failures:
-            raise self._failures[0]
-        return self._results[0]
-
-    def _go_on(self, struck: list[BaseException]) -> None:
-        while not self._ended:
-            try:
-                if struck:
-                    self._keep_from_beginning()
-                elif not self._tried:
-                    self._tried = True
-                    _start_new_thread(self._start)
-                self._end.wait(lambda: self._ended, None)
-            except BaseException as error:  # noqa: BLE001 - the thread may run all the same
-                struck.append(error)
-
-    def _keep_from_beginning(self) -> None:
-        with self._guard:
-            self._ended = self._ended or not self._begun
-
-    def _start(self) -> None:
-        """Start the thread, from one that no signal handler strikes.
-
-        The caller, struck in Thread.start, could leave the new thread waiting for ever, and the
-        process with it when it wants to exit.
-        """
-        thread = threading.Thread(target=self._run, name="registry-netns", daemon=self._daemon)
-        self._thread = thread
-        try:
-            thread.start()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
-            self._thread = None
-            no_thread = isinstance(error, RuntimeError)
-            self._failures.append(_NoThreadError(error) if no_thread else error)
-            self._keep_from_beginning()
-            self._end.wake()
-
-    def _run(self) -> None:
-        with self._guard:
-            if self._ended:
-                return
-            self._begun = True
-        try:
-            self._results.append(self._context.run(self._fn))
-        except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
-            self._failures.append(error)
-        self._ended = True
-        self._end.wake()
-
-
-def _start_new_thread(fn: Callable[[], None]) -> None:
-    try:
-        _thread.start_new_thread(fn, ())
-    except RuntimeError as error:
-        raise _NoThreadError(error) from error
-
-
-def _in_thread(fn: Callable[[], T]) -> T:
-    """Run *fn* in a thread of its own, and return its result or raise its exception.
-
-    Raises:
-        _NoThreadError: it was not begun.
-    """
-    return _Call(fn).result()
 
 
 class NetNS:
@@ -364,7 +251,7 @@ class NetNS:
         check_path(doing, "path", target)
         made: list[str] = []
         try:
-            _in_thread(lambda: _make(target, made))
+            threads.run(lambda: _make(target, made))
             return cls._seen(target)
         except BaseException as error:
             for left in made:
@@ -425,8 +312,8 @@ class NetNS:
             return fn()
 
         try:
-            return _in_thread(inside)
-        except _NoThreadError as error:
+            return threads.run(inside)
+        except threads.NoThreadError as error:
             raise _failed(doing, self.path, error) from error
 
     def remove(self) -> None:

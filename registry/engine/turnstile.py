@@ -22,13 +22,13 @@ Assumption: one caller at a time (the engine's mutex).
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import threading
 import time
 from typing import Final
 
+from registry import threads
 from registry.engine.lockfile import Holder, LockFile
 from registry.waiting import Sleepers
 
@@ -152,7 +152,8 @@ class _Waiter:
         Raises:
             OSError: no thread can be started, or the files cannot be locked.
         """
-        self._start()
+        if not self._running:
+            threads.start(self._run)
         with self._guard:
             self._wanted = True
             if self._state is _IDLE:
@@ -179,15 +180,6 @@ class _Waiter:
         if not idle:
             self._changed.wake()  # who was struck in `wait` may not have told the thread
         return idle
-
-    def _start(self) -> None:
-        # Not a threading.Thread: one that is struck by a signal handler's exception while it starts
-        # dies, and looks as if it ran.
-        if not self._running:
-            try:
-                _thread.start_new_thread(self._run, ())
-            except RuntimeError as error:
-                raise OSError(errno.EAGAIN, str(error)) from error
 
     def _run(self) -> None:
         with self._guard:

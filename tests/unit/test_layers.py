@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "values",
     "waiting",
+    "threads",
     "kernel",
     "status",
     "cri",
