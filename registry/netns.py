@@ -102,7 +102,7 @@ class Looker:
     """Looks at each of many paths once."""
 
     def __init__(self, paths: Iterable[str], vantage: Vantage) -> None:
-        """Note which paths will be asked for, each as often as it will be.
+        """Note which paths may be asked for, each as often as it may be.
 
         Where the kernel tells namespaces apart only from inside, all are looked at now, in a thread
         that enters one after the other: a thread for each would take ten times as long.

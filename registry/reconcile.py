@@ -70,9 +70,10 @@ class Finding:
 class Report:
     """What a reconcile found.
 
-    *findings*: one for each sandbox that is not simply OPEN or HOST; a NOTREADY one of which
-    something still lives has one too. *counts*: by verdict over all sandboxes, each counted once.
-    *orphans*: paths of namespaces that carry this registry's id and belong to no sandbox.
+    *findings*, ordered by created_at and id: one for each sandbox that is not simply OPEN or HOST;
+    a NOTREADY one of which something still lives has one too. *counts*: by verdict over all
+    sandboxes, each counted once. *orphans*: paths of namespaces that carry this registry's id and
+    belong to no sandbox.
     """
 
     findings: tuple[Finding, ...]
