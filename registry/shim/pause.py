@@ -130,8 +130,8 @@ def _spawn_held(id: str) -> Pause:
             ],
             setsid=True,
             setsigmask=[],
-            # Those that Python ignores.
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            # Python ignores some, and whoever started us others: nohup does.
+            setsigdef=signal.valid_signals(),
         )
         return Pause(_held(pid), write)
     except BaseException:

@@ -19,11 +19,16 @@ from registry.cri import PodSandboxConfig
 from registry.shim.sandboxer import Sandboxer
 from tests.shim.client import NODE, NOTREADY, READY, Client, pod_config, upstream
 from tests.shim.conftest import NOTHING, Server, left_of, namespaces, pauses, until
+from tests.tools import run
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
 ]
+
+
+GLIBC_INTERNAL = 0b11 << 31
+"""Signals that glibc keeps for itself, as a mask."""
 
 
 def refused(code: grpc.StatusCode, cri: Client, method: str, **fields: Any) -> str:
@@ -222,9 +227,26 @@ def test_a_pause_process_has_nothing_of_the_server(server: Server, cri: Client) 
         masks = dict(
             line.split(":\t", 1) for line in status if line.startswith(("SigBlk", "SigIgn"))
         )
-    glibc_internal = 0b11 << 31
     assert 0 == int(masks["SigBlk"], 16)
-    assert 0 == int(masks["SigIgn"], 16) & ~glibc_internal
+    assert 0 == int(masks["SigIgn"], 16) & ~GLIBC_INTERNAL
+
+
+def test_a_pause_process_ignores_no_signal_that_its_server_was_started_with() -> None:
+    """As by nohup, or in the background of a script."""
+    out = run(
+        """
+        import signal
+        from registry.cri import PodSandboxConfig
+        from registry.shim import pause
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+            signal.signal(number, signal.SIG_IGN)
+        spawned = pause.spawn("a", None, PodSandboxConfig())
+        with open(f"/proc/{spawned.process.pid}/status", encoding="ascii") as status:
+            print(*(line.split()[1] for line in status if line.startswith("SigIgn")))
+        spawned.close()
+        """
+    )
+    assert 0 == int(out, 16) & ~GLIBC_INTERNAL
 
 
 # Refusals.
