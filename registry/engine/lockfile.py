@@ -2,8 +2,7 @@
 
 Who holds the lock is said by a record lock beside it, the sign, which ends at the nanosecond since
 when: the kernel tells others its end, and whose it is. What is written into a file instead costs
-half a commit, since the next sync of the log writes it down too. Who is about to release the lock
-gives up the first byte of the sign before: for that others can wait.
+half a commit, since the next sync of the log writes it down too.
 
 Descriptors are closed in a forked child, where they would otherwise keep the lock alive after the
 parent's death.
@@ -25,6 +24,7 @@ from registry.errors import FailedPreconditionError
 
 _RECORD_LOCK: Final = struct.Struct("@hhqqi0q")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
+_ANY: Final = _RECORD_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class Holder(NamedTuple):
@@ -96,24 +96,10 @@ class LockFile:
         with contextlib.suppress(OSError, ValueError):
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
 
-    def beckon(self) -> None:
-        """Wake who waits in `wait_for_beckon`; where that is refused, he wakes at the release."""
-        with contextlib.suppress(OSError, ValueError):
-            fcntl.lockf(self.fd, fcntl.LOCK_UN, 1)
-
-    def wait_for_beckon(self) -> None:
-        """Wait, without end, until who has signed beckons; not at all where that is refused."""
-        # Of the open file and not of the process: with those the kernel would look for circles,
-        # and find some among the threads of two processes that write to two registries.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW, _RECORD_LOCK.pack(fcntl.F_RDLCK, 0, 0, 1, 0))
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _RECORD_LOCK.pack(fcntl.F_UNLCK, 0, 0, 1, 0))
-
     def signer(self) -> Holder | None:
         """Return who else has signed; None when it is nobody, or this process."""
-        from_the_second_byte = _RECORD_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 1, 0, 0)
         try:
-            found = fcntl.fcntl(self.fd, fcntl.F_GETLK, from_the_second_byte)
+            found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _ANY)
         except (OSError, ValueError):  # it is closed
             return None
         kind, _, start, length, pid = _RECORD_LOCK.unpack(found)

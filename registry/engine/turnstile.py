@@ -4,15 +4,17 @@ SQLite's busy handler sleeps and tries again: no queue, and one busy process sta
 `flock` alone is no queue either: whoever runs takes it again before a sleeper has woken. Hence two
 files beside the database:
 
-    take PATH-queue ─▶ take PATH-lock, sign ─▶ release PATH-queue ─▶ write
-                                    ─▶ beckon ─▶ COMMIT ─▶ release PATH-lock
+    take PATH-queue ─▶ take PATH-lock, sign ─▶ write ─▶ release PATH-queue ─▶ COMMIT
+                                                                    ─▶ release PATH-lock
 
 Whoever wants to write again stands behind everyone who is in the queue already, and one alone
 waits for the lock itself. The lock is for fairness and names its holder; safety rests on SQLite's
 own locks, which a writer that knows nothing of this one takes too.
 
-The holder beckons before the COMMIT. That wakes the one at the head of the queue: waking up takes
-him as long as a sync takes the disk, and for the rest of it he looks at the lock himself.
+The holder releases the queue before the COMMIT, and not earlier: that wakes the next one in it, who
+is up when the disk has synced, and has looked at all that he need not be alone for; what is left of
+the COMMIT he spends looking at the lock. One waking for each turn is enough: each costs the holder
+as much as a statement.
 
 `flock` has no deadline. A thread that may block waits in the caller's stead; one who gives up
 leaves the thread waiting, and the next to come takes its place over.
@@ -26,11 +28,14 @@ import errno
 import os
 import threading
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from registry import threads
 from registry.engine.lockfile import Holder, LockFile
 from registry.waiting import Sleepers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPIN: Final = 0.0005
 """Seconds for which whoever comes next looks at the lock without sleeping: two commits."""
@@ -57,32 +62,39 @@ class Turnstile:
         self._in_queue = False
         self._waiter = _Waiter(self._queue, self._lock)
 
-    def acquire(self, deadline: float) -> bool:
-        """Take the lock in turn, and tell whether it came before *deadline* (monotonic seconds).
+    def acquire(self, deadline: float, look: Callable[[], object] | None = None) -> bool:
+        """Take the lock in turn, and tell whether it came before *deadline*. Else call `release`.
 
+        Args:
+            deadline: monotonic seconds.
+            look: called when we are the next, beside whoever may still be committing; what it
+                raises comes out.
         Raises:
             OSError, FailedPreconditionError: a file cannot be opened or locked.
         """
         for file in (self._lock, self._queue):
             if file.fd < 0 and self._waiter.idle:  # its release was refused
                 file.reopen()
-        while self._acquire(deadline):
-            if self._lock.at_its_path() and self._queue.at_its_path():
-                self._lock.sign()  # before the next one comes to the head of the queue
-                self._leave_queue()
-                return True
+        while self._take_queue(deadline):
+            if self._queue.at_its_path():
+                if look is not None:
+                    look()
+                if not self._take_lock(deadline):
+                    return False
+                if self._lock.at_its_path():
+                    self._lock.sign()
+                    return True
             # Somebody removed a lock file: those who come now lock another one.
             self._lock.reopen()
             self._queue.reopen()
         return False
 
-    def _acquire(self, deadline: float) -> bool:
+    def _take_queue(self, deadline: float) -> bool:
         self._in_queue = True  # first: who is interrupted releases what it may have
-        free = self._waiter.idle and self._queue.take_now() and self._lock.take_now()
-        return free or (self._waiter.wait(deadline) and self._enter(deadline))
+        return (self._waiter.idle and self._queue.take_now()) or self._waiter.wait(deadline)
 
-    def _enter(self, deadline: float) -> bool:
-        """Take the lock, whose holder is committing; we are at the head of the queue."""
+    def _take_lock(self, deadline: float) -> bool:
+        """Take the lock, which is free or about to be: its holder has left the queue."""
         began = time.monotonic()
         while not self._lock.take_now():
             now = time.monotonic()
@@ -94,19 +106,16 @@ class Turnstile:
                 time.sleep(min((now - began) / 4, LOOK_AGAIN))
         return True
 
-    def _leave_queue(self) -> None:
+    def leave_queue(self) -> None:
+        """Let the next one get ready: all that is left is a COMMIT; harmless when repeated."""
         if self._in_queue:
             self._queue.release()
         self._in_queue = False
 
-    def beckon(self) -> None:
-        """Let the next in line get ready: all that is left is a COMMIT; harmless when repeated."""
-        self._lock.beckon()
-
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
         if self._waiter.leave():
-            self._leave_queue()
+            self.leave_queue()
             self._lock.release()
 
     def holder(self) -> Holder | None:
@@ -127,8 +136,8 @@ class Turnstile:
 class _Waiter:
     """A thread that waits in line in the stead of a caller who has a deadline.
 
-    IDLE, until a caller comes; WAITING, until it is at the head of the queue and the lock is about
-    to be released; SERVED, until the caller takes it over. A caller who leaves before finds it
+    IDLE, until a caller comes; WAITING, until the queue is its own; SERVED, until the caller takes
+    it over. A caller who leaves before finds it
     WAITING still, and the place is given back as soon as it comes.
     """
 
@@ -194,7 +203,6 @@ class _Waiter:
             error = None
             try:
                 self._queue.take()
-                self._lock.wait_for_beckon()
             except OSError as caught:
                 error = caught
             except ValueError:  # a release that was refused has closed a file

@@ -150,13 +150,18 @@ class Writer:
             raise self.unwritable
         self._has_turn = True  # first: who is interrupted gives back what it may have
         self._has_room = False
-        self._take_turn(doing, deadline, timeout)
-        self._tripwire.require(doing)
+        self._take_turn(doing, deadline, timeout, lambda: self._tripwire.require(doing))
 
-    def _take_turn(self, doing: str, deadline: float, timeout: float) -> None:
+    def _take_turn(
+        self,
+        doing: str,
+        deadline: float,
+        timeout: float,
+        look: Callable[[], object] | None = None,
+    ) -> None:
         assert self._turnstile is not None, "who is closed is not asked"
         try:
-            if self._turnstile.acquire(deadline):
+            if self._turnstile.acquire(deadline, look):
                 return
         except OSError as error:
             raise self._unlockable(doing, error) from error
@@ -193,7 +198,7 @@ class Writer:
         if self._refusal is None and (not self.committing or self.connection.in_transaction):
             self.committing = True
             if self._turnstile is not None:
-                self._turnstile.beckon()
+                self._turnstile.leave_queue()
             try:
                 self.connection.execute("COMMIT")
             except sqlite3.Error as error:
