@@ -86,6 +86,7 @@ class Write:
                 self._finish()
                 raise
             self._ended = True
+            transaction.group = None  # which has it among its members: no work for the collector
 
     def __del__(self) -> None:
         # Where a signal handler's exception struck before the first bytecode of __exit__.
