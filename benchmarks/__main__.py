@@ -93,10 +93,21 @@ class Bench:
         ):
             id = samples.name(1)
             status = store.get(id).status
+
+            def update(n: int) -> object:
+                return status.update(lambda old: replace(old, message=str(n)))
+
             works: tuple[tuple[str, Call, Call, Call | None, str, int, int], ...] = (
                 (
+                    "status.update, 1 thread, young log",  # of less than 1,000 pages
+                    update,
+                    lambda n: reference.update(id, str(n)),
+                    None,
+                    *("at most 1.3", calls // 2, 10),
+                ),
+                (
                     "status.update, 1 thread",
-                    lambda n: status.update(lambda old: replace(old, message=str(n))),
+                    update,
                     lambda n: reference.update(id, str(n)),
                     lambda n: mapped.update(id, str(n)),
                     *("at most 1.3", calls, warm),

@@ -43,6 +43,10 @@ class Tripwire:
         """Whether others find the database and the log that we have open."""
         return self._look() == self._files
 
+    def is_log(self, found: os.stat_result) -> bool:
+        """Whether *found* is the log that we have open."""
+        return (found.st_dev, found.st_ino) == self._files[1]
+
     def _look(self) -> tuple[object, object]:
         log = file_at(self._log)
         self.log_size = log.size if log else 0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from registry.engine import driver, reserve
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
+from registry.engine.log import Log
 from registry.engine.paths import create_file, free, refused
 from registry.engine.reserve import Reserve
 from registry.engine.turnstile import Turnstile
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("registry")
 
-RESET_WAIT: Final = 1.0
-"""Seconds that a commit waits for readers when the log has grown past its bound: where two overlap
-all the time, longer than each of them keeps its snapshot, or it grows without end."""
 RETRY: Final = 0.005
 """Seconds between two looks at a lock that a stranger to the turnstile holds."""
 
@@ -62,7 +60,7 @@ class Writer:
         self._has_turn = self._has_room = False
         self._reserve: Final = Reserve(path)
         self._gave_up = False
-        self._log_bound = driver.WAL_MAX
+        self._log: Final = Log(path, tripwire)
 
     # Opening and closing.
 
@@ -170,6 +168,7 @@ class Writer:
     def begin(self, doing: str, deadline: float, timeout: float) -> None:
         """Take SQLite's write lock; arguments and errors as `take_turn`."""
         self._begin(self.connection, doing, deadline, timeout)
+        self._log.extend()
 
     def _begin(
         self, connection: driver.Connection, doing: str, deadline: float, timeout: float
@@ -224,7 +223,7 @@ class Writer:
         Raises:
             DataLossError: it is in another one; nothing is written any more.
         """
-        keep = self._has_turn and (self._gave_up or self._log_is_long())
+        keep = self._has_turn and (self._gave_up or self._log.is_long())
         if not keep:
             self.release()
         if not self._tripwire.holds():
@@ -233,11 +232,8 @@ class Writer:
             raise self.unwritable
         if keep and self._gave_up:
             self._gave_up = not self._reserve.take()
-        if keep and self._log_is_long():
-            self._bound_log()
-
-    def _log_is_long(self) -> bool:
-        return self._tripwire.log_size > self._log_bound
+        if keep and self._log.is_long():
+            self._log.begin_anew(self.connection)
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.
@@ -263,16 +259,6 @@ class Writer:
             )
             raise self.unwritable from error
         raise translate(error, doing, self._path) from error
-
-    def _bound_log(self) -> None:
-        """Begin the log anew when it has grown past its bound: passive checkpoints may starve."""
-        logged, connection = self._tripwire.log_size, self.connection
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute(f"PRAGMA busy_timeout = {int(RESET_WAIT * 1000)}")
-            busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
-            connection.execute("PRAGMA busy_timeout = 0")
-            # A reader that stays would cost every commit the wait: try again when it has grown.
-            self._log_bound = logged + driver.WAL_MAX if busy else driver.WAL_MAX
 
     def release(self) -> None:
         """Give the turnstile back; harmless when repeated."""

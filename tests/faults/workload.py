@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from registry import Metadata, RegistryError, State, Status, Store
-from registry.engine import driver
+from registry.engine import driver, log
 from tests.tools import pod
 
 Model = dict[str, list[str]]
@@ -107,6 +107,10 @@ STEPS: Final = (
     Step("close", lambda store: store.close()),
     _add("f", State.READY),
     Step("close", lambda store: store.close()),
+    _update("f", State.READY, "longer"),
+    _update("f", State.READY, "ahead"),  # in a log that has just grown a little, which gets room
+    _update("f", State.READY, "within"),
+    Step("close", lambda store: store.close()),
 )
 """The registry is opened before the first, and again after each `close`."""
 
@@ -151,6 +155,7 @@ def work(path: str) -> None:
     lock was left over, or nobody can tell what is so, only after the store was opened anew.
     """
     vars(driver).update(WAL_PAGES=8, WAL_MAX=20 * 4096)
+    vars(log).update(AHEAD=4 * 4120)
     stores: list[Store] = []
 
     def open_it() -> None:

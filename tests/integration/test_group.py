@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -436,9 +437,25 @@ def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:
     writer.connection.set_trace_callback(seen.append)
     handle.status.update(lambda old: replace(old, message="long"))
     assert not writer._has_turn
-    writer._log_bound = 0
+    writer._log._bound = 0
     writer.confirm("confirm again")
     assert not [statement for statement in seen if "wal_checkpoint" in statement]
     handle.status.update(lambda old: replace(old, message="longer"))
     assert [statement for statement in seen if "wal_checkpoint" in statement]
     writer.connection.set_trace_callback(None)
+
+
+def test_nothing_is_left_for_the_garbage_collector(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """Those that shared a commit know each other no more: what they are made of is free at once."""
+    gc.collect()
+    gc.disable()
+    try:
+        with convoy(store, blocker, *updates(handles)) as futures:
+            pass
+        assert [None] * 9 == [future.exception() for future in futures]
+        parts = (group.Group, group.Transaction)
+        assert [] == [each for each in gc.get_objects() if isinstance(each, parts)]
+    finally:
+        gc.enable()

@@ -1,0 +1,172 @@
+"""The log has room ahead of what is written, so that a commit need not make it longer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry import Sandbox, Store
+from registry.engine.log import AHEAD
+from tests.convoy import more
+from tests.tools import READY, line, query, running, sandbox, say
+
+WRITER = """
+    import sys
+    from registry import Store
+    from tests.convoy import more
+    with Store.open(sys.argv[1], reconcile=False) as store:
+        for _ in sys.stdin:
+            print(store.get("a").status.update(more).exited_at, flush=True)
+    """
+
+
+def size(path: str) -> int:
+    """Return the bytes of the log."""
+    return os.stat(f"{path}-wal").st_size
+
+
+def grow(handle: Sandbox) -> None:
+    """Write until there is room ahead: to that which a commit has made longer the next adds it."""
+    for _ in range(2):
+        handle.status.update(more)
+
+
+def test_commits_do_not_make_the_log_longer(store: Store) -> None:
+    """It gets longer by the room alone, and again when that is used up."""
+    handle = store.add(sandbox("a"), READY)
+    grow(handle)
+    long = size(store.path)
+    assert AHEAD < long < 2 * AHEAD
+    sizes = set()
+    for _ in range(AHEAD // 4120 + 3):
+        handle.status.update(more)
+        sizes.add(size(store.path))
+    assert 3 == len(sizes)  # as it was; longer, when one did not fit; with new room
+    assert long == min(sizes)
+    assert long + AHEAD < max(sizes) < long + AHEAD + 5 * 4120
+
+
+def test_the_room_is_nothing_that_was_written(path: str) -> None:
+    """Whoever opens the file after a kill finds what was acknowledged, and takes zeros for none."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+    with running(WRITER, path) as child:
+        for n in range(1, 6):
+            say(child)
+            assert str(n) == line(child)
+        assert AHEAD < size(path)
+        child.kill()
+        child.wait()
+    with open(f"{path}-wal", "rb") as log:
+        assert log.read().endswith(bytes(AHEAD // 2))
+    assert [(5,)] == query(path, "SELECT exited_at FROM sandbox_statuses")
+    with Store.open(path) as store:
+        assert 5 == store.get("a").status.get().exited_at
+        assert [] == store.check()
+
+
+def test_two_processes_do_not_each_add_it(store: Store) -> None:
+    """Who finds that it has grown by as much knows that another one was there."""
+    handle = store.add(sandbox("a"), READY)
+    with running(WRITER, store.path) as child:
+        for _ in range(10):
+            say(child)
+            line(child)
+            handle.status.update(more)
+    assert 20 == handle.status.get().exited_at
+    assert AHEAD < size(store.path) < 2 * AHEAD
+
+
+def test_what_was_seen_in_line_may_be_old(store: Store) -> None:
+    """The one before us may have added it since."""
+    grow(store.add(sandbox("a"), READY))
+    log, long = store._session.engine.writer._log, size(store.path)
+    log._tripwire.log_size = long - AHEAD
+    log._size = long - AHEAD - 1
+    log.extend()
+    assert long == size(store.path)
+
+
+def test_a_plain_shell_writes_into_the_room(store: Store, path: str) -> None:
+    """To SQLite it is the rest of an older log."""
+    handle = store.add(sandbox("a"), READY)
+    grow(handle)
+    long = size(path)
+    subprocess.run(
+        ["sqlite3", path, "UPDATE sandbox_statuses SET message = 'by hand'"],
+        check=True,
+        capture_output=True,
+    )
+    assert "by hand" == handle.status.update(lambda old: replace(old, pid=7)).message
+    assert long == size(path)
+
+
+@pytest.fixture(params=[12, 48])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """Return a file system of so many MiB, and how many those are."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = f"size={request.param}M"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
+    yield str(folder), request.param
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
+def test_the_last_of_a_disk_is_not_kept_for_it(disk: tuple[str, int]) -> None:
+    """There it is for what is written."""
+    folder, mebibytes = disk
+    with Store.open(f"{folder}/registry.db") as store:
+        grow(store.add(sandbox("a"), READY))
+        assert (mebibytes > 16) == (size(store.path) > AHEAD)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cut_at"), [("NOFILE", 150_000), ("FSIZE", 250_000)], ids=["refused", "cut short"]
+)
+def test_a_log_that_cannot_be_given_room_grows_as_it_is_written(
+    store: Store, path: str, limit: str, cut_at: int
+) -> None:
+    """What is refused to the room is no error of the write."""
+    store.add(sandbox("a"), READY)
+    query(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    assert 0 == size(path)
+    code = """
+        import resource, sys
+        from registry import Store
+        from tests.convoy import more
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            handle = store.get("a")
+            limit = getattr(resource, f"RLIMIT_{sys.argv[2]}")
+            before = resource.getrlimit(limit)
+            resource.setrlimit(limit, (int(sys.argv[3]), before[1]))
+            for _ in range(20):
+                handle.status.update(more)
+            resource.setrlimit(limit, before)
+            print(handle.status.get().exited_at, flush=True)
+            sys.stdin.readline()
+        """
+    with running(code, path, limit, 0 if limit == "NOFILE" else cut_at) as child:
+        assert "20" == line(child)
+        assert 20 * 4120 < size(path) <= cut_at
+        say(child)
+
+
+def test_another_log_at_its_path_gets_none(store: Store, path: str) -> None:
+    """It is not ours to write."""
+    store.add(sandbox("a"), READY)
+    log = store._session.engine.writer._log
+    os.rename(f"{path}-wal", f"{path}-wal.ours")
+    try:
+        with open(f"{path}-wal", "wb") as other:
+            other.write(b"x" * log._tripwire.log_size)
+        log._size = log._tripwire.log_size - 1
+        log.extend()
+        assert log._tripwire.log_size == size(path)
+    finally:
+        os.rename(f"{path}-wal.ours", f"{path}-wal")
