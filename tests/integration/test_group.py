@@ -22,6 +22,7 @@ from registry import (
     UnavailableError,
 )
 from registry.engine import group
+from registry.engine.transaction import Group, Transaction
 from tests.conftest import OpenStore
 from tests.convoy import Call, convoy, more
 from tests.tools import READY, line, run, running, sandbox, say
@@ -455,7 +456,7 @@ def test_nothing_is_left_for_the_garbage_collector(
         with convoy(store, blocker, *updates(handles)) as futures:
             pass
         assert [None] * 9 == [future.exception() for future in futures]
-        parts = (group.Group, group.Transaction)
+        parts = (Group, Transaction)
         assert [] == [each for each in gc.get_objects() if isinstance(each, parts)]
     finally:
         gc.enable()
