@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import registry
-from registry import Metadata, Sandbox, State, Status
+from registry import Metadata, Sandbox, State, Status, kernel
 from registry.cri import PodSandboxConfig
 
 T = TypeVar("T")
@@ -121,6 +122,28 @@ def tamper(path: str, *statements: str) -> None:
             shell.execute(f"DROP TRIGGER {name}")
         for statement in (*statements, *(sql for _, sql in triggers)):
             shell.execute(statement)
+
+
+def is_locked(path: str) -> bool:
+    """Tell whether somebody has the file at *path* locked by `flock`."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextmanager
+def small_file_system(folder: str, mebibytes: int) -> Iterator[str]:
+    """Mount one in memory, in a new directory *folder*."""
+    os.mkdir(folder)
+    options = f"size={mebibytes}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", folder], check=True)
+    try:
+        yield folder
+    finally:
+        kernel.umount(folder, kernel.MNT_DETACH)
 
 
 def in_another_thread(fn: Callable[[], T]) -> T:

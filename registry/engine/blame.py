@@ -66,7 +66,8 @@ def _stranger(path: str) -> str:
     if writing is not None:
         return f"process {writing}{_name_of(writing)}, which takes no turns,"
     if of_queue == os.getpid():
-        return "this process, by a place in the queue left over,"
+        turn = "another thread, whose turn it is" if of_lock == of_queue else "a place left over"
+        return f"this process, by {turn},"
     if of_queue is not None:
         return f"process {of_queue}{_name_of(of_queue)}, whose turn comes next,"
     return "an unknown process"

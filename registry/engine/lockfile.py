@@ -10,7 +10,6 @@ parent's death.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
@@ -93,8 +92,10 @@ class LockFile:
     def sign(self) -> None:
         """Say who holds it and since when; where that is refused, nothing is said."""
         self._signed = True
-        with contextlib.suppress(OSError, ValueError):
+        try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
+        except OSError as error:
+            paths.raise_if_struck(error)
 
     def signer(self) -> Holder | None:
         """Return who else has signed; None when it is nobody, or this process."""
@@ -113,8 +114,9 @@ class LockFile:
                     fcntl.lockf(self.fd, fcntl.LOCK_UN)
                     self._signed = False
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
-            except OSError:  # a commit may have been made under it, which must not seem to fail
-                self.close()
+            except OSError as error:
+                self.close()  # a commit may have been made under it, which must not seem to fail
+                paths.raise_if_struck(error)
 
     def at_its_path(self) -> bool:
         """Whether the file that we have open, if we have, is still the one others find."""

@@ -160,11 +160,18 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
     return FailedPreconditionError(f"{message}; may this user do so?", path=path)
 
 
+def raise_if_struck(error: OSError) -> None:
+    """Raise *error* if it is a signal handler's TimeoutError, and no answer of the system."""
+    if error.errno is None:
+        raise error
+
+
 def identity(path: str) -> tuple[int, int] | None:
     """Return device and inode of the file at *path*; None when there is none."""
     try:
         found = os.stat(path)
-    except OSError:
+    except OSError as error:
+        raise_if_struck(error)
         return None
     return (found.st_dev, found.st_ino)
 
@@ -190,7 +197,8 @@ def free(path: str) -> int:
     """Return the bytes that are left on the file system of the file at *path*."""
     try:
         found = os.statvfs(path)
-    except OSError:
+    except OSError as error:
+        raise_if_struck(error)
         return 0
     return found.f_bavail * found.f_frsize
 
@@ -199,5 +207,6 @@ def size(path: str) -> int:
     """Return the bytes of the file at *path*; 0 when there is none."""
     try:
         return os.stat(path).st_size
-    except OSError:
+    except OSError as error:
+        raise_if_struck(error)
         return 0

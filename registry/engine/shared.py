@@ -106,7 +106,11 @@ def _gate(path: str, *, read_only: bool, deadline: float | None) -> Iterator[boo
     try:
         yield mutex.acquire(visitor, deadline)
     finally:
-        mutex.release(visitor)
+        try:
+            mutex.release(visitor)
+        except BaseException:  # of a signal handler
+            mutex.release(visitor)
+            raise
 
 
 def _in_child() -> None:

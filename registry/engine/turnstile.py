@@ -63,7 +63,9 @@ class Turnstile:
         self._waiter = _Waiter(self._queue, self._lock)
 
     def acquire(self, deadline: float, look: Callable[[], object] | None = None) -> bool:
-        """Take the lock in turn, and tell whether it came before *deadline*. Else call `release`.
+        """Take the lock in turn, and tell whether it came before *deadline*.
+
+        Call `release` after it, whatever came of it.
 
         Args:
             deadline: monotonic seconds.
@@ -137,8 +139,8 @@ class _Waiter:
     """A thread that waits in line in the stead of a caller who has a deadline.
 
     IDLE, until a caller comes; WAITING, until the queue is its own; SERVED, until the caller takes
-    it over. A caller who leaves before finds it
-    WAITING still, and the place is given back as soon as it comes.
+    it over. A caller who leaves before finds it WAITING still, and the place is given back as soon
+    as it comes.
     """
 
     def __init__(self, queue: LockFile, lock: LockFile) -> None:
@@ -152,7 +154,7 @@ class _Waiter:
 
     @property
     def idle(self) -> bool:
-        """Whether the caller may take the lock by itself."""
+        """Whether the caller may take the queue by itself."""
         return self._state is _IDLE
 
     def wait(self, deadline: float) -> bool:
@@ -180,7 +182,7 @@ class _Waiter:
         return True
 
     def leave(self) -> bool:
-        """Want the lock no more, and tell whether the files are the caller's to release."""
+        """Want no turn any more, and tell whether the files are the caller's to release."""
         with self._guard:
             self._wanted = False
             if self._state is _SERVED:

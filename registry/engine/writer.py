@@ -19,7 +19,7 @@ from registry.engine import driver, reserve
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
 from registry.engine.log import Log
-from registry.engine.paths import create_file, free, refused
+from registry.engine.paths import create_file, free, raise_if_struck, refused
 from registry.engine.reserve import Reserve
 from registry.engine.turnstile import Turnstile
 from registry.errors import (
@@ -68,23 +68,25 @@ class Writer:
         self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
     ) -> None:
         """Open the file in turn, make it if there is none, and have *prepare* look at it."""
-        opened = False
+        taken = opened = False
         try:
             self._turnstile = Turnstile(self._path)
         except OSError as error:
+            raise_if_struck(error)
             raise self._unlockable(f"open registry {self._path!r}", error) from error
         try:
             self._take_turn("open registry", deadline, timeout)
+            taken = True
             self._connect(prepare, deadline, timeout)
             opened = True
             self._reserve.take()
+            self._turnstile.release()
         except BaseException:
-            if not opened:
+            if taken and not opened:
                 self._turnstile.remove_if_created()
             self._turnstile.release()
             self._turnstile.close()
             raise
-        self._turnstile.release()
 
     def _connect(
         self, prepare: Callable[[driver.Connection], None], deadline: float, timeout: float
@@ -117,7 +119,7 @@ class Writer:
         close_readers: Callable[[Callable[[driver.Connection], None]], None],
     ) -> None:
         """Close all connections in turn: the last one to close moves the log."""
-        lock, self._turnstile = self._turnstile, None
+        lock = self._turnstile
         try:
             if lock is not None:
                 with contextlib.suppress(OSError, FailedPreconditionError):
@@ -130,6 +132,7 @@ class Writer:
             if lock is not None:
                 lock.release()
                 lock.close()
+            self._turnstile = None  # at last: whoever is interrupted does it again
 
     # A transaction.
 
@@ -162,6 +165,7 @@ class Writer:
             if self._turnstile.acquire(deadline, look):
                 return
         except OSError as error:
+            raise_if_struck(error)
             raise self._unlockable(doing, error) from error
         raise self._busy(doing, timeout, self.holder())
 

@@ -135,20 +135,21 @@ def test_who_is_interrupted_in_a_group_strands_nobody(path: str, seed: int) -> N
     assert "True True []" == run(BESIDE_OTHERS, path, seed).strip()
 
 
-AT_THE_TURNSTILE = """
+STRIKING = """
     import dis, itertools, sys, time
-    from registry.engine.turnstile import Turnstile
+
+    LOOKS = {"CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}  # after these, for signals
 
     class Stop(BaseException):
         pass
 
-    LOOKS = {"CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}  # after these, for signals
-
-    def striking(nth):
-        seen, before = itertools.count(1), {}
+    def strike(nth, files, call, error=Stop):
+        \"\"\"Return where, in one of *files*, the nth look for signals in *call* was struck, and
+        whether it told; None where it had fewer.\"\"\"
+        seen, before, struck = itertools.count(1), {}, []
 
         def trace(frame, event, arg):
-            if not frame.f_code.co_filename.endswith(("turnstile.py", "waiting.py")):
+            if not frame.f_code.co_filename.endswith(files):
                 return None
             frame.f_trace_opcodes = True
             if event == "opcode":
@@ -157,11 +158,27 @@ AT_THE_TURNSTILE = """
                 ]
                 if last in LOOKS and next(seen) == nth:
                     sys.settrace(None)
-                    raise Stop
+                    struck.append((frame.f_code.co_qualname, frame.f_lineno))
+                    raise error
             return trace
 
-        return trace
+        sys.settrace(trace)
+        try:
+            call()
+        except error:
+            return struck[0], True
+        finally:
+            sys.settrace(None)
+        return (struck[0], False) if struck else None
+    """
 
+AT_THE_TURNSTILE = (
+    STRIKING
+    + """
+    import os
+    from registry.engine.turnstile import Turnstile
+
+    FILES = ("turnstile.py", "waiting.py", "lockfile.py")
     database, kind = sys.argv[1:]
     holder, third = Turnstile(database), Turnstile(database)
     for nth in itertools.count(1):
@@ -170,29 +187,85 @@ AT_THE_TURNSTILE = """
         if kind == "again":
             struck.acquire(time.monotonic() + 0.002)
             struck.release()
-        sys.settrace(striking(nth))
-        try:
-            struck.acquire(time.monotonic() + 0.01)
-            hit = False
-        except Stop:
-            hit = True
-        sys.settrace(None)
+        if kind == "committing":
+            holder.leave_queue()
+        if kind == "removed":
+            holder.leave_queue()
+            os.unlink(f"{database}-lock")
+            os.unlink(f"{database}-queue")
+        look = holder.release if kind == "committing" else None
+        hit = strike(nth, FILES, lambda: struck.acquire(time.monotonic() + 0.01, look))
         struck.release()
         holder.release()
         for turnstile in (third, struck):
-            assert turnstile.acquire(time.monotonic() + 5), (nth, turnstile is struck)
+            assert turnstile.acquire(time.monotonic() + 5), (nth, hit, turnstile is struck)
             turnstile.release()
         struck.close()
-        if not hit:
+        if hit is None:
             break
     print(nth > 10)
     """
+)
 
 
-@pytest.mark.parametrize("kind", ["first", "again"])
+@pytest.mark.parametrize("kind", ["first", "again", "committing", "removed"])
 def test_who_is_interrupted_at_the_turnstile_keeps_nobody_out(path: str, kind: str) -> None:
     """Wherever Python looks for signals while another one holds the lock; nor itself."""
     assert "True" == run(AT_THE_TURNSTILE, path, kind).strip()
+
+
+def test_a_close_that_is_interrupted_keeps_nobody_out(path: str) -> None:
+    """Wherever Python looks for signals in it; nor is the file left open in this process."""
+    code = """
+    from registry import Metadata, State, Status, Store
+    from registry.engine.turnstile import Turnstile
+
+    FILES = ("engine/file.py", "writer.py", "turnstile.py", "lockfile.py", "tripwire.py")
+    with Store.open(sys.argv[1], timeout=5) as store:
+        store.add(Metadata("a", "a", None), Status(State.READY))
+    other = Turnstile(sys.argv[1])
+    for nth in itertools.count(1):
+        store = Store.open(sys.argv[1], reconcile=False, timeout=5)
+        hit = strike(nth, FILES, store.close)
+        assert other.acquire(time.monotonic() + 1), hit
+        other.release()
+        if hit is None:
+            break
+    print(nth > 30)
+    """
+    assert "True" == run(STRIKING + code, path).strip()
+
+
+def test_the_timeout_of_a_signal_handler_is_no_answer_of_the_system(path: str) -> None:
+    """It is an OSError too; but it comes out, and the store goes on."""
+    code = """
+    import sqlite3
+    from dataclasses import replace
+    from registry import Metadata, State, Status, Store
+
+    FILES = ("engine/log.py", "engine/paths.py", "lockfile.py")
+
+    def update():
+        handle.status.update(lambda old: replace(old, pid=old.pid + 1))
+
+    def shorten_the_log():
+        other = sqlite3.connect(sys.argv[1])
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        other.close()
+
+    with Store.open(sys.argv[1], timeout=5) as store:
+        handle = store.add(Metadata("a", "a", None), Status(State.READY))
+        for nth in itertools.count(1):
+            shorten_the_log()
+            update()
+            hit = strike(nth, FILES, update, TimeoutError)
+            if hit is None:
+                break
+            assert hit[1], hit
+            update()
+        print(nth > 10)
+    """
+    assert "True" == run(STRIKING + code, path).strip()
 
 
 def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_told_so(path: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from registry import kernel
+from tests.tools import small_file_system
 
 LONG = os.environ.get("FAULTS") == "long"
 """Whether everything is tried, as by `make test-faults`, and not a selection."""
@@ -32,11 +31,8 @@ def tried() -> Callable[[str], None]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[str]:
     """Return the path of a file system of 4 MiB."""
-    disk = str(tmp_path / "disk")
-    os.mkdir(disk)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", disk], check=True)
-    yield disk
-    kernel.umount(disk, kernel.MNT_DETACH)
+    with small_file_system(str(tmp_path / "disk"), 4) as disk:
+        yield disk
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -24,8 +24,9 @@ from registry import (
     UnavailableError,
 )
 from registry.engine import shared
+from registry.engine.turnstile import Turnstile
 from tests.conftest import OpenStore
-from tests.tools import READY, ids, line, query, running, sandbox, say
+from tests.tools import READY, ids, is_locked, line, query, running, sandbox, say
 
 
 def more(old: Status) -> Status:
@@ -269,6 +270,35 @@ def test_a_stranger_to_the_turnstile_is_named_too(open_store: OpenStore, path: s
         say(child)
         assert "done" == line(child)
     assert 1 == handle.status.update(more).exited_at
+
+
+def test_the_next_one_is_woken_by_the_commit_and_not_before(store: Store, path: str) -> None:
+    """A writer has the queue until its COMMIT, and the lock until that is done."""
+    handle = store.add(sandbox("a"), READY)
+    seen = []
+
+    def note(statement: str) -> None:
+        verb = statement.split(maxsplit=1)[0]
+        seen.append((verb, is_locked(f"{path}-queue"), is_locked(f"{path}-lock")))
+
+    connection = store._session.engine.writer.connection
+    connection.set_trace_callback(note)
+    handle.status.update(more)
+    connection.set_trace_callback(None)
+    assert ("BEGIN", True, True) == seen[0]
+    assert ("COMMIT", False, True) == seen[-1]
+    assert {(True, True)} == {(queue, lock) for _, queue, lock in seen[:-1]}
+
+
+def test_a_turn_of_this_process_is_named(open_store: OpenStore, path: str) -> None:
+    """As one that moves the log, or closes, has without a transaction."""
+    handle = open_store(timeout=0.3).add(sandbox("a"), READY)
+    other = Turnstile(path)
+    assert other.acquire(time.monotonic() + 5)
+    with pytest.raises(UnavailableError, match="this process, by another thread, whose turn it is"):
+        handle.status.update(more)
+    other.close()
+    handle.status.update(more)
 
 
 @pytest.mark.parametrize("suffix", ["-lock", "-queue"])

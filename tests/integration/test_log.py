@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from registry import Sandbox, Store
+from registry.engine import driver
 from registry.engine.log import AHEAD
+from tests.conftest import OpenStore
 from tests.convoy import more
-from tests.tools import READY, line, query, running, sandbox, say
+from tests.tools import READY, line, query, running, sandbox, say, small_file_system
 
 WRITER = """
     import sys
@@ -92,6 +93,41 @@ def test_what_was_seen_in_line_may_be_old(store: Store) -> None:
     assert long == size(store.path)
 
 
+def test_what_another_one_wrote_since_the_look_stays(store: Store) -> None:
+    """The zeros go after the end as it is, whatever was seen in line."""
+    handle = store.add(sandbox("a"), READY)
+    grow(handle)
+    log, long = store._session.engine.writer._log, size(store.path)
+    while long == size(store.path):  # until the room is used up, and more
+        handle.status.update(more)
+    with open(f"{store.path}-wal", "rb") as file:
+        written = file.read()
+    log._tripwire.log_size = len(written) - 4120
+    log._size = len(written) - 2 * 4120
+    log.extend()
+    with open(f"{store.path}-wal", "rb") as file:
+        assert written + bytes(AHEAD) == file.read()
+
+
+def test_a_log_that_was_emptied_since_the_look_stays_empty(store: Store) -> None:
+    """Without a frame it is no log, and nobody is to take zeros for what was written."""
+    grow(store.add(sandbox("a"), READY))
+    log = store._session.engine.writer._log
+    query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    log._tripwire.log_size, log._size = 2 * 4120, 4120
+    log.extend()
+    assert 0 == size(store.path)
+
+
+def test_a_log_near_its_bound_gets_none(
+    open_store: OpenStore, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is to be begun anew."""
+    monkeypatch.setattr(driver, "WAL_MAX", AHEAD)
+    grow(open_store().add(sandbox("a"), READY))
+    assert 0 < size(path) < AHEAD
+
+
 def test_a_plain_shell_writes_into_the_room(store: Store, path: str) -> None:
     """To SQLite it is the rest of an older log."""
     handle = store.add(sandbox("a"), READY)
@@ -106,22 +142,14 @@ def test_a_plain_shell_writes_into_the_room(store: Store, path: str) -> None:
     assert long == size(path)
 
 
-@pytest.fixture(params=[12, 48])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """Return a file system of so many MiB, and how many those are."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    options = f"size={request.param}M"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
-    yield str(folder), request.param
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
-def test_the_last_of_a_disk_is_not_kept_for_it(disk: tuple[str, int]) -> None:
+@pytest.mark.parametrize("mebibytes", [12, 48])
+def test_the_last_of_a_disk_is_not_kept_for_it(tmp_path: Path, mebibytes: int) -> None:
     """There it is for what is written."""
-    folder, mebibytes = disk
-    with Store.open(f"{folder}/registry.db") as store:
+    with (
+        small_file_system(f"{tmp_path}/disk", mebibytes) as disk,
+        Store.open(f"{disk}/registry.db") as store,
+    ):
         grow(store.add(sandbox("a"), READY))
         assert (mebibytes > 16) == (size(store.path) > AHEAD)
 

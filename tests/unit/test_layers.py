@@ -39,6 +39,7 @@ ORDER = [
     "engine.tripwire",
     "engine.readers",
     "engine.watch",
+    "engine.log",
     "engine.writer",
     "engine.group",
     "engine.file",

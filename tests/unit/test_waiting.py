@@ -13,7 +13,8 @@ import pytest
 from registry.engine.turnstile import Turnstile
 from registry.live import BURIED, Lives, StopCh
 from registry.waiting import Mutex, Sleepers
-from tests.tools import in_another_thread, line, running, say
+from tests.convoy import until
+from tests.tools import in_another_thread, is_locked, line, running, say
 
 
 def soon() -> float:
@@ -210,11 +211,9 @@ def test_the_next_in_line_gets_ready_while_the_holder_commits(tmp_path: object) 
     assert one.acquire(soon())
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(two.acquire, later())
-        while two._waiter.idle:
-            time.sleep(0)
+        until(lambda: not two._waiter.idle)
         one.leave_queue()
-        while not two._waiter.idle:
-            time.sleep(0)
+        until(lambda: two._waiter.idle)
         assert not asking.done()
         one.release()
         assert asking.result()
@@ -222,6 +221,45 @@ def test_the_next_in_line_gets_ready_while_the_holder_commits(tmp_path: object) 
     assert not one.acquire(soon())
     two.release()
     assert one.acquire(soon())
+    one.close()
+    two.close()
+
+
+def test_the_next_in_line_looks_while_another_one_commits(tmp_path: object) -> None:
+    """It has the queue then, and not yet the lock; what its look raises comes out."""
+    database = f"{tmp_path}/r.db"
+    one, two = Turnstile(database), Turnstile(database)
+    assert one.acquire(soon())
+    one.leave_queue()
+    seen = []
+
+    def look() -> None:
+        seen.append((is_locked(f"{database}-queue"), two.holder()))
+        one.release()
+
+    assert two.acquire(later(), look)
+    assert [(True, None)] == seen
+    two.release()
+    with pytest.raises(ZeroDivisionError):
+        two.acquire(later(), lambda: 1 // 0)
+    two.release()
+    assert one.acquire(soon())
+    one.close()
+    two.close()
+
+
+def test_who_waits_in_a_queue_that_was_removed_goes_to_the_new_one(tmp_path: object) -> None:
+    """Those who come now wait in that."""
+    database = f"{tmp_path}/r.db"
+    one, two = Turnstile(database), Turnstile(database)
+    assert one.acquire(soon())
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(two.acquire, later())
+        until(lambda: not two._waiter.idle)
+        os.unlink(f"{database}-queue")
+        one.release()
+        assert asking.result()
+    assert is_locked(f"{database}-queue")
     one.close()
     two.close()
 
@@ -244,7 +282,7 @@ def test_a_turnstile_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: 
 
 
 def test_who_can_start_no_thread_stands_in_nobodys_way(tmp_path: object) -> None:
-    """Neither then nor later: it has a place in the queue while it tries."""
+    """Neither then nor later: it leaves no place in the queue behind."""
     code = """
         import sys, threading, time
         from registry.engine.turnstile import Turnstile
