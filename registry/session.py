@@ -308,13 +308,14 @@ def check_function(doing: str, fn: object) -> None:
 def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
     """Run a caller's function inside the transaction, and say when it took long."""
     began = time.monotonic()
-    result = fn(value)
-    took = time.monotonic() - began
-    if took > SLOW:
-        log.warning(
-            "%s: its function took %.1f s, and nobody else could write meanwhile; "
-            "do what is slow before or after it",
-            doing,
-            took,
-        )
-    return result
+    try:
+        return fn(value)
+    finally:
+        took = time.monotonic() - began
+        if took > SLOW:
+            log.warning(
+                "%s: its function took %.1f s, and nobody else could write meanwhile; "
+                "do what is slow before or after it",
+                doing,
+                took,
+            )

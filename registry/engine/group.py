@@ -223,7 +223,7 @@ class GroupCommit:
         failure = group.decide(None)
         if failure is None and not group.done:
             try:
-                self._commit(group.members[-1].doing if group.members else "write")
+                self._commit(group)
             except RegistryError as error:
                 failure = error
         group.failure = group.failure or failure
@@ -232,11 +232,12 @@ class GroupCommit:
         self.mutex.idlers.wake()
         self._group = None  # at last: by it a member knows that there is still something to do
 
-    def _commit(self, doing: str) -> None:
+    def _commit(self, group: Group) -> None:
+        doing = group.members[-1].doing if group.members else "write"
         if not self._writer.committing:
             self._require_open(doing)
         self._writer.commit(doing)
-        self._writer.confirm(doing)
+        self._writer.confirm(doing, group.deadline)
 
     def _clear(self) -> None:
         """Roll back what is left, and let other processes write."""
@@ -301,6 +302,7 @@ class GroupCommit:
         waited = transaction.timeout + time.monotonic() - transaction.deadline
         late = unavailable(transaction.doing, self._path, waited, self.transaction, None)
         if group.decide(late) is late:
+            group.held_up_by = self.transaction
             group.failure, group.done = late, True
             self.mutex.idlers.wake()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
@@ -44,12 +45,18 @@ class Log:
         """Whether it has grown past its bound."""
         return self._tripwire.log_size > self._bound
 
-    def begin_anew(self, connection: driver.Connection) -> None:
-        """Write over it from its beginning on: passive checkpoints may starve."""
+    def begin_anew(self, connection: driver.Connection, deadline: float) -> None:
+        """Write over it from its beginning on: passive checkpoints may starve.
+
+        Waits for readers, but not past *deadline* (monotonic seconds).
+        """
+        wait = max(0.0, min(RESET_WAIT, deadline - time.monotonic()))
         with contextlib.suppress(sqlite3.Error):
-            connection.execute(f"PRAGMA busy_timeout = {int(RESET_WAIT * 1000)}")
-            busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
-            connection.execute("PRAGMA busy_timeout = 0")
+            try:
+                connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
+                busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+            finally:
+                connection.execute("PRAGMA busy_timeout = 0")
             # A reader that stays would cost every commit the wait: try again when it has grown.
             self._bound = driver.WAL_MAX + (self._tripwire.log_size if busy else 0)
 

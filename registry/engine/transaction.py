@@ -194,7 +194,9 @@ class Transaction:
 class Group:
     """Writes that are committed together."""
 
-    __slots__ = ("_fate", "closes", "deadline", "done", "failure", "members", "turns")
+    __slots__ = (
+        *("_fate", "closes", "deadline", "done", "failure", "held_up_by", "members", "turns"),
+    )
 
     def __init__(self) -> None:
         """Begin with no member."""
@@ -205,6 +207,8 @@ class Group:
         """The earliest of its members, and when nobody may join any more: after a tenth of what a
         member may wait, so that the function of who joins has the rest. Monotonic seconds."""
         self.failure: RegistryError | None = None
+        self.held_up_by: Transaction | None = None
+        """Whose function had not come back when the earliest deadline passed."""
         self.done = False
         """Whether the outcome is known: *failure*, or that all of it is stored."""
         self._fate: dict[str, RegistryError | None] = {}
@@ -226,6 +230,11 @@ class Group:
         failure = self.failure
         assert failure is not None, "it has failed"
         why = str(failure)
+        if transaction is self.held_up_by:
+            why = (
+                "its own function was still running when another write, with which it shares the "
+                "commit, had waited as long as it may; nothing of both is stored, make it shorter"
+            )
         for member in self.members:
             why = why.removeprefix(f"{member.doing}: ")
         operands = {name: value for name, value in vars(failure).items() if name[:2] != "__"}

@@ -7,9 +7,10 @@ files beside the database:
     take PATH-queue ─▶ take PATH-lock, sign ─▶ write ─▶ release PATH-queue ─▶ COMMIT
                                                                     ─▶ release PATH-lock
 
-Whoever wants to write again stands behind everyone who is in the queue already, and one alone
-waits for the lock itself. The lock is for fairness and names its holder; safety rests on SQLite's
-own locks, which a writer that knows nothing of this one takes too.
+Whoever has committed and wants to write again stands behind everyone who is in the queue already;
+whoever has rolled back may be in it again before the next one is awake. One alone waits for the
+lock itself. The lock is for fairness and names its holder; safety rests on SQLite's own locks,
+which a writer that knows nothing of this one takes too.
 
 The holder releases the queue before the COMMIT, and not earlier: that wakes the next one in it, who
 is up when the disk has synced, and has looked at all that he need not be alone for; what is left of
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SPIN: Final = 0.0005
-"""Seconds for which whoever comes next looks at the lock without sleeping: two commits."""
+"""Seconds for which whoever comes next looks at the lock without sleeping: some commits."""
 LOOK_AGAIN: Final = 0.005
 """Seconds between two looks, at most, when the commit takes longer."""
 

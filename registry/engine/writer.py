@@ -148,7 +148,7 @@ class Writer:
             RegistryError: nothing can be written.
         """
         if self.unwritable is not None:
-            raise self.unwritable
+            raise self.unwritable.with_traceback(None)  # or it gets longer each time
         self._has_turn = True  # first: who is interrupted gives back what it may have
         self._has_room = False
         self._take_turn(doing, deadline, timeout, lambda: self._tripwire.require(doing))
@@ -218,11 +218,11 @@ class Writer:
                 log.exception("write to %r: rolling back failed", self._path)
         self.committing, self._refusal = False, None
 
-    def confirm(self, doing: str) -> None:
+    def confirm(self, doing: str, deadline: float) -> None:
         """Make sure that what was committed is in the file at the path; may be called again.
 
         The turn is given back before, since others need not wait for a look, unless something is
-        left to be done in it.
+        left to be done in it, which does not wait past *deadline* (monotonic seconds).
 
         Raises:
             DataLossError: it is in another one; nothing is written any more.
@@ -237,7 +237,7 @@ class Writer:
         if keep and self._gave_up:
             self._gave_up = not self._reserve.take()
         if keep and self._log.is_long():
-            self._log.begin_anew(self.connection)
+            self._log.begin_anew(self.connection, deadline)
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.

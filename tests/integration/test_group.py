@@ -232,6 +232,7 @@ def test_a_function_that_waits_for_one_who_waits_for_it_ends(open_store: OpenSto
         error = future.exception()
         assert isinstance(error, UnavailableError)
         assert "thread" in error.holder
+        assert (future is futures[-1]) == ("its own function was still running" in str(error))
     assert [0, 0] == counts(handles)
     handles[0].status.update(more)
 
@@ -439,7 +440,7 @@ def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:
     handle.status.update(lambda old: replace(old, message="long"))
     assert not writer._has_turn
     writer._log._bound = 0
-    writer.confirm("confirm again")
+    writer.confirm("confirm again", time.monotonic() + 1)
     assert not [statement for statement in seen if "wal_checkpoint" in statement]
     handle.status.update(lambda old: replace(old, message="longer"))
     assert [statement for statement in seen if "wal_checkpoint" in statement]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,22 @@ def test_a_log_near_its_bound_gets_none(
     monkeypatch.setattr(driver, "WAL_MAX", AHEAD)
     grow(open_store().add(sandbox("a"), READY))
     assert 0 < size(path) < AHEAD
+
+
+@pytest.mark.parametrize(("left", "milliseconds"), [(60.0, 1000), (0.0, 0)])
+def test_who_begins_it_anew_waits_for_readers_within_the_deadline(
+    store: Store, left: float, milliseconds: int
+) -> None:
+    """And not at all the next time, also where SQLite refuses to do it."""
+    writer, seen = store._session.engine.writer, list[str]()
+    connection = writer.connection
+    connection.execute("BEGIN IMMEDIATE")  # in which no log is begun anew
+    connection.set_trace_callback(seen.append)
+    writer._log.begin_anew(connection, time.monotonic() + left)
+    connection.set_trace_callback(None)
+    connection.execute("ROLLBACK")
+    assert f"PRAGMA busy_timeout = {milliseconds}" == seen[0]
+    assert [(0,)] == connection.fetch("PRAGMA busy_timeout")
 
 
 def test_a_plain_shell_writes_into_the_room(store: Store, path: str) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -26,6 +27,7 @@ from registry import (
     ReadOnlyError,
     RegistryError,
     SchemaVersionError,
+    Status,
     Store,
     StoreClosedError,
     UnavailableError,
@@ -417,6 +419,26 @@ def test_a_removed_log_is_data_loss_before_it_is_acknowledged(path: str) -> None
     os.unlink(f"{path}-wal")
     with pytest.raises(DataLossError):
         store.add(sandbox("b"), READY)
+    store.close()
+
+
+def test_what_is_told_again_and_again_does_not_grow(path: str) -> None:
+    """Nothing is written after a commit into nowhere; each try says so, by the same error."""
+    store = Store.open(path)
+    status = store.add(sandbox("a"), READY).status
+
+    def remove_the_log(old: Status) -> Status:
+        os.unlink(f"{path}-wal")
+        return old
+
+    with pytest.raises(DataLossError):
+        status.update(remove_the_log)
+    lengths = []
+    for _ in range(3):
+        with pytest.raises(DataLossError) as caught:
+            status.update(lambda old: old)
+        lengths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+    assert 1 == len(set(lengths))
     store.close()
 
 

@@ -107,15 +107,17 @@ def test_metadata_and_status_are_plain_values() -> None:
 def test_a_slow_update_func_is_warned_of(
     store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Past one second a warning names the call; a fast one is silent."""
+    """Past one second a warning names the call, also of one that raises; a fast one is silent."""
     handle = store.add(sandbox("a"), READY)
     with caplog.at_level(logging.WARNING, "registry"):
         handle.status.update(lambda old: old)
         assert [] == caplog.messages
         monkeypatch.setattr("registry.session.SLOW", 0.0)
         handle.status.update(lambda old: old)
-    assert 1 == len(caplog.messages)
-    assert "update status of sandbox 'a'" in caplog.text
+        with pytest.raises(ZeroDivisionError):
+            handle.status.update(lambda _: 1 // 0)  # type: ignore[arg-type, return-value]
+    assert 2 == len(caplog.messages)
+    assert all("update status of sandbox 'a'" in message for message in caplog.messages)
 
 
 # Nested writes of the same owner.
