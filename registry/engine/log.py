@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from registry.engine.tripwire import Tripwire
 
 AHEAD: Final = 256 * 1024
-"""Bytes of zeros: some sixty commits, and less to write than what a sync takes."""
+"""Bytes of zeros: some sixty small updates, and less to write than what a sync takes."""
 RESET_WAIT: Final = 1.0
 """Seconds that a commit waits for readers when the log has grown past its bound: where two overlap
 all the time, longer than each of them keeps its snapshot, or it grows without end."""
@@ -63,8 +63,9 @@ class Log:
     def extend(self) -> None:
         """Give it room ahead, if it has none left; nobody else may write meanwhile.
 
-        It has none where it has grown since the last time, but not by that room: then another
-        process has given it some.
+        It has none where commits alone have made it longer since the last time; more than that is
+        taken for room that another process has given it. Where it was one long commit, the next
+        commit makes the log longer once more, and then it gets room.
         """
         size, grown = self._tripwire.log_size, self._tripwire.log_size - self._size
         self._size = size

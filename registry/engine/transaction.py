@@ -194,9 +194,7 @@ class Transaction:
 class Group:
     """Writes that are committed together."""
 
-    __slots__ = (
-        *("_fate", "closes", "deadline", "done", "failure", "held_up_by", "members", "turns"),
-    )
+    __slots__ = ("_fate", "closes", "deadline", "done", "failure", "held_up_by", "members", "turns")
 
     def __init__(self) -> None:
         """Begin with no member."""
