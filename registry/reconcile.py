@@ -150,10 +150,16 @@ def look(
     if row.netns_path and not row.host_network:
         sight = looker.look(row.netns_path)
         seen_there = sight.identity is not None and sight.identity.number == row.netns_number
-        lives_in_netns = not seen_there and _lives_in_netns(row)
+        told = sight.presence is not Presence.UNSEEN and _recorded_here(row, vantage)
+        lives_in_netns = not (seen_there or told) and _lives_in_netns(row)
     creator = load_creator(row) if isinstance(row, Row) else None
     seen_creator = None if creator is None else process.look(creator, vantage)
     return Looks(sight, seen, seen_creator, lives_in_netns)
+
+
+def _recorded_here(row: AnyRow, vantage: Vantage) -> bool:
+    """Whether its path was recorded where it leads to what we see at it."""
+    return row.netns_mount_ns in {None, vantage.mount_ns}
 
 
 def _lives_in_netns(row: AnyRow) -> bool:
@@ -240,7 +246,7 @@ def _judge_netns(case: _Case, row: AnyRow, looks: Looks, vantage: Vantage) -> No
     elif recorded is not None and sight.identity and recorded.same_as(sight.identity):
         if recorded.by_inode_only(sight.identity):
             case.notes.append("only the inode tells that the namespace is the recorded one")
-    elif recorded is not None and recorded.mount_ns not in {None, vantage.mount_ns}:
+    elif recorded is not None and not _recorded_here(row, vantage):
         other = ", another than the recorded one," if sight.identity else ""
         case.unseen.append(
             f"{sight.detail}{other} in our mount namespace, but it was recorded in another one"
