@@ -103,10 +103,11 @@ class CompactedError(FailedPreconditionError):
 
 
 class UnavailableError(RegistryError):
-    """The deadline passed while someone else was writing; the only error worth a retry.
+    """Someone else stood in the way of a write; the only error worth a retry.
 
-    *holder* names the thread or process that stood in the way, *since* when it began (ns since the
-    Unix epoch, 0 unknown), *timeout* the seconds waited. gRPC: UNAVAILABLE.
+    The deadline passed, or a write that shared the commit has ended the transaction of both.
+    *holder* names the thread or process, *since* when it began (ns since the Unix epoch, 0
+    unknown), *timeout* the seconds waited. gRPC: UNAVAILABLE.
     """
 
     path: str = ""

@@ -25,7 +25,7 @@ def unavailable(
         holder: who else has signed for the turnstile; None when nobody has.
     """
     if ours is not None:
-        who, since = f"thread {ours.thread.name!r} (doing: {ours.doing})", ours.since
+        who, since = _thread_of(ours), ours.since
     elif holder is None:
         who, since = _stranger(path), 0
     elif holder.pid == 0:
@@ -41,6 +41,22 @@ def unavailable(
         since=since,
         timeout=timeout,
     )
+
+
+def shared_with(other: Transaction, path: str) -> UnavailableError:
+    """Return the error of writes whose transaction *other*, which joined it, has ended."""
+    who = _thread_of(other)
+    return UnavailableError(
+        f"{who}, with which it shared the commit, has ended the transaction in {path!r}; "
+        "nothing of it is stored, try again",
+        path=path,
+        holder=who,
+        since=other.since,
+    )
+
+
+def _thread_of(transaction: Transaction) -> str:
+    return f"thread {transaction.thread.name!r} (doing: {transaction.doing})"
 
 
 def _name_of(pid: int) -> str:

@@ -34,7 +34,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
-from registry.engine.blame import unavailable
+from registry.engine.blame import shared_with, unavailable
 from registry.engine.transaction import Group, Transaction
 from registry.errors import FailedPreconditionError, RegistryError
 from registry.waiting import Mutex
@@ -203,13 +203,13 @@ class GroupCommit:
         elif group is transaction.group or group.decided:
             self._conclude(group)
         elif not whole:
-            self._fail(group, transaction.ended_by)
+            self._fail(group, transaction, transaction.ended_by)
         elif transaction.joined and transaction.group is None:
             try:
                 # The savepoint itself stays until the end of the group, and is in nobody's way.
                 transaction.connection.execute("ROLLBACK TO member")
             except sqlite3.Error as error:
-                self._fail(group, error)
+                self._fail(group, transaction, error)
 
     # The group, in the hands of whoever has the mutex.
 
@@ -244,15 +244,16 @@ class GroupCommit:
         self._writer.reset()
         self._writer.release()
 
-    def _fail(self, group: Group, cause: BaseException | None) -> None:
-        """Let *group* fail, whose transaction was ended by *cause* in one that is no member yet."""
-        if isinstance(cause, RegistryError):
-            failure = cause
+    def _fail(self, group: Group, transaction: Transaction, cause: BaseException | None) -> None:
+        """Let *group* fail, whose transaction was ended by *cause* in *transaction*, no member yet.
+
+        What SQLite could not do for one it could not do for the others; of all else they are free,
+        and need only try again.
+        """
+        if isinstance(cause, RegistryError) and cause.sqlite_code is not None:
+            failure: RegistryError = cause
         else:
-            failure = FailedPreconditionError(
-                f"the transaction that it shared was ended by an error in another write "
-                f"({cause!r}); nothing of it is stored, try again"
-            )
+            failure = shared_with(transaction, self._path)
             failure.__cause__ = cause
         group.decide(failure)
         self._conclude(group)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import pytest
 
 from registry import (
     FailedPreconditionError,
+    NotFoundError,
     Sandbox,
     State,
     Status,
@@ -176,21 +178,25 @@ def test_a_transaction_runs_alone_after_the_group(
     assert 3 == statement.count("COMMIT")
 
 
+@pytest.mark.parametrize("nested", [False, True])
 def test_an_error_that_ends_the_transaction_fails_all_of_it(
-    store: Store, handles: list[Sandbox], blocker: Sandbox
+    store: Store, handles: list[Sandbox], blocker: Sandbox, nested: bool
 ) -> None:
-    """None of them is stored, and the next one begins anew."""
+    """None of them is stored, and the next one begins anew; who only shared it may try again."""
 
     def end(old: Status) -> Status:
-        # As an I/O error or a full disk may, inside any statement.
-        store._session.engine.writer.connection.execute("ROLLBACK")
+        with suppress(NotFoundError), store.transaction() if nested else nullcontext():
+            # As an I/O error or a full disk may, inside any statement.
+            store._session.engine.writer.connection.execute("ROLLBACK")
+            store.get("none")
         return more(old)
 
     calls = [*updates(handles[:3]), lambda: handles[3].status.update(end), *updates(handles[4:])]
     with convoy(store, blocker, *calls) as futures:
         pass
-    assert [FailedPreconditionError] * 5 == [type(each.exception()) for each in futures[:5]]
-    assert "'s1'" in str(futures[2].exception())
+    assert [UnavailableError] * 4 == [type(each.exception()) for each in futures[:4]]
+    assert isinstance(futures[4].exception(), FailedPreconditionError)
+    assert re.search(r"'s1'.* thread .*'s3'.*try again", str(futures[2].exception()))
     assert [None] * 4 == [each.exception() for each in futures[5:]]
     assert [0] * 4 + [1] * 4 == counts(handles)
 
