@@ -174,7 +174,7 @@ def _mark_even_if_full(
     able to delete some, for which a little is left.
     """
     marked, left, why = _Marked(set(), [], set(), {}), asked, ""
-    short = session.engine.require_writer(doing).is_short_of_room()
+    short = session.engine.require_writer(doing).reserve.is_short()
     size = PORTION if short else len(asked)
     while left and not why:
         mark = partial(_mark, session, left[:size], commit, doing)

@@ -101,7 +101,7 @@ class Session:
     def has_room_left(self, doing: str) -> bool:
         """Move the log into the database, and tell whether there is then a margin left."""
         with MakeRoom(self.engine, doing, self._timeout, alone=True):
-            return self.engine.writer.has_margin()
+            return self.engine.writer.reserve.has_margin()
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query: of the caller's open transaction, else as committed."""

@@ -10,7 +10,7 @@ blame         who stands in the way
 tripwire      whether the files are still those that were opened
 readers       connections that only read
 watch         whether anybody has committed
-log           the log: how long it may get, and room ahead of what is written
+wal           the log: how long it may get, and room ahead of what is written
 writer        the connection that writes, step by step
 group         who writes when, and who commits for all: group commit
 file          the engine: all of it for one database file

@@ -15,18 +15,17 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
-from registry.engine import driver, reserve
+from registry.engine import driver
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
-from registry.engine.log import Log
-from registry.engine.paths import create_file, free, raise_if_struck, refused
+from registry.engine.paths import create_file, raise_if_struck, refused
 from registry.engine.reserve import Reserve
 from registry.engine.turnstile import Turnstile
+from registry.engine.wal import Wal
 from registry.errors import (
     CommitUnknownError,
     FailedPreconditionError,
     RegistryError,
-    ResourceExhaustedError,
     UnavailableError,
 )
 
@@ -53,14 +52,14 @@ class Writer:
         """Why nothing is written any more."""
         self.committing = False
         """Whether COMMIT was asked for; until `reset`."""
+        self.reserve: Final = Reserve(path)
+        """What is kept for a full disk."""
         self._refusal: sqlite3.Error | None = None
         self._path: Final = path
         self._tripwire: Final = tripwire
         self._turnstile: Turnstile | None = None
         self._has_turn = self._has_room = False
-        self._reserve: Final = Reserve(path)
-        self._gave_up = False
-        self._log: Final = Log(path, tripwire)
+        self._wal: Final = Wal(path, tripwire)
 
     # Opening and closing.
 
@@ -79,7 +78,7 @@ class Writer:
             taken = True
             self._connect(prepare, deadline, timeout)
             opened = True
-            self._reserve.take()
+            self.reserve.take()
             self._turnstile.release()
         except BaseException:
             if taken and not opened:
@@ -172,7 +171,7 @@ class Writer:
     def begin(self, doing: str, deadline: float, timeout: float) -> None:
         """Take SQLite's write lock; arguments and errors as `take_turn`."""
         self._begin(self.connection, doing, deadline, timeout)
-        self._log.extend()
+        self._wal.extend()
 
     def _begin(
         self, connection: driver.Connection, doing: str, deadline: float, timeout: float
@@ -227,17 +226,17 @@ class Writer:
         Raises:
             DataLossError: it is in another one; nothing is written any more.
         """
-        keep = self._has_turn and (self._gave_up or self._log.is_long())
+        keep = self._has_turn and (self.reserve.given_up or self._wal.is_long())
         if not keep:
             self.release()
         if not self._tripwire.holds():
             self._tripwire.spoil()
             self.unwritable = self._tripwire.replaced(doing)
             raise self.unwritable
-        if keep and self._gave_up:
-            self._gave_up = not self._reserve.take()
-        if keep and self._log.is_long():
-            self._log.begin_anew(self.connection, deadline)
+        if keep and self.reserve.given_up:
+            self.reserve.take()
+        if keep and self._wal.is_long():
+            self._wal.begin_anew(self.connection, deadline)
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.
@@ -275,31 +274,21 @@ class Writer:
     def require_room(self, doing: str) -> None:
         """Raise unless there is more room than what marking and deleting may need.
 
+        Asked once in a turn: the log grows at its end.
+
         Raises:
             ResourceExhaustedError: the disk is full.
         """
-        if not (self._has_room or self._reserve.has_more()):
-            raise ResourceExhaustedError(
-                f"{doing}: the disk is full, and what little is left of it at {self._path!r} is "
-                "for marking sandboxes NOTREADY and deleting them; free some space",
-                path=self._path,
-            )
-        self._has_room = True  # for the whole turn: the log grows at its end
-
-    def is_short_of_room(self) -> bool:
-        """Whether there is less than what is kept for a full disk beside it."""
-        return free(self._path) < reserve.SIZE
-
-    def has_margin(self) -> bool:
-        """Whether something small, a deletion, still finds room."""
-        return free(self._path) >= reserve.MARGIN
+        if not self._has_room:
+            self.reserve.require_more(doing)
+        self._has_room = True
 
     def make_room(self) -> None:
         """Have the next write find room on a full disk, as far as what is kept for that goes.
 
         The turn is taken, and nothing has begun.
         """
-        self._gave_up |= self._reserve.give_up()
+        self.reserve.give_up()
         # What is in the database need not stay in the log, which is then written over in place.
         with contextlib.suppress(sqlite3.Error):
             self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

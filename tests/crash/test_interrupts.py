@@ -243,7 +243,7 @@ def test_the_timeout_of_a_signal_handler_is_no_answer_of_the_system(path: str) -
     from dataclasses import replace
     from registry import Metadata, State, Status, Store
 
-    FILES = ("engine/log.py", "engine/paths.py", "lockfile.py")
+    FILES = ("engine/wal.py", "engine/paths.py", "lockfile.py")
 
     def update():
         handle.status.update(lambda old: replace(old, pid=old.pid + 1))

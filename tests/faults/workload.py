@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from registry import Metadata, RegistryError, State, Status, Store
-from registry.engine import driver, log
+from registry.engine import driver, wal
 from tests.tools import pod
 
 Model = dict[str, list[str]]
@@ -155,7 +155,7 @@ def work(path: str) -> None:
     lock was left over, or nobody can tell what is so, only after the store was opened anew.
     """
     vars(driver).update(WAL_PAGES=8, WAL_MAX=20 * 4096)
-    vars(log).update(AHEAD=4 * 4120)
+    vars(wal).update(AHEAD=4 * 4120)
     stores: list[Store] = []
 
     def open_it() -> None:

@@ -445,7 +445,7 @@ def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:
     writer.connection.set_trace_callback(seen.append)
     handle.status.update(lambda old: replace(old, message="long"))
     assert not writer._has_turn
-    writer._log._bound = 0
+    writer._wal._bound = 0
     writer.confirm("confirm again", time.monotonic() + 1)
     assert not [statement for statement in seen if "wal_checkpoint" in statement]
     handle.status.update(lambda old: replace(old, message="longer"))

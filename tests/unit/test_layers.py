@@ -39,7 +39,7 @@ ORDER = [
     "engine.tripwire",
     "engine.readers",
     "engine.watch",
-    "engine.log",
+    "engine.wal",
     "engine.writer",
     "engine.group",
     "engine.file",

@@ -30,8 +30,8 @@ RESET_WAIT: Final = 1.0
 all the time, longer than each of them keeps its snapshot, or it grows without end."""
 
 
-class Log:
-    """The log of one database file, for its writer."""
+class Wal:
+    """The write-ahead log of one database file, for its writer."""
 
     def __init__(self, path: str, tripwire: Tripwire) -> None:
         """Know of nothing yet; *tripwire* has looked at the log before any other call."""

@@ -12,7 +12,7 @@ import pytest
 
 from registry import Sandbox, Store
 from registry.engine import driver
-from registry.engine.log import AHEAD
+from registry.engine.wal import AHEAD
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import READY, line, query, running, sandbox, say, small_file_system
@@ -87,7 +87,7 @@ def test_two_processes_do_not_each_add_it(store: Store) -> None:
 def test_what_was_seen_in_line_may_be_old(store: Store) -> None:
     """The one before us may have added it since."""
     grow(store.add(sandbox("a"), READY))
-    log, long = store._session.engine.writer._log, size(store.path)
+    log, long = store._session.engine.writer._wal, size(store.path)
     log._tripwire.log_size = long - AHEAD
     log._size = long - AHEAD - 1
     log.extend()
@@ -98,7 +98,7 @@ def test_what_another_one_wrote_since_the_look_stays(store: Store) -> None:
     """The zeros go after the end as it is, whatever was seen in line."""
     handle = store.add(sandbox("a"), READY)
     grow(handle)
-    log, long = store._session.engine.writer._log, size(store.path)
+    log, long = store._session.engine.writer._wal, size(store.path)
     while long == size(store.path):  # until the room is used up, and more
         handle.status.update(more)
     with open(f"{store.path}-wal", "rb") as file:
@@ -113,7 +113,7 @@ def test_what_another_one_wrote_since_the_look_stays(store: Store) -> None:
 def test_a_log_that_was_emptied_since_the_look_stays_empty(store: Store) -> None:
     """Without a frame it is no log, and nobody is to take zeros for what was written."""
     grow(store.add(sandbox("a"), READY))
-    log = store._session.engine.writer._log
+    log = store._session.engine.writer._wal
     query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
     log._tripwire.log_size, log._size = 2 * 4120, 4120
     log.extend()
@@ -138,7 +138,7 @@ def test_who_begins_it_anew_waits_for_readers_within_the_deadline(
     connection = writer.connection
     connection.execute("BEGIN IMMEDIATE")  # in which no log is begun anew
     connection.set_trace_callback(seen.append)
-    writer._log.begin_anew(connection, time.monotonic() + left)
+    writer._wal.begin_anew(connection, time.monotonic() + left)
     connection.set_trace_callback(None)
     connection.execute("ROLLBACK")
     assert f"PRAGMA busy_timeout = {milliseconds}" == seen[0]
@@ -205,7 +205,7 @@ def test_a_log_that_cannot_be_given_room_grows_as_it_is_written(
 def test_another_log_at_its_path_gets_none(store: Store, path: str) -> None:
     """It is not ours to write."""
     store.add(sandbox("a"), READY)
-    log = store._session.engine.writer._log
+    log = store._session.engine.writer._wal
     os.rename(f"{path}-wal", f"{path}-wal.ours")
     try:
         with open(f"{path}-wal", "wb") as other:
