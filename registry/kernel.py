@@ -165,15 +165,10 @@ def _own_namespace(kind: str) -> int | None:
         os.close(fd)
 
 
-class File(NamedTuple):
-    """Which file is at a path (device and inode), and its bytes."""
+def file_at(path: bytes) -> tuple[tuple[int, int] | None, int]:
+    """Return which file is at *path*, where a symlink leads too (device and inode), and its bytes.
 
-    identity: tuple[int, int]
-    size: int
-
-
-def file_at(path: bytes) -> File | None:
-    """Return the file at *path*, where a symlink leads too; None where none can be seen.
+    None and 0 where none can be seen.
 
     Asks for no times, as `os.stat` does: from Linux 6.13 on, a file whose times somebody has seen
     notes a new one at its next write, and the sync after that takes half as long again.
@@ -185,10 +180,10 @@ def file_at(path: bytes) -> File | None:
         try:
             found = os.stat(path)
         except OSError:
-            return None
-        return File((found.st_dev, found.st_ino), found.st_size)
+            return None, 0
+        return (found.st_dev, found.st_ino), found.st_size
     inode, size, major, minor = _STATX.unpack(buffer)
-    return File((os.makedev(major, minor), inode), size)
+    return (os.makedev(major, minor), inode), size
 
 
 @cache

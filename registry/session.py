@@ -88,10 +88,10 @@ class Session:
         On a full disk it is tried once more, with the space that is kept for that, if it is *worth*
         it; but not inside an open transaction, which has ended with the error.
         """
-        nested = self.engine.own_transaction() is not None
         try:
             return attempt()
         except ResourceExhaustedError as error:
+            nested = self.engine.own_transaction() is not None
             if nested or error.sqlite_code != sqlite3.SQLITE_FULL or not worth():
                 raise
             with MakeRoom(self.engine, doing, self._timeout, alone=True):

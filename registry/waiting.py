@@ -91,10 +91,8 @@ class Mutex:
     @property
     def next(self) -> object:
         """Who gets it after the holder; None when nobody waits."""
-        try:
-            return self._queue[1][0]
-        except IndexError:
-            return None
+        waiting = self._queue[1:2]
+        return waiting[0][0] if waiting else None
 
     def acquire(self, holder: object, deadline: float | None) -> bool:
         """Wait until *holder* holds it, and tell whether it does before *deadline*.

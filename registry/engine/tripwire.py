@@ -48,9 +48,8 @@ class Tripwire:
         return (found.st_dev, found.st_ino) == self._files[1]
 
     def _look(self) -> tuple[object, object]:
-        log = file_at(self._log)
-        self.log_size = log.size if log else 0
-        return (identity(self._path), log and log.identity)
+        log, self.log_size = file_at(self._log)
+        return (identity(self._path), log)
 
     def require(self, doing: str) -> None:
         """Raise DataLossError unless it holds."""
