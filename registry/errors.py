@@ -106,8 +106,8 @@ class UnavailableError(RegistryError):
     """Someone else stood in the way of a write; the only error worth a retry.
 
     The deadline passed, or a write that shared the commit has ended the transaction of both.
-    *holder* names the thread or process, *since* when it began (ns since the Unix epoch, 0
-    unknown), *timeout* the seconds waited. gRPC: UNAVAILABLE.
+    *holder* names the thread or process, where it is known, *since* when it began (ns since the
+    Unix epoch, 0 unknown), *timeout* the seconds waited. gRPC: UNAVAILABLE.
     """
 
     path: str = ""
@@ -146,3 +146,9 @@ class NetNSError(RegistryError):
 
     path: str = ""
     errno: int = 0
+
+
+def retold(error: RegistryError, message: str) -> RegistryError:
+    """Return *error* with another message, for another call that it has failed too."""
+    operands = {name: value for name, value in vars(error).items() if name[:2] != "__"}
+    return type(error)(message, **operands)

@@ -88,7 +88,8 @@ class Looks(NamedTuple):
     process: ProcessSight | None = None
     creator: ProcessSight | None = None
     lives_in_netns: bool = False
-    """The recorded process lives in the recorded namespace, wherever that is mounted."""
+    """The recorded process lives in the recorded namespace, wherever that is mounted; asked only
+    where the path does not tell what became of it."""
 
 
 class Judgement(NamedTuple):
@@ -158,7 +159,7 @@ def look(
 
 
 def _recorded_here(row: AnyRow, vantage: Vantage) -> bool:
-    """Whether its path was recorded where it leads to what we see at it."""
+    """Whether its path was recorded in our mount namespace, or, None, nobody noted in which."""
     return row.netns_mount_ns in {None, vantage.mount_ns}
 
 

@@ -238,8 +238,8 @@ class _StoredStatus:
             FailedPreconditionError: it leads back to UNKNOWN, or *fn* changed this status itself.
             ResourceExhaustedError: the disk is full; NOTREADY is stored all the same, as long as
                 what is kept for that goes.
-            UnavailableError: the store's timeout passed before the write could begin, or before a
-                function of another thread, with which it shares the commit, came back.
+            UnavailableError: the store's timeout passed before the write could begin, or a write of
+                another thread, with which it shared the commit, has kept it or ended it.
         """
         doing = f"update status of sandbox {self._handle.id!r}"
         check_function(doing, fn)

@@ -313,7 +313,8 @@ class Store:
             AlreadyExistsError: the id is taken.
             NameReservedError: the name is; `.holder` has it.
             InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
-            UnavailableError: the store's timeout passed before the write could begin.
+            UnavailableError: the store's timeout passed before the write could begin, or a write of
+                another thread, with which it shared the commit, has kept it or ended it.
         """
         return self._insert("add", metadata, status, os.getpid(), container)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from datetime import UTC, datetime
+from typing import Final
 
 from registry.engine import paths
+from registry.engine.driver import translate
 from registry.engine.lockfile import Holder
 from registry.engine.transaction import Transaction
-from registry.errors import UnavailableError
+from registry.errors import RegistryError, UnavailableError, retold
 
 
 def unavailable(
@@ -43,16 +46,32 @@ def unavailable(
     )
 
 
-def shared_with(other: Transaction, path: str) -> UnavailableError:
-    """Return the error of writes whose transaction *other*, which joined it, has ended."""
+def ended(other: Transaction, cause: BaseException | None, path: str) -> RegistryError:
+    """Return the error of writes whose transaction *other*, which had joined it, has ended.
+
+    Where the disk or the memory failed, they would have met the same, and it is *cause*, told to
+    them; of all else they are free, and need only try again.
+    """
     who = _thread_of(other)
-    return UnavailableError(
-        f"{who}, with which it shared the commit, has ended the transaction in {path!r}; "
-        "nothing of it is stored, try again",
-        path=path,
-        holder=who,
-        since=other.since,
-    )
+    said = f"{who}, with which it shared the commit, has ended the transaction"
+    if isinstance(cause, sqlite3.Error):
+        cause = translate(cause, other.doing, path)
+    if isinstance(cause, RegistryError) and (cause.sqlite_code or 0) & 0xFF in _OF_THE_HOST:
+        error = retold(cause, f"{said}: {str(cause).removeprefix(f'{other.doing}: ')}")
+    else:
+        why = "" if cause is None else f" ({cause!r})"
+        error = UnavailableError(
+            f"{said} in {path!r}{why}; nothing of it is stored, try again",
+            path=path,
+            holder=who,
+            since=other.since,
+        )
+    error.__cause__ = cause
+    return error
+
+
+_OF_THE_HOST: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+"""Those for which SQLite ends a transaction by itself, but for an interrupt, which nobody sends."""
 
 
 def _thread_of(transaction: Transaction) -> str:

@@ -34,7 +34,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
-from registry.engine.blame import shared_with, unavailable
+from registry.engine.blame import ended, unavailable
 from registry.engine.transaction import Group, Transaction
 from registry.errors import FailedPreconditionError, RegistryError
 from registry.waiting import Mutex
@@ -245,17 +245,8 @@ class GroupCommit:
         self._writer.release()
 
     def _fail(self, group: Group, transaction: Transaction, cause: BaseException | None) -> None:
-        """Let *group* fail, whose transaction was ended by *cause* in *transaction*, no member yet.
-
-        What SQLite could not do for one it could not do for the others; of all else they are free,
-        and need only try again.
-        """
-        if isinstance(cause, RegistryError) and cause.sqlite_code is not None:
-            failure: RegistryError = cause
-        else:
-            failure = shared_with(transaction, self._path)
-            failure.__cause__ = cause
-        group.decide(failure)
+        """Let *group* fail, whose transaction was ended by *cause* in *transaction*, no member."""
+        group.decide(ended(transaction, cause, self._path))
         self._conclude(group)
 
     # Those that wait for the outcome.

@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from registry.engine.driver import Connection, translate
-from registry.errors import FailedPreconditionError, RegistryError
+from registry.errors import FailedPreconditionError, RegistryError, retold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -157,7 +157,8 @@ class Transaction:
             self.execute(f"RELEASE {savepoint}")
         except BaseException as failure:
             # The part can no longer be told from the whole: the whole fails.
-            self.ended_by = self.ended_by or error or failure
+            of_sqlite = failure if isinstance(failure, sqlite3.Error) else None
+            self.ended_by = self.ended_by or of_sqlite or error or failure
             if error is None:
                 raise
         else:
@@ -235,7 +236,6 @@ class Group:
             )
         for member in self.members:
             why = why.removeprefix(f"{member.doing}: ")
-        operands = {name: value for name, value in vars(failure).items() if name[:2] != "__"}
-        error = type(failure)(f"{transaction.doing}: {why}", **operands)
+        error = retold(failure, f"{transaction.doing}: {why}")
         error.__cause__ = failure.__cause__
         return error

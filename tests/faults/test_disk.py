@@ -97,6 +97,39 @@ def test_what_is_gone_can_be_marked_and_deleted(
     tried(f"full disk, {'beside others' if greedy else 'alone'}: 15 marked, 15 deleted, 17 refused")
 
 
+def test_what_was_given_up_is_had_again_by_any_write(small_disk: str) -> None:
+    """Once there is space, and not only by one that needs more than is kept."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path, reconcile=False) as store:
+        add_many(store, 30)
+        fill(small_disk)
+        n = 0
+        while os.path.exists(f"{path}-reserve"):
+            store.get(f"s{n}").status.update(lambda old: replace(old, state=State.NOTREADY))
+            n += 1
+        make_space(small_disk)
+        assert store.delete("s0")
+        assert os.path.exists(f"{path}-reserve")
+        os.unlink(f"{path}-reserve")  # what others have given up is theirs to take again
+        assert store.delete("s1")
+        assert not os.path.exists(f"{path}-reserve")
+
+
+def test_inside_a_transaction_a_full_disk_is_told_as_such(small_disk: str) -> None:
+    """What was done in it before is taken back with it."""
+    gone = Status(State.NOTREADY, message="x" * 4096)
+    with Store.open(f"{small_disk}/registry.db", reconcile=False) as store:
+        add_many(store, 30)
+        connection = store._session.engine.writer.connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        # SQLite asks the disk at the COMMIT only; this it asks at once.
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(ResourceExhaustedError), store.transaction():
+            for n in range(30):
+                store.get(f"s{n}").status.update(lambda _: gone)
+        assert {State.READY} == {each.seen.state for each in store.list()}
+
+
 def test_it_can_be_looked_at_while_nobody_has_it_open(small_disk: str) -> None:
     """With the space that is kept; the log and its index then stay for the next one."""
     path = f"{small_disk}/registry.db"

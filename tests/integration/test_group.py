@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from registry import (
     FailedPreconditionError,
     NotFoundError,
+    ResourceExhaustedError,
     Sandbox,
     State,
     Status,
@@ -23,11 +25,11 @@ from registry import (
     StoreClosedError,
     UnavailableError,
 )
-from registry.engine import group
+from registry.engine import Connection, group
 from registry.engine.transaction import Group, Transaction
 from tests.conftest import OpenStore
 from tests.convoy import Call, convoy, more
-from tests.tools import READY, line, run, running, sandbox, say
+from tests.tools import READY, line, query, run, running, sandbox, say
 
 
 def fail(_: Status) -> Status:
@@ -178,27 +180,120 @@ def test_a_transaction_runs_alone_after_the_group(
     assert 3 == statement.count("COMMIT")
 
 
-@pytest.mark.parametrize("nested", [False, True])
+def rolled_back(connection: Connection, store: Store) -> None:
+    """End the transaction, as SQLite itself may inside any statement."""
+    connection.execute("ROLLBACK")
+
+
+def rolled_back_in_a_part(connection: Connection, store: Store) -> None:
+    """End it in a part that then fails by itself, which the caller catches."""
+    with suppress(NotFoundError), store.transaction():
+        connection.execute("ROLLBACK")
+        store.get("none")
+
+
+def savepoint_lost(connection: Connection, store: Store) -> None:
+    """Fail, so that it is to be taken back, which SQLite refuses."""
+    with suppress(sqlite3.OperationalError):
+        while True:  # those of the members before it, too
+            connection.execute("RELEASE member")
+    raise LookupError("its own")
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (rolled_back, ""),
+        (rolled_back_in_a_part, "NotFoundError"),
+        (savepoint_lost, "no such savepoint: member"),
+    ],
+)
 def test_an_error_that_ends_the_transaction_fails_all_of_it(
-    store: Store, handles: list[Sandbox], blocker: Sandbox, nested: bool
+    store: Store,
+    handles: list[Sandbox],
+    blocker: Sandbox,
+    end: Callable[[Connection, Store], None],
+    why: str,
 ) -> None:
     """None of them is stored, and the next one begins anew; who only shared it may try again."""
 
-    def end(old: Status) -> Status:
-        with suppress(NotFoundError), store.transaction() if nested else nullcontext():
-            # As an I/O error or a full disk may, inside any statement.
-            store._session.engine.writer.connection.execute("ROLLBACK")
-            store.get("none")
+    def last(old: Status) -> Status:
+        end(store._session.engine.writer.connection, store)
         return more(old)
 
-    calls = [*updates(handles[:3]), lambda: handles[3].status.update(end), *updates(handles[4:])]
+    calls = [*updates(handles[:3]), lambda: handles[3].status.update(last), *updates(handles[4:])]
     with convoy(store, blocker, *calls) as futures:
         pass
     assert [UnavailableError] * 4 == [type(each.exception()) for each in futures[:4]]
-    assert isinstance(futures[4].exception(), FailedPreconditionError)
-    assert re.search(r"'s1'.* thread .*'s3'.*try again", str(futures[2].exception()))
+    assert isinstance(futures[4].exception(), (FailedPreconditionError, LookupError))
+    told = str(futures[2].exception())
+    assert re.fullmatch(
+        rf".* 's1': thread .*'s3'.*{why}.*; nothing of it is stored, try again", told
+    )
     assert [None] * 4 == [each.exception() for each in futures[5:]]
     assert [0] * 4 + [1] * 4 == counts(handles)
+
+
+def test_a_part_that_cannot_be_taken_back_fails_its_member(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """And nobody else; the error says what SQLite has refused, and not what was caught."""
+
+    def last(old: Status) -> Status:
+        with suppress(NotFoundError), store.transaction():
+            store._session.engine.writer.connection.execute("RELEASE nested_2")
+            store.get("none")
+        return more(old)
+
+    calls = [*updates(handles[:3]), lambda: handles[3].status.update(last), *updates(handles[4:])]
+    with convoy(store, blocker, *calls) as futures:
+        pass
+    error = futures.pop(4).exception()
+    assert isinstance(error, FailedPreconditionError)
+    assert "no such savepoint: nested_2" in str(error)
+    assert [None] * 8 == [each.exception() for each in futures]
+    assert [1, 1, 1, 0, 1, 1, 1, 1] == counts(handles)
+
+
+def test_a_full_disk_that_ends_the_transaction_is_told_to_all_of_it(
+    store: Store, handles: list[Sandbox], blocker: Sandbox
+) -> None:
+    """They would have met it too; what is NOTREADY is stored all the same."""
+    connection = store._session.engine.writer.connection
+    query(store.path, "CREATE TABLE big (it)")
+
+    def fill(old: Status) -> Status:
+        transaction = store._session.engine.own_transaction()
+        assert transaction is not None
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        try:
+            transaction.execute("INSERT INTO big VALUES (zeroblob(1000000))")
+        finally:
+            connection.execute("PRAGMA max_page_count = 4294967294")
+        return old
+
+    calls = [
+        lambda: handles[0].status.update(lambda old: replace(old, state=State.NOTREADY)),
+        *updates(handles[1:3]),
+        lambda: handles[3].status.update(fill),
+        *updates(handles[4:]),
+    ]
+    with convoy(store, blocker, *calls) as futures:
+        pass
+    query(store.path, "DROP TABLE big")
+    errors = [each.exception() for each in futures]
+    assert State.NOTREADY is handles[0].status.get().state
+    assert [None] * 5 == [errors[1], *errors[5:]]
+    for error in (errors[0], *errors[2:5]):
+        assert isinstance(error, ResourceExhaustedError)
+        assert sqlite3.SQLITE_FULL == error.sqlite_code
+    assert errors[4] is getattr(errors[2], "__cause__", None)
+    assert re.fullmatch(
+        r"update .* 's1': thread .*'s3'\), with which it shared the commit, has ended the "
+        r"transaction: .*full.*; free some space",
+        str(errors[2]),
+    )
 
 
 def test_a_group_is_bounded(

@@ -87,10 +87,10 @@ def test_two_processes_do_not_each_add_it(store: Store) -> None:
 def test_what_was_seen_in_line_may_be_old(store: Store) -> None:
     """The one before us may have added it since."""
     grow(store.add(sandbox("a"), READY))
-    log, long = store._session.engine.writer._wal, size(store.path)
-    log._tripwire.log_size = long - AHEAD
-    log._size = long - AHEAD - 1
-    log.extend()
+    wal, long = store._session.engine.writer._wal, size(store.path)
+    wal._tripwire.log_size = long - AHEAD
+    wal._size = long - AHEAD - 1
+    wal.extend()
     assert long == size(store.path)
 
 
@@ -98,14 +98,14 @@ def test_what_another_one_wrote_since_the_look_stays(store: Store) -> None:
     """The zeros go after the end as it is, whatever was seen in line."""
     handle = store.add(sandbox("a"), READY)
     grow(handle)
-    log, long = store._session.engine.writer._wal, size(store.path)
+    wal, long = store._session.engine.writer._wal, size(store.path)
     while long == size(store.path):  # until the room is used up, and more
         handle.status.update(more)
     with open(f"{store.path}-wal", "rb") as file:
         written = file.read()
-    log._tripwire.log_size = len(written) - 4120
-    log._size = len(written) - 2 * 4120
-    log.extend()
+    wal._tripwire.log_size = len(written) - 4120
+    wal._size = len(written) - 2 * 4120
+    wal.extend()
     with open(f"{store.path}-wal", "rb") as file:
         assert written + bytes(AHEAD) == file.read()
 
@@ -113,10 +113,10 @@ def test_what_another_one_wrote_since_the_look_stays(store: Store) -> None:
 def test_a_log_that_was_emptied_since_the_look_stays_empty(store: Store) -> None:
     """Without a frame it is no log, and nobody is to take zeros for what was written."""
     grow(store.add(sandbox("a"), READY))
-    log = store._session.engine.writer._wal
+    wal = store._session.engine.writer._wal
     query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
-    log._tripwire.log_size, log._size = 2 * 4120, 4120
-    log.extend()
+    wal._tripwire.log_size, wal._size = 2 * 4120, 4120
+    wal.extend()
     assert 0 == size(store.path)
 
 
@@ -205,13 +205,13 @@ def test_a_log_that_cannot_be_given_room_grows_as_it_is_written(
 def test_another_log_at_its_path_gets_none(store: Store, path: str) -> None:
     """It is not ours to write."""
     store.add(sandbox("a"), READY)
-    log = store._session.engine.writer._wal
+    wal = store._session.engine.writer._wal
     os.rename(f"{path}-wal", f"{path}-wal.ours")
     try:
         with open(f"{path}-wal", "wb") as other:
-            other.write(b"x" * log._tripwire.log_size)
-        log._size = log._tripwire.log_size - 1
-        log.extend()
-        assert log._tripwire.log_size == size(path)
+            other.write(b"x" * wal._tripwire.log_size)
+        wal._size = wal._tripwire.log_size - 1
+        wal.extend()
+        assert wal._tripwire.log_size == size(path)
     finally:
         os.rename(f"{path}-wal.ours", f"{path}-wal")

@@ -319,14 +319,20 @@ def test_a_path_that_may_not_be_searched_is_unreachable(
     netns.remove()
 
 
-def test_a_loop_of_symlinks_is_unreachable(store: Store, base_dir: str) -> None:
-    """What it should lead to cannot be told."""
+@pytest.mark.parametrize("lives", [False, True], ids=["empty", "lived in"])
+def test_a_loop_of_symlinks_is_unreachable(store: Store, base_dir: str, lives: bool) -> None:
+    """What it should lead to cannot be told, but for where the recorded process lives."""
     netns = add(store, base_dir)
+    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
+    store.get("a").status.update(lambda old: replace(old, pid=process.pid if lives else 0))
     netns.remove()
     os.symlink(netns.path, netns.path)
     finding = unmarked(store, Verdict.UNREACHABLE)
     assert "Too many levels of symbolic links" in finding.message
+    assert lives is ("still lives in the recorded namespace" in finding.message)
     assert os.path.islink(netns.path)
+    process.kill()
+    process.wait()
 
 
 def test_another_boot_is_a_closed_namespace(store: Store, path: str, base_dir: str) -> None:

@@ -82,6 +82,9 @@ CASES = {
     "nothing recorded": Case(never_noted(netns_path=""), Looks(), Verdict.OPEN, reported=False),
     "never noted, there now": Case(never_noted(), Looks(OPEN), Verdict.OPEN, reported=False),
     "absent": Case(row(), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True),
+    "absent, nobody noted from where it was seen": Case(
+        row(netns_mount_ns=None), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
+    ),
     "plain file": Case(row(), Looks(PLAIN), Verdict.CLOSED, "NetNSClosed", marks=True),
     "never noted, absent": Case(
         never_noted(), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
