@@ -324,15 +324,17 @@ def test_a_loop_of_symlinks_is_unreachable(store: Store, base_dir: str, lives: b
     """What it should lead to cannot be told, but for where the recorded process lives."""
     netns = add(store, base_dir)
     process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
-    store.get("a").status.update(lambda old: replace(old, pid=process.pid if lives else 0))
-    netns.remove()
-    os.symlink(netns.path, netns.path)
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert "Too many levels of symbolic links" in finding.message
-    assert lives is ("still lives in the recorded namespace" in finding.message)
-    assert os.path.islink(netns.path)
-    process.kill()
-    process.wait()
+    try:
+        store.get("a").status.update(lambda old: replace(old, pid=process.pid if lives else 0))
+        netns.remove()
+        os.symlink(netns.path, netns.path)
+        finding = unmarked(store, Verdict.UNREACHABLE)
+        assert "Too many levels of symbolic links" in finding.message
+        assert lives is ("still lives in the recorded namespace" in finding.message)
+        assert os.path.islink(netns.path)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_another_boot_is_a_closed_namespace(store: Store, path: str, base_dir: str) -> None:
