@@ -257,6 +257,12 @@ def load_process(row: AnyRow) -> ProcessIdentity | None:
     )
 
 
+def process_noted(row: AnyRow) -> bool:
+    """Return whether the identity of the process is recorded, be it as one not determined."""
+    identity = (row.process_boot_id, row.process_pid_ns, row.process_time_ns)
+    return any(part is not None for part in (*identity, row.process_inode, row.process_start_time))
+
+
 def load_creator(row: Row) -> ProcessIdentity | None:
     """Return which process is creating, or created, the sandbox; None for an imported one."""
     if row.creator_pid is None:
@@ -449,8 +455,7 @@ NOTE_PROCESS: Final = Statement(
         update(sandbox_statuses)
         .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
         .where(sandbox_statuses.c.pid == bindparam("of_pid"))
-        .where(sandbox_statuses.c.process_start_time.is_(None))
-        .where(sandbox_statuses.c.process_inode.is_(None))
+        .where(*(sandbox_statuses.c[name].is_(None) for name in process_columns(None)))
         .values({name: bindparam(name) for name in process_columns(None)})
     )
 )

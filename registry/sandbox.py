@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from registry import changes, netns, rows
+from registry import changes, netns, process, rows
 from registry.cache import Found
 from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
@@ -34,12 +34,14 @@ class Sandbox:
     Source: containerd pkg/store/sandbox/sandbox.go, Sandbox.
     """
 
-    __slots__ = ("__weakref__", "_found", "_metadata", "_session")
+    __slots__ = ("__weakref__", "_found", "_last", "_metadata", "_session")
 
     def __init__(self, session: Session, found: Found) -> None:
         """Stand for the sandbox that was *found*; use `Store.add` and the like."""
         self._session = session
         self._found = found
+        self._last = found.row
+        """The last reading of this handle; `_latest` falls back to it after the deletion."""
         self._metadata: Metadata | None = None
 
     def __repr__(self) -> str:
@@ -153,16 +155,39 @@ class Sandbox:
             netns.remove(self.netns_path, rows.load_netns(self._found.row))
 
     def open_process(self) -> Process | None:
-        """Return the sandbox's init process, to be watched, killed and closed.
+        """Open the init process that the latest record names, to watch or kill it.
 
-        None where it has ended, or no pid is recorded.
+        Inside a transaction of the caller the latest record has the caller's own changes. After
+        the deletion of the sandbox it is the last record that this handle has read.
+
+        Returns:
+            The process, to be closed by the caller. None: the recorded process has ended, or no
+            pid is recorded (`status.get().pid` is 0). Never None for want of knowledge.
+        Raises:
+            FailedPreconditionError: the process cannot be seen from here, or its identity is not
+                recorded.
+            StoreClosedError: the store is closed, so that the latest record cannot be read.
+        """
+        row = self._latest(f"open process of sandbox {self.id!r}")
+        recorded = rows.load_process(row)
+        if recorded is not None and self._session.identifies_later(row):
+            recorded = process.identify(row.pid, Vantage.here())
+        return None if recorded is None else Process.of_identity(recorded)
+
+    def _latest(self, doing: str) -> Row:
+        """Return the latest committed row of this creation, or as the caller's transaction has it.
+
+        Once the creation is deleted, return the last row that this handle has read.
 
         Raises:
-            FailedPreconditionError: it cannot be seen from here, or nobody noted which one it is.
+            StoreClosedError: the store is closed, or belongs to the process that forked this one.
         """
-        self._session.require_own(f"open process of sandbox {self.id!r}")
-        recorded = rows.load_process(self._found.row)
-        return None if recorded is None else Process.of_identity(recorded)
+        found = self._session.find_creation(self._found.row.creation, doing)
+        if found is None:
+            self._session.bury_missing(self._found.row.creation)
+        else:
+            self._last = found.row
+        return self._last
 
     @property
     def container(self) -> Container | None:
@@ -197,6 +222,7 @@ class Sandbox:
         with session.write(doing) as transaction:
             row = changes.find_creation(creation, transaction.fetch)
             if row is not None:
+                self._last = row
                 changes.delete(transaction, row, session.author)
                 session.bury(transaction, creation)
         if row is None:

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from registry import changes, live, netns, process, rows
@@ -269,13 +270,27 @@ class Session:
             row: the sandbox as it was.
             pid: what it has now.
         """
-        known = row.process_inode is not None or row.process_start_time is not None
-        new_process = pid != 0 and (pid != row.pid or not known)
+        new_process = pid != 0 and (pid != row.pid or not rows.process_noted(row))
         new_netns = row.netns_inode is None and row.netns_path != "" and not row.host_network
         if new_process or new_netns:
-            transaction.after_commit(lambda: self._note(row.creation, transaction.deadline))
+            new_pid = pid if pid != row.pid else 0
+            transaction.after_commit(
+                _NoteIdentities(self, row.creation, new_pid, transaction.deadline)
+            )
 
-    def _note(self, creation: int, deadline: float) -> None:
+    def identifies_later(self, row: Row) -> bool:
+        """Return whether the caller's open transaction has set the pid that *row* has.
+
+        The identity of that process is recorded after the commit.
+        """
+        transaction = self.engine.own_transaction()
+        if transaction is None or rows.process_noted(row):
+            return False
+        effects = (each for each in transaction.effects() if isinstance(each, _NoteIdentities))
+        return any(effect.names(row) for effect in effects)
+
+    def note(self, creation: int, deadline: float) -> None:
+        """Record which namespace and which process the row of *creation* names, if not known."""
         doing = "note identities"
         try:
             row = changes.find_creation(
@@ -292,6 +307,25 @@ class Session:
                     changes.note(transaction, row, of_netns, of_process)
         except Exception as error:  # noqa: BLE001 - what was asked for is stored; the next try
             log.warning("%s: %r", doing, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _NoteIdentities:
+    """Effect of a commit that records the identities of one sandbox."""
+
+    session: Session
+    creation: int
+    new_pid: int
+    """The pid that the transaction has set; 0: it was set before."""
+    deadline: float
+    """Monotonic time in seconds after which waiting stops."""
+
+    def __call__(self) -> None:
+        self.session.note(self.creation, self.deadline)
+
+    def names(self, row: Row) -> bool:
+        """Return whether the pid of *row* is the one that was set."""
+        return (row.creation, row.pid) == (self.creation, self.new_pid)
 
 
 def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:

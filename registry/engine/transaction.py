@@ -16,13 +16,14 @@ import sqlite3
 import sys
 import threading
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from registry.engine.driver import Connection, translate
 from registry.errors import FailedPreconditionError, RegistryError, retold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _local = threading.local()
 
@@ -135,6 +136,10 @@ class Transaction:
     def after_commit(self, effect: Callable[[], object]) -> None:
         """Run *effect* once the commit is certain and before the call returns; never otherwise."""
         self._effects[-1].append(effect)
+
+    def effects(self) -> Iterator[Callable[[], object]]:
+        """Return the effects that wait for the commit; those of failed parts are not among them."""
+        return chain.from_iterable(self._effects)
 
     @property
     def depth(self) -> int:

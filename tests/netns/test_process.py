@@ -12,11 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from registry import FailedPreconditionError, Process, Store, kernel, process
+from registry import (
+    FailedPreconditionError,
+    Process,
+    Sandbox,
+    State,
+    Store,
+    StoreClosedError,
+    UpdateFunc,
+    kernel,
+    process,
+)
 from registry.kernel import Vantage
 from registry.process import Life, ProcessIdentity
+from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
-from tests.tools import READY, line, run, running, sandbox
+from tests.tools import READY, UNKNOWN, in_another_thread, line, run, running, sandbox, tamper
 
 pytestmark = pytest.mark.netns
 
@@ -273,3 +284,104 @@ def test_a_sandbox_gives_its_process(store: Store, sleeper: Sleeper) -> None:
     child.kill()
     child.wait()
     assert None is added.open_process()
+
+
+def open_pid(handle: Sandbox) -> int | None:
+    """Return the pid of the process that *handle* opens; None when it opens none."""
+    opened = handle.open_process()
+    if opened is None:
+        return None
+    with opened:
+        assert not opened.ended
+        return opened.pid
+
+
+def set_pid(pid: int) -> UpdateFunc:
+    """Return the UpdateFunc that records *pid*."""
+    return lambda old: replace(old, pid=pid, state=State.READY)
+
+
+def test_open_process_follows_the_latest_record(
+    store: Store, open_store: OpenStore, path: str, sleeper: Sleeper
+) -> None:
+    """The handle was made before any pid was recorded; each record replaces the one before."""
+    handle = store.add(sandbox("a"), UNKNOWN)
+    assert None is open_pid(handle)
+    first, second, third = (sleeper().pid for _ in range(3))
+    handle.status.update(set_pid(first))
+    assert first == open_pid(handle)
+    open_store().get("a").status.update(set_pid(second))
+    assert second == open_pid(handle)
+    run(
+        """
+        import sys
+        from dataclasses import replace
+        from registry import Store
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            store.get("a").status.update(lambda old: replace(old, pid=int(sys.argv[2])))
+        """,
+        path,
+        third,
+    )
+    assert third == open_pid(handle)
+    assert (0, third) == (handle.seen.pid, handle.status.get().pid)
+
+
+def test_open_process_sees_the_change_of_the_callers_transaction(
+    store: Store, sleeper: Sleeper
+) -> None:
+    """Also in a savepoint; a part that is rolled back leaves the record before it."""
+    handle = store.add(sandbox("a"), UNKNOWN)
+    first, second = sleeper().pid, sleeper().pid
+    with store.transaction():
+        handle.status.update(set_pid(first))
+        assert first == open_pid(handle)
+        with pytest.raises(ZeroDivisionError), store.transaction():
+            handle.status.update(set_pid(second))
+            assert second == open_pid(handle)
+            raise ZeroDivisionError
+        assert first == open_pid(handle)
+        assert None is in_another_thread(lambda: open_pid(handle))
+    assert first == open_pid(handle)
+
+
+def test_open_process_does_not_identify_a_pid_of_an_earlier_transaction(
+    store: Store, path: str, sleeper: Sleeper
+) -> None:
+    """Its pid may name another process by now, whatever else the transaction changes."""
+    handle = store.add(sandbox("a"), replace(UNKNOWN, pid=2**22 + 1))  # no such process
+    tamper(path, f"UPDATE sandbox_statuses SET pid = {sleeper().pid}")
+    with store.transaction():
+        handle.status.update(lambda old: replace(old, message="changed"))
+        with pytest.raises(FailedPreconditionError):
+            handle.open_process()
+
+
+@pytest.mark.parametrize("deleted_by", ["handle", "store", "transaction"])
+def test_open_process_of_a_deleted_sandbox_is_that_of_the_last_reading(
+    store: Store, sleeper: Sleeper, deleted_by: str
+) -> None:
+    """The process has to be ended after the deletion, too."""
+    handle, child = store.add(sandbox("a"), UNKNOWN), sleeper()
+    handle.status.update(set_pid(child.pid))
+    if deleted_by == "handle":
+        assert handle.delete()
+    elif deleted_by == "store":
+        assert child.pid == open_pid(handle)
+        assert store.delete("a")
+    else:
+        with store.transaction():
+            assert handle.delete()
+            assert child.pid == open_pid(handle)
+    store.add(sandbox("a"), replace(READY, pid=sleeper().pid))
+    assert child.pid == open_pid(handle)
+    assert handle.stopped.is_set()
+
+
+def test_open_process_of_a_closed_store_raises(path: str, sleeper: Sleeper) -> None:
+    """The latest record cannot be read, and an older one is no answer."""
+    with Store.open(path) as store:
+        handle = store.add(sandbox("a"), replace(READY, pid=sleeper().pid))
+    with pytest.raises(StoreClosedError) as caught:
+        handle.open_process()
+    assert path == caught.value.path
