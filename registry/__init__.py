@@ -9,6 +9,7 @@ Modules, each importing only from those before it:
 
     errors        what can go wrong
     values        checks of single values
+    interrupts    exceptions that a signal handler raises into our code
     waiting       waiting for other threads
     kernel        boot, mounts and namespaces of the host
     status        State, Status, UpdateFunc

@@ -19,6 +19,7 @@ from sqlalchemy import CheckConstraint, create_engine
 from registry.cri import PodSandboxConfig
 from registry.engine.driver import Connection
 from registry.errors import RegistryError
+from registry.interrupts import reraise_interrupt
 from registry.metadata import validate as validate_metadata
 from registry.rows import ROWS, Row, config_json, label_rows, load_status, metadata_columns
 from registry.schema import HISTORY_MAX, LEVEL, REVISION, metadata
@@ -231,6 +232,7 @@ def config_json_is_true(connection: Connection) -> Iterator[Violation]:
             json_format.ParseDict(json.loads(text), shown, ignore_unknown_fields=not known)
             by_proto_names = not known or json.loads(text) == json.loads(config_json(stored))
         except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
+            reraise_interrupt(error)
             yield Violation("config_json_is_true", id, str(error), "a config in both forms")
             continue
         if stored != shown or not by_proto_names:

@@ -34,6 +34,7 @@ from registry.errors import (
     NotFoundError,
     RegistryError,
 )
+from registry.interrupts import reraise_interrupt
 from registry.output import plain, shown, table, write, write_all, write_bytes, write_json
 from registry.reconcile import Report, Verdict
 from registry.sandbox import Sandbox
@@ -71,6 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except RegistryError as error:
         return _complain(str(error), _code_of(error))
     except (OSError, MemoryError) as error:  # those of the store are RegistryErrors
+        reraise_interrupt(error)
         _discard(sys.stdout)
         why = "no memory" if isinstance(error, MemoryError) else f"write output: {error.strerror}"
         return _complain(why, UNAVAILABLE)
@@ -91,7 +93,8 @@ def _complain(message: str, code: int) -> int:
     """Say in one line on stderr what went wrong, and return *code*."""
     try:
         typer.echo(f"{PROGRAM}: error: {plain(message)}", err=True)
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         _discard(sys.stderr)
     return code
 
@@ -307,9 +310,11 @@ def _undecoded(sandbox: Sandbox) -> dict[str, Any]:
     stored["host_network"] = bool(stored["host_network"])
     data, pod = stored.pop("config"), None
     config = None
-    with contextlib.suppress(Exception):  # each decoder has errors of its own
+    try:
         decoded = PodSandboxConfig.FromString(data)
         config, pod = json.loads(rows.config_json(decoded)), decoded.metadata
+    except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
+        reraise_interrupt(error)
     return _summary(sandbox, pod) | stored | {"error": None, "config": config}
 
 
@@ -511,6 +516,7 @@ def export_sandboxes(
             with open(status, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(_readable(transfer.status_line, sandboxes, failed))
         except OSError as error:
+            reraise_interrupt(error)
             return _complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)
     for line in _readable(lambda each: each.metadata.marshal_json() + b"\n", sandboxes, failed):
         write_bytes(line)

@@ -19,6 +19,7 @@ from io import BytesIO
 from typing import BinaryIO, Final
 
 from registry.errors import MetadataError
+from registry.interrupts import reraise_interrupt
 from registry.metadata import DOCUMENT_MAX, Metadata
 
 STDIN: Final = "-"
@@ -53,6 +54,7 @@ def read(path: str) -> Iterator[Document]:
         with open_binary(path) as file:
             yield from documents(path, file)
     except OSError as error:
+        reraise_interrupt(error)
         yield Document(path, None, f"read {path!r}: {error.strerror}")
 
 

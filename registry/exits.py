@@ -117,7 +117,8 @@ class Exits:
         except StoreClosedError:
             self._closing = True
         except Exception as error:
-            # Whatever it is, the others are watched on.
+            # Not an interrupt, which comes in the main thread alone. Whatever it is, the others are
+            # watched on.
             log.warning("%s; trying again", error, exc_info=not isinstance(error, RegistryError))
             if work not in self._failed:
                 self._failed.append(work)

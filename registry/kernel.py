@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from registry.interrupts import reraise_interrupt
+
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable
@@ -80,7 +82,8 @@ def _read_boot_id() -> str:
     try:
         with open(BOOT_ID, encoding="ascii") as file:
             text = file.read().strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError) as error:
+        reraise_interrupt(error)
         return ""
     if not _UUID.fullmatch(text):
         return ""
@@ -92,7 +95,8 @@ def namespace_number(fd: int) -> int | None:
     """Return the kernel's id of the namespace open as *fd*; None where it gives none."""
     try:
         number = fcntl.ioctl(fd, NS_GET_ID, bytes(8))
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return None
     return int.from_bytes(number, sys.byteorder)
 
@@ -147,7 +151,8 @@ def wait_status(pidfd: int) -> int | None:
     info = bytearray(PIDFD_INFO_EXIT.to_bytes(8, sys.byteorder).ljust(64, b"\0"))
     try:
         fcntl.ioctl(pidfd, PIDFD_GET_INFO, info)
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return None
     told = int.from_bytes(info[:8], sys.byteorder) & PIDFD_INFO_EXIT
     return int.from_bytes(info[60:], sys.byteorder) if told else None
@@ -156,7 +161,8 @@ def wait_status(pidfd: int) -> int | None:
 def _own_namespace(kind: str) -> int | None:
     try:
         fd = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return None
     try:
         number = namespace_number(fd)
@@ -179,7 +185,8 @@ def file_at(path: bytes) -> tuple[tuple[int, int] | None, int]:
         # There is none, or this libc or this container has no such call.
         try:
             found = os.stat(path)
-        except OSError:
+        except OSError as error:
+            reraise_interrupt(error)
             return None, 0
         return (found.st_dev, found.st_ino), found.st_size
     inode, size, major, minor = _STATX.unpack(buffer)

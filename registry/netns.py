@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from registry import kernel, threads
 from registry.errors import ClosedNetNSError, NetNSError
+from registry.interrupts import reraise_interrupt, suppress_os_errors
 from registry.kernel import Vantage
 from registry.values import check_path
 
@@ -91,6 +92,7 @@ def look(path: str, vantage: Vantage) -> NetNSSight:
     try:
         found = kernel.namespace_at(path)
     except ValueError as error:
+        reraise_interrupt(error)
         return _unseen(path, error)
     if found is not None:
         return _sight(path, vantage, found.type, found.number, found.inode)
@@ -133,7 +135,8 @@ class Looker:
 def _kernel_has_numbers() -> bool:
     try:
         fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # no /proc
+    except OSError as error:  # no /proc
+        reraise_interrupt(error)
         return False
     try:
         return kernel.namespace_number(fd) is not None
@@ -157,6 +160,7 @@ def _opened(path: str, vantage: Vantage) -> Iterator[tuple[NetNSSight, int]]:
             else:
                 sight = _look_into(fd, path, vantage)
         except (OSError, ValueError) as error:
+            reraise_interrupt(error)
             sight = _unseen(path, error)
         yield sight, fd
     finally:
@@ -186,6 +190,7 @@ def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
     try:
         kind = fcntl.ioctl(fd, kernel.NS_GET_NSTYPE)
     except OSError as error:
+        reraise_interrupt(error)
         if error.errno not in {errno.ENOTTY, errno.EINVAL}:
             raise
         return NetNSSight(path, Presence.NOT_A_NAMESPACE)
@@ -213,7 +218,8 @@ def _cookie(fd: int) -> int | None:
 
     try:
         return inside() if getattr(_this_thread, "roams", False) else threads.run(inside)
-    except OSError:  # which threads.NoThreadError is too
+    except OSError as error:  # which threads.NoThreadError is too
+        reraise_interrupt(error)
         return None
 
 
@@ -257,6 +263,7 @@ class NetNS:
             for left in made:
                 _undo(left)
             if isinstance(error, OSError):
+                reraise_interrupt(error)
                 raise _failed(doing, target, error) from error
             raise
 
@@ -308,6 +315,7 @@ class NetNS:
                 try:
                     kernel.setns(fd, kernel.CLONE_NEWNET)
                 except OSError as error:
+                    reraise_interrupt(error)
                     raise _failed(doing, self.path, error) from error
             return fn()
 
@@ -344,11 +352,14 @@ def remove(path: str, identity: NetNSIdentity | None) -> None:
                 kernel.umount(path, kernel.MNT_DETACH)
             if sight.presence is Presence.NOT_A_NAMESPACE:
                 _unlink_empty(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        reraise_interrupt(error)
         return  # its directory is gone
     except ValueError as error:
+        reraise_interrupt(error)
         raise _failed(doing, path, OSError(errno.EINVAL, str(error))) from error
     except OSError as error:
+        reraise_interrupt(error)
         raise _failed(doing, path, error) from error
 
 
@@ -404,6 +415,7 @@ def _share(directory: str) -> None:
     try:
         kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
     except OSError as error:
+        reraise_interrupt(error)
         if error.errno != errno.EINVAL:
             raise
         kernel.mount(directory, directory, "none", kernel.MS_BIND | kernel.MS_REC)
@@ -411,20 +423,23 @@ def _share(directory: str) -> None:
 
 
 def _undo(path: str) -> None:
-    with contextlib.suppress(OSError):
+    with suppress_os_errors():
         kernel.umount(path, kernel.MNT_DETACH)
-    with contextlib.suppress(OSError):
+    with suppress_os_errors():
         os.unlink(path)
 
 
 def _unlink_empty(path: str) -> None:
     try:
         found = os.lstat(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        reraise_interrupt(error)
         return
     if stat.S_ISREG(found.st_mode) and found.st_size == 0:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(path)
+        except FileNotFoundError as error:
+            reraise_interrupt(error)
 
 
 def _closed(verb: str, path: str, why: str) -> ClosedNetNSError:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Self
 
 from registry import kernel
 from registry.errors import FailedPreconditionError
+from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
 
 
@@ -60,7 +61,8 @@ def identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
     """Return which process *pid* names now; None when none runs or it cannot be seen."""
     try:
         fd = os.pidfd_open(pid)
-    except (OSError, OverflowError):
+    except (OSError, OverflowError) as error:
+        reraise_interrupt(error)
         return None
     try:
         if _ended(fd):
@@ -99,6 +101,7 @@ def _find(identity: ProcessIdentity, vantage: Vantage) -> tuple[ProcessSight, in
     try:
         fd = os.pidfd_open(pid)
     except (OSError, OverflowError) as error:
+        reraise_interrupt(error)
         code = getattr(error, "errno", errno.ESRCH)
         if code in _GONE:
             return ProcessSight(Life.GONE, f"process {pid} is gone"), None
@@ -212,7 +215,8 @@ class Process:
         """
         try:
             signal.pidfd_send_signal(self._fd, number)
-        except ProcessLookupError:
+        except ProcessLookupError as error:
+            reraise_interrupt(error)
             return False
         return True
 
@@ -231,7 +235,8 @@ class Process:
         """
         try:
             found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
-        except ChildProcessError:
+        except ChildProcessError as error:
+            reraise_interrupt(error)
             return self._exit_status_of_stranger(timeout)
         if found is None:
             return None
@@ -252,7 +257,8 @@ def net_namespace_of(pid: int) -> int | None:
     """Return the kernel number of the network namespace *pid* lives in; None if not to be seen."""
     try:
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return None
     try:
         return kernel.namespace_number(fd)
@@ -266,7 +272,8 @@ def living_in(path: str) -> list[int]:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             theirs = os.stat(f"/proc/{pid}/ns/net")
-        except OSError:
+        except OSError as error:
+            reraise_interrupt(error)
             continue
         if (theirs.st_dev, theirs.st_ino) == (wanted.st_dev, wanted.st_ino):
             found.append(int(pid))
@@ -285,7 +292,8 @@ def _start_time(pid: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
+    except (OSError, IndexError, ValueError) as error:
+        reraise_interrupt(error)
         return None
 
 

@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from registry import netns, process
+from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
 from registry.netns import Looker, NetNSSight, Presence
 from registry.process import Life, ProcessSight
@@ -388,5 +389,6 @@ def _real(path: str) -> str:
 def _names(directory: str) -> list[str]:
     try:
         return os.listdir(directory)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        reraise_interrupt(error)
         return []

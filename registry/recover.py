@@ -21,6 +21,7 @@ from registry.errors import (
     NetNSError,
     ResourceExhaustedError,
 )
+from registry.interrupts import is_interrupt, reraise_interrupt
 from registry.kernel import Vantage
 from registry.live import Container
 from registry.netns import Looker, NetNS
@@ -49,7 +50,9 @@ def load_containers(session: Session, loader: ContainerLoader) -> None:
         sandbox = Sandbox(session, session.found(Row(*row), reading.settled))
         try:
             sandbox.attach(loader(sandbox))
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             log.exception("load container of sandbox %r", sandbox.id)
 
 
@@ -129,6 +132,7 @@ def _look(
         container = session.container_of(row, settled)
         return reconcile.look(row, vantage, looker, _look_at_container(container))
     except Exception as error:
+        reraise_interrupt(error)
         log.exception("look at sandbox %r", row.id)
         unseen = ProcessSight(Life.UNSEEN, f"it could not be looked at: {error!r}")
         return Looks(process=unseen, creator=unseen)
@@ -141,7 +145,9 @@ def _look_at_container(container: Container | None) -> ProcessSight | None:
     name = f"container {getattr(container, 'id', '?')!r}"
     try:
         pid = container.pid()
-    except Exception as error:  # noqa: BLE001 - the embedder's code may raise anything
+    except Exception as error:  # the embedder's code may raise anything
+        if is_interrupt(error):
+            raise
         return ProcessSight(Life.UNSEEN, f"{name} says nothing: {error!r}")
     if pid is None:
         return ProcessSight(Life.GONE, f"{name} has no task")

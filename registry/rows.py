@@ -35,6 +35,7 @@ from registry import cni
 from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
 from registry.errors import MetadataError
+from registry.interrupts import reraise_interrupt
 from registry.metadata import Metadata
 from registry.netns import NetNSIdentity
 from registry.process import ProcessIdentity
@@ -106,6 +107,7 @@ class Row(NamedTuple):
             for field in _TEXTS:
                 (getattr(self, field) or "").encode()
         except Exception as error:
+            reraise_interrupt(error)
             raise MetadataError(
                 f"read metadata of sandbox {self.id!r}: {error}; "
                 "its id and name stay reserved until it is deleted",

@@ -14,7 +14,13 @@ from registry import changes, live, netns, process, rows
 from registry.cache import Cache, Found
 from registry.changes import Author
 from registry.engine import Engine, MakeRoom, Transaction, Write, detach
-from registry.errors import FailedPreconditionError, ResourceExhaustedError, StoreClosedError
+from registry.errors import (
+    FailedPreconditionError,
+    RegistryError,
+    ResourceExhaustedError,
+    StoreClosedError,
+)
+from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
 from registry.live import Container, Live
 from registry.netns import NetNSIdentity
@@ -305,7 +311,9 @@ class Session:
                 remaining = max(0.0, deadline - time.monotonic())
                 with Write(self.engine, doing, remaining) as transaction:
                     changes.note(transaction, row, of_netns, of_process)
-        except Exception as error:  # noqa: BLE001 - what was asked for is stored; the next try
+        except (RegistryError, OSError) as error:
+            reraise_interrupt(error)
+            # What the caller asked for is stored; the next write tries again.
             log.warning("%s: %r", doing, error)
 
 

@@ -13,6 +13,7 @@ import errno
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from registry.interrupts import reraise_interrupt
 from registry.waiting import Sleepers
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def start(fn: Callable[[], None]) -> None:
     try:
         _thread.start_new_thread(fn, ())
     except RuntimeError as error:
+        reraise_interrupt(error)
         raise NoThreadError(error) from error
 
 

@@ -23,6 +23,7 @@ from registry.errors import (
     NameReservedError,
     ResourceExhaustedError,
 )
+from registry.interrupts import reraise_interrupt
 from registry.sandbox import Sandbox
 from registry.status import State, Status
 from registry.store import Store
@@ -67,6 +68,7 @@ def read_statuses(path: str) -> dict[str, Mapping[str, Any]]:
         with open_binary(path) as file:
             data = file.read(STATUSES_MAX + 1)
     except OSError as error:
+        reraise_interrupt(error)
         raise MetadataError(f"{doing}: {error.strerror}") from error
     if len(data) > STATUSES_MAX:
         raise MetadataError(f"{doing}: it is over the limit of {STATUSES_MAX} bytes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from registry.engine.driver import translate
 from registry.engine.lockfile import Holder
 from registry.engine.transaction import Transaction
 from registry.errors import RegistryError, UnavailableError, retold
+from registry.interrupts import reraise_interrupt
 
 
 def unavailable(
@@ -82,7 +82,8 @@ def _name_of(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return f" ({file.read().strip()})"
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return ""
 
 
@@ -111,13 +112,16 @@ def _stranger(path: str) -> str:
 def _locker(kind: str, path: str, start: str) -> int | None:
     """Return who holds a lock of that *kind* on the file at *path* from byte *start* on."""
     found = paths.identity(path)
-    with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
-        for line in locks:
-            if "->" in line:  # one who waits for the lock of the line before
-                continue
-            _, its_kind, _, access, pid, where, first, *_ = line.split()
-            inode = int(where.rpartition(":")[2])
-            wanted = (its_kind, access, first) == (kind, "WRITE", start)
-            if wanted and found and inode == found[1]:
-                return int(pid)
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                if "->" in line:  # one who waits for the lock of the line before
+                    continue
+                _, its_kind, _, access, pid, where, first, *_ = line.split()
+                inode = int(where.rpartition(":")[2])
+                wanted = (its_kind, access, first) == (kind, "WRITE", start)
+                if wanted and found and inode == found[1]:
+                    return int(pid)
+    except (OSError, ValueError) as error:
+        reraise_interrupt(error)
     return None

@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from registry.engine import paths
 from registry.errors import FailedPreconditionError
+from registry.interrupts import reraise_interrupt
 
 _RECORD_LOCK: Final = struct.Struct("@hhqqi0q")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
@@ -59,7 +60,8 @@ class LockFile:
             fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             self.created = True
             paths.give_to_owner(fd, self._database)
-        except FileExistsError:
+        except FileExistsError as error:
+            reraise_interrupt(error)
             fd = os.open(self.path, flags)
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
@@ -85,7 +87,8 @@ class LockFile:
         """Take the lock if nobody has it, and tell whether."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            reraise_interrupt(error)
             return False
         return True
 
@@ -95,13 +98,14 @@ class LockFile:
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
         except OSError as error:
-            paths.raise_if_struck(error)
+            reraise_interrupt(error)
 
     def signer(self) -> Holder | None:
         """Return who else has signed; None when it is nobody, or this process."""
         try:
             found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _ANY)
-        except (OSError, ValueError):  # it is closed
+        except (OSError, ValueError) as error:  # it is closed
+            reraise_interrupt(error)
             return None
         kind, _, start, length, pid = _RECORD_LOCK.unpack(found)
         return None if kind == fcntl.F_UNLCK else Holder(pid, start + length)
@@ -116,7 +120,7 @@ class LockFile:
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
             except OSError as error:
                 self.close()  # a commit may have been made under it, which must not seem to fail
-                paths.raise_if_struck(error)
+                reraise_interrupt(error)
 
     def at_its_path(self) -> bool:
         """Whether the file that we have open, if we have, is still the one others find."""
@@ -124,7 +128,8 @@ class LockFile:
             return False
         try:
             there = os.lstat(self.path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            reraise_interrupt(error)
             return False
         return (there.st_dev, there.st_ino) == self._identity
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -15,6 +14,7 @@ from registry.errors import (
     RegistryError,
     ResourceExhaustedError,
 )
+from registry.interrupts import reraise_interrupt, suppress_os_errors
 
 
 def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
@@ -36,12 +36,14 @@ def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
             f"open registry {text!r}: it is no path of a file", field="path", value=text
         ) from error
     except FileNotFoundError as error:
+        reraise_interrupt(error)
         if not create:
             raise NotFoundError(
                 f"open registry {real!r}: there is no such file; is its disk mounted?", path=real
             ) from error
         _make_directories(os.path.dirname(real))
     except OSError as error:
+        reraise_interrupt(error)
         raise refused(f"open registry {real!r}", real, "look at it", error) from error
     else:
         _require_usable(real, found, create=create)
@@ -85,7 +87,8 @@ def _is_mounted_alone(path: str) -> bool:
     try:
         with open("/proc/self/mountinfo", "rb") as mounts:
             return any(line.split(b" ", 5)[4] == mounted for line in mounts)
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return False
 
 
@@ -98,16 +101,17 @@ def _make_directories(directory: str) -> None:
         os.mkdir(directory, 0o700)
         os.chmod(directory, 0o700)
         _sync(os.path.dirname(directory))
-    except FileExistsError:
-        return
+    except FileExistsError as error:
+        reraise_interrupt(error)
     except OSError as error:
+        reraise_interrupt(error)
         doing = "open registry"
         raise refused(doing, directory, f"make directory {directory!r}", error) from error
 
 
 def _sync(directory: str) -> None:
     """Have a new entry of *directory* survive a power cut, where it may be opened for that."""
-    with contextlib.suppress(OSError):
+    with suppress_os_errors():
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -119,9 +123,11 @@ def create_file(path: str) -> None:
     """Make an empty file of mode 0600 if there is none; SQLite would follow the umask."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
+    except FileExistsError as error:
+        reraise_interrupt(error)
         return
     except OSError as error:
+        reraise_interrupt(error)
         raise refused(f"open registry {path!r}", path, "create the file", error) from error
     # The only close of the file that is not SQLite's: it has not seen the file yet.
     os.fchmod(fd, 0o600)
@@ -135,8 +141,11 @@ def give_to_owner(fd: int, database: str) -> None:
     """
     os.fchmod(fd, 0o600)  # the umask may have taken more
     if os.geteuid() == 0:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             owner = os.stat(database)
+        except FileNotFoundError as error:
+            reraise_interrupt(error)
+        else:
             os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
@@ -160,18 +169,12 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
     return FailedPreconditionError(f"{message}; may this user do so?", path=path)
 
 
-def raise_if_struck(error: OSError) -> None:
-    """Raise *error* if it is a signal handler's TimeoutError, and no answer of the system."""
-    if error.errno is None:
-        raise error
-
-
 def identity(path: str) -> tuple[int, int] | None:
     """Return device and inode of the file at *path*; None when there is none."""
     try:
         found = os.stat(path)
     except OSError as error:
-        raise_if_struck(error)
+        reraise_interrupt(error)
         return None
     return (found.st_dev, found.st_ino)
 
@@ -180,7 +183,8 @@ def on_read_only_file_system(path: str) -> bool:
     """Whether nobody can write the file at *path*."""
     try:
         return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return False
 
 
@@ -188,7 +192,8 @@ def stamp(path: str) -> object:
     """Return what is another thing once the database at *path*, or its log, has been written to."""
     try:
         found = os.stat(path)
-    except OSError:
+    except OSError as error:
+        reraise_interrupt(error)
         return None
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, size(f"{path}-wal"))
 
@@ -198,7 +203,7 @@ def free(path: str) -> int:
     try:
         found = os.statvfs(path)
     except OSError as error:
-        raise_if_struck(error)
+        reraise_interrupt(error)
         return 0
     return found.f_bavail * found.f_frsize
 
@@ -208,5 +213,5 @@ def size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError as error:
-        raise_if_struck(error)
+        reraise_interrupt(error)
         return 0

@@ -7,13 +7,13 @@ and cannot be had again, nothing is added.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from typing import Final
 
 from registry.engine import paths
 from registry.errors import ResourceExhaustedError
+from registry.interrupts import reraise_interrupt, suppress_os_errors
 
 SIZE: Final = 256 * 1024
 """Bytes: SQLite's index of the log, and some tens of changes in the log."""
@@ -50,6 +50,7 @@ class Reserve:
             finally:
                 os.close(fd)
         except OSError as error:
+            reraise_interrupt(error)
             self._full = error.errno in {errno.ENOSPC, errno.EDQUOT}
             if self._full:
                 self._remove()  # a part of it is no use to us
@@ -63,7 +64,7 @@ class Reserve:
         return removed
 
     def _remove(self) -> bool:
-        with contextlib.suppress(OSError):
+        with suppress_os_errors():
             os.unlink(self._path)
             return True
         return False

@@ -18,7 +18,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
-from registry.engine.paths import free, raise_if_struck
+from registry.engine.paths import free
+from registry.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
     from registry.engine.tripwire import Tripwire
@@ -73,7 +74,7 @@ class Wal:
             try:
                 self._write_zeros(size)
             except OSError as error:
-                raise_if_struck(error)
+                reraise_interrupt(error)
 
     def _write_zeros(self, size: int) -> None:
         """Write them, unless somebody has since we saw it *size* bytes long: that was in line."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from registry.engine import driver
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
-from registry.engine.paths import create_file, raise_if_struck, refused
+from registry.engine.paths import create_file, refused
 from registry.engine.reserve import Reserve
 from registry.engine.turnstile import Turnstile
 from registry.engine.wal import Wal
@@ -28,6 +28,7 @@ from registry.errors import (
     RegistryError,
     UnavailableError,
 )
+from registry.interrupts import reraise_interrupt, suppress_os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ class Writer:
         try:
             self._turnstile = Turnstile(self._path)
         except OSError as error:
-            raise_if_struck(error)
+            reraise_interrupt(error)
             raise self._unlockable(f"open registry {self._path!r}", error) from error
         try:
             self._take_turn("open registry", deadline, timeout)
@@ -121,7 +122,7 @@ class Writer:
         lock = self._turnstile
         try:
             if lock is not None:
-                with contextlib.suppress(OSError, FailedPreconditionError):
+                with suppress_os_errors(), contextlib.suppress(FailedPreconditionError):
                     lock.acquire(deadline)
         finally:
             if lock is not None:
@@ -164,7 +165,7 @@ class Writer:
             if self._turnstile.acquire(deadline, look):
                 return
         except OSError as error:
-            raise_if_struck(error)
+            reraise_interrupt(error)
             raise self._unlockable(doing, error) from error
         raise self._busy(doing, timeout, self.holder())
 

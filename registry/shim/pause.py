@@ -17,6 +17,7 @@ from typing import Final
 
 from registry import InvalidArgumentError, NetNS, Process, RegistryError, kernel
 from registry.cri import NamespaceMode, NamespaceOption, PodSandboxConfig
+from registry.interrupts import reraise_interrupt
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
 """Ends at the end of its input, which comes when the server dies."""
@@ -107,6 +108,7 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(inside).result()
     except OSError as error:
+        reraise_interrupt(error)
         raise RegistryError(f"spawn pause process: {error.strerror}") from error
 
 
@@ -184,5 +186,6 @@ def _write_sysctl(path: str, key: str, value: str) -> None:
         with open(path, "w", encoding="utf-8") as file:
             file.write(value)
     except OSError as error:
+        reraise_interrupt(error)
         why = f"run sandbox: set sysctl {key!r} to {value!r}: {error.strerror}"
         raise refused("linux.sysctls", key, why) from error

@@ -17,6 +17,7 @@ from typing import Final
 import grpc
 
 from registry import FailedPreconditionError, InvalidArgumentError, Store
+from registry.interrupts import reraise_interrupt, suppress_os_errors
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.service import services
 
@@ -55,7 +56,7 @@ def serve(db: str, listen: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > STDERR:
-            with contextlib.suppress(OSError):  # the one by which they are listed
+            with suppress_os_errors():  # the one by which they are listed
                 fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     with (
         _claimed(f"{path}.lock", f"serve at {path!r}"),
@@ -120,9 +121,11 @@ def _refuse_living(path: str) -> None:
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(path)
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        reraise_interrupt(error)
         return
     except OSError as error:
+        reraise_interrupt(error)
         raise FailedPreconditionError(f"serve at {path!r}: {error.strerror}") from error
     raise FailedPreconditionError(f"serve at {path!r}: another process does")
 
@@ -137,11 +140,13 @@ def _claimed(path: str, doing: str) -> Iterator[None]:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        reraise_interrupt(error)
         raise FailedPreconditionError(f"{doing}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            reraise_interrupt(error)
             raise FailedPreconditionError(f"{doing}: another process does") from error
         yield
     finally:

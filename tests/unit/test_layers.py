@@ -12,6 +12,7 @@ PACKAGE = os.path.dirname(registry.__file__)
 ORDER = [
     "errors",
     "values",
+    "interrupts",
     "waiting",
     "threads",
     "kernel",
@@ -157,10 +158,11 @@ def test_a_module_that_is_imported_alone_pulls_in_none_above_it() -> None:
 
 
 def test_the_shim_gets_by_with_what_anybody_can_import() -> None:
-    """But for system calls that Python lacks, and the program of which `serve` is a verb."""
+    """But for interrupts, system calls that Python lacks, and the program of `serve`."""
     for name, source in modules().items():
         if name.startswith("shim."):
-            allowed = {"cri", "kernel", "shim"} | ({"cli"} if name == "shim.command" else set())
+            allowed = {"cri", "interrupts", "kernel", "shim"}
+            allowed |= {"cli"} if name == "shim.command" else set()
             assert allowed >= {each.partition(".")[0] for each in imports(source)}, name
 
 

@@ -1,0 +1,218 @@
+"""An exception of a signal handler is told from an answer of the system, and comes out."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import registry
+from registry.interrupts import is_interrupt, reraise_interrupt, suppress_os_errors
+from tests.tools import run
+
+PACKAGE = os.path.dirname(registry.__file__)
+
+
+class PastDeadlineError(Exception):
+    """What an embedder's handler may raise."""
+
+
+@contextmanager
+def handler(function: Callable[..., None]) -> Iterator[None]:
+    """Have *function* handle SIGUSR1 in the body."""
+    before = signal.signal(signal.SIGUSR1, function)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def interrupted_by(error: Exception, function: Callable[..., None]) -> Exception:
+    """Return *error* as it is caught where a signal whose handler is *function* came."""
+    with handler(function), pytest.raises(type(error)) as caught:
+        signal.raise_signal(signal.SIGUSR1)
+    assert caught.value is error
+    return error
+
+
+def raising(error: Exception, form: str) -> Callable[..., None]:
+    """Return a handler that raises *error*; *form*: how it takes its arguments."""
+
+    def fail() -> None:
+        raise error
+
+    def plain(signum: int, frame: object) -> None:
+        raise error
+
+    def calling(signum: int, frame: object) -> None:
+        fail()
+
+    def starred(*args: object) -> None:
+        fail()
+
+    forms: dict[str, Callable[..., None]] = {
+        "plain": plain,
+        "calling": calling,
+        "starred": starred,
+    }
+    return forms[form]
+
+
+def test_an_error_of_the_system_is_no_interrupt() -> None:
+    """Also where it passed through functions of the standard library."""
+    with pytest.raises(FileNotFoundError) as caught:
+        os.makedirs("/proc/self/x/y")
+    assert not is_interrupt(caught.value)
+    reraise_interrupt(caught.value)
+
+
+@pytest.mark.parametrize("form", ["plain", "calling", "starred"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError("too late"),
+        TimeoutError(errno.ETIMEDOUT, "too late"),
+        FileNotFoundError(errno.ENOENT, "gone"),
+        PastDeadlineError(),
+        ValueError("no"),
+    ],
+)
+def test_an_error_of_a_handler_is_an_interrupt(error: Exception, form: str) -> None:
+    """Of any class, with an errno or without, and however the handler takes its arguments."""
+    interrupted_by(error, raising(error, form))
+    assert is_interrupt(error)
+    with pytest.raises(type(error)) as raised:
+        reraise_interrupt(error)
+    assert raised.value is error
+
+
+def test_an_os_error_without_errno_is_an_interrupt() -> None:
+    """The system always gives one; the handler may be a function that leaves no frame."""
+    with pytest.raises(TimeoutError, match="too late"):
+        reraise_interrupt(TimeoutError("too late"))
+
+
+def test_suppress_os_errors_lets_an_interrupt_out() -> None:
+    """What the system refuses is ignored."""
+    with suppress_os_errors():
+        os.stat("/nonexistent")
+    with (
+        handler(raising(TimeoutError(errno.ETIMEDOUT, "too late"), "plain")),
+        pytest.raises(TimeoutError, match="too late"),
+        suppress_os_errors(),
+    ):
+        signal.raise_signal(signal.SIGUSR1)
+
+
+OS_ERRORS = {
+    name
+    for name, each in vars(__import__("builtins")).items()
+    if isinstance(each, type) and issubclass(each, OSError)
+} | {"Exception"}
+IN_A_THREAD_OF_ITS_OWN = {"engine/turnstile.py", "exits.py"}
+"""Handlers run in the main thread alone."""
+
+
+def caught_in(node: ast.ExceptHandler) -> set[str]:
+    """Return the names of the classes that *node* catches."""
+    classes = [] if node.type is None else ast.walk(node.type)
+    return {each.id for each in classes if isinstance(each, ast.Name)}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    """Yield each module of the package that runs in the caller's thread."""
+    for directory, _, names in os.walk(PACKAGE):
+        for name in names:
+            path = os.path.join(directory, name)
+            relative = os.path.relpath(path, PACKAGE)
+            if name.endswith(".py") and relative not in IN_A_THREAD_OF_ITS_OWN:
+                with open(path, encoding="utf-8") as file:
+                    yield relative, ast.parse(file.read())
+
+
+def test_every_handler_of_os_errors_asks_whether_it_is_an_interrupt() -> None:
+    """Or it raises the error again itself; `contextlib.suppress` cannot ask."""
+    wrong = []
+    for path, module in sources():
+        for node in ast.walk(module):
+            if isinstance(node, ast.ExceptHandler) and caught_in(node) & OS_ERRORS:
+                body = list(ast.walk(ast.Module(node.body, [])))
+                calls = {ast.unparse(each.func) for each in body if isinstance(each, ast.Call)}
+                again = any(isinstance(each, ast.Raise) and each.exc is None for each in body)
+                if not (again or calls & {"reraise_interrupt", "is_interrupt"}):
+                    wrong.append(f"{path}:{node.lineno}")
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "contextlib.suppress":
+                wrong += [path for each in node.args if ast.unparse(each) in OS_ERRORS]
+    assert [] == wrong
+
+
+def test_an_interrupt_in_the_recording_of_identities_comes_out(path: str) -> None:
+    """In each line of it: a TimeoutError of a handler is not logged and dropped."""
+    out = run(
+        """
+        import itertools, os, signal, subprocess, sys
+        from dataclasses import replace
+        from registry import Metadata, State, Status, Store
+
+        FILES = ("session.py", "process.py", "kernel.py", "netns.py")
+
+        def raise_timeout(signum, frame):
+            raise TimeoutError
+
+        signal.signal(signal.SIGUSR1, raise_timeout)
+
+        def interrupt(nth, call):
+            # Call it with a signal before the nth line of the recording; tell where that was.
+            left, where = nth, None
+
+            def trace(frame, event, arg):
+                nonlocal left, where
+                if frame.f_code.co_name == "_note" or where is None and recording(frame):
+                    if event == "line":
+                        left -= 1
+                        if left == 0:
+                            where = (frame.f_code.co_filename, frame.f_lineno)
+                            signal.raise_signal(signal.SIGUSR1)
+                    return trace if frame.f_code.co_filename.endswith(FILES) else None
+                return trace
+
+            def recording(frame):
+                while frame is not None and frame.f_code.co_name != "_note":
+                    frame = frame.f_back
+                return frame is not None
+
+            sys.settrace(trace)
+            try:
+                call()
+                out = False
+            except TimeoutError:
+                out = True
+            finally:
+                sys.settrace(None)
+            return where, out
+
+        child = subprocess.Popen(["sleep", "600"])
+        with Store.open(sys.argv[1], timeout=5) as store:
+            swallowed = []
+            for nth in itertools.count(1):
+                handle = store.add(Metadata(f"s{nth}", f"n{nth}", None), Status(State.READY))
+                where, out = interrupt(
+                    nth, lambda: handle.status.update(lambda old: replace(old, pid=child.pid))
+                )
+                if where is None:
+                    break
+                assert handle.status.get().pid == child.pid
+                if not out:
+                    swallowed.append(where)
+            print(nth > 1, swallowed, store.check())
+        child.kill()
+        child.wait()
+        """,
+        path,
+    )
+    assert "True [] []" == out.strip()
