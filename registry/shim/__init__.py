@@ -1,6 +1,7 @@
 """A thin runtime shim: the CRI's sandbox calls, answered out of a registry.
 
     runtime      the CRI's requests and responses
+    validate     what a config may ask for
     pause        the process that holds a sandbox's namespaces
     sandboxer    running, stopping, removing and recovering sandboxes
     service      the calls, from messages to the Sandboxer and back

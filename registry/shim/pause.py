@@ -8,26 +8,22 @@ later leaves a sandbox that goes on.
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import signal
 import socket
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from registry import InvalidArgumentError, NetNS, Process, RegistryError, kernel
-from registry.cri import NamespaceMode, NamespaceOption, PodSandboxConfig
+from registry import NetNS, Process, RegistryError, kernel
+from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.interrupts import reraise_interrupt
+from registry.shim.validate import is_host_network, options_of, refused_sysctl, sysctls
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
 """Ends at the end of its input, which comes when the server dies."""
 PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
-HOSTNAME_MAX: Final = 64
-"""Bytes that Linux keeps of a host name."""
-IPC_SYSCTLS: Final = re.compile(
-    r"kernel/(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced)|fs/mqueue/.+"
-)
-"""What an IPC namespace has of its own (ipc_namespaces(7))."""
+SETPRIV: Final = "setpriv"
+"""Sets user and groups; of util-linux."""
 
 
 class Pause:
@@ -54,42 +50,17 @@ class Pause:
             os.close(gate)
 
 
-def options_of(config: PodSandboxConfig) -> NamespaceOption:
-    """Return which namespaces the sandbox shares with whom."""
-    return config.linux.security_context.namespace_options
-
-
-def is_host_network(config: PodSandboxConfig) -> bool:
-    """Whether the sandbox lives in the network namespace of the host."""
-    return options_of(config).network == NamespaceMode.NODE
-
-
-def check(config: PodSandboxConfig) -> None:
-    """Raise unless a pause process can be made as *config* wants it.
-
-    Raises:
-        InvalidArgumentError: the host name cannot be one, or a sysctl would change the host.
-    """
-    name = "" if is_host_network(config) else config.hostname
-    if len(name.encode()) > HOSTNAME_MAX or not name.isprintable():
-        why = f"is longer than {HOSTNAME_MAX} bytes or has control characters"
-        raise refused("hostname", name, f"run sandbox: hostname {name!r} {why}")
-    for _ in _sysctls(config):
-        pass
-
-
-def refused(field: str, value: str, why: str) -> InvalidArgumentError:
-    """Return the error that says *why* the *value* of a *field* cannot be had."""
-    return InvalidArgumentError(why, field=field, value=value)
-
-
 def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
     """Make a pause process, held back, in *netns* (None: the host's) and namespaces of its own.
 
     Its environment says SANDBOX_ID=*id*, for who finds the process and not the record.
 
+    Args:
+        id: of the sandbox.
+        netns: in which the process lives.
+        config: as `validate.check` lets it through.
     Raises:
-        InvalidArgumentError: as `check`; or the kernel refuses a sysctl.
+        InvalidArgumentError: the kernel refuses a sysctl.
         RegistryError: a namespace or the process cannot be made; nothing of it is left.
     """
 
@@ -98,9 +69,9 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
         kernel.unshare(_flags(config))
         if config.hostname and not is_host_network(config):
             socket.sethostname(config.hostname)
-        for path, key, value in _sysctls(config):
+        for path, key, value in sysctls(config):
             _write_sysctl(path, key, value)
-        return _spawn_held(id)
+        return _spawn_held(id, _command(config))
 
     try:
         if netns is not None:
@@ -118,12 +89,31 @@ def _flags(config: PodSandboxConfig) -> int:
     return uts | (0 if options_of(config).ipc == NamespaceMode.NODE else kernel.CLONE_NEWIPC)
 
 
-def _spawn_held(id: str) -> Pause:
+def _command(config: PodSandboxConfig) -> list[str]:
+    """Return the command of the held process, which runs as the user that *config* names.
+
+    Raises:
+        RegistryError: the program that changes the user is missing.
+    """
+    held, context = ["/bin/sh", "-c", HELD], config.linux.security_context
+    groups = ",".join(map(str, context.supplemental_groups))
+    if not context.HasField("run_as_user") and not groups:
+        return held
+    program = shutil.which(SETPRIV, path=PATH)
+    if program is None:
+        why = f"{SETPRIV}, which sets user and groups, is not in {PATH!r}; install util-linux"
+        raise RegistryError(f"spawn pause process: {why}")
+    user, group = context.run_as_user.value, context.run_as_group.value
+    groups = f"--groups={groups}" if groups else "--clear-groups"
+    return [program, f"--reuid={user}", f"--regid={group}", groups, *held]
+
+
+def _spawn_held(id: str, command: list[str]) -> Pause:
     read, write = os.pipe()
     try:
         pid = os.posix_spawn(
-            "/bin/sh",
-            ["sh", "-c", HELD],
+            command[0],
+            command,
             {"PATH": PATH, "SANDBOX_ID": id},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, read, 0),
@@ -152,40 +142,10 @@ def _held(child: int) -> Process:
         raise
 
 
-def _sysctls(config: PodSandboxConfig) -> Iterator[tuple[str, str, str]]:
-    """Return file, name and value of each sysctl; raises where one is not the sandbox's own."""
-    sysctls: Mapping[str, str] = config.linux.sysctls
-    for key, value in sorted(sysctls.items()):
-        name = _slashed(key)
-        if not _is_own(name, config):
-            why = "would change the host: the sandbox has no namespace of its own for it"
-            raise refused("linux.sysctls", key, f"run sandbox: sysctl {key!r} {why}")
-        yield f"/proc/sys/{name}", key, value
-
-
-def _slashed(key: str) -> str:
-    """Return the path of a sysctl below /proc/sys; the separator is the first of "." and "/"."""
-    separators = [letter for letter in key if letter in "./"]
-    if separators[:1] == ["."]:
-        return key.translate(str.maketrans("./", "/."))
-    return key
-
-
-def _is_own(name: str, config: PodSandboxConfig) -> bool:
-    parts = name.split("/")
-    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
-        return False
-    if parts[0] == "net" or name == "kernel/domainname":
-        return not is_host_network(config)
-    own_ipc = options_of(config).ipc != NamespaceMode.NODE
-    return own_ipc and IPC_SYSCTLS.fullmatch(name) is not None
-
-
 def _write_sysctl(path: str, key: str, value: str) -> None:
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(value)
     except OSError as error:
         reraise_interrupt(error)
-        why = f"run sandbox: set sysctl {key!r} to {value!r}: {error.strerror}"
-        raise refused("linux.sysctls", key, why) from error
+        raise refused_sysctl(key, f"cannot be set to {value!r}: {error.strerror}") from error

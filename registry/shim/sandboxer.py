@@ -36,6 +36,7 @@ from registry import (
     Exit,
     Exits,
     FailedPreconditionError,
+    InvalidArgumentError,
     Metadata,
     NetNS,
     NotFoundError,
@@ -47,7 +48,7 @@ from registry import (
     Store,
 )
 from registry.cri import PodSandboxConfig
-from registry.shim import pause
+from registry.shim import pause, validate
 
 log = logging.getLogger("registry.shim")
 
@@ -102,13 +103,13 @@ class Sandboxer:
             InvalidArgumentError: *config* cannot be had.
             RegistryError: a step failed.
         """
-        name = name_of(config)
         if runtime_handler:
             # In containerd's words.
             why = f'failed to get sandbox runtime: no runtime for "{runtime_handler}" is configured'
-            raise pause.refused("runtime_handler", runtime_handler, why)
-        pause.check(config)
-        path = "" if pause.is_host_network(config) else self._store.new_netns_path()
+            raise InvalidArgumentError(why, field="runtime_handler", value=runtime_handler)
+        validate.check(config)
+        name = name_of(config)
+        path = "" if validate.is_host_network(config) else self._store.new_netns_path()
         metadata = Metadata(secrets.token_hex(32), name, config, netns_path=path)
         sandbox = self._store.add(metadata, Status(State.UNKNOWN))
         try:
@@ -261,12 +262,7 @@ def name_of(config: PodSandboxConfig) -> str:
     """Return the name of the sandbox of a pod, by which there is only one at a time.
 
     Source: containerd internal/cri/server/helpers.go, makeSandboxName.
-
-    Raises:
-        InvalidArgumentError: the pod has no name.
     """
-    if not config.metadata.name:
-        raise pause.refused("metadata.name", "", "run sandbox: the config has no metadata.name")
     metadata = config.metadata
     return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
 

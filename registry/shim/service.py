@@ -32,8 +32,8 @@ from registry import (
 )
 from registry.cri import PodSandboxConfig, PodSandboxMetadata
 from registry.shim import runtime_pb2 as api
-from registry.shim.pause import options_of
 from registry.shim.sandboxer import Sandboxer, name_of
+from registry.shim.validate import options_of
 
 Request = TypeVar("Request", bound=Message)
 
@@ -57,6 +57,8 @@ _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
     (DataLossError, grpc.StatusCode.DATA_LOSS),
     (RegistryError, grpc.StatusCode.INTERNAL),
 )
+
+_STATES: Final = {api.SANDBOX_READY: State.READY, api.SANDBOX_NOTREADY: State.NOTREADY}
 
 
 def services(
@@ -206,8 +208,10 @@ class RuntimeService:
         wanted, response = request.filter, api.ListPodSandboxResponse()
         state = None
         if wanted.HasField("state"):
-            ready = wanted.state.state == api.SANDBOX_READY
-            state = State.READY if ready else State.NOTREADY
+            state = _STATES.get(wanted.state.state)
+            if state is None:
+                why = f"list sandboxes: filter.state {wanted.state.state} is not a PodSandboxState"
+                raise InvalidArgumentError(why, field="filter.state", value=wanted.state.state)
         try:
             whole = self._store.get(wanted.id).id if wanted.id else None
         except (NotFoundError, AmbiguousPrefixError):

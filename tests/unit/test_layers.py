@@ -62,6 +62,7 @@ ORDER = [
     "transfer",
     "output",
     "cli",
+    "shim.validate",
     "shim.pause",
     "shim.sandboxer",
     "shim.service",

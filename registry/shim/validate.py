@@ -1,0 +1,222 @@
+"""Validation of a PodSandboxConfig: what a sandbox here cannot have is refused, by field.
+
+Rules:
+
+1. Everything is checked before anything is made or recorded.
+2. A field is honoured, or ignored because ignoring it changes nothing that a process which only
+   sleeps can do or suffer, or refused. docs/shim.md has the table of all fields.
+3. An enum value that is not known here is refused wherever it stands: nothing is guessed from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from registry import InvalidArgumentError
+from registry.cri import (
+    LinuxSandboxSecurityContext,
+    NamespaceMode,
+    NamespaceOption,
+    PodSandboxConfig,
+    ProfileType,
+    SecurityProfile,
+)
+
+HOSTNAME_MAX: Final = 64
+"""Bytes that Linux keeps of a host name."""
+ID_MAX: Final = 2**32 - 2
+"""The highest user or group id: the number above it stands for "unchanged" (setresuid(2))."""
+MODES: Final = {
+    "network": (NamespaceMode.POD, NamespaceMode.NODE),
+    # CONTAINER is what a kubelet sends by default: each container would get its own.
+    "pid": (NamespaceMode.POD, NamespaceMode.CONTAINER, NamespaceMode.NODE),
+    "ipc": (NamespaceMode.POD, NamespaceMode.NODE),
+}
+"""Modes that a sandbox can have, by kind of namespace."""
+DEFAULT_PROFILES: Final = frozenset({"", "runtime/default", "docker/default", "unconfined"})
+"""Values of seccomp_profile_path that name no profile of the node."""
+IPC_SYSCTLS: Final = re.compile(
+    r"kernel/(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced)|fs/mqueue/.+"
+)
+"""Sysctls that each IPC namespace has of its own (ipc_namespaces(7))."""
+CONTEXT: Final = "linux.security_context"
+OPTIONS: Final = f"{CONTEXT}.namespace_options"
+
+
+class Refusal(NamedTuple):
+    """A field, its value, and why it cannot have that value."""
+
+    field: str
+    value: object
+    why: str
+
+    def error(self) -> InvalidArgumentError:
+        """Return the error of a sandbox that is not run because of this field."""
+        message = f"run sandbox: {self.field} {self.value!r} {self.why}"
+        return InvalidArgumentError(message, field=self.field, value=self.value)
+
+
+def options_of(config: PodSandboxConfig) -> NamespaceOption:
+    """Return whose namespaces the sandbox uses."""
+    return config.linux.security_context.namespace_options
+
+
+def is_host_network(config: PodSandboxConfig) -> bool:
+    """Return whether the sandbox uses the network namespace of the host."""
+    return options_of(config).network == NamespaceMode.NODE
+
+
+def check(config: PodSandboxConfig) -> None:
+    """Raise unless a sandbox can be run exactly as *config* says.
+
+    Raises:
+        InvalidArgumentError: it cannot; `.field` is the path of the field that is in the way.
+    """
+    for refusal in _refusals(config):
+        raise refusal.error()
+
+
+def _refusals(config: PodSandboxConfig) -> Iterator[Refusal]:
+    context = config.linux.security_context
+    if not config.metadata.name:
+        yield Refusal("metadata.name", "", "is empty; a sandbox is named after its pod")
+    yield from _unknown_enums(config)
+    yield from _namespaces(context.namespace_options)
+    yield from _user(context)
+    yield from _confinement(context)
+    yield from _hostname(config)
+    yield from _ports(config)
+    for path, _, value in _leaves(config.windows, "windows."):
+        yield Refusal(path, value, "cannot be had: this is Linux")
+    for _ in sysctls(config):
+        pass
+
+
+def _unknown_enums(config: PodSandboxConfig) -> Iterator[Refusal]:
+    for path, field, value in _leaves(config):
+        if field.enum_type is not None and value not in field.enum_type.values_by_number:
+            yield Refusal(path, value, f"is not a known {field.enum_type.name}")
+
+
+def _leaves(message: Message, parent: str = "") -> Iterator[tuple[str, FieldDescriptor, object]]:
+    """Yield path, descriptor and value of each field that is set and holds no message."""
+    for field, value in message.ListFields():
+        path = f"{parent}{field.name}"
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            yield path, field, value
+        else:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _leaves(part, f"{path}.")
+
+
+def _namespaces(options: NamespaceOption) -> Iterator[Refusal]:
+    for kind, possible in MODES.items():
+        mode: NamespaceMode = getattr(options, kind)
+        if mode not in possible:
+            names = " or ".join(map(NamespaceMode.Name, possible))
+            why = f"cannot be had: there are no containers here; use {names}"
+            yield Refusal(f"{OPTIONS}.{kind}", NamespaceMode.Name(mode), why)
+    if options.target_id:
+        why = "names a container, and there are none here"
+        yield Refusal(f"{OPTIONS}.target_id", options.target_id, why)
+    users, at = options.userns_options, f"{OPTIONS}.userns_options"
+    if options.HasField("userns_options") and users.mode != NamespaceMode.NODE:
+        why = "cannot be had: a sandbox here uses the user namespace of the node; use NODE"
+        yield Refusal(f"{at}.mode", NamespaceMode.Name(users.mode), why)
+    for field in ("uids", "gids"):
+        for ids in getattr(users, field):
+            mapping = f"{ids.container_id} {ids.host_id} {ids.length}"
+            why = "maps ids of a user namespace, and a sandbox here has none of its own"
+            yield Refusal(f"{at}.{field}", mapping, why)
+
+
+def _user(context: LinuxSandboxSecurityContext) -> Iterator[Refusal]:
+    if context.HasField("run_as_group") and not context.HasField("run_as_user"):
+        why = "means nothing without run_as_user"
+        yield Refusal(f"{CONTEXT}.run_as_group", context.run_as_group.value, why)
+    ids = [("supplemental_groups", id) for id in context.supplemental_groups]
+    ids += [(name, getattr(context, name).value) for name in ("run_as_user", "run_as_group")]
+    for name, id in ids:
+        if not 0 <= id <= ID_MAX:
+            yield Refusal(f"{CONTEXT}.{name}", id, f"is not between 0 and {ID_MAX}")
+
+
+def _confinement(context: LinuxSandboxSecurityContext) -> Iterator[Refusal]:
+    yield from _profile("seccomp", context.seccomp)
+    yield from _profile("apparmor", context.apparmor)
+    if context.seccomp_profile_path not in DEFAULT_PROFILES:
+        why = "cannot be had: no profile of the node is loaded here"
+        yield Refusal(f"{CONTEXT}.seccomp_profile_path", context.seccomp_profile_path, why)
+    for path, _, value in _leaves(context.selinux_options, f"{CONTEXT}.selinux_options."):
+        yield Refusal(path, value, "cannot be had: no SELinux label is set here")
+    if context.readonly_rootfs:
+        why = "cannot be had: a sandbox here has no root file system of its own"
+        yield Refusal(f"{CONTEXT}.readonly_rootfs", value=True, why=why)
+
+
+def _profile(name: str, profile: SecurityProfile) -> Iterator[Refusal]:
+    if profile.profile_type == ProfileType.Localhost or profile.localhost_ref:
+        why = "cannot be had: no profile of the node is loaded here"
+        yield Refusal(f"{CONTEXT}.{name}.localhost_ref", profile.localhost_ref, why)
+
+
+def _hostname(config: PodSandboxConfig) -> Iterator[Refusal]:
+    name = "" if is_host_network(config) else config.hostname
+    if len(name.encode()) > HOSTNAME_MAX or not name.isprintable():
+        why = f"is longer than {HOSTNAME_MAX} bytes or has control characters"
+        yield Refusal("hostname", name, why)
+
+
+def _ports(config: PodSandboxConfig) -> Iterator[Refusal]:
+    """Yield the ports that would be forwarded; on the host network none needs to be."""
+    for port in () if is_host_network(config) else config.port_mappings:
+        if port.host_port:
+            why = "cannot be had: no port of the node is forwarded into a sandbox here"
+            yield Refusal("port_mappings.host_port", port.host_port, why)
+
+
+# Sysctls.
+
+
+def sysctls(config: PodSandboxConfig) -> Iterator[tuple[str, str, str]]:
+    """Yield path below /proc/sys, name and value of each sysctl.
+
+    Raises:
+        InvalidArgumentError: one would change the host.
+    """
+    wanted: Mapping[str, str] = config.linux.sysctls
+    for key, value in sorted(wanted.items()):
+        name = _slashed(key)
+        if not _is_own(name, config):
+            why = "would change the host: the sandbox has no namespace of its own for it"
+            raise refused_sysctl(key, why)
+        yield f"/proc/sys/{name}", key, value
+
+
+def refused_sysctl(key: str, why: str) -> InvalidArgumentError:
+    """Return the error of a sandbox that is not run because of the sysctl *key*."""
+    message = f"run sandbox: sysctl {key!r} {why}"
+    return InvalidArgumentError(message, field="linux.sysctls", value=key)
+
+
+def _slashed(key: str) -> str:
+    """Return the path of a sysctl below /proc/sys; the separator is the first of "." and "/"."""
+    separators = [letter for letter in key if letter in "./"]
+    if separators[:1] == ["."]:
+        return key.translate(str.maketrans("./", "/."))
+    return key
+
+
+def _is_own(name: str, config: PodSandboxConfig) -> bool:
+    parts = name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
+        return False
+    if parts[0] == "net" or name == "kernel/domainname":
+        return not is_host_network(config)
+    own_ipc = options_of(config).ipc != NamespaceMode.NODE
+    return own_ipc and IPC_SYSCTLS.fullmatch(name) is not None
