@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
 from registry import Sandbox, Status, Store
+from tests.tools import until
 
 Call = Callable[[], object]
 
@@ -22,14 +22,6 @@ def more(old: Status) -> Status:
 def waiting(store: Store) -> int:
     """Return how many wait for their turn in this process."""
     return max(0, len(store._session.engine.writes.mutex._queue) - 1)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for *condition*, 30 s at most."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.001)
 
 
 @contextmanager

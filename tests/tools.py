@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -97,6 +98,14 @@ def say(process: subprocess.Popen[str], text: str = "") -> None:
     assert process.stdin is not None
     process.stdin.write(text + "\n")
     process.stdin.flush()
+
+
+def until(condition: Callable[[], object], found: Callable[[], object] = lambda: "") -> None:
+    """Wait until *condition* is true, for a minute at most; *found* tells what is there instead."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain {found()}"
+        time.sleep(0.002)
 
 
 def query(path: str, sql: str) -> list[tuple[Any, ...]]:

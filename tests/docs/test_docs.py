@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import report
 from registry import State, Status, Store, Verdict, schema
+from tests import needs
 from tests.tools import ROOT, environment, execute, pod, query, sandbox
 
 DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"] + [
@@ -34,7 +35,7 @@ PYTHON, SQL = dict(blocks("python")), dict(blocks("sql"))
 
 
 @pytest.mark.netns
-@pytest.mark.skipif(os.geteuid() != 0, reason="a snippet makes a network namespace, as root")
+@needs.namespaces
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_python_snippet_runs(name: str, tmp_path: Path) -> None:
     """As it stands, twice, in an empty directory; what its comments promise is printed."""

@@ -17,16 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-import pytest
-
+from tests import needs
 from tests.faults.calls import Call, Run, Server, serving
 from tests.faults.workload import UNSURE, possible
 from tests.tools import ROOT
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="strace needs root here"),
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
-]
+pytestmark = needs.strace
 
 FAULTS = {"killed": "signal=SIGKILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC"}
 GUARANTEES = Path(ROOT, "docs", "guarantees.md")

@@ -21,10 +21,11 @@ from registry import (
     Store,
     Verdict,
 )
+from tests import needs
 from tests.convoy import Call, convoy, more
 from tests.tools import READY, environment, ids, line, query, running, sandbox
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
+pytestmark = needs.namespaces
 
 
 def fill(disk: str) -> None:

@@ -13,14 +13,12 @@ from queue import SimpleQueue
 
 import pytest
 
+from tests import needs
 from tests.faults.calls import Server, serving
 from tests.faults.power import Disk, State, events
 from tests.faults.workload import possible
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="strace needs root here"),
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
-]
+pytestmark = needs.strace
 
 CALLS = "openat,write,pwrite64,ftruncate,fsync,fdatasync,unlink"
 ONE_OF = 60

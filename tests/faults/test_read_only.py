@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from registry import FailedPreconditionError, ReadOnlyError, RegistryError, Store, kernel
+from tests import needs
 from tests.tools import READY, ids, line, running, sandbox
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
+pytestmark = needs.namespaces
 
 WRITER = """
     import sys

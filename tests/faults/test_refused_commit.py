@@ -6,18 +6,12 @@ takes them for committed.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 
-import pytest
-
+from tests import needs
 from tests.tools import environment, python, query, run
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="strace needs root here"),
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
-]
+pytestmark = needs.strace
 
 # Writes a status; then, when told to, another one whose commit fails, and is killed.
 WRITER = """
@@ -73,7 +67,8 @@ STRUCK = """
     import os, signal, sys, threading
     from dataclasses import replace
     from registry import Metadata, State, Status, Store
-    from tests.convoy import until, waiting
+    from tests.convoy import waiting
+    from tests.tools import until
 
     class Stop(BaseException):
         pass

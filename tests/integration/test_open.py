@@ -32,6 +32,7 @@ from registry import (
     StoreClosedError,
     UnavailableError,
 )
+from tests import needs
 from tests.conftest import OpenStore
 from tests.tools import READY, execute, ids, line, query, run, running, sandbox, say
 
@@ -464,7 +465,6 @@ AS_NOBODY = """
     except RegistryError as error:
         print(type(error).__name__, error)
     """
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 
 
 @pytest.fixture
@@ -478,7 +478,7 @@ def everybodys(tmp_path: Path) -> Iterator[str]:
         yield f"{own}/registry.db"
 
 
-@needs_root
+@needs.another_user
 def test_a_file_that_may_not_be_read_is_no_driver_error(everybodys: str) -> None:
     """Not to the reader who may not write it either."""
     Store.open(everybodys).close()
@@ -486,7 +486,7 @@ def test_a_file_that_may_not_be_read_is_no_driver_error(everybodys: str) -> None
         assert run(AS_NOBODY, everybodys, *mode).startswith("FailedPreconditionError open registry")
 
 
-@needs_root
+@needs.another_user
 def test_without_a_right_to_its_directory_a_registry_is_read_while_it_is_open(
     everybodys: str,
 ) -> None:
@@ -502,7 +502,7 @@ def test_without_a_right_to_its_directory_a_registry_is_read_while_it_is_open(
     assert "only who can write its directory can read it" in told
 
 
-@needs_root
+@needs.another_user
 def test_a_look_of_root_does_not_lock_the_owner_out(everybodys: str) -> None:
     """What root makes beside the database belongs to its owner."""
     Store.open(everybodys).close()

@@ -13,6 +13,7 @@ import pytest
 from registry import Sandbox, Store
 from registry.engine import driver
 from registry.engine.wal import AHEAD
+from tests import needs
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import READY, line, query, running, sandbox, say, small_file_system
@@ -159,7 +160,7 @@ def test_a_plain_shell_writes_into_the_room(store: Store, path: str) -> None:
     assert long == size(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
+@needs.namespaces
 @pytest.mark.parametrize("mebibytes", [12, 48])
 def test_the_last_of_a_disk_is_not_kept_for_it(tmp_path: Path, mebibytes: int) -> None:
     """There it is for what is written."""

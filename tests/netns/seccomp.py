@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import platform
 import struct
 
 _X86 = platform.machine() == "x86_64"  # the others have common numbers
 NAME_TO_HANDLE_AT = 303 if _X86 else 264
 IOCTL = 16 if _X86 else 29
+MOUNT = 165 if _X86 else 40
+CLONE = 56 if _X86 else 220
+CLONE3 = 435
 
 _PR_SET_SECCOMP, _FILTER = 22, 2
 _PR_SET_NO_NEW_PRIVS = 38
@@ -35,6 +39,16 @@ def refuse(call: int, error: int, second: int | None = None) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     assert 0 == libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     assert 0 == libc.prctl(_PR_SET_SECCOMP, _FILTER, described, 0, 0), ctypes.get_errno()
+
+
+def refuse_threads() -> None:
+    """Make every start of a thread or process fail with EAGAIN, as the limits of tasks do.
+
+    Only the calling thread is affected: other threads of the process still can. No setting of the
+    host has a say in it, neither the limits of a user (root has none) nor vm.overcommit_memory.
+    """
+    for call in (CLONE, CLONE3):
+        refuse(call, errno.EAGAIN)
 
 
 def _step(code: int, operand: int, otherwise: int = 0) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 from dataclasses import replace
@@ -25,6 +24,7 @@ from registry import (
 )
 from registry.kernel import Vantage
 from registry.process import Life, ProcessIdentity
+from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
 from tests.tools import READY, UNKNOWN, in_another_thread, line, run, running, sandbox, tamper
@@ -103,15 +103,19 @@ def test_a_pid_without_an_identity_is_taken_as_it_is(here: Vantage) -> None:
     assert Life.RUNNING is process.look(bare, here).life
 
 
-def test_a_name_with_spaces_and_parentheses_is_no_hindrance(tmp_path: Path, here: Vantage) -> None:
+def test_a_name_with_spaces_and_parentheses_is_no_hindrance(here: Vantage) -> None:
     """The start time is found behind the last parenthesis."""
-    odd = tmp_path / "a) 1 (b c"
-    sleep = shutil.which("sleep")
-    assert sleep is not None
-    shutil.copy(sleep, odd)
-    with subprocess.Popen([odd, "1000"]) as child:
+    code = """
+        import sys
+        with open("/proc/self/comm", "w") as name:
+            name.write("a) 1 (b c")
+        print("named", flush=True)
+        sys.stdin.readline()
+        """
+    with running(code) as child:
+        assert "named" == line(child)
+        assert b"(a) 1 (b c)" in Path(f"/proc/{child.pid}/stat").read_bytes()
         identity = process.identify(child.pid, here)
-        child.kill()
     ours = process.identify(os.getpid(), here)
     assert identity is not None
     assert ours is not None
@@ -120,10 +124,9 @@ def test_a_name_with_spaces_and_parentheses_is_no_hindrance(tmp_path: Path, here
     assert identity.start_time >= ours.start_time
 
 
+@needs.namespaces
 def test_a_hidden_process_is_unseen_where_only_its_start_time_would_tell(here: Vantage) -> None:
     """/proc with hidepid: the pid is there, its start time is not to be read."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting /proc needs root")
     out = run(
         """
         import os, subprocess
@@ -148,13 +151,16 @@ def test_the_namespace_of_a_process_is_found_wherever_it_is_mounted() -> None:
     assert None is process.net_namespace_of(2**22 + 1)
 
 
-def test_the_vantage_is_the_threads_own() -> None:
-    """The boot id is the kernel's; another mount namespace is another vantage."""
+def test_the_boot_id_of_a_vantage_is_the_kernels() -> None:
+    """Also the second time, when it is not read again."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         assert file.read().strip() == Vantage.here().boot_id
     assert Vantage.here() == Vantage.here()
-    if os.geteuid() != 0:
-        pytest.skip("another mount namespace needs root")
+
+
+@needs.namespaces
+def test_the_vantage_is_the_threads_own() -> None:
+    """In another mount namespace it is another one, for that thread alone."""
     out = run(
         """
         import threading

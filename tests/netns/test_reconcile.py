@@ -26,6 +26,7 @@ from registry import (
 )
 from registry import netns as netns_module
 from registry.cri import NamespaceMode
+from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
 from tests.tools import (
@@ -45,7 +46,7 @@ from tests.tools import (
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 ELSEWHERE = "00000000-0000-4000-8000-000000000000"

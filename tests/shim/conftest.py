@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from registry import Store
 from registry.shim.sandboxer import Sandboxer
 from tests.shim.client import Client
-from tests.tools import environment, query
+from tests.tools import environment, query, until
 
 
 def pauses(db: str) -> set[int]:
@@ -60,14 +59,6 @@ def left_of(db: str) -> tuple[set[int], set[str]]:
 
 
 NOTHING: tuple[set[int], set[str]] = (set(), set())
-
-
-def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
-    """Wait until *condition* is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.002)
 
 
 class Server:

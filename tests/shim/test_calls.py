@@ -17,13 +17,14 @@ import pytest
 from registry import Metadata, State, Status, Store, kernel
 from registry.cri import PodSandboxConfig
 from registry.shim.sandboxer import Sandboxer
+from tests import needs
 from tests.shim.client import NODE, NOTREADY, READY, Client, pod_config, upstream
-from tests.shim.conftest import NOTHING, Server, left_of, namespaces, pauses, until
-from tests.tools import run
+from tests.shim.conftest import NOTHING, Server, left_of, namespaces, pauses
+from tests.tools import run, until
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 
@@ -178,17 +179,22 @@ def test_a_sandbox_may_share_the_ipc_of_the_host(cri: Client) -> None:
 
 
 def test_sysctls_are_set_in_the_sandbox_alone(cri: Client) -> None:
-    """With dots or slashes, of the network and of IPC."""
+    """Of the network and of IPC, with dots or slashes; to values that the host does not have."""
     config = pod_config("web")
-    config.linux.sysctls["net.ipv4.ip_unprivileged_port_start"] = "77"
-    config.linux.sysctls["net/ipv4/conf/lo/forwarding"] = "1"
-    config.linux.sysctls["kernel.shmmni"] = "99"
-    pid = cri.info(cri.run(config))["pid"]
-    for name, value in config.linux.sysctls.items():
+    before = {}
+    for name in (
+        "net.ipv4.ip_unprivileged_port_start",
+        "net.ipv4.ip_forward",
+        "net/ipv4/conf/lo/forwarding",
+        "kernel.shmmni",
+    ):
         path = f"/proc/sys/{name.replace('.', '/')}"
-        assert f"{value}\n" == in_network_of(pid, "cat", path)
-        with open(path, encoding="ascii") as ours:
-            assert value != ours.read().strip()
+        before[path] = Path(path).read_text(encoding="ascii")
+        config.linux.sysctls[name] = "1" if before[path] == "0\n" else "0"
+    pid = cri.info(cri.run(config))["pid"]
+    for path, ours in before.items():
+        assert {"0\n": "1\n"}.get(ours, "0\n") == in_network_of(pid, "cat", path)
+        assert ours == Path(path).read_text(encoding="ascii")
 
 
 @pytest.mark.parametrize("name", [

@@ -6,20 +6,20 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
 
+from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, messages
 from tests.shim.conftest import Server
 from tests.tools import ROOT
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 DOCS = Path(ROOT, "docs", "shim.md").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def test_the_pod_is_run_as_crictl_does(cri: Client) -> None:
     assert [] == cri.list()
 
 
-@pytest.mark.skipif(not shutil.which("crictl"), reason="crictl is not installed")
+@needs.program("crictl")
 def test_crictl_does_as_it_is_told(server: Server, tmp_path: Path) -> None:
     """Line by line; where the docs have an id, the one that `runp` has printed."""
     (tmp_path / "pod.json").write_text(POD)

@@ -24,14 +24,15 @@ import registry.shim
 from registry import NetNS, State, Store, Verdict, netns
 from registry.cri import PodSandboxConfig
 from registry.shim.sandboxer import Sandboxer
+from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
-from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving, until
-from tests.tools import execute, line, running
+from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving
+from tests.tools import execute, line, running, until
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.crash,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 SHIM = os.path.dirname(registry.shim.__file__)

@@ -23,13 +23,14 @@ from registry.cri import PodSandboxConfig
 from registry.shim import pause
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.server import ANSWERS, CHANGES
+from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
-from tests.shim.conftest import NOTHING, Server, left_of, pauses, until
-from tests.tools import environment, execute, query
+from tests.shim.conftest import NOTHING, Server, left_of, pauses
+from tests.tools import environment, execute, query, until
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 

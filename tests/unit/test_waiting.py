@@ -16,8 +16,7 @@ import pytest
 from registry.engine.turnstile import Turnstile
 from registry.live import BURIED, Lives, StopCh
 from registry.waiting import Mutex, Sleepers
-from tests.convoy import until
-from tests.tools import in_another_thread, is_locked, line, running, say
+from tests.tools import in_another_thread, is_locked, line, running, say, until
 
 
 def soon() -> float:
@@ -294,21 +293,25 @@ def test_a_turnstile_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: 
     one.close()
 
 
-def test_who_can_start_no_thread_stands_in_nobodys_way(tmp_path: object) -> None:
-    """Neither then nor later: it leaves no place in the queue behind."""
+def test_acquire_that_can_start_no_thread_leaves_no_place_in_the_queue(tmp_path: object) -> None:
+    """Other processes get the lock, then and later; another thread of the process does, too."""
     code = """
         import sys, threading, time
         from registry.engine.turnstile import Turnstile
+        from tests.netns.seccomp import refuse_threads
         turnstile = Turnstile(sys.argv[1])
-        threading.stack_size(1 << 46)
-        try:
-            turnstile.acquire(time.monotonic() + 30)
-        except OSError as error:
-            print(error, flush=True)
-            turnstile.release()
+        def in_vain():
+            refuse_threads()
+            try:
+                turnstile.acquire(time.monotonic() + 60)
+            except OSError as error:
+                print(error, flush=True)
+                turnstile.release()
+        limited = threading.Thread(target=in_vain)
+        limited.start()
+        limited.join()
         sys.stdin.readline()
-        threading.stack_size(0)
-        print(turnstile.acquire(time.monotonic() + 30), flush=True)
+        print(turnstile.acquire(time.monotonic() + 60), flush=True)
         """
     ours = Turnstile(f"{tmp_path}/r.db")
     assert ours.acquire(soon())
