@@ -7,10 +7,7 @@ from wherever, leaves the living one READY.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,18 +16,39 @@ import pytest
 
 from registry import NetNS, State, Status, Store, Verdict, kernel
 from registry.kernel import BOOT_ID
-from tests.tools import READY, environment, query, sandbox
+from tests import needs
+from tests.tools import READY, environment, python, query, run, sandbox
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root here")
+pytestmark = needs.namespaces
 
 ALIVE = {Verdict.OPEN, Verdict.HOST, Verdict.UNREACHABLE}
 OPEN = """
-    import json, os, subprocess, sys
-    from registry import Store
-    with Store.open(sys.argv[1], timeout=20) as store:
-        counts = {str(verdict): count for verdict, count in store.recovery.counts.items()}
-        print(json.dumps([counts, str(store.get("alive").status.get().state)]))
+    import json, os, sys
+    from registry import Store, kernel
+
+    def look():
+        with Store.open(sys.argv[1]) as store:
+            counts = {str(verdict): count for verdict, count in store.recovery.counts.items()}
+            return json.dumps([counts, str(store.get("alive").status.get().state)])
+
+    def enter(namespaces, map_root):
+        kernel.unshare(namespaces)
+        for name, text in map_root.items():
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        if namespaces & 0x20000000:  # CLONE_NEWPID: its first process is a child
+            child = os.fork()
+            if child:
+                sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            kernel.mount("proc", "/proc", "proc", 0)
+
+    if len(sys.argv) > 2:
+        look()  # imports everything: this Python may be where only its owner may read it
+        enter(*json.loads(sys.argv[2]))
+    print(look())
     """
+MAP_ROOT = {"setgroups": "deny", "uid_map": "0 0 1", "gid_map": "0 0 1"}
+"""What `unshare --map-root-user` writes, by the file in /proc/self."""
 
 
 @pytest.fixture
@@ -52,6 +70,19 @@ def path(tmp_path: Path) -> Iterator[str]:
     process.wait()
     netns.remove()
     kernel.umount(str(base), kernel.MNT_DETACH)
+
+
+def run_in(place: str, code: str, *args: object) -> str:
+    """Run Python code by the shell command *place*, and return its output; it must succeed."""
+    done = subprocess.run(
+        ["sh", "-c", f'{place} "$@"', "sh", *python(code, *args)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
 
 
 def assert_alive(path: str) -> None:
@@ -80,44 +111,37 @@ PLACES = {
     "mount namespace with an empty directory": (
         "unshare --mount sh -c 'mount -t tmpfs empty {base} && exec \"$@\"' -"
     ),
-    "user namespace": "unshare --user --map-root-user",
-    "user namespace of nobody": "unshare --user",
-    "all at once": "unshare --pid --fork --mount-proc --user --map-root-user --ipc --uts --cgroup",
     "no boot id": f"unshare --mount sh -c '{hidden(BOOT_ID)} && exec \"$@\"' -",
     "no /proc": (
         "unshare --mount sh -c 'umount -l /proc; mount -t tmpfs none /proc && exec \"$@\"' -"
     ),
+    # A new /proc: to remount the old one would hide the processes of the whole host. Root sees
+    # all the same, unless it lacks a capability that they have, and is not in the group of it.
     "hidden processes": (
-        "unshare --mount sh -c 'mount -o remount,hidepid=2 /proc"
-        ' && exec setpriv --reuid 65534 --clear-groups "$@"\' -'
+        "unshare --mount sh -c 'mount -t proc -o hidepid=2,gid=65534 proc /proc"
+        ' && exec setpriv --bounding-set=-sys_ptrace "$@"\' -'
     ),
 }
+USER_NAMESPACES: dict[str, tuple[int, dict[str, str]]] = {
+    "user namespace": (0x10000000, MAP_ROOT),  # CLONE_NEWUSER
+    "user namespace of nobody": (0x10000000, {}),
+    "all at once": (0x3E020000, MAP_ROOT),  # with NEWPID, NEWNS, NEWIPC, NEWUTS, NEWCGROUP
+}
+"""Entered by the process itself, by the flags of `unshare` and the files to write there."""
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [*PLACES, *USER_NAMESPACES])
 def test_from_another_place_nothing_alive_is_marked(
     path: str, tmp_path: Path, place: str, tried: Callable[[str], None]
 ) -> None:
     """Open reconciles, and writes what it takes for gone."""
-    for each in (tmp_path, *tmp_path.parents[:3]):
-        os.chmod(each, 0o755)
-    if "setpriv" in PLACES[place]:  # who is nobody there has to own the registry
-        for name in ("", *os.listdir(tmp_path)):
-            os.chown(tmp_path / name, 65534, 65534)
-    base = f"{tmp_path}/netns"
-    code = [sys.executable, "-c", textwrap.dedent(OPEN), path]
-    done = subprocess.run(
-        ["sh", "-c", PLACES[place].format(base=base) + ' "$@"', "sh", *code],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
-    assert 0 == done.returncode, said
+    if place in USER_NAMESPACES:
+        said = run(OPEN, path, json.dumps(USER_NAMESPACES[place]))
+    else:
+        said = run_in(PLACES[place].format(base=f"{tmp_path}/netns"), OPEN, path)
     counts, state = json.loads(said)
     assert (True, "SANDBOX_READY") == (set(counts) <= {str(each) for each in ALIVE}, state)
-    tried(f"looked from {place}: {said}")
+    tried(f"looked from {place}: {said.strip()}")
     assert_alive(path)
 
 
@@ -147,38 +171,42 @@ def test_what_was_recorded_without_a_boot_id_is_not_of_another_boot(path: str) -
             alive = store.get("alive")
             store.add(sandbox("blind", netns_path=alive.netns_path), alive.seen)
         """
-    recorder = [sys.executable, "-c", textwrap.dedent(code), path]
-    place = PLACES["no boot id"]
-    subprocess.run(["sh", "-c", f'{place} "$@"', "sh", *recorder], env=environment(), check=True)
+    run_in(PLACES["no boot id"], code, path)
     with Store.open(path) as store:
         assert State.READY is store.get("blind").seen.state
         assert State.READY is store.get("alive").seen.state
 
 
 def test_a_pid_that_is_used_again_at_once_is_another_process(path: str) -> None:
-    """The sandbox whose process has ended is marked, and the one that lives is not."""
-    first = subprocess.Popen(["sleep", "1000"])
-    with Store.open(path) as store:
-        store.add(sandbox("gone"), Status(State.READY, pid=first.pid))
-        first.kill()
-        first.wait()
-        for _ in range(50):
-            with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as last:
-                last.write(str(first.pid - 1))
-            second = subprocess.Popen(["sleep", "1000"])
-            if second.pid == first.pid:
-                break
-            second.kill()
-            second.wait()
-        else:
-            pytest.skip("the kernel gave the pid to somebody else each time")
-        try:
-            report = store.reconcile()
-            assert {"gone": Verdict.EXITED} == {
-                each.sandbox_id: each.verdict for each in report.findings
-            }
-            assert State.NOTREADY is store.get("gone").seen.state
-            assert State.READY is store.get("alive").seen.state
-        finally:
-            second.kill()
-            second.wait()
+    """The sandbox whose process has ended is marked, and those that live are not.
+
+    In a pid namespace of its own, where no other process takes the number meanwhile.
+    """
+    code = """
+        import os, sys
+        from registry import Metadata, State, Status, Store
+        def spawn():
+            return os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
+        def end(pid):
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+        with Store.open(sys.argv[1]) as store:
+            first = spawn()
+            store.add(Metadata("gone", "gone", None), Status(State.READY, pid=first))
+            store.add(Metadata("lives", "lives", None), Status(State.READY, pid=spawn()))
+            end(first)
+            while True:  # the kernel may take a moment to free the number
+                with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+                    last.write(str(first - 1))
+                second = spawn()
+                if second == first:
+                    break
+                end(second)
+            marked = [each for each in store.reconcile().findings if each.changed]
+            print(*(f"{each.sandbox_id} {each.verdict}" for each in marked))
+            for id in ("gone", "lives", "alive"):
+                print(id, store.get(id).seen.state)
+        """
+    marked, *states = run_in("unshare --pid --fork --mount-proc", code, path).splitlines()
+    assert "gone EXITED" == marked
+    assert ["gone SANDBOX_NOTREADY", "lives SANDBOX_READY", "alive SANDBOX_READY"] == states
