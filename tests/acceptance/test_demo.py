@@ -10,42 +10,98 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import pytest
 
-from tests.tools import ROOT, environment
+from registry import kernel
+from tests import needs
+from tests.tools import ROOT, environment, until
 
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="the demo is tried as root and as another user"),
-]
+pytestmark = [pytest.mark.netns, needs.namespaces]
 DEMO = os.path.join(ROOT, "examples", "demo.py")
 
 
-def left_behind() -> set[str]:
-    """Return what a demo may have left: processes, namespaces, mounts, files."""
-    processes = {
-        f"{pid} {command}"
-        for pid, command in (
-            line.split(maxsplit=1)
-            for line in subprocess.check_output(["ps", "-eo", "pid=,args="], text=True).splitlines()
-        )
-        if "sleep infinity" in command or "demo.py" in command
-    }
-    with open("/proc/mounts", encoding="utf-8") as mounts:
-        mounted = {line.split()[1] for line in mounts if "/sr-" in line}
-    namespaces = {name for name in os.listdir("/run/netns") if name.startswith("sr-")}
-    files = {name for name in os.listdir(tempfile.gettempdir()) if "sandbox-registry-demo" in name}
-    return processes | mounted | namespaces | files
+class Machine:
+    """Where a demo runs: a mount namespace, and in it /run, /tmp and all its processes.
+
+    So what a demo leaves is not mixed up with what other programs of the host have or do meanwhile.
+    """
+
+    def __init__(self, inside: ThreadPoolExecutor, tmp: str) -> None:
+        self._inside = inside
+        self._env = {**environment(), "TMPDIR": tmp, MARK: tmp}
+        self._mounts = inside.submit(_mounts).result()
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a program in it."""
+        env = {**self._env, **options.pop("env", {})}
+        start = partial(subprocess.Popen, command, env=env, text=True, **options)
+        return self._inside.submit(start).result()
+
+    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a program in it, and return what it printed."""
+        with self.start(*command, stdout=PIPE, stderr=PIPE, **options) as process:
+            out, err = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def left(self) -> dict[str, list[str]]:
+        """Return what is left of the programs: processes, namespaces, mounts, files."""
+        return self._inside.submit(self._left).result()
+
+    def _left(self) -> dict[str, list[str]]:
+        here, mark = os.readlink("/proc/thread-self/ns/mnt"), f"{MARK}={self._env[MARK]}".encode()
+        processes = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):  # it has ended, or is a zombie
+                marked = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if marked or os.readlink(f"/proc/{pid}/ns/mnt") == here:
+                    processes.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_text()!r}")
+        return {
+            "processes": processes,
+            "namespaces": os.listdir("/run/netns"),
+            # The directory becomes a shared mount, and stays one.
+            "mounts": sorted(_mounts() - self._mounts - {"/run/netns"}),
+            "files": os.listdir(self._env["TMPDIR"]),
+        }
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """Compare the machine before and after."""
-    os.makedirs("/run/netns", exist_ok=True)
-    before = left_behind()
-    yield
-    assert before == left_behind()
+MARK = "SANDBOX_REGISTRY_DEMO"
+"""A variable by which processes are known that have left the mount namespace."""
+NOTHING: dict[str, list[str]] = {"processes": [], "namespaces": [], "mounts": [], "files": []}
+
+
+def _mounts() -> set[str]:
+    """Return where something is mounted; copies of the mounts of the host are among them."""
+    with open("/proc/thread-self/mounts", encoding="utf-8") as mounts:
+        return {line.split()[1] for line in mounts}
+
+
+def _enter_mount_namespace() -> None:
+    kernel.unshare(0x20000 | 0x200)  # CLONE_NEWNS and, since other threads stay, CLONE_FS
+    kernel.mount("none", "/", "none", 0x40000 | kernel.MS_REC)  # private
+    kernel.mount("run", "/run", "tmpfs", 0)
+    os.mkdir("/run/netns")
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """Return where a demo runs; nothing is left of it when the test ends."""
+    with (
+        ThreadPoolExecutor(1, initializer=_enter_mount_namespace) as inside,
+        tempfile.TemporaryDirectory(dir="/tmp") as tmp,
+    ):
+        os.chmod(tmp, 0o1777)  # for another user, too
+        machine = Machine(inside, tmp)
+        assert NOTHING == machine.left()
+        yield machine
+        # A process that was killed takes a moment to end.
+        until(lambda: NOTHING == machine.left(), machine.left)
 
 
 def check_output(output: str) -> None:
@@ -64,16 +120,14 @@ def check_output(output: str) -> None:
         assert line in output
 
 
-def test_the_demo_shows_a_crash_and_the_recovery() -> None:
+def test_the_demo_shows_a_crash_and_the_recovery(machine: Machine) -> None:
     """As root, in /run/netns."""
-    done = subprocess.run(
-        [sys.executable, DEMO], env=environment(), capture_output=True, text=True, check=False
-    )
+    done = machine.run(sys.executable, DEMO)
     assert (0, "") == (done.returncode, done.stderr)
     check_output(done.stdout)
 
 
-def test_without_privileges_the_demo_runs_in_a_user_namespace() -> None:
+def test_without_privileges_the_demo_runs_in_a_user_namespace(machine: Machine) -> None:
     """The same as nobody, in a Python that nobody may read."""
     become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     in_user_namespace = [*become, "unshare", "--user", "--map-root-user", "--mount", "--net"]
@@ -87,24 +141,16 @@ def test_without_privileges_the_demo_runs_in_a_user_namespace() -> None:
         command = [*in_user_namespace, python, "-c", "import registry, pyroute2"]
         if subprocess.run(command, env=env, cwd="/", capture_output=True, check=False).returncode:
             continue
-        done = subprocess.run(
-            [*become, python, DEMO], env=env, cwd="/", capture_output=True, text=True, check=False
-        )
+        done = machine.run(*become, python, DEMO, env=env, cwd="/")
         assert (0, "") == (done.returncode, done.stderr)
         check_output(done.stdout)
         return
     pytest.skip("another user may not read this Python or this checkout")
 
 
-def test_where_no_namespace_can_be_made_the_demo_says_what_is_missing() -> None:
+def test_where_no_namespace_can_be_made_the_demo_says_what_is_missing(machine: Machine) -> None:
     """In one line: root without rights, and no unshare."""
-    done = subprocess.run(
-        [sys.executable, DEMO],
-        env={**environment(), "PATH": os.path.dirname(__file__)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = machine.run(sys.executable, DEMO, env={"PATH": os.path.dirname(__file__)})
     assert 1 == done.returncode
     assert 1 == len(done.stderr.splitlines())
     assert "needs root" in done.stderr
@@ -116,15 +162,11 @@ DEMOS = {"demo": [DEMO], "demo-shim": ["-m", "examples.demo_shim"]}
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 @pytest.mark.parametrize("name", DEMOS)
-def test_an_interrupted_demo_leaves_nothing_behind(name: str, after: int, number: int) -> None:
+def test_an_interrupted_demo_leaves_nothing_behind(
+    machine: Machine, name: str, after: int, number: int
+) -> None:
     """Ctrl-C or SIGTERM after so many lines of its output."""
-    with subprocess.Popen(
-        [sys.executable, "-u", *DEMOS[name]],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as demo:
+    with machine.start(sys.executable, "-u", *DEMOS[name], cwd=ROOT, stdout=PIPE) as demo:
         assert demo.stdout is not None
         for _ in range(after):
             demo.stdout.readline()
@@ -134,16 +176,12 @@ def test_an_interrupted_demo_leaves_nothing_behind(name: str, after: int, number
 
 
 @pytest.mark.parametrize("name", DEMOS)
-def test_a_demo_whose_output_nobody_reads_any_more_ends_in_silence(name: str) -> None:
+def test_a_demo_whose_output_nobody_reads_any_more_ends_in_silence(
+    machine: Machine, name: str
+) -> None:
     """As by `make demo | head -3`; its sandboxes do not keep the pipe open."""
-    with subprocess.Popen(
-        [sys.executable, *DEMOS[name]],
-        cwd=ROOT,
-        env={**environment(), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as demo:
+    command = [sys.executable, "-u", *DEMOS[name]]
+    with machine.start(*command, cwd=ROOT, stdout=PIPE, stderr=PIPE) as demo:
         assert demo.stdout is not None
         assert demo.stderr is not None
         for _ in range(3):
@@ -153,16 +191,9 @@ def test_a_demo_whose_output_nobody_reads_any_more_ends_in_silence(name: str) ->
     assert 141 == demo.returncode
 
 
-def test_the_demo_of_the_shim_shows_a_server_that_is_killed() -> None:
+def test_the_demo_of_the_shim_shows_a_server_that_is_killed(machine: Machine) -> None:
     """Three pods, of which the two whose process lives go on."""
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.demo_shim"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = machine.run(sys.executable, "-m", "examples.demo_shim", cwd=ROOT)
     assert (0, "") == (done.returncode, done.stderr)
     for line in (
         "web-0  SANDBOX_READY",
