@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from google.protobuf import json_format
 from registry import InvalidArgumentError
 from registry.cri import PodSandboxConfig
 from registry.shim import validate
+from tests import needs
 from tests.shim.client import NODE, READY, Client, messages, pod_config, upstream
-from tests.shim.conftest import NOTHING, Server, left_of, until
-from tests.tools import ROOT
+from tests.shim.conftest import NOTHING, Server, left_of
+from tests.tools import ROOT, until
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 DATA = Path(ROOT, "tests", "data")
