@@ -38,6 +38,7 @@ PIDFD_INFO_EXIT: Final = 8
 AT_FDCWD: Final = -100  # linux/fcntl.h
 AT_HANDLE_FID: Final = 0x200
 AT_SYMLINK_FOLLOW: Final = 0x400
+AT_EMPTY_PATH: Final = 0x1000
 STATX_INO: Final = 0x100  # linux/stat.h
 STATX_SIZE: Final = 0x200
 _STATX: Final = struct.Struct("=32xQQ88xII112x")
@@ -109,22 +110,20 @@ class NamespaceHandle(NamedTuple):
     inode: int
 
 
-def namespace_at(path: str) -> NamespaceHandle | None:
-    """Return the namespace at *path*, without opening anything.
+def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | None:
+    """Return which namespace is at *path*, without opening it.
 
-    None: there is none; or the kernel, before Linux 6.18, or a seccomp filter does not tell.
+    None: none is there, or the kernel (before Linux 6.18) or a seccomp filter does not say.
 
-    Raises:
-        ValueError: no path can be so.
+    Args:
+        path: without a NUL.
+        directory: descriptor to which a relative *path* refers, or AT_FDCWD.
+        flags: AT_SYMLINK_FOLLOW; AT_EMPTY_PATH with an empty *path*: *directory* itself.
     """
-    name = os.fsencode(path)
-    if b"\0" in name:
-        raise ValueError("embedded null byte")
     buffer = bytearray(_NO_HANDLE)
     name_to_handle_at, address, mount_id = _name_to_handle_at()
-    # By a handle to know it by, for which no file system has to do anything, not to open it by.
-    flags = AT_SYMLINK_FOLLOW | AT_HANDLE_FID
-    if name_to_handle_at(AT_FDCWD, name, address(buffer), mount_id, flags):
+    # A handle to compare with, not one to open: the file system has nothing to prepare for it.
+    if name_to_handle_at(directory, path, address(buffer), mount_id, flags | AT_HANDLE_FID):
         return None
     _, kind, *told = _HANDLE.unpack(buffer)
     return NamespaceHandle(*told) if kind == FILEID_NSFS else None

@@ -87,16 +87,47 @@ class NetNSSight(NamedTuple):
         return self.presence.value.format(self.path) + self.more
 
 
-def look(path: str, vantage: Vantage) -> NetNSSight:
-    """Return what is at *path*, with no side effect and without raising for what is found."""
+def own_path(directory: str, registry_id: str) -> str:
+    """Return a fresh path in *directory* that carries the registry's own name."""
+    return os.path.join(directory, f"sr-{registry_id}-{uuid.uuid4()}")
+
+
+def is_own_path(path: str, registry_id: str) -> bool:
+    """Return whether *path* carries the registry's own name, as `own_path` returns it."""
+    return os.path.basename(path).startswith(f"sr-{registry_id}-")
+
+
+def encode(path: str) -> bytes:
+    """Return the bytes that name the file at *path*: UTF-8, whatever the locale.
+
+    A path is stored as text. Encoded by the locale, the same text would name another file in a
+    process of another locale.
+
+    Raises:
+        ValueError: *path* has a NUL or a lone surrogate.
+    """
+    if "\0" in path:
+        raise ValueError("embedded null byte")
+    return path.encode()
+
+
+def look(path: str, vantage: Vantage, *, follow: bool = True) -> NetNSSight:
+    """Return what is at *path*, with no side effect and without raising for what is found.
+
+    Args:
+        path: of the namespace.
+        vantage: from where the look is made.
+        follow: whether a symlink as the last component is followed; else it is no namespace.
+    """
+    flags = kernel.AT_SYMLINK_FOLLOW if follow else 0
     try:
-        found = kernel.namespace_at(path)
+        found = kernel.namespace_at(encode(path), kernel.AT_FDCWD, flags)
     except ValueError as error:
         reraise_interrupt(error)
         return _unseen(path, error)
     if found is not None:
         return _sight(path, vantage, found.type, found.number, found.inode)
-    with _opened(path, vantage) as (sight, _):
+    with _opened(path, vantage, follow=follow) as (sight, _):
         return sight
 
 
@@ -149,12 +180,14 @@ _this_thread: Final = threading.local()
 
 
 @contextmanager
-def _opened(path: str, vantage: Vantage) -> Iterator[tuple[NetNSSight, int]]:
+def _opened(
+    path: str, vantage: Vantage, *, follow: bool = True
+) -> Iterator[tuple[NetNSSight, int]]:
     """Lend what is at *path* and a descriptor of it, -1 where it is no namespace."""
     fd = -1
     try:
         try:
-            fd = _open(path)
+            fd = _open(encode(path), follow=follow)
             if fd < 0:
                 sight = NetNSSight(path, Presence.NOT_A_NAMESPACE)
             else:
@@ -168,14 +201,15 @@ def _opened(path: str, vantage: Vantage) -> Iterator[tuple[NetNSSight, int]]:
             os.close(fd)
 
 
-def _open(path: str) -> int:
+def _open(path: bytes, *, follow: bool) -> int:
     """Return a descriptor of the file at *path*; -1 for what is no regular file.
 
     Opening a fifo blocks, and opening a device acts.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(os.stat(path, follow_symlinks=follow).st_mode):
         return -1
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    return os.open(path, flags | (0 if follow else os.O_NOFOLLOW))
 
 
 def _unseen(path: str, error: OSError | ValueError) -> NetNSSight:

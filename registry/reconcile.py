@@ -349,46 +349,56 @@ def report(
 
 
 def find_namespaces(registry_id: str, directories: Iterable[str]) -> list[str]:
-    """Return the namespaces of this registry by their names, `sr-<registry id>-<uuid>`.
+    """Return the paths that have this registry's own names, `sr-<registry id>-<uuid>`.
 
     Args:
         registry_id: of the registry.
-        directories: where to look; one that cannot be read holds none.
+        directories: to search, absolute. Skipped: what cannot be read, and /proc, which leads into
+            the mount namespaces of other processes.
     """
-    ours = f"sr-{registry_id}-"
+    searched = dict.fromkeys(path for path in directories if not f"{path}/".startswith("/proc/"))
     return [
         os.path.join(directory, name)
-        for directory in sorted(set(map(_real, directories)))
-        for name in sorted(name for name in _names(directory) if name.startswith(ours))
+        for directory in searched
+        for name in sorted(_names(directory))
+        if netns.is_own_path(name, registry_id)
     ]
 
 
 def find_orphans(found: Iterable[str], owned: Iterable[str]) -> list[str]:
-    """Return those of the paths *found* that are open namespaces and that no sandbox owns.
+    """Return those of the paths *found* that are network namespaces and belong to no sandbox.
+
+    A namespace that is found by two names of one directory (/var/run is /run) is returned once.
 
     Args:
-        found: paths of `find_namespaces`.
-        owned: the paths that sandboxes have.
+        found: paths that have this registry's own names. A symlink there is no orphan.
+        owned: the paths that sandboxes have, which may lead to a namespace by any other name.
     """
     owned, vantage = set(owned), Vantage.here()
-    orphans = [
+    orphans: dict[tuple[int, str], str] = {}
+    for path in found:
+        identity = None if path in owned else netns.look(path, vantage, follow=False).identity
+        if identity is not None:
+            orphans.setdefault((identity.inode, os.path.basename(path)), path)
+    if not orphans:
+        return []
+    looker = netns.Looker(owned, vantage)
+    sights = [looker.look(path) for path in owned]
+    inodes = {sight.identity.inode for sight in sights if sight.identity is not None}
+    # Where such a path leads cannot be told; the names are unique.
+    unseen = {os.path.basename(at.path) for at in sights if at.presence is Presence.UNSEEN}
+    return sorted(
         path
-        for path in found
-        if path not in owned and netns.look(path, vantage).presence is Presence.OPEN
-    ]
-    # Of many, and by other names than their own: only where there is something to be told.
-    taken = set(map(_real, owned)) if orphans else set()
-    return [path for path in orphans if path not in taken]
-
-
-def _real(path: str) -> str:
-    """Return *path* without symlinks, or as it is where it is damaged and names nothing."""
-    return path if "\0" in path else os.path.realpath(path)
+        for (inode, name), path in orphans.items()
+        if inode not in inodes and name not in unseen
+    )
 
 
 def _names(directory: str) -> list[str]:
+    """Return the names in *directory* that could be this registry's own, which are ASCII."""
     try:
-        return os.listdir(directory)
+        names = os.listdir(netns.encode(directory))
     except (OSError, ValueError) as error:
         reraise_interrupt(error)
         return []
+    return [name.decode() for name in names if name.isascii()]

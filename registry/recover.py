@@ -74,7 +74,9 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
     for _ in range(ROUNDS):
-        paths = [row.netns_path for row in pending if row.netns_path]
+        # A damaged record may hold a value that is not text.
+        recorded: list[object] = [row.netns_path for row in pending if row.netns_path]
+        paths = [path for path in recorded if isinstance(path, str)]
         directories.update(map(os.path.dirname, paths))
         looker = netns.Looker(paths, vantage)
         looked = ((row, _look(session, row, vantage, looker, reading.settled)) for row in pending)
@@ -235,24 +237,29 @@ def find_orphans(session: Session, registry_id: str, directories: Iterable[str])
     Args:
         session: of the registry.
         registry_id: by which its namespaces are named.
-        directories: where to look, beside /run/netns.
+        directories: to search beside /run/netns.
     """
-    # Who owns them is read after they were seen: a sandbox is added before its namespace is made.
-    found = reconcile.find_namespaces(registry_id, {netns.BASE_DIR, *directories})
+    searched = [netns.BASE_DIR, *sorted(set(filter(os.path.isabs, directories)))]
+    return _orphans(session, reconcile.find_namespaces(registry_id, searched))
+
+
+def _orphans(session: Session, found: list[str]) -> list[str]:
+    """Return those of *found*, which carry this registry's own names, that no sandbox owns."""
     if not found:
         return []
+    # Read after the names were: a sandbox is added before its namespace is made.
     owned = session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")
-    return reconcile.find_orphans(found, [path for (path,) in owned])
+    return reconcile.find_orphans(found, [path for (path,) in owned if isinstance(path, str)])
 
 
 def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:
     """Remove those of *paths* that are orphans still, and return them."""
-    wanted, removed = set(paths), []
+    removed = []
+    wanted = [path for path in sorted(set(paths)) if netns.is_own_path(path, registry_id)]
     with session.write("remove orphaned network namespaces", alone=True):
-        for path in find_orphans(session, registry_id, map(os.path.dirname, wanted)):
-            if path in wanted:
-                _remove_orphan(path)
-                removed.append(path)
+        for path in _orphans(session, wanted):
+            _remove_orphan(path)
+            removed.append(path)
     return removed
 
 

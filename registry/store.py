@@ -19,7 +19,6 @@ import builtins
 import os
 import sys
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -451,7 +450,7 @@ class Store:
         """
         self._session.require_open("name a network namespace")
         check_path("name a network namespace", "base_dir", base_dir)
-        return os.path.join(base_dir, f"sr-{self._registry_id}-{uuid.uuid4()}")
+        return netns.own_path(base_dir, self._registry_id)
 
 
 def _admit(session: Session) -> bool:

@@ -592,7 +592,7 @@ def test_all_looks_tell_namespaces_apart_in_one_thread_at_most(
     monkeypatch.setattr(threading.Thread, "start", noted)
     for old_kernel in (False, True):
         if old_kernel:
-            monkeypatch.setattr(kernel, "namespace_at", lambda _: None)
+            monkeypatch.setattr(kernel, "namespace_at", lambda *_: None)
             monkeypatch.setattr(kernel, "namespace_number", lambda _: None)
         started.clear()
         looker = netns.Looker([*paths, paths[0]], Vantage.here())
@@ -634,7 +634,8 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
             lambda: refuse(IOCTL, errno.ENOTTY, kernel.NS_GET_ID),
         ):
             lack()
-            told = kernel.namespace_at(f"{directory}/made") is not None
+            at = f"{directory}/made".encode(), kernel.AT_FDCWD, 0
+            told = kernel.namespace_at(*at) is not None
             with open(f"{directory}/made") as file:
                 numbered = kernel.namespace_number(file.fileno()) is not None
             print(told, numbered)
