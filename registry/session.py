@@ -281,7 +281,7 @@ class Session:
         if new_process or new_netns:
             new_pid = pid if pid != row.pid else 0
             transaction.after_commit(
-                _NoteIdentities(self, row.creation, new_pid, transaction.deadline)
+                _NoteIdentities(self._note, row.creation, new_pid, transaction.deadline)
             )
 
     def identifies_later(self, row: Row) -> bool:
@@ -295,7 +295,7 @@ class Session:
         effects = (each for each in transaction.effects() if isinstance(each, _NoteIdentities))
         return any(effect.names(row) for effect in effects)
 
-    def note(self, creation: int, deadline: float) -> None:
+    def _note(self, creation: int, deadline: float) -> None:
         """Record which namespace and which process the row of *creation* names, if not known."""
         doing = "note identities"
         try:
@@ -321,7 +321,7 @@ class Session:
 class _NoteIdentities:
     """Effect of a commit that records the identities of one sandbox."""
 
-    session: Session
+    record: Callable[[int, float], None]
     creation: int
     new_pid: int
     """The pid that the transaction has set; 0: it was set before."""
@@ -329,7 +329,7 @@ class _NoteIdentities:
     """Monotonic time in seconds after which waiting stops."""
 
     def __call__(self) -> None:
-        self.session.note(self.creation, self.deadline)
+        self.record(self.creation, self.deadline)
 
     def names(self, row: Row) -> bool:
         """Return whether the pid of *row* is the one that was set."""
