@@ -2,8 +2,10 @@
 # minute; it is brought up to date only when pyproject.toml has changed.
 #
 #   make test PYTHON=python3.13     another Python, in an environment of its own: .venv-python3.13
+#   make test JOBS=0                one test after the other, in one process; default: one per CPU
 
 PYTHON ?= python3
+JOBS ?= auto
 VENV ?= .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))
 
 SHELL := /bin/bash
@@ -17,6 +19,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 override VENV := $(abspath $(VENV))
 python := $(VENV)/bin/python
 installed := $(VENV)/.installed
+# Each job begins with a share of neighbouring tests, which share what a module starts, and takes
+# from the others when it is done. pytest-randomly shuffles them, and prints the seed.
+pytest = $(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 protos := registry/cri/sandbox_config.proto registry/shim/runtime.proto
 
 .PHONY: help
@@ -32,12 +37,16 @@ demo-shim: $(installed) ## the same over the CRI: serve, kill, serve again
 	@$(python) -m examples.demo_shim
 
 .PHONY: test
-test: $(installed) ## run all tests
-	@$(python) -m pytest
+test: $(installed) ## run all tests, one job for each CPU, in random order
+	@$(pytest)
+
+.PHONY: unit
+unit: $(installed) ## run the unit tests, which take half a minute at most
+	@$(pytest) tests/unit
 
 .PHONY: property
 property: $(installed) ## run only the tests against a model
-	@$(python) -m pytest -m property
+	@$(pytest) -m property
 
 .PHONY: fuzz
 fuzz: $(installed) ## read broken metadata for FUZZ_SECONDS, default 60
@@ -45,7 +54,7 @@ fuzz: $(installed) ## read broken metadata for FUZZ_SECONDS, default 60
 
 .PHONY: crash
 crash: $(installed) ## run only the tests that kill processes or make system calls fail
-	@$(python) -m pytest -m "crash or faults"
+	@$(pytest) -m "crash or faults"
 
 .PHONY: test-faults
 test-faults: $(installed) ## make every system call fail, cut the power, fill the disk: 25 minutes
@@ -61,7 +70,7 @@ bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick
 .PHONY: netns
 netns: $(installed) ## run only the tests that make network namespaces
 	@unshare --mount --net $$([ "$$(id -u)" = 0 ] || echo --user --map-root-user) \
-		$(python) -m pytest -m netns
+		$(pytest) -m netns
 
 .PHONY: lint
 lint: $(installed) ## check style and formatting

@@ -1,4 +1,4 @@
-"""What a part of the harness tried is printed at the end, and how long its form is."""
+"""Fixtures of the fault tests: long or short form, and notes that are printed at the end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from tests.tools import small_file_system
 LONG = os.environ.get("FAULTS") == "long"
 """Whether everything is tried, as by `make test-faults`, and not a selection."""
 
-_tried: list[str] = []
-
 
 @pytest.fixture
 def long() -> bool:
@@ -23,9 +21,9 @@ def long() -> bool:
 
 
 @pytest.fixture
-def tried() -> Callable[[str], None]:
-    """Return what notes a line of what was tried, with its numbers."""
-    return _tried.append
+def tried(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Return a function that notes a line about what was tried, with its numbers."""
+    return lambda text: record_property("tried", text)
 
 
 @pytest.fixture
@@ -36,10 +34,12 @@ def small_disk(tmp_path: Path) -> Iterator[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print it."""
-    if _tried:
+    """Print the notes, which come with the reports also when tests run in other processes."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    lines = [text for each in reports for name, text in each.user_properties if name == "tried"]
+    if lines:
         terminalreporter.section("faults tried")
-        for line in _tried:
+        for line in sorted(lines):
             terminalreporter.write_line(line)
 
 
