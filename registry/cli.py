@@ -37,6 +37,7 @@ from registry.errors import (
 from registry.interrupts import reraise_interrupt
 from registry.output import plain, shown, table, write, write_all, write_bytes, write_json
 from registry.reconcile import Report, Verdict
+from registry.rows import Transition
 from registry.sandbox import Sandbox
 from registry.status import State, Status
 from registry.store import Store
@@ -49,6 +50,8 @@ FINE, FOUND, USAGE, UNAVAILABLE = 0, 1, 2, 3
 """Exit codes; FOUND: what was asked about is missing or wrong."""
 CLOSED_PIPE: Final = 141
 """What a shell says of a program that SIGPIPE ended."""
+PAGE: Final = 1000
+"""Transitions that are read at once of a history that is damaged."""
 TIMEOUT_MAX: Final = 86_400.0
 """Seconds; infinity is nothing to wait for."""
 
@@ -334,22 +337,64 @@ def history(
     as_json: Json = False,
 ) -> int:
     """Show every change of state, oldest first, of all sandboxes or of one, a deleted one too."""
-    found = []
+    failed: list[str] = []
     with _open(ctx, db) as store:
         whole = None if id is None else _whole_id(store, id)
-        for transition in store.history(whole, after=after, limit=limit):
-            ends = {"from_state": transition.from_state, "to_state": transition.to_state}
-            texts = {name: None if end is None else str(end) for name, end in ends.items()}
-            found.append(asdict(transition) | texts)
+        most = sys.maxsize if limit is None else limit
+        transitions = _readable_history(store, whole, after, most, failed)
+    found = [asdict(each) | _ends(each) for each in transitions]
+    code = _complain_all(failed)
     columns = "seq at sandbox_id from_state to_state pid reason actor message"
     write_all(found, columns.split(), as_json=as_json)
-    return FINE
+    return code
+
+
+def _ends(transition: Transition) -> dict[str, str | None]:
+    """Return the states of *transition* as they are printed."""
+    ends = {"from_state": transition.from_state, "to_state": transition.to_state}
+    return {name: None if end is None else str(end) for name, end in ends.items()}
+
+
+def _readable_history(
+    store: Store, id: str | None, after: int, limit: int, failed: list[str]
+) -> list[Transition]:
+    """Return what can be read of a history; *failed* gets why the rest of it cannot."""
+    try:
+        return store.history(id, after=after, limit=limit)
+    except MetadataError:  # one transition is damaged; which are not is found out step by step
+        return list(_history_by_pages(store, id, after, limit, failed))
+
+
+def _history_by_pages(
+    store: Store, id: str | None, after: int, left: int, failed: list[str]
+) -> Iterator[Transition]:
+    """Yield page after page; of a page with a damaged transition one after the other."""
+    page = PAGE
+    while left > 0:
+        size = min(page, left)
+        try:
+            found = store.history(id, after=after, limit=size)
+        except MetadataError as error:
+            if size == 1:
+                failed.append(str(error))
+                after, left = error.seq, left - 1
+            page = PAGE if size == 1 else 1
+            continue
+        yield from found
+        if len(found) < size:
+            return
+        after, left = found[-1].seq, left - size
 
 
 def _whole_id(store: Store, id: str) -> str:
     """Return *id* if the history has it, else the id of the sandbox that it is a prefix of."""
-    if store.history(id, limit=1):
-        return id
+    with contextlib.suppress(MetadataError):  # the history has it, but not whole
+        if not store.history(id, limit=1):
+            return _id_of_prefix(store, id)
+    return id
+
+
+def _id_of_prefix(store: Store, id: str) -> str:
     try:
         return store.get(id, include_unknown=True).id
     except NotFoundError as error:

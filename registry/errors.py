@@ -58,9 +58,13 @@ class AmbiguousPrefixError(InvalidArgumentError):
 
 
 class MetadataError(InvalidArgumentError):
-    """Stored or encoded metadata cannot be read. *id* is the sandbox where it is known."""
+    """Stored or encoded metadata cannot be read. *id* is the sandbox where it is known.
+
+    *seq* is the transition that cannot be read, 0 where it is not one of the history.
+    """
 
     id: str = ""
+    seq: int = 0
 
 
 class FailedPreconditionError(RegistryError):

@@ -192,7 +192,8 @@ class Transition:
         fields = dict(zip(cls.__dataclass_fields__, row, strict=True))
         doing = f"read transition {fields['seq']} of sandbox"
         for end in ("from_state", "to_state"):
-            fields[end] = fields[end] and _load_state(fields[end], doing, fields["sandbox_id"])
+            text, id, seq = fields[end], fields["sandbox_id"], fields["seq"]
+            fields[end] = None if text is None else _load_state(text, doing, id, seq)
         return cls(**{**fields, "boot_id": fields["boot_id"] or ""})
 
 
@@ -211,12 +212,12 @@ def _load_cni_result(text: str) -> CNIResult:
     return result
 
 
-def _load_state(text: str, doing: str, id: str) -> State:
+def _load_state(text: str, doing: str, id: str, seq: int = 0) -> State:
     try:
         return State.parse(text)
     except ValueError as error:
         message = f"{doing} {id!r}: {error}; it is damaged, or a newer program has written it"
-        raise MetadataError(message, id=id) from error
+        raise MetadataError(message, id=id, seq=seq) from error
 
 
 def load_status(row: AnyRow) -> Status:

@@ -176,8 +176,12 @@ class Sandboxer:
     def _close_down(self, id: str, intent: Callable[[Status], Status]) -> Sandbox | None:
         try:
             sandbox = self._store.get(id, include_unknown=True)
-            sandbox.status.update(intent)
-            # Anew, since a run may have recorded more in between.
+            try:
+                sandbox.status.update(intent)
+            except InvalidArgumentError as error:
+                # Its status is damaged, so no other can follow. What runs is ended all the same.
+                log.warning("close down sandbox %r without recording it: %s", sandbox.id, error)
+            # Read again, since a run may have recorded more in between.
             sandbox = self._store.get(sandbox.id, include_unknown=True)
         except NotFoundError:
             return None
@@ -186,7 +190,7 @@ class Sandboxer:
 
     def _clean_up(self, sandbox: Sandbox) -> None:
         exit_status = _take_away(sandbox)
-        if sandbox.seen.pid:
+        if sandbox.stored["pid"]:
             self._note_exit(sandbox, exit_status)
 
     # What happens by itself.
@@ -214,29 +218,31 @@ class Sandboxer:
             sandbox.status.update(ended)
         except NotFoundError:
             return  # it was removed
+        except InvalidArgumentError as error:  # its status is damaged; the other ends are recorded
+            log.warning("record the end of sandbox %r: %s", sandbox.id, error)
 
     def _recover(self) -> None:
         """Finish or undo what a crash has interrupted; one that fails does not stop the rest."""
         for sandbox in self._store.list(include_unknown=True):
             try:
                 self._recover_one(sandbox)
-            except RegistryError:
-                log.exception("recover sandbox %r", sandbox.id)
+            except RegistryError as error:
+                log.error("recover sandbox %r: %s", sandbox.id, error)  # noqa: TRY400 - for people
         for path in self._store.reconcile(dry_run=True).orphans:
             try:
                 self._store.remove_orphans([path])
-            except RegistryError:
-                log.exception("remove orphan %r", path)
+            except RegistryError as error:
+                log.error("remove orphan %r: %s", path, error)  # noqa: TRY400 - for people
 
     def _recover_one(self, sandbox: Sandbox) -> None:
         state, reason = sandbox.seen.state, sandbox.seen.reason
         if state is State.UNKNOWN:
             return  # somebody else is creating it
-        if self._never_ran(sandbox):
+        if state is State.READY:
+            self._watch(sandbox)
+        elif self._never_ran(sandbox):
             self._undo(sandbox)
-        elif state is State.NOTREADY and (
-            reason in {STOPPED, REMOVED} or sandbox.seen.message.endswith(STOPPED_TOO)
-        ):
+        elif reason in {STOPPED, REMOVED} or sandbox.seen.message.endswith(STOPPED_TOO):
             self._clean_up(sandbox)
             if reason == REMOVED:
                 sandbox.delete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -57,8 +58,6 @@ _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
     (DataLossError, grpc.StatusCode.DATA_LOSS),
     (RegistryError, grpc.StatusCode.INTERNAL),
 )
-
-_STATES: Final = {api.SANDBOX_READY: State.READY, api.SANDBOX_NOTREADY: State.NOTREADY}
 
 
 def services(
@@ -132,6 +131,8 @@ class RuntimeService:
         self._store: Final = store
         self._sandboxer: Final = sandboxer
         self._version: Final = version("sandbox-registry")
+        self._damages: Final[set[str]] = set()
+        """Messages of damaged records that were logged."""
 
     def methods(self, changes: ThreadPoolExecutor) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return each method by its name on the wire."""
@@ -194,6 +195,7 @@ class RuntimeService:
     ) -> api.PodSandboxStatusResponse:
         sandbox = self._store.get(request.pod_sandbox_id)
         config = sandbox.config or PodSandboxConfig()
+        _ = sandbox.seen  # a state that cannot be read is an error here, and none in a list
         told = api.PodSandboxStatus(**self._told(sandbox, config))
         told.network.ip = sandbox.ip
         for ip in sandbox.additional_ips or ():
@@ -206,46 +208,68 @@ class RuntimeService:
 
     def _list(self, request: api.ListPodSandboxRequest, _: object) -> api.ListPodSandboxResponse:
         wanted, response = request.filter, api.ListPodSandboxResponse()
-        state = None
-        if wanted.HasField("state"):
-            state = _STATES.get(wanted.state.state)
-            if state is None:
-                why = f"list sandboxes: filter.state {wanted.state.state} is not a PodSandboxState"
-                raise InvalidArgumentError(why, field="filter.state", value=wanted.state.state)
+        state = wanted.state.state if wanted.HasField("state") else None
+        if state not in {None, *api.PodSandboxState.values()}:
+            why = f"list sandboxes: filter.state {state} is not a PodSandboxState"
+            raise InvalidArgumentError(why, field="filter.state", value=state)
         try:
             whole = self._store.get(wanted.id).id if wanted.id else None
         except (NotFoundError, AmbiguousPrefixError):
             return response
-        found = self._store.list(id=whole, state=state, labels=wanted.label_selector)
-        response.items.extend(map(self._item, found))
+        found = self._store.list(id=whole, labels=wanted.label_selector)
+        response.items.extend(self._item(each) for each in found if state in {None, _state(each)})
         return response
 
     def _item(self, sandbox: Sandbox) -> api.PodSandbox:
-        """Return a sandbox as a list has it; one that is damaged must not hide the others."""
+        """Return a sandbox as a list has it; of a damaged one what its columns tell."""
         try:
             config = sandbox.config or PodSandboxConfig()
+            _ = sandbox.seen
         except MetadataError as error:
-            log.warning("list sandboxes: %s", error)
-            config = PodSandboxConfig(metadata=_metadata_of(sandbox.name))
+            if str(error) not in self._damages:  # a kubelet lists once a second
+                self._damages.add(str(error))
+                log.warning("list sandboxes: %s", error)
+            config = _config_of(sandbox)
         return api.PodSandbox(**self._told(sandbox, config))
 
     def _told(self, sandbox: Sandbox, config: PodSandboxConfig) -> dict[str, Any]:
-        """Return what a list and a status have in common."""
-        status = sandbox.seen
-        ready = status.state is State.READY
+        """Return what a list and a status have in common, of a damaged sandbox too."""
         return {
-            "id": sandbox.id,
+            "id": _utf8(sandbox.id),
             "metadata": config.metadata,
-            "state": api.SANDBOX_READY if ready else api.SANDBOX_NOTREADY,
-            "created_at": status.created_at or self._made_at(sandbox),
+            "state": _state(sandbox),
+            "created_at": self._created_at(sandbox),
             "labels": config.labels,
             "annotations": config.annotations,
-            "runtime_handler": sandbox.runtime_handler,
+            "runtime_handler": _utf8(sandbox.runtime_handler),
         }
 
-    def _made_at(self, sandbox: Sandbox) -> int:
-        """Return when its record was made: it never ran, and clients take 0 for 1970."""
-        return next((change.at for change in self._store.history(sandbox.id, limit=1)), 1)
+    def _created_at(self, sandbox: Sandbox) -> int:
+        """Return when it was created (ns), or when its record was made: clients take 0 for 1970."""
+        created_at = sandbox.stored["created_at"]
+        if isinstance(created_at, int) and created_at > 0:
+            return created_at
+        with contextlib.suppress(InvalidArgumentError):  # damaged as well, or its id is no text
+            return next((change.at for change in self._store.history(sandbox.id, limit=1)), 1)
+        return 1
+
+
+def _state(sandbox: Sandbox) -> api.PodSandboxState:
+    """Return the state in the CRI's terms; one that is not known here is not READY."""
+    ready = sandbox.stored["state"] == str(State.READY)
+    return api.SANDBOX_READY if ready else api.SANDBOX_NOTREADY
+
+
+def _config_of(sandbox: Sandbox) -> PodSandboxConfig:
+    """Return the config of a damaged sandbox, or what its name tells of it."""
+    with contextlib.suppress(MetadataError):
+        return sandbox.config or PodSandboxConfig()
+    return PodSandboxConfig(metadata=_metadata_of(_utf8(sandbox.name)))
+
+
+def _utf8(text: object) -> str:
+    """Return the text of a column without what is not UTF-8, which a message cannot hold."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
 
 
 def _metadata_of(name: str) -> PodSandboxMetadata:

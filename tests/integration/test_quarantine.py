@@ -435,3 +435,51 @@ def test_a_damaged_transition_is_named_by_its_number(sound: str) -> None:
             store.history()
         assert [2] == [each.seq for each in store.history(after=1)]
         assert "bad" in {each.sandbox_id for each in store.check()}
+
+
+def test_cli_history_shows_all_but_the_damaged_transitions(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of all sandboxes and of one, by page and by limit; stderr has a line for each damaged one."""
+    path = str(tmp_path / "history.db")
+    with Store.open(path, reconcile=False) as store:
+        for id in ("bad", "good"):
+            store.add(sandbox(id), UNKNOWN)
+            store.get(id, include_unknown=True).status.update(lambda _: READY)
+            store.get(id).status.update(lambda _: Status(State.NOTREADY))
+    damage = "UPDATE sandbox_transitions SET {} = 'SANDBOX_NEWER' WHERE seq = {}"
+    tamper(path, damage.format("to_state", 1), damage.format("from_state", 3))
+
+    def shown(*args: str) -> tuple[list[int], list[str]]:
+        code, out, err = call(capfd, path, "history", *args, "--json")
+        assert (1 if err else 0) == code
+        return [each["seq"] for each in json.loads(out)], err.splitlines()
+
+    for pages in (1000, 2, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cli, "PAGE", pages)
+            found, errors = shown()
+            assert ([2, 4, 5, 6], 2) == (found, len(errors))
+            assert "read transition 1 of sandbox 'bad': 'SANDBOX_NEWER'" in errors[0]
+            assert "read transition 3 of sandbox 'bad': 'SANDBOX_NEWER'" in errors[1]
+            assert ([2], 2) == (shown("bad")[0], len(shown("bad")[1]))
+            assert ([4, 5, 6], []) == shown("good")
+            assert ([2], 1) == (shown("--limit", "2")[0], len(shown("--limit", "2")[1]))
+            assert ([], 0) == (shown("--limit", "0")[0], len(shown("--limit", "0")[1]))
+            assert [4, 5, 6] == shown("--after", "2")[0] == shown("--after", "3")[0]
+
+
+def test_cli_shows_a_damaged_id_beside_all_others(
+    sound: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It has no UTF-8: it is printed with an escape, and left out of an export."""
+    damaged = "CAST(x'62ff' AS TEXT)"
+    for table, column in (("sandboxes", "id"), ("sandbox_statuses", "sandbox_id")):
+        tamper(sound, f"UPDATE {table} SET {column} = {damaged} WHERE {column} = 'bad'")
+    for args in (["list"], ["list", "--json"], ["inspect", "b"], ["inspect", "b", "--json"]):
+        code, out, err = call(capfd, sound, *args)
+        assert (0, "", True) == (code, err, "b\\udcff" in out)
+        assert args[0] == "inspect" or "good" in out
+    code, out, err = call(capfd, sound, "export")
+    assert (1, 1) == (code, out.count("\n"))
+    assert "good" in out

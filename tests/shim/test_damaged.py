@@ -1,0 +1,148 @@
+"""One damaged record hides nothing of the others over the CRI."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests import needs
+from tests.shim.client import NOTREADY, READY, Client, pod_config
+from tests.shim.conftest import Server, namespaces, pauses, serving
+from tests.tools import tamper, until
+
+pytestmark = [pytest.mark.netns, needs.namespaces]
+
+STATUS = "UPDATE sandbox_statuses SET {} WHERE sandbox_id = {}"
+RECORD = "UPDATE sandboxes SET {} WHERE id = {}"
+HISTORY = "UPDATE sandbox_transitions SET to_state = {} WHERE event = 'created' AND {}"
+DAMAGES = {
+    "unknown-state": STATUS.format("state = 'SANDBOX_PAUSED'", "{id}"),
+    "no-state": STATUS.format("state = ''", "{id}"),
+    "config": RECORD.format("config = x'ffff'", "{id}"),
+    "name-no-utf8": RECORD.format("name = CAST(x'6eff' AS TEXT)", "{id}"),
+    "handler-no-utf8": RECORD.format("runtime_handler = CAST(x'6eff' AS TEXT)", "{id}"),
+    "additional-ips": RECORD.format("additional_ips = '[7]'", "{id}"),
+    "created-at": STATUS.format("created_at = -7", "{id}"),
+    "history": HISTORY.format("'SANDBOX_PAUSED'", "sandbox_id = {id}"),
+    "no-time": "; ".join(
+        [
+            STATUS.format("created_at = NULL", "{id}"),
+            HISTORY.format("'SANDBOX_PAUSED'", "sandbox_id = {id}"),
+        ]
+    ),
+}
+"""SQL by the name of the pod whose record it damages; `{id}` is its id."""
+UNREADABLE_STATE = {"unknown-state", "no-state"}
+LISTED_ONLY = {"config", "name-no-utf8", "handler-no-utf8", "additional-ips"} | UNREADABLE_STATE
+"""Those of which there is no status."""
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    """Return a server, started on a registry of one whole record and one for each damage."""
+    with serving(tmp_path_factory.mktemp("damaged")) as server:
+        with Client(server.socket) as cri:
+            found = {name: cri.run(pod_config(name)) for name in ("whole", *DAMAGES)}
+        server.kill()
+        for name, sql in DAMAGES.items():
+            tamper(server.db, *sql.replace("{id}", f"'{found[name]}'").split(";"))
+        server.start()
+        yield server, found
+        # What is left of it in the history would fail the check at the end.
+        tamper(server.db, HISTORY.format("'SANDBOX_UNKNOWN'", "to_state = 'SANDBOX_PAUSED'"))
+
+
+Damaged = tuple[Server, dict[str, str]]
+
+
+def test_a_list_has_every_record(damaged: Damaged) -> None:
+    """The damaged ones by their columns; a state that is not known is not READY."""
+    server, ids = damaged
+    with Client(server.socket) as cri:
+        found = {item.id: item for item in cri.list()}
+        assert set(ids.values()) == found.keys()
+        for name, id in ids.items():
+            item = found[id]
+            assert item.created_at > 0
+            assert (NOTREADY if name in UNREADABLE_STATE else READY) == item.state
+            if name != "name-no-utf8":
+                assert (name, "default", f"uid-{name}", 1) == (
+                    item.metadata.name,
+                    item.metadata.namespace,
+                    item.metadata.uid,
+                    item.metadata.attempt,
+                )
+        assert "a test" == found[ids["unknown-state"]].annotations["made-by"]
+
+
+def test_a_list_by_state_agrees_with_the_list_of_all(damaged: Damaged) -> None:
+    """Whatever is shown as NOTREADY is found as NOTREADY."""
+    server, _ = damaged
+    with Client(server.socket) as cri:
+        for state in (READY, NOTREADY):
+            shown = [item.id for item in cri.list() if item.state == state]
+            assert shown == [item.id for item in cri.list(state=state)]
+
+
+def test_a_status_is_data_lost_for_the_damaged_one_alone(damaged: Damaged) -> None:
+    """It says why."""
+    server, ids = damaged
+    with Client(server.socket) as cri:
+        for name, id in ids.items():
+            if name not in LISTED_ONLY:
+                assert READY == cri.status(id).state
+                continue
+            with pytest.raises(grpc.RpcError) as caught:
+                cri.status(id)
+            assert grpc.StatusCode.DATA_LOSS is caught.value.code()
+            assert f"of sandbox {id!r}: " in str(caught.value.details())
+
+
+def test_a_list_logs_a_damaged_record_once(damaged: Damaged) -> None:
+    """A kubelet lists once a second."""
+    server, ids = damaged
+    with Client(server.socket) as cri:
+        for _ in range(3):
+            cri.list()
+    lines = server.log.read_text().splitlines()
+    for name in LISTED_ONLY:
+        told = [line for line in lines if "list sandboxes: " in line and ids[name] in line]
+        assert 1 == len(told)
+
+
+def test_a_damaged_record_is_stopped_and_removed(tmp_path: Path) -> None:
+    """Its process and its namespace go, though its state cannot be changed; the others stay."""
+    with serving(tmp_path) as server, Client(server.socket) as cri:
+        whole, *hurt = [cri.run(pod_config(name)) for name in ("whole", "a", "b")]
+        for id in hurt:
+            tamper(server.db, STATUS.format("state = 'SANDBOX_PAUSED'", f"'{id}'"))
+        assert 3 == len(pauses(server.db)) == len(namespaces(server.db))
+        cri.stop(hurt[0])
+        cri.stop(hurt[0])
+        assert 2 == len(pauses(server.db)) == len(namespaces(server.db))
+        assert {whole, *hurt} == {item.id for item in cri.list()}
+        for id in hurt:
+            cri.remove(id)
+        assert 1 == len(pauses(server.db)) == len(namespaces(server.db))
+        assert [whole] == [item.id for item in cri.list()]
+
+
+def test_an_end_that_cannot_be_recorded_keeps_no_other_from_being_recorded(
+    tmp_path: Path,
+) -> None:
+    """Both processes end at the same time; the damaged record is left as it is."""
+    with serving(tmp_path) as server, Client(server.socket) as cri:
+        hurt, whole = [cri.run(pod_config(name)) for name in ("hurt", "whole")]
+        pids = [cri.info(id)["pid"] for id in (hurt, whole)]
+        tamper(server.db, STATUS.format("state = 'SANDBOX_PAUSED'", f"'{hurt}'"))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: cri.status(whole).state == NOTREADY)
+        assert "ProcessExited" == cri.info(whole)["reason"]
+        until(lambda: f"record the end of sandbox {hurt!r}: " in server.log.read_text())
+        cri.remove(hurt)
