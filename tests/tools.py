@@ -100,6 +100,14 @@ def say(process: subprocess.Popen[str], text: str = "") -> None:
     process.stdin.flush()
 
 
+def is_recent(moment: int) -> bool:
+    """Return whether *moment* (ns since 1970) is today: steps of the clock are of no consequence.
+
+    A machine that was just booted sets its clock while tests run.
+    """
+    return abs(moment - time.time_ns()) < 24 * 3600 * 10**9
+
+
 def until(condition: Callable[[], object], found: Callable[[], object] = lambda: "") -> None:
     """Wait until *condition* is true, for a minute at most; *found* tells what is there instead."""
     deadline = time.monotonic() + 60

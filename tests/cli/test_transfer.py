@@ -20,7 +20,18 @@ import pytest
 from registry import Metadata, State, Status, Store, Verdict, documents
 from registry.metadata import DOCUMENT_MAX
 from tests.golden import DATA
-from tests.tools import NOTREADY, READY, environment, execute, ids, pod, query, running, sandbox
+from tests.tools import (
+    NOTREADY,
+    READY,
+    environment,
+    execute,
+    ids,
+    pod,
+    python,
+    query,
+    running,
+    sandbox,
+)
 
 SAMPLES = sorted(
     file for file in (DATA / "containerd").glob("*.json") if file.name != "MANIFEST.json"
@@ -361,16 +372,23 @@ def test_statuses_that_the_memory_does_not_hold_are_no_traceback(path: str, tmp_
     """One line, and the registry is as it was."""
     many = {str(n): {"state": "READY", "pid": n, "message": "x" * 99} for n in range(100_000)}
     (tmp_path / "s").write_text(json.dumps(many))
-    command = f"ulimit -v {2**17}; exec {sys.executable} -m registry --db {path} import -"
+    code = """
+        import resource, sys
+        from registry import cli
+        with open("/proc/self/statm") as statm:
+            pages = int(statm.read().split()[0])
+        limit = pages * resource.getpagesize() + 2**25
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        sys.exit(cli.main(sys.argv[1:]))
+        """
     done = subprocess.run(
-        f"{command} --status {tmp_path}/s",
-        shell=True,
+        python(code, "--db", path, "import", "-", "--status", tmp_path / "s"),
         input=line("a"),
         env=environment(),
         capture_output=True,
         check=False,
     )
-    assert (3, b"") == (done.returncode, done.stdout)
+    assert (3, b"") == (done.returncode, done.stdout), done.stderr
     assert re.fullmatch(ERROR, done.stderr.decode())
     assert {"there"} == set(found(path))
 

@@ -29,7 +29,7 @@ from registry.engine import Connection, group
 from registry.engine.transaction import Group, Transaction
 from tests.conftest import OpenStore
 from tests.convoy import Call, convoy, more
-from tests.tools import READY, line, query, run, running, sandbox, say
+from tests.tools import READY, line, query, run, running, sandbox, say, until
 
 
 def fail(_: Status) -> Status:
@@ -314,7 +314,7 @@ def test_a_group_is_bounded(
 
 def test_a_function_that_waits_for_one_who_waits_for_it_ends(open_store: OpenStore) -> None:
     """Past the deadline of all nothing of the group is stored, and nobody waits for ever."""
-    store = open_store(timeout=1.0)
+    store = open_store(timeout=2.0)
     blocker, *handles = (store.add(sandbox(id), READY) for id in ("blocker", "a", "b"))
     done = threading.Event()
 
@@ -325,7 +325,7 @@ def test_a_function_that_waits_for_one_who_waits_for_it_ends(open_store: OpenSto
             done.set()
 
     def second() -> object:
-        return handles[1].status.update(lambda old: more(old) if done.wait(20) else fail(old))
+        return handles[1].status.update(lambda old: more(old) if done.wait(60) else fail(old))
 
     with convoy(store, blocker, first, second) as futures:
         pass
@@ -506,31 +506,33 @@ def test_what_another_member_has_added_is_not_taken_for_deleted(
     assert [False, False] == [each.stopped.is_set() for each in (*seen, store.get("new"))]
 
 
-def test_a_slow_stream_does_not_keep_a_commit_back(open_store: OpenStore) -> None:
-    """Who has run waits for a function or two, and not for all that come after."""
-    store = open_store(timeout=2.0)
-    slow = [store.add(sandbox(f"slow-{n}"), READY) for n in range(3)]
-    quick, stop = store.add(sandbox("quick"), READY), threading.Event()
+def test_a_group_takes_no_members_after_a_tenth_of_the_timeout(
+    open_store: OpenStore, path: str
+) -> None:
+    """So a stream of slow functions does not keep a commit back: those behind find it made."""
+    store = open_store(timeout=10.0)
+    blocker, quick, slow, late = (store.add(sandbox(f"s{n}"), READY) for n in range(4))
+    seen = []
 
-    def dawdle(old: Status) -> Status:
-        time.sleep(0.3)
+    def outlast(old: Status) -> Status:
+        group = store._session.engine.writes._group
+        assert group is not None
+        until(lambda: time.monotonic() > group.closes)
         return more(old)
 
-    def stream(handle: Sandbox) -> None:
-        while not stop.is_set():
-            handle.status.update(dawdle)
+    def look(old: Status) -> Status:
+        seen.extend(query(path, "SELECT exited_at FROM sandbox_statuses WHERE sandbox_id = 's1'"))
+        return more(old)
 
-    with ThreadPoolExecutor(3) as pool:
-        streams = [pool.submit(stream, handle) for handle in slow]
-        try:
-            time.sleep(0.5)
-            for _ in range(3):
-                began = time.monotonic()
-                quick.status.update(more)
-                assert time.monotonic() - began < 2.0
-        finally:
-            stop.set()
-    assert [None] * 3 == [each.exception() for each in streams]
+    calls: list[Call] = [
+        lambda: quick.status.update(more),
+        lambda: slow.status.update(outlast),
+        lambda: late.status.update(look),
+    ]
+    with convoy(store, blocker, *calls) as futures:
+        pass
+    assert [None] * 4 == [each.exception() for each in futures]
+    assert [(1,)] == seen
 
 
 def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:

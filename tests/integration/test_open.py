@@ -330,11 +330,11 @@ def test_a_locked_registry_is_unavailable_past_the_timeout(path: str) -> None:
         with pytest.raises(UnavailableError) as caught:
             Store.open(path, timeout=0.2)
         assert f"process {child.pid}" in caught.value.holder
-        with Store.open(path, read_only=True, timeout=0.2) as reader:
+        with Store.open(path, read_only=True) as reader:
             assert [] == reader.list()
         say(child)
         assert "done" == line(child)
-    Store.open(path, timeout=0.2).close()
+    Store.open(path).close()
 
 
 def test_threads_that_open_and_close_one_file_at_once(path: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -218,14 +217,12 @@ def test_both_rows_of_a_sandbox_are_there_or_none(store: Store) -> None:
 def test_a_reader_is_not_blocked_by_a_writer_and_sees_only_commits(
     open_store: OpenStore,
 ) -> None:
-    """While another thread writes, the old state is read at once."""
+    """While another thread writes, the old state is read: the write ends only after that."""
     store = open_store()
     handle = store.add(sandbox("a"), READY)
     with store.transaction():
         handle.status.update(lambda old: replace(old, state=State.NOTREADY))
-        began = time.monotonic()
         assert State.READY == in_another_thread(lambda: handle.status.get().state)
-        assert 1 > time.monotonic() - began
     assert State.NOTREADY == in_another_thread(lambda: handle.status.get().state)
 
 
