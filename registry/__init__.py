@@ -28,6 +28,7 @@ Modules, each importing only from those before it:
     changes       what is written in one transaction
     session       what a store and its handles share
     sandbox       Sandbox and its status
+    additions     sandboxes that are to be added
     exits         whose init processes have ended
     recover       reconcile on this host: looking, marking, orphans
     store         Store

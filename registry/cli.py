@@ -508,13 +508,14 @@ def import_sandboxes(
     if [*files, status].count(documents.STDIN) > 1:
         raise _usage(ctx, "FILE", "- stands twice, and stdin can be read once")
     statuses = {} if status is None else transfer.read_statuses(status)
-    given = [document for path in files for document in documents.read(path)]
+    given = (document for path in files for document in documents.read(path))
+    candidates = transfer.prepare(given, statuses)
     try:
         store = _open(ctx, db, timeout=timeout, create=create)
     except NotFoundError as error:
         return _complain(f"{error}; --create makes a registry", UNAVAILABLE)
     with store:
-        outcomes = transfer.load(store, given, statuses, keep_going=keep_going)
+        outcomes = transfer.load(store, candidates, keep_going=keep_going)
     states = {outcome.state: outcome.state and str(outcome.state) for outcome in outcomes}
     found = [asdict(outcome) | {"state": states[outcome.state]} for outcome in outcomes]
     imported = sum(outcome.imported for outcome in outcomes)

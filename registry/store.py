@@ -25,8 +25,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from registry import changes, migrate, netns, process, recover, rows
-from registry.changes import Author, Identities
+from registry import additions, changes, migrate, netns, recover, rows
+from registry.changes import Author
 from registry.engine import Connection, attach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
 from registry.kernel import Vantage
@@ -37,9 +37,8 @@ from registry.reconcile import Report
 from registry.recover import ContainerLoader
 from registry.rows import Row, Transition
 from registry.sandbox import Sandbox
-from registry.session import Session, check_function, netns_at
+from registry.session import Session, check_function
 from registry.status import State, Status
-from registry.status import validate as validate_status
 from registry.values import (
     check_integer,
     check_line,
@@ -338,29 +337,8 @@ class Store:
         container: Container | None = None,
     ) -> Sandbox:
         """Add a sandbox that the process with pid *creator* is creating; 0: nobody is."""
-        doing = f"{verb} sandbox {getattr(metadata, 'id', None)!r}"
-        columns = rows.metadata_columns(validate_metadata(metadata, doing))
-        labels = rows.label_rows(metadata)
-        validate_status(status, doing)
-        vantage = Vantage.here()
-        identities = Identities(
-            netns=netns_at(metadata.netns_path, vantage) if not metadata.host_network else None,
-            process=process.identify(status.pid, vantage) if status.pid else None,
-            creator=process.identify(creator, vantage) if creator else None,
-        )
-        with self._session.write(doing) as transaction:
-            self._session.engine.writer.require_room(doing)
-            row = changes.insert(
-                transaction,
-                columns,
-                labels,
-                status,
-                identities=identities,
-                author=self._session.author,
-            )
-            sandbox = Sandbox(self._session, self._session.found(row))
-            sandbox.attach(container)
-        return sandbox
+        addition = additions.prepare(verb, metadata, status, creator, Vantage.here())
+        return additions.insert(self._session, addition, container)
 
     def update_metadata(self, id: str, fn: Callable[[Metadata], Metadata]) -> Sandbox:
         """Store what *fn* makes of the metadata of *id*; only while the sandbox is UNKNOWN.

@@ -2,19 +2,22 @@
 
 Rules:
 
-1. All documents are read before the registry is locked, then adopted in one transaction.
+1. All documents are read, decoded, encoded and observed before the registry is locked, then adopted
+   in one transaction, whose time grows with their number and not with its square.
 2. What is refused is reported, every one of it, and not the first only.
-3. Which namespaces and processes it was is not carried: whoever imports notes it anew.
+3. Identities of namespaces and processes are not carried: an import records those that it observes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from registry import additions
+from registry.additions import Addition
 from registry.documents import Document, open_binary
 from registry.errors import (
     AlreadyExistsError,
@@ -24,6 +27,7 @@ from registry.errors import (
     ResourceExhaustedError,
 )
 from registry.interrupts import reraise_interrupt
+from registry.kernel import Vantage
 from registry.sandbox import Sandbox
 from registry.status import State, Status
 from registry.store import Store
@@ -132,53 +136,76 @@ def _status_of(entry: Mapping[str, Any]) -> Status:
 # Importing.
 
 
-def load(
-    store: Store,
-    found: Sequence[Document],
-    statuses: Mapping[str, Mapping[str, Any]],
-    *,
-    keep_going: bool,
-) -> list[Outcome]:
-    """Adopt the sandboxes of *found* in one transaction, and return what became of each.
+class Candidate(NamedTuple):
+    """A document that was prepared; *outcome* has an error where there is no *addition*."""
+
+    outcome: Outcome
+    addition: Addition | None
+
+
+def prepare(
+    found: Iterable[Document], statuses: Mapping[str, Mapping[str, Any]]
+) -> list[Candidate]:
+    """Return what can be adopted of the documents *found*, and why the others cannot.
+
+    Args:
+        found: the documents.
+        statuses: by id, as `read_statuses` returns them; without one a sandbox is UNKNOWN.
+    """
+    vantage = Vantage.here()
+    return [_prepare(document, statuses, vantage) for document in found]
+
+
+def _prepare(
+    document: Document, statuses: Mapping[str, Mapping[str, Any]], vantage: Vantage
+) -> Candidate:
+    metadata = document.metadata
+    if metadata is None:
+        error = _short(document.error)
+        return Candidate(Outcome(document.source, "", "", None, imported=False, error=error), None)
+    id, name = _short(metadata.id), _short(metadata.name)
+    outcome = Outcome(document.source, id, name, None, imported=False)
+    try:
+        entry = statuses.get(metadata.id)
+        status = Status(State.UNKNOWN) if entry is None else _status_of(entry)
+        return Candidate(outcome, additions.prepare("adopt", metadata, status, 0, vantage))
+    except (InvalidArgumentError, ResourceExhaustedError) as error:
+        return Candidate(replace(outcome, error=_short(str(error))), None)
+
+
+def load(store: Store, candidates: Sequence[Candidate], *, keep_going: bool) -> list[Outcome]:
+    """Adopt *candidates* in one transaction, and return what became of each.
 
     Args:
         store: into which they go.
-        found: the documents.
-        statuses: by id, as `read_statuses` returns them; without one a sandbox is UNKNOWN.
+        candidates: as `prepare` returns them.
         keep_going: take the others when some are refused, instead of none.
     """
     outcomes: list[Outcome] = []
+    sources: dict[str, str] = {}
     with contextlib.suppress(_RefusedError), store.transaction():
-        for document in found:
-            outcome = _adopt(store, document, statuses)
-            earlier = [each for each in outcomes if each.imported and each.id == outcome.holder]
-            if outcome.holder and earlier:
-                outcome = replace(outcome, error=f"{earlier[0].source} has its id or name already")
-            outcomes.append(outcome)
+        outcomes.extend(_adopt(store, candidate, sources) for candidate in candidates)
         if not keep_going and any(outcome.error for outcome in outcomes):
             raise _RefusedError
         return outcomes
     return [replace(outcome, imported=False) for outcome in outcomes]
 
 
-def _adopt(store: Store, document: Document, statuses: Mapping[str, Mapping[str, Any]]) -> Outcome:
-    metadata = document.metadata
-    if metadata is None:
-        return Outcome(document.source, "", "", None, imported=False, error=_short(document.error))
-    id, name = _short(metadata.id), _short(metadata.name)
-    refused = Outcome(document.source, id, name, None, imported=False)
+def _adopt(store: Store, candidate: Candidate, sources: dict[str, str]) -> Outcome:
+    """Adopt one; *sources*, by id, are of those that were adopted before it, and of this one."""
+    outcome, addition = candidate
+    if addition is None:
+        return outcome
     try:
-        entry = statuses.get(metadata.id)
-        status = Status(State.UNKNOWN) if entry is None else _status_of(entry)
-        store.adopt(metadata, status)
+        additions.insert(store._session, addition)  # noqa: SLF001 - what `Store.adopt` does second
     except AlreadyExistsError as error:
-        holder = error.holder if isinstance(error, NameReservedError) else metadata.id
-        return replace(refused, holder=holder, error=_short(str(error)))
-    except (InvalidArgumentError, ResourceExhaustedError) as error:
-        if not error.field and not isinstance(error, MetadataError):
-            raise  # the disk is full
-        return replace(refused, error=_short(str(error)))
-    return replace(refused, state=status.state, imported=True)
+        holder = error.holder if isinstance(error, NameReservedError) else error.id
+        why = str(error)
+        if holder in sources:
+            why = f"{sources[holder]} has its id or name already"
+        return replace(outcome, holder=holder, error=_short(why))
+    sources[str(addition.columns["id"])] = outcome.source
+    return replace(outcome, state=addition.status.state, imported=True)
 
 
 def _short(text: str) -> str:

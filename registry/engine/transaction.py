@@ -16,6 +16,7 @@ import sqlite3
 import sys
 import threading
 import time
+from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ class Transaction:
         self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
-        self._effects: list[list[Callable[[], object]]] = [[]]
+        self._effects: list[deque[Callable[[], object]]] = [deque()]
 
     def execute(self, sql: str, params: Mapping[str, object] = {}) -> sqlite3.Cursor:
         """Run one statement.
@@ -150,7 +151,7 @@ class Transaction:
         """Begin a savepoint: a part that may fail alone."""
         self._outer.append(self.doing)
         self.doing = doing
-        self._effects.append([])
+        self._effects.append(deque())
         self.execute(f"SAVEPOINT {self._savepoint()}")
 
     def end_nested(self, error: BaseException | None) -> None:
@@ -178,7 +179,7 @@ class Transaction:
     def run_effects(self) -> None:
         """Run what waited for the commit."""
         while self._effects[0]:
-            self._effects[0].pop(0)()
+            self._effects[0].popleft()()
 
     def check_whole(self) -> None:
         """Refuse to commit what SQLite, or a failure in a nested write, has ended.

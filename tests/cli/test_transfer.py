@@ -13,11 +13,13 @@ from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from registry import Metadata, State, Status, Store, Verdict, documents
+from registry import Metadata, State, Status, Store, Verdict, documents, transfer
+from registry.documents import Document
 from registry.metadata import DOCUMENT_MAX
 from tests.golden import DATA
 from tests.tools import (
@@ -500,6 +502,59 @@ def test_stdin_is_read_once(path: str, tmp_path: Path) -> None:
         assert (2, b"") == (done.code, done.out)
         assert re.fullmatch(ERROR, done.err)
     assert {"there"} == set(found(path))
+
+
+# What an import costs.
+
+
+def traced(path: str, documents: int) -> tuple[int, set[str]]:
+    """Return what loading so many documents executes: lines of `transfer`, and files of functions.
+
+    A line of a comprehension counts once for each turn of it. Each of the documents but the first
+    is refused, since all have one name.
+    """
+    found = [documents_of(f"s{n}", name="n") for n in range(documents)]
+    candidates = transfer.prepare(found, {})
+    steps, files = 0, set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        files.add(frame.f_code.co_filename)
+        if frame.f_code.co_filename != transfer.__file__:
+            return None
+        steps += event == "line"
+        return trace
+
+    with Store.open(path, reconcile=False) as store:
+        sys.settrace(trace)
+        try:
+            outcomes = transfer.load(store, candidates, keep_going=True)
+        finally:
+            sys.settrace(None)
+    assert [True] + [False] * (documents - 1) == [each.imported for each in outcomes]
+    return steps, files
+
+
+def documents_of(id: str, **fields: Any) -> Document:
+    """Return the document of a sandbox."""
+    return Document(f"file:{id}", sandbox(id, **fields))
+
+
+def test_an_import_of_twice_as_many_documents_takes_twice_as_many_steps(tmp_path: Path) -> None:
+    """Counted, not timed: what is done for one does not grow with those before it."""
+    few, _ = traced(str(tmp_path / "few.db"), 100)
+    many, _ = traced(str(tmp_path / "many.db"), 400)
+    assert 100 < few < many < 4.5 * few
+
+
+def test_documents_are_encoded_and_observed_before_the_lock_is_taken(tmp_path: Path) -> None:
+    """While it is held nothing is decoded, validated, or looked up on the host."""
+    _, files = traced(str(tmp_path / "registry.db"), 10)
+    folder = os.path.dirname(transfer.__file__)
+    modules = {os.path.relpath(file, folder) for file in files if file.startswith(folder)}
+    assert "changes.py" in modules
+    assert modules.isdisjoint({"metadata.py", "cni.py", "netns.py", "process.py"})
+    assert not [each for each in modules if each.startswith("cri")]
 
 
 # Exporting.

@@ -54,6 +54,7 @@ ORDER = [
     "changes",
     "session",
     "sandbox",
+    "additions",
     "exits",
     "recover",
     "store",
