@@ -158,11 +158,14 @@ def wait_status(pidfd: int) -> int | None:
 
 
 def _own_namespace(kind: str) -> int | None:
+    path = f"/proc/thread-self/ns/{kind}"
     try:
-        fd = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         reraise_interrupt(error)
-        return None
+        # No descriptor may be left, and this needs none.
+        handle = namespace_at(os.fsencode(path), AT_FDCWD, AT_SYMLINK_FOLLOW)
+        return None if handle is None else handle.number
     try:
         number = namespace_number(fd)
         return os.fstat(fd).st_ino if number is None else number

@@ -1,8 +1,16 @@
-"""Processes: which one it is that a pid names, whether it still runs, and holding it.
+"""Processes: which process a pid names, whether it still runs, and holding it.
 
-A pid is used again, so a process is known by boot, pid namespace, and the inode of its pidfd
-(unique on Linux >= 6.9) or else its start time. Whoever looks from another pid or time namespace
-sees other numbers, and must not judge.
+A pid is used again, so the identity of a process is its pid namespace, the inode of its pidfd
+(unique until the next boot, from Linux 6.9 on) and its start time. From another pid or time
+namespace these numbers cannot be compared.
+
+1. A process is GONE only where that is certain: no process has the pid, it is a zombie, or the
+   process that has the pid is another one.
+2. pidfd_open may be refused (by seccomp, or for want of descriptors or memory), and be missing in
+   the kernel or in Python. Then the start time in /proc/PID/stat is compared.
+3. Where nothing can be compared, the process is UNSEEN: it may live.
+4. The boot id decides nothing here. A container may show another one for a process that lives on;
+   the caller weighs it against what was seen.
 """
 
 from __future__ import annotations
@@ -13,27 +21,30 @@ import select
 import signal
 import time
 from enum import Enum
-from functools import cache
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from registry import kernel
-from registry.errors import FailedPreconditionError
+from registry.errors import FailedPreconditionError, RegistryError, ResourceExhaustedError
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
+from registry.values import check_integer
 
 
 class ProcessIdentity(NamedTuple):
-    """Which process it is, as seen from one pid namespace and one time namespace."""
+    """Which process it is, as seen from one pid namespace and one time namespace.
+
+    Without inode and start time it could not be determined, and can be compared with no process.
+    """
 
     pid: int
     boot_id: str
     pid_ns: int | None
     time_ns: int | None
     inode: int | None
-    """Inode of its pidfd; None where pidfds have none of their own."""
+    """Inode of its pidfd; None where pidfds have no inodes of their own, or none was opened."""
     start_time: int | None
-    """Clock ticks from the boot, as the time namespace counts them."""
+    """Clock ticks from the boot, as the time namespace counts them; None where /proc hides it."""
 
 
 class Life(Enum):
@@ -45,36 +56,69 @@ class Life(Enum):
 
 
 class ProcessSight(NamedTuple):
-    """What a look at a process saw."""
+    """What was seen of a process."""
 
     life: Life
     detail: str
+    matched: tuple[str, ...] = ()
+    """What shows that a RUNNING process is the recorded one, whatever boot id was recorded:
+    "pidfd inode", "start time", or both."""
 
 
 REAPED_WITHIN: Final = 0.05
 """Seconds in which the parent of a process that has ended should have reaped it."""
-_GONE: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
+INODE: Final = "pidfd inode"
+START_TIME: Final = "start time"
+PID_MAX: Final = 2**31 - 1
+"""What a pid can be, as the kernel's interface has it."""
+_ABSENT: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 """Of pidfd_open: no such process; the last two: a thread of another process has the number."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
-    """Return which process *pid* names now; None when none runs or it cannot be seen."""
+    """Return the identity of the process that *pid* names now.
+
+    None: certainly no such process runs. Where it cannot be determined, the identity has neither
+    inode nor start time. That of the calling process is determined once and kept.
+    """
+    own = pid == os.getpid()
+    if own and _own and _own[0].pid == pid and vantage.time_ns in {_own[0].time_ns, None}:
+        return _own[0]
+    identity = _identify(pid, vantage)
+    if own and identity is not None and is_determined(identity):
+        _own[:] = [identity]
+    return identity
+
+
+_own: Final[list[ProcessIdentity]] = []
+os.register_at_fork(after_in_child=_own.clear)
+
+
+def is_determined(identity: ProcessIdentity) -> bool:
+    """Return whether *identity* can be compared with that of a process."""
+    return identity.inode is not None or identity.start_time is not None
+
+
+def _identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
+    known = ProcessIdentity(pid, vantage.boot_id, vantage.pid_ns, vantage.time_ns, None, None)
     try:
-        fd = os.pidfd_open(pid)
-    except (OSError, OverflowError) as error:
+        fd = _open_pidfd(pid)
+    except ProcessLookupError as error:
         reraise_interrupt(error)
         return None
+    except OSError as error:
+        reraise_interrupt(error)
+        found = _read_stat(pid)
+        if found is None:
+            return None if _is_absent(pid) else known
+        return None if found.ended else known._replace(start_time=found.start_time)
     try:
         if _ended(fd):
             return None
-        identity = ProcessIdentity(
-            pid=pid,
-            boot_id=vantage.boot_id,
-            pid_ns=vantage.pid_ns,
-            time_ns=vantage.time_ns,
-            inode=os.fstat(fd).st_ino if _has_pidfs() else None,
-            start_time=_start_time(pid),
-        )
+        found = _read_stat(pid)
+        start_time = None if found is None else found.start_time
+        identity = known._replace(inode=_inode(fd), start_time=start_time)
         # If it ended meanwhile the start time may be of the next process of that pid.
         return None if _ended(fd) else identity
     finally:
@@ -82,58 +126,98 @@ def identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
 
 
 def look(identity: ProcessIdentity, vantage: Vantage) -> ProcessSight:
-    """Return whether the process still runs, without side effects and without raising."""
-    sight, fd = _find(identity, vantage)
+    """Return whether the process still runs, without side effects and without raising.
+
+    The boot ids are not compared: the same pid, pidfd inode or start time of another boot is
+    RUNNING, and evidence that the host was not booted since.
+    """
+    sight, fd, _ = _find(identity, vantage)
     if fd is not None:
         os.close(fd)
     return sight
 
 
-def _find(identity: ProcessIdentity, vantage: Vantage) -> tuple[ProcessSight, int | None]:
-    """Return what was seen, and the pidfd of what was looked at, for the caller to close."""
+def _find(
+    identity: ProcessIdentity, vantage: Vantage
+) -> tuple[ProcessSight, int | None, OSError | None]:
+    """Return what was seen, the pidfd of what has the pid, and what refused a pidfd.
+
+    The caller closes the pidfd.
+    """
     pid = identity.pid
-    if identity.boot_id and vantage.boot_id and identity.boot_id != vantage.boot_id:
-        return ProcessSight(Life.GONE, f"process {pid} ran before the host was booted"), None
-    if identity.pid_ns is not None and identity.pid_ns != vantage.pid_ns:
-        return _elsewhere(pid, "pid", identity.pid_ns), None
-    if identity.time_ns is not None and identity.time_ns != vantage.time_ns:
-        return _elsewhere(pid, "time", identity.time_ns), None
+    for kind, recorded, ours in (
+        ("pid", identity.pid_ns, vantage.pid_ns),
+        ("time", identity.time_ns, vantage.time_ns),
+    ):
+        if recorded is not None and recorded != ours:
+            detail = (
+                f"process {pid} was recorded in {kind} namespace {recorded}, and ours is {ours}"
+            )
+            return ProcessSight(Life.UNSEEN, detail), None, None
     try:
-        fd = os.pidfd_open(pid)
-    except (OSError, OverflowError) as error:
+        fd = _open_pidfd(pid)
+    except ProcessLookupError as error:
         reraise_interrupt(error)
-        code = getattr(error, "errno", errno.ESRCH)
-        if code in _GONE:
-            return ProcessSight(Life.GONE, f"process {pid} is gone"), None
-        detail = f"process {pid} cannot be seen: {os.strerror(code)}"
-        return ProcessSight(Life.UNSEEN, detail), None
+        return ProcessSight(Life.GONE, f"process {pid} is gone"), None, None
+    except OSError as error:
+        reraise_interrupt(error)
+        return _compare_by_proc(identity, error), None, error
     try:
-        return _compare(fd, identity), fd
+        return _compare(fd, identity, thoroughly=_is_of_other_boot(identity, vantage)), fd, None
     except BaseException:
         os.close(fd)
         raise
 
 
-def _elsewhere(pid: int, kind: str, namespace: int | None) -> ProcessSight:
-    detail = f"process {pid} was recorded in {kind} namespace {namespace}, not in ours"
-    return ProcessSight(Life.UNSEEN, detail)
+def _is_of_other_boot(identity: ProcessIdentity, vantage: Vantage) -> bool:
+    return "" not in {identity.boot_id, vantage.boot_id} and identity.boot_id != vantage.boot_id
 
 
-def _compare(fd: int, identity: ProcessIdentity) -> ProcessSight:
+def _compare(fd: int, identity: ProcessIdentity, *, thoroughly: bool) -> ProcessSight:
+    """Compare the process of the pidfd *fd*, by its inode where that is known.
+
+    Args:
+        fd: of the process that has the pid.
+        identity: as it was recorded.
+        thoroughly: compare the start time, too.
+    """
     pid = identity.pid
     if _ended(fd):
         return ProcessSight(Life.GONE, f"process {pid} has ended")
-    if identity.inode is not None and _has_pidfs():
-        same = os.fstat(fd).st_ino == identity.inode
-    elif identity.start_time is not None:
-        start_time = _start_time(pid)
-        if start_time is None:
-            return ProcessSight(Life.UNSEEN, f"process {pid} is hidden from us")
-        same = start_time == identity.start_time
-    else:
-        return ProcessSight(Life.RUNNING, f"a process {pid} runs; nobody noted which it should be")
-    if same:
-        return ProcessSight(Life.RUNNING, f"process {pid} runs")
+    inode = None if identity.inode is None else _inode(fd)
+    same = {} if inode is None else {INODE: inode == identity.inode}
+    if (thoroughly or not same) and identity.start_time is not None:
+        found = _read_stat(pid)
+        if found is not None:
+            same[START_TIME] = found.start_time == identity.start_time
+    return _weigh(identity, same)
+
+
+def _compare_by_proc(identity: ProcessIdentity, refusal: OSError) -> ProcessSight:
+    """Compare the process that has the pid by its start time, since a pidfd was refused."""
+    pid, found = identity.pid, _read_stat(identity.pid)
+    if found is None:
+        if _is_absent(pid):
+            return ProcessSight(Life.GONE, f"process {pid} is gone")
+        why = f"pidfd_open: {refusal.strerror}; /proc/{pid}/stat: not readable"
+        return ProcessSight(Life.UNSEEN, f"process {pid} cannot be seen ({why})")
+    if found.ended:
+        return ProcessSight(Life.GONE, f"process {pid} has ended")
+    known = identity.start_time is not None
+    return _weigh(identity, {START_TIME: found.start_time == identity.start_time} if known else {})
+
+
+def _weigh(identity: ProcessIdentity, same: dict[str, bool]) -> ProcessSight:
+    """Return what the parts of the identity that could be compared say together."""
+    pid = identity.pid
+    if not is_determined(identity):
+        detail = f"a process {pid} runs, but the identity of the recorded one is not known"
+        return ProcessSight(Life.UNSEEN, detail)
+    if not same:
+        detail = f"a process {pid} runs, but its identity cannot be read here"
+        return ProcessSight(Life.UNSEEN, detail)
+    if all(same.values()):
+        return ProcessSight(Life.RUNNING, f"process {pid} runs", tuple(same))
     return ProcessSight(Life.GONE, f"process {pid} is gone, another one has its pid")
 
 
@@ -150,29 +234,52 @@ class Process:
 
     @classmethod
     def of_pid(cls, pid: int) -> Self:
-        """Hold the process that *pid* names now, such as a child that nobody has waited for.
+        """Hold the process that *pid* names now, such as a child that is not waited for yet.
 
         Raises:
-            OSError: there is none.
+            InvalidArgumentError: *pid* is not a positive number.
+            FailedPreconditionError: there is no such process, or pidfd_open is refused or missing.
+            ResourceExhaustedError: no descriptor or no memory is left.
         """
-        return cls(pid, os.pidfd_open(pid))
+        doing = f"open process {pid!r}"
+        check_integer(doing, "pid", pid, 1, PID_MAX)
+        try:
+            return cls(pid, _open_pidfd(pid))
+        except OSError as error:
+            reraise_interrupt(error)
+            raise _refused(doing, error) from error
 
     @classmethod
     def of_identity(cls, identity: ProcessIdentity) -> Self | None:
-        """Hold the process that *identity* was noted of; None when it has ended.
+        """Hold the process that *identity* was recorded of; None when it has ended.
+
+        A process that was recorded under another boot id is held if both its pidfd inode and its
+        start time are the recorded ones: one of them alone may be so by chance after a reboot.
 
         Raises:
-            FailedPreconditionError: it cannot be seen from here, or told from another.
+            FailedPreconditionError: it cannot be seen from here, its identity is not recorded, or
+                no pidfd of it can be opened.
+            ResourceExhaustedError: no descriptor or no memory is left.
         """
-        sight, fd = _find(identity, Vantage.here())
-        known = identity.inode is not None or identity.start_time is not None
-        if fd is not None and sight.life is Life.RUNNING and known:
+        vantage = Vantage.here()
+        sight, fd, refusal = _find(identity, vantage)
+        other_boot = _is_of_other_boot(identity, vantage)
+        certain = sight.life is Life.RUNNING and not (other_boot and len(sight.matched) == 1)
+        if fd is not None and certain:
             return cls(identity.pid, fd)
         if fd is not None:
             os.close(fd)
         if sight.life is Life.GONE:
             return None
-        raise FailedPreconditionError(f"open process {identity.pid}: {sight.detail}")
+        doing, why = f"open process {identity.pid}", sight.detail
+        if refusal is not None:
+            raise _refused(doing, refusal) from refusal
+        if sight.matched:
+            why = (
+                f"it was recorded under boot {identity.boot_id!r} and this is boot "
+                f"{vantage.boot_id!r}, and a process with the recorded {sight.matched[0]} runs"
+            )
+        raise FailedPreconditionError(f"{doing}: {why}; look which process it is")
 
     def __enter__(self) -> Self:
         return self
@@ -280,29 +387,105 @@ def living_in(path: str) -> list[int]:
     return found
 
 
+def _open_pidfd(pid: int) -> int:
+    """Return a pidfd of the process *pid*.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+        OSError: none can be opened; ENOSYS where the kernel or this Python has no such call.
+    """
+    pidfd_open = getattr(os, "pidfd_open", None)
+    if pidfd_open is None:
+        raise OSError(errno.ENOSYS, "this Python has no os.pidfd_open")
+    try:
+        fd: int = pidfd_open(pid)
+    except OverflowError as error:
+        reraise_interrupt(error)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+    except OSError as error:
+        reraise_interrupt(error)
+        if error.errno in _ABSENT:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+        raise
+    return fd
+
+
+def _refused(doing: str, error: OSError) -> RegistryError:
+    """Return what the refusal of a pidfd is called here."""
+    if isinstance(error, ProcessLookupError):
+        return FailedPreconditionError(f"{doing}: there is no such process")
+    if error.errno in _EXHAUSTED:
+        return ResourceExhaustedError(f"{doing}: {error.strerror}; raise the limit, or try later")
+    return FailedPreconditionError(
+        f"{doing}: pidfd_open: {error.strerror}; it needs Linux 5.3, a Python that has "
+        "os.pidfd_open, and no seccomp filter that refuses it"
+    )
+
+
 def _ended(fd: int) -> bool:
-    """Whether the process has exited; a zombie has."""
+    """Return whether the process of a pidfd has exited; a zombie has."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 
 
-def _start_time(pid: int) -> int | None:
-    """Return field 22 of /proc/PID/stat; the name before it may hold spaces and parentheses."""
+def _is_absent(pid: int) -> bool:
+    """Return whether certainly no process has the pid; a zombie still has it."""
     try:
+        if pid > 0:  # else kill(2) means a process group, or all processes
+            os.kill(pid, 0)
+            return False
+    except (ProcessLookupError, OverflowError) as error:
+        reraise_interrupt(error)
+    except OSError as error:  # it is there and not ours, or a seccomp filter refuses
+        reraise_interrupt(error)
+        return False
+    return True
+
+
+class _Stat(NamedTuple):
+    """What /proc/PID/stat tells of a process."""
+
+    ended: bool
+    start_time: int
+
+
+def _read_stat(pid: int) -> _Stat | None:
+    """Return what /proc tells of the process; None where it hides it, or is of other processes."""
+    try:
+        # A mount of another pid namespace has other processes under these numbers.
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return None
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+            # The name, in parentheses, may hold spaces and parentheses.
+            fields = file.read().rpartition(b")")[2].split()
+        state, threads, start_time = fields[0], int(fields[17]), int(fields[19])
     except (OSError, IndexError, ValueError) as error:
         reraise_interrupt(error)
         return None
+    # The main thread may end before the others: it is a zombie then, and the process lives.
+    return _Stat(state in {b"Z", b"X", b"x"} and threads <= 1, start_time)
 
 
-@cache
-def _has_pidfs() -> bool:
-    """Whether pidfds have inodes of their own; without pidfs they share one with other files."""
-    pidfd, other = os.pidfd_open(os.getpid()), os.eventfd(0)
-    try:
-        return os.fstat(pidfd).st_dev != os.fstat(other).st_dev
-    finally:
-        os.close(pidfd)
-        os.close(other)
+def _inode(fd: int) -> int | None:
+    """Return the inode of a pidfd; None where it has none of its own, or that cannot be told."""
+    found, shared = os.fstat(fd), _device_of_shared_inode()
+    return None if shared in {None, found.st_dev} else found.st_ino
+
+
+def _device_of_shared_inode() -> int | None:
+    """Return the device of the inode that descriptors without a file share, pidfds too at first.
+
+    None: it cannot be told now, since no descriptor is left.
+    """
+    if not _shared_inode:
+        try:
+            with select.epoll() as other:
+                _shared_inode.append(os.fstat(other.fileno()).st_dev)
+        except OSError as error:
+            reraise_interrupt(error)
+            return None
+    return _shared_inode[0]
+
+
+_shared_inode: Final[list[int]] = []

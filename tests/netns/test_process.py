@@ -13,6 +13,7 @@ import pytest
 
 from registry import (
     FailedPreconditionError,
+    InvalidArgumentError,
     Process,
     Sandbox,
     State,
@@ -23,7 +24,7 @@ from registry import (
     process,
 )
 from registry.kernel import Vantage
-from registry.process import Life, ProcessIdentity
+from registry.process import INODE, START_TIME, Life, ProcessIdentity
 from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
@@ -85,22 +86,46 @@ def test_another_process_of_that_pid_is_not_it(here: Vantage) -> None:
     assert Life.GONE is process.look(later, here).life
 
 
-def test_another_boot_or_namespace_is_told_before_the_pid(here: Vantage) -> None:
-    """Booted since: gone. In another pid or time namespace: not to be seen from here."""
+def test_look_compares_all_but_the_boot_id(here: Vantage) -> None:
+    """The caller weighs it: a process whose inode and start time are the recorded ones lives."""
     identity = process.identify(os.getpid(), here)
     assert identity is not None
-    other = "00000000-0000-4000-8000-000000000000"
-    assert Life.GONE is process.look(identity._replace(boot_id=other), here).life
+    assert identity.inode is not None
+    assert identity.start_time is not None
+    assert (Life.RUNNING, (INODE,)) == seen_as(identity)
+    other = identity._replace(boot_id="00000000-0000-4000-8000-000000000000")
+    assert (Life.RUNNING, (INODE, START_TIME)) == seen_as(other)
+    assert (Life.RUNNING, (START_TIME,)) == seen_as(other._replace(inode=None))
+    assert (Life.RUNNING, (INODE,)) == seen_as(other._replace(start_time=None))
+    assert (Life.GONE, ()) == seen_as(other._replace(inode=identity.inode + 1))
+    assert (Life.GONE, ()) == seen_as(other._replace(start_time=identity.start_time + 1))
+    assert (Life.UNSEEN, ()) == seen_as(other._replace(inode=None, start_time=None))
+
+
+def seen_as(identity: ProcessIdentity) -> tuple[Life, tuple[str, ...]]:
+    """Return what a look from here tells, without its message."""
+    sight = process.look(identity, Vantage.here())
+    return sight.life, sight.matched
+
+
+def test_a_process_of_another_namespace_is_unseen(here: Vantage) -> None:
+    """Its pid, or its start time, means another one there."""
+    identity = process.identify(os.getpid(), here)
+    assert identity is not None
     assert Life.UNSEEN is process.look(identity._replace(pid_ns=1), here).life
     assert Life.UNSEEN is process.look(identity._replace(time_ns=1), here).life
 
 
-def test_a_pid_without_an_identity_is_taken_as_it_is(here: Vantage) -> None:
-    """Nobody noted which process it was: running is all that can be said."""
-    identity = process.identify(os.getpid(), here)
-    assert identity is not None
-    bare = identity._replace(inode=None, start_time=None)
-    assert Life.RUNNING is process.look(bare, here).life
+def test_a_process_without_a_recorded_identity_is_unseen_or_gone(
+    here: Vantage, sleeper: Sleeper
+) -> None:
+    """It may be the recorded one; when no process has the pid it is not."""
+    child = sleeper()
+    bare = identified(child.pid, here)._replace(inode=None, start_time=None)
+    assert Life.UNSEEN is process.look(bare, here).life
+    child.kill()
+    child.wait()
+    assert Life.GONE is process.look(bare, here).life
 
 
 def test_a_name_with_spaces_and_parentheses_is_no_hindrance(here: Vantage) -> None:
@@ -125,24 +150,6 @@ def test_a_name_with_spaces_and_parentheses_is_no_hindrance(here: Vantage) -> No
 
 
 @needs.namespaces
-def test_a_hidden_process_is_unseen_where_only_its_start_time_would_tell(here: Vantage) -> None:
-    """/proc with hidepid: the pid is there, its start time is not to be read."""
-    out = run(
-        """
-        import os, subprocess
-        from dataclasses import replace
-        from registry import kernel, process
-        from registry.kernel import Vantage
-        kernel.unshare(0x20000)  # CLONE_NEWNS
-        kernel.mount("", "/", "none", 0x44000)  # private
-        identity = process.identify(os.getppid(), Vantage.here())._replace(inode=None)
-        subprocess.run(["mount", "-t", "tmpfs", "hidden", f"/proc/{os.getppid()}"], check=True)
-        print(process.look(identity, Vantage.here()).life.name)
-        """
-    )
-    assert "UNSEEN" == out.strip()
-
-
 def test_the_namespace_of_a_process_is_found_wherever_it_is_mounted() -> None:
     """Ours by number; of a pid that is gone nothing."""
     with open("/proc/self/ns/net", "rb") as file:
@@ -272,10 +279,43 @@ def test_a_process_that_cannot_be_told_from_another_is_not_held(
 ) -> None:
     """It might be killed. Neither one of which only the pid was noted, nor one of elsewhere."""
     identity = identified(sleeper().pid, here)
-    with pytest.raises(FailedPreconditionError, match="nobody noted"):
+    with pytest.raises(FailedPreconditionError, match="identity of the recorded one is not known"):
         Process.of_identity(identity._replace(inode=None, start_time=None))
     with pytest.raises(FailedPreconditionError, match="pid namespace"):
         Process.of_identity(identity._replace(pid_ns=1))
+
+
+def test_a_process_of_another_boot_is_held_if_both_parts_of_its_identity_agree(
+    here: Vantage, sleeper: Sleeper
+) -> None:
+    """After a reboot one of them may be the same by chance, and a stranger would be killed."""
+    child = sleeper()
+    other = identified(child.pid, here)._replace(boot_id="00000000-0000-4000-8000-000000000000")
+    with Process.of_identity(other) or pytest.fail("it runs") as held:
+        assert child.pid == held.pid
+    by_inode, by_time = other._replace(start_time=None), other._replace(inode=None)
+    for one_part, left in ((by_inode, INODE), (by_time, START_TIME)):
+        with pytest.raises(FailedPreconditionError) as caught:
+            Process.of_identity(one_part)
+        for evidence in (other.boot_id, here.boot_id, left):
+            assert evidence in str(caught.value)
+    child.kill()
+    child.wait()
+    assert None is Process.of_identity(other)
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, True, "1"])
+def test_of_pid_refuses_what_is_no_pid(pid: int) -> None:
+    """0 and negative numbers mean process groups elsewhere."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        Process.of_pid(pid)
+    assert ("pid", pid) == (caught.value.field, caught.value.value)
+
+
+def test_of_pid_of_no_process_raises() -> None:
+    """Above what the kernel gives out."""
+    with pytest.raises(FailedPreconditionError, match="no such process"):
+        Process.of_pid(2**22 + 1)
 
 
 def test_a_sandbox_gives_its_process(store: Store, sleeper: Sleeper) -> None:

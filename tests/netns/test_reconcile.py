@@ -349,9 +349,12 @@ def test_another_boot_is_a_closed_namespace(store: Store, path: str, base_dir: s
     assert "nothing is at" in finding.message
 
 
-def test_another_boot_clears_the_pid(store: Store, path: str) -> None:
-    """Who has it now is somebody else, though it lives."""
-    store.add(sandbox("a"), replace(READY, pid=os.getpid()))
+def test_another_boot_clears_the_pid(store: Store, path: str, sleeper: Sleeper) -> None:
+    """Of a process that does not run any more."""
+    child = sleeper()
+    store.add(sandbox("a"), replace(READY, pid=child.pid))
+    child.kill()
+    child.wait()
     tamper(path, f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}'")
     marked(store, Verdict.CLOSED, "HostRebooted")
     assert 0 == store.get("a").status.get().pid
