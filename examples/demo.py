@@ -73,7 +73,18 @@ def run_sandbox(store: Store, pod: str, base_dir: str, *, stop_before_ready: boo
             print(pod, flush=True)
             signal.pause()  # here SIGKILL comes
         pause = netns.do(start_pause)
-    sandbox.status.update(lambda old: replace(old, state=State.READY, pid=pause))
+    try:
+        sandbox.status.update(lambda old: ready(old, pause))
+    except BaseException:
+        os.kill(pause, signal.SIGKILL)
+        raise
+
+
+def ready(old: Status, pid: int) -> Status:
+    """Return READY with *pid*, and raise once the sandbox was stopped."""
+    if old.state is not State.UNKNOWN:
+        raise SystemExit(f"the sandbox was stopped while it was being created: {old.reason}")
+    return replace(old, state=State.READY, pid=pid)
 
 
 def start_pause() -> int:

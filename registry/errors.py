@@ -107,7 +107,7 @@ class CompactedError(FailedPreconditionError):
 
 
 class UnavailableError(RegistryError):
-    """Someone else stood in the way of a write; the only error worth a retry.
+    """Another write was in the way; a retry after a while may succeed, nothing is stored.
 
     The deadline passed, or a write that shared the commit has ended the transaction of both.
     *holder* names the thread or process, where it is known, *since* when it began (ns since the
