@@ -26,17 +26,26 @@ def pauses(db: str) -> set[int]:
     environment by which it could be known, and nobody here may leave one.
     """
     ours = {f"SANDBOX_ID={id}".encode() for (id,) in asked(db, "sandbox_id", "sandbox_transitions")}
-    found, parents, zombies = set(), {}, set()
+    found = set()
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        with suppress(OSError):
-            state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[:2]
-            parents[pid] = int(parent)
-            if state == "Z":
-                zombies.add(pid)
-            elif not ours.isdisjoint(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
-                found.add(pid)
-    children = {pid for pid, parent in parents.items() if parent == os.getpid()} - zombies
-    return found | {pid for pid in zombies if parents[pid] in {os.getpid(), *children}}
+        with suppress(OSError):  # it has ended meanwhile
+            with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+                environ = file.readall()
+            if environ:
+                if not ours.isdisjoint(environ.split(b"\0")):
+                    found.add(pid)
+            elif state_and_parent(pid)[0] == "Z":
+                parent = state_and_parent(pid)[1]
+                if os.getpid() in {parent, state_and_parent(parent)[1]}:
+                    found.add(pid)
+    return found
+
+
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """Return the state of a process, Z for a zombie, and the pid of its parent."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        state, parent = file.readall().decode("latin-1").rpartition(") ")[2].split()[:2]
+    return state, int(parent)
 
 
 def namespaces(db: str) -> set[str]:

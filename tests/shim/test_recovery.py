@@ -3,92 +3,54 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import random
 import signal
-import sys
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import grpc
-import pyroute2  # noqa: F401 - once, not in every child
 import pytest
 
-import registry.shim
-from registry import NetNS, State, Store, Verdict, netns
-from registry.cri import PodSandboxConfig
+from registry import NetNS, State, Store, Verdict
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving
-from tests.tools import execute, is_recent, line, running, until
+from tests.tools import execute, is_recent, line, running, say, until
 
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.crash,
-    needs.namespaces,
-]
+pytestmark = [pytest.mark.netns, pytest.mark.crash, needs.namespaces]
 
-SHIM = os.path.dirname(registry.shim.__file__)
-Work = Callable[[Sandboxer], object]
+Shims = subprocess.Popen[str]
+SHARDS = 4
+"""Tests of all lines are divided, so that several run at the same time: by every fourth line."""
+every_line = pytest.mark.parametrize("first", range(1, SHARDS + 1), ids="lines {}".format)
 
 
-def config(name: str = "web") -> PodSandboxConfig:
-    """Return the config of a pod with a network of its own."""
-    return PodSandboxConfig.FromString(pod_config(name).SerializeToString())
+@pytest.fixture(scope="module")
+def shims() -> Iterator[Shims]:
+    """Return a server that makes shims do things, and die."""
+    with running("from tests.shim.dying import serve; serve()") as server:
+        yield server
 
 
-def die_in(db: str, work: Work, place: int) -> bool:
-    """Do *work* in a child that kills itself before its *place*-th line; False if there are fewer.
-
-    Lines are counted as they are executed, in the shim and in what makes and removes namespaces, in
-    whatever thread.
-    """
-    pid = os.fork()
-    if pid == 0:
-        _work_and_die(db, work, place)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+def died(shims: Shims, db: str, verb: str, argument: str, place: int = 0) -> bool:
+    """Let a shim do something and die before its *place*-th line; False if it came to its end."""
+    say(shims, f"{db} {verb} {argument} {place}")
+    code = int(line(shims))
     assert code in {0, -signal.SIGKILL}
     return code != 0
 
 
-def _work_and_die(db: str, work: Work, place: int) -> None:
-    left = place
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        file = frame.f_code.co_filename
-        if not file.startswith(SHIM) and file != netns.__file__:
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    code = 1
-    try:
-        with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
-            threading.settrace(trace)
-            sys.settrace(trace)
-            work(sandboxer)
-            sys.settrace(None)
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def ran(db: str, config: PodSandboxConfig) -> str:
+def ran(shims: Shims, db: str, name: str = "web") -> str:
     """Run a sandbox in a process that ends after it, so that its pause is a child of init."""
-    assert not die_in(db, lambda sandboxer: sandboxer.run(config), place=-1)
+    assert not died(shims, db, "run", name)
     with Store.open(db, read_only=True) as store:
         return store.list()[-1].id
 
@@ -101,48 +63,47 @@ def recovered(db: str) -> list[tuple[str, State]]:
         return [(each.id, each.seen.state) for each in found]
 
 
-def test_run_that_dies_before_any_line_is_undone_or_goes_on(db: str) -> None:
+@every_line
+def test_run_that_dies_before_any_line_is_undone_or_goes_on(
+    shims: Shims, db: str, first: int
+) -> None:
     """Until it is READY nothing of it is left, then all of it lives; its name is never stuck."""
-    place = outcomes = lived = 0
+    place, lived = first, 0
     # One that lived need not be the end: by how its threads meet, a run has more lines or fewer.
-    while lived < 12:
-        died = die_in(db, lambda sandboxer: sandboxer.run(config()), place := place + 1)
-        lived = 0 if died else lived + 1
+    while lived < 12 / SHARDS:
+        lived = 0 if died(shims, db, "run", "web", place) else lived + 1
         found = recovered(db)
-        assert found or died
-        outcomes |= died << len(found)
-        if not found:
-            # A pause process that was held back reads the end of its input, and ends.
-            until(lambda: NOTHING == left_of(db))
-            continue
-        assert [State.READY] == [state for _, state in found]
-        assert (1, 1) == tuple(len(each) for each in left_of(db))
-        remove_all(db)
-    assert 0b11 == outcomes
+        assert found or not lived
+        if found:
+            assert [State.READY] == [state for _, state in found]
+            assert (1, 1) == tuple(len(each) for each in left_of(db))
+            remove_all(db)
+        # A pause process that was held back reads the end of its input, and ends.
+        until(lambda: NOTHING == left_of(db))
+        place += SHARDS
     assert place > 100
 
 
-def _call(verb: Callable[[Sandboxer, str], None], id: str, sandboxer: Sandboxer) -> None:
-    verb(sandboxer, id)
-
-
-@pytest.mark.parametrize("verb", [Sandboxer.stop, Sandboxer.remove], ids=["stop", "remove"])
+@every_line
+@pytest.mark.parametrize("verb", ["stop", "remove"])
 def test_stop_and_remove_that_die_before_any_line_are_finished(
-    db: str, verb: Callable[[Sandboxer, str], None]
+    shims: Shims, db: str, verb: str, first: int
 ) -> None:
     """Or have not begun: then it is READY as before, and they can be asked for again."""
-    place, begun, died = 0, False, True
-    while died:
-        id = ran(db, config())
-        died = die_in(db, partial(_call, verb, id), place := place + 1)
+    begun = False
+    for place in itertools.count(first, SHARDS):
+        id = ran(shims, db)
+        end = not died(shims, db, verb, id, place)
         begun = begun or not untouched(recovered(db), db)
         if begun:
             # For good: no later line is before its beginning.
-            after = [] if verb is Sandboxer.remove else [(id, State.NOTREADY)]
+            after = [] if verb == "remove" else [(id, State.NOTREADY)]
             assert after == recovered(db)
             assert NOTHING == left_of(db)
         remove_all(db)
         assert NOTHING == left_of(db)
+        if end:
+            break
     assert begun
     assert place > 30
 
@@ -155,14 +116,15 @@ def untouched(found: list[tuple[str, State]], db: str) -> bool:
     return True
 
 
+@every_line
 @pytest.mark.parametrize("reason", ["ProcessExited", "NetNSClosed"])
 def test_a_stop_of_what_has_ended_that_dies_before_any_line_is_finished(
-    db: str, reason: str
+    shims: Shims, db: str, reason: str, first: int
 ) -> None:
     """What is left is removed, or the stop has not begun; the reason stays."""
-    place, begun, died = 0, False, True
-    while died:
-        id = ran(db, config())
+    begun = False
+    for place in itertools.count(first, SHARDS):
+        id = ran(shims, db)
         with Store.open(db, reconcile=False) as store:
             sandbox = store.get(id)
             if reason == "ProcessExited":
@@ -170,7 +132,7 @@ def test_a_stop_of_what_has_ended_that_dies_before_any_line_is_finished(
                 until(lambda: not pauses(db))
             else:
                 sandbox.remove_netns()
-        died = die_in(db, partial(_call, Sandboxer.stop, id), place := place + 1)
+        end = not died(shims, db, "stop", id, place)
         assert [(id, State.NOTREADY)] == recovered(db)
         with Store.open(db, read_only=True) as store:
             status = store.get(id).seen
@@ -179,6 +141,8 @@ def test_a_stop_of_what_has_ended_that_dies_before_any_line_is_finished(
         assert begun == status.message.endswith("; then it was stopped")
         assert begun == (NOTHING == left_of(db))
         remove_all(db)
+        if end:
+            break
     assert begun
     assert place > 10
 
@@ -313,10 +277,10 @@ def test_a_namespace_without_a_record_is_removed(db: str) -> None:
 
 
 def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
-    db: str, caplog: pytest.LogCaptureFixture
+    shims: Shims, db: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its config is damaged, or its process cannot be told from another; it is said, and stays."""
-    first, second = ran(db, config("a")), ran(db, config("b"))
+    first, second = ran(shims, db, "a"), ran(shims, db, "b")
     with Store.open(db, read_only=True) as store:
         pid = store.get(first).seen.pid
     execute(

@@ -1,0 +1,80 @@
+"""Shims that do one thing to one sandbox, and kill themselves before a given line of code.
+
+Runs as a server: it forks a shim for each line `DB VERB ARGUMENT PLACE`, and prints its exit code.
+It is a process of its own, since a process that runs tests may have other threads, beside which
+nothing should be forked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from types import FrameType
+from typing import Any, Final
+
+import pyroute2  # noqa: F401 - once, not in every shim
+
+import registry.shim
+from registry import Store, netns
+from registry.shim.sandboxer import Sandboxer
+from tests.tools import pod
+
+SHIM: Final = os.path.dirname(registry.shim.__file__)
+
+VERBS: Final[dict[str, Callable[[Sandboxer, str], object]]] = {
+    "run": lambda sandboxer, name: sandboxer.run(pod(name)),
+    "stop": Sandboxer.stop,
+    "remove": Sandboxer.remove,
+}
+"""What a shim can do with the name of a pod, or the id of a sandbox."""
+
+
+def work(db: str, verb: str, argument: str, place: int) -> None:
+    """Do it, and die before the *place*-th line; 0: do not die.
+
+    Lines are counted as they are executed, in the shim and in what makes and removes namespaces, in
+    whatever thread.
+    """
+    left = place
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        file = frame.f_code.co_filename
+        if not file.startswith(SHIM) and file != netns.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        if place:
+            threading.settrace(trace)
+            sys.settrace(trace)
+        VERBS[verb](sandboxer, argument)
+        sys.settrace(None)
+
+
+def serve() -> None:
+    """Fork a shim for each line of the input."""
+    for line in sys.stdin:
+        db, verb, argument, place = line.split()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                work(db, verb, argument, int(place))
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    serve()
