@@ -12,6 +12,7 @@ Modules, each importing only from those before it:
     interrupts    exceptions that a signal handler raises into our code
     waiting       waiting for other threads
     kernel        boot, mounts and namespaces of the host
+    mounts        mounts on a file in other mount namespaces
     status        State, Status, UpdateFunc
     cri           the CRI's PodSandboxConfig, and Go's JSON of it
     cni           the answer of the CNI plugins

@@ -8,6 +8,7 @@ which it may use again at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -44,6 +45,8 @@ STATX_SIZE: Final = 0x200
 _STATX: Final = struct.Struct("=32xQQ88xII112x")
 """struct statx: inode and size, major and minor number of the device."""
 FILEID_NSFS: Final = 0xF1  # linux/exportfs.h
+FD_NSFS_ROOT: Final = -10003  # linux/fcntl.h
+CAP_SYS_ADMIN: Final = 21  # linux/capability.h
 _HANDLE: Final = struct.Struct("=IiQII")
 """struct file_handle of a namespace: bytes of what follows its type, which is struct
 nsfs_file_handle: number, type, inode."""
@@ -127,6 +130,43 @@ def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | N
         return None
     _, kind, *told = _HANDLE.unpack(buffer)
     return NamespaceHandle(*told) if kind == FILEID_NSFS else None
+
+
+def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
+    """Return whether a namespace exists, wherever it is mounted and whoever is in it.
+
+    None: cannot be told, before Linux 6.18 or without CAP_SYS_ADMIN in the initial user namespace.
+
+    Args:
+        number: its kernel id.
+        kind: its type, one of CLONE_NEW*.
+        inode: of its file.
+    """
+    import ctypes  # noqa: PLC0415
+
+    handle = _HANDLE.pack(_HANDLE.size - 8, FILEID_NSFS, number, kind, inode)
+    call = getattr(_libc(), "open_by_handle_at", lambda *_: -1)
+    ctypes.set_errno(0)
+    fd = call(FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC)
+    if fd >= 0:
+        os.close(fd)
+        return True
+    # The kernel says ESTALE too where it does not let us see the namespace.
+    stale = ctypes.get_errno() == errno.ESTALE
+    return False if stale and _is_privileged() else None
+
+
+def _is_privileged() -> bool:
+    """Return whether the calling thread has CAP_SYS_ADMIN in the initial user namespace."""
+    try:
+        with open("/proc/thread-self/status", encoding="utf-8", errors="replace") as file:
+            effective = next(line for line in file if line.startswith("CapEff:")).split()[1]
+        with open("/proc/thread-self/uid_map", encoding="ascii") as file:
+            initial = file.read().split() == ["0", "0", str(2**32 - 1)]
+    except (OSError, StopIteration, ValueError) as error:
+        reraise_interrupt(error)
+        return False
+    return initial and bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
 
 
 @cache
@@ -214,17 +254,21 @@ def setns(fd: int, flags: int) -> None:
     _call("setns", fd, flags, path=None)
 
 
-def mount(source: str, target: str, kind: str, flags: int) -> None:
+def mount(source: str | bytes, target: str | bytes, kind: str, flags: int) -> None:
     """Mount *source* at *target*. Raises OSError with the target as its file name."""
     _call("mount", *map(os.fsencode, (source, target, kind)), flags, None, path=target)
 
 
-def umount(target: str, flags: int) -> None:
-    """Unmount what is at *target*. Raises OSError with the target as its file name."""
+def umount(target: str | bytes, flags: int) -> None:
+    """Unmount what is at *target*, following symlinks. Raises OSError with it as its file name.
+
+    A path is resolved only now. To unmount a mount that was looked at, hold it by a descriptor
+    (O_PATH) and pass the path of that in /proc/thread-self/fd.
+    """
     _call("umount2", os.fsencode(target), flags, path=target)
 
 
-def _call(name: str, *args: object, path: str | None) -> None:
+def _call(name: str, *args: object, path: str | bytes | None) -> None:
     import ctypes  # noqa: PLC0415 - only who changes namespaces needs it
 
     if getattr(_libc(), name)(*args) != 0:
@@ -244,5 +288,6 @@ def _libc() -> ctypes.CDLL:
     libc.umount2.argtypes = [text, number]
     with contextlib.suppress(AttributeError):  # a libc from before 2018
         libc.name_to_handle_at.argtypes = [number, text, ctypes.c_void_p, ctypes.c_void_p, number]
+        libc.open_by_handle_at.argtypes = [number, text, number]
         libc.statx.argtypes = [number, text, number, ctypes.c_uint, ctypes.c_void_p]
     return libc

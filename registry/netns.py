@@ -5,7 +5,10 @@ is only a name: what it names is known by boot and kernel number (`NetNSIdentity
 
 1. A look changes nothing. From another mount namespace a living one looks like an empty file, and
    whoever removes that file destroys it where it lives.
-2. Everything runs in threads of its own, never in a forked child: a child would have the caller's
+2. What is removed is held. umount(2) follows symlinks and a path may lead elsewhere a moment later,
+   so the directory and the entry in it are opened once, and the namespace is compared and unmounted
+   through that descriptor.
+3. Everything runs in threads of its own, never in a forked child: a child would have the caller's
    SQLite connections. In a thread, /proc/thread-self is the right one, not /proc/self.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -24,7 +28,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from registry import kernel, threads
+from registry import kernel, mounts, threads
 from registry.errors import ClosedNetNSError, NetNSError
 from registry.interrupts import reraise_interrupt, suppress_os_errors
 from registry.kernel import Vantage
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
+
+log = logging.getLogger("registry")
 
 BASE_DIR: Final = "/run/netns"
 
@@ -49,16 +55,44 @@ class NetNSIdentity(NamedTuple):
     """The mount namespace in which it was seen."""
 
     def same_as(self, other: NetNSIdentity) -> bool:
-        """Whether both are one namespace, as far as can be told (see `by_inode_only`)."""
-        if self.boot_id and other.boot_id and self.boot_id != other.boot_id:
-            return False
+        """Return whether both are one namespace, as far as can be told (see `by_inode_only`).
+
+        A boot id that differs proves nothing by itself: containers of LXC and nspawn show another
+        one. Number and inode that are both the same outweigh it. An inode alone does not, since
+        every boot hands out the same ones.
+        """
         if self.by_inode_only(other):
-            return self.inode == other.inode
-        return self.number == other.number
+            return self.inode == other.inode and not self._of_other_boot(other.boot_id)
+        if self.number != other.number:
+            return False
+        return self.inode == other.inode or not self._of_other_boot(other.boot_id)
 
     def by_inode_only(self, other: NetNSIdentity) -> bool:
         """Whether only the inode can tell the two apart, which the kernel may use again."""
         return self.number is None or other.number is None
+
+    def is_elsewhere(self, vantage: Vantage) -> bool:
+        """Return whether it may still be mounted in the mount namespace in which it was seen.
+
+        False where that is the one of *vantage*, and where the namespace is known to be gone.
+        """
+        if self.mount_ns in {None, vantage.mount_ns} or vantage.mount_ns is None:
+            return False
+        exists = None
+        if self.number is not None:
+            exists = kernel.namespace_exists(self.number, kernel.CLONE_NEWNET, self.inode)
+        # A reboot ends every mount namespace; that the namespace exists contradicts a reboot.
+        return exists is True if self._of_other_boot(vantage.boot_id) else exists is not False
+
+    def was_seen_elsewhere(self, vantage: Vantage) -> bool:
+        """Return whether it was seen, on this boot, in another mount namespace than *vantage*."""
+        unknown = self.mount_ns is None or vantage.mount_ns is None
+        return not (
+            unknown or self.mount_ns == vantage.mount_ns or self._of_other_boot(vantage.boot_id)
+        )
+
+    def _of_other_boot(self, boot_id: str) -> bool:
+        return bool(self.boot_id and boot_id) and self.boot_id != boot_id
 
 
 class Presence(Enum):
@@ -129,6 +163,29 @@ def look(path: str, vantage: Vantage, *, follow: bool = True) -> NetNSSight:
         return _sight(path, vantage, found.type, found.number, found.inode)
     with _opened(path, vantage, follow=follow) as (sight, _):
         return sight
+
+
+def _look_held(fd: int, path: str, vantage: Vantage) -> NetNSSight:
+    """Return what is held by the descriptor *fd*, which may be opened with O_PATH.
+
+    Raises:
+        OSError: it cannot be seen.
+    """
+    found = kernel.namespace_at(b"", fd, kernel.AT_EMPTY_PATH)
+    if found is not None:
+        return _sight(path, vantage, found.type, found.number, found.inode)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return NetNSSight(path, Presence.NOT_A_NAMESPACE)
+    opened = os.open(_path_of(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return _look_into(opened, path, vantage)
+    finally:
+        os.close(opened)
+
+
+def _path_of(fd: int) -> str:
+    """Return the path that leads to exactly what is open as *fd*, wherever that was moved."""
+    return f"/proc/thread-self/fd/{fd}"
 
 
 class Looker:
@@ -215,8 +272,7 @@ def _open(path: bytes, *, follow: bool) -> int:
 def _unseen(path: str, error: OSError | ValueError) -> NetNSSight:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return NetNSSight(path, Presence.ABSENT)
-    # A damaged record may have what no path can hold, a NUL.
-    seen = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
+    seen = _of_system(error)
     return NetNSSight(path, Presence.UNSEEN, None, seen.errno or 0, f": {seen.strerror}")
 
 
@@ -289,13 +345,14 @@ class NetNS:
         target = f"{BASE_DIR}/sr-{uuid.uuid4()}" if path is None else path
         doing = f"create network namespace {target!r}"
         check_path(doing, "path", target)
-        made: list[str] = []
+        made: list[NetNSIdentity] = []
         try:
-            threads.run(lambda: _make(target, made))
-            return cls._seen(target)
+            threads.run(lambda: made.append(_make(target)))
+            return cls(target, made[0])
         except BaseException as error:
-            for left in made:
-                _undo(left)
+            for identity in made:
+                with contextlib.suppress(NetNSError):
+                    remove(target, identity)
             if isinstance(error, OSError):
                 reraise_interrupt(error)
                 raise _failed(doing, target, error) from error
@@ -310,10 +367,6 @@ class NetNS:
             NetNSError: with `.errno`; it cannot be seen.
         """
         check_path(f"load network namespace {path!r}", "path", path)
-        return cls._seen(path)
-
-    @classmethod
-    def _seen(cls, path: str) -> NetNS:
         sight = look(path, Vantage.here())
         if sight.presence is Presence.UNSEEN:
             message = f"load network namespace {path!r}: {sight.detail}"
@@ -327,24 +380,27 @@ class NetNS:
         """Whether the namespace is no longer at its path; another one in its place is not it.
 
         Raises:
-            NetNSError: with `.errno`; it cannot be seen.
+            NetNSError: with `.errno`; it cannot be seen, or, EXDEV, not from here, another mount
+                namespace.
         """
-        sight = look(self.path, Vantage.here())
+        vantage = Vantage.here()
         doing = f"look at network namespace {self.path!r}"
-        return not _is_at(self.path, self.identity, sight, doing)
+        return not is_at(self.identity, look(self.path, vantage), vantage, doing)
 
     def do(self, fn: Callable[[], T]) -> T:
         """Run *fn* inside, in a thread of its own, and return its result or raise its exception.
 
         Raises:
             ClosedNetNSError: the namespace is no longer at its path.
-            NetNSError: with `.errno`; it cannot be entered.
+            NetNSError: with `.errno`; it cannot be entered, or, EXDEV, not from here, another mount
+                namespace.
         """
         doing = f"enter network namespace {self.path!r}"
 
         def inside() -> T:
-            with _opened(self.path, Vantage.here()) as (sight, fd):
-                if not _is_at(self.path, self.identity, sight, doing):
+            vantage = Vantage.here()
+            with _opened(self.path, vantage) as (sight, fd):
+                if not is_at(self.identity, sight, vantage, doing):
                     raise _closed("enter", self.path, "it was removed")
                 try:
                     kernel.setns(fd, kernel.CLONE_NEWNET)
@@ -361,68 +417,254 @@ class NetNS:
     def remove(self) -> None:
         """Unmount the namespace and remove its file; a second time does nothing.
 
-        Another namespace at the path is left alone, and so is anything but an empty file.
+        Another namespace at the path is left alone, and so is anything but an empty file. So is the
+        namespace of a process (/proc/PID/ns/net), which lasts as long as the process.
 
         Raises:
-            NetNSError: with `.errno`.
+            NetNSError: with `.errno`, see `remove`.
         """
         remove(self.path, self.identity)
 
 
-def remove(path: str, identity: NetNSIdentity | None) -> None:
+def is_at(identity: NetNSIdentity | None, sight: NetNSSight, vantage: Vantage, doing: str) -> bool:
+    """Return whether *sight* is of the namespace *identity*, or of any namespace if that is None.
+
+    Raises:
+        NetNSError: with `.errno`; it cannot be told: nothing can be seen, or, EXDEV, the namespace
+            was recorded in another mount namespace and may still be at the path there.
+    """
+    if sight.presence is Presence.UNSEEN:
+        raise NetNSError(f"{doing}: {sight.detail}", path=sight.path, errno=sight.errno)
+    if identity is None or (sight.identity is not None and identity.same_as(sight.identity)):
+        return sight.identity is not None
+    if identity.is_elsewhere(vantage):
+        another = ", another one" if sight.identity is not None else ""
+        raise NetNSError(
+            f"{doing}: it was recorded in mount namespace {identity.mount_ns}, and in ours "
+            f"({vantage.mount_ns}) {sight.detail}{another}; do it in that mount namespace, "
+            "`nsenter --mount --target PID` enters it",
+            path=sight.path,
+            errno=errno.EXDEV,
+        )
+    return False
+
+
+# Removing.
+
+
+def remove(path: str, identity: NetNSIdentity | None, *, own: bool = False) -> None:
     """Remove the namespace at *path*, and the empty file that it is mounted on; or that file alone.
+
+    Nothing is removed through a symlink. The namespace of a process, /proc/PID/ns/net, lasts as
+    long as the process: there is nothing to remove. An empty file is left where another mount
+    namespace is seen to have another namespace mounted on it.
 
     Args:
         path: absolute.
-        identity: which one it must be, any other is left alone; None: whichever is there.
+        identity: which namespace it must be, any other is left alone; None: it was not recorded.
+        own: whether *path* carries the registry's own name. What is at such a path is the
+            registry's, also where *identity* is None; at any other it may be a stranger's.
     Raises:
-        NetNSError: with `.errno`.
+        NetNSError: with `.errno`: EXDEV: it was recorded in another mount namespace, or another one
+            has it mounted; EEXIST: it was not recorded which one it is, and *path* is not the
+            registry's own; ELOOP: a symlink leads to it; or what the kernel said.
     """
     doing = f"remove network namespace {path!r}"
+    removal = _Removal(path, identity, own, Vantage.here(), doing)
     try:
-        with _locked(os.path.dirname(path)):
-            vantage = Vantage.here()
-            while _is_at(path, identity, sight := look(path, vantage), doing):
-                kernel.umount(path, kernel.MNT_DETACH)
-            if sight.presence is Presence.NOT_A_NAMESPACE:
-                _unlink_empty(path)
-    except FileNotFoundError as error:
-        reraise_interrupt(error)
-        return  # its directory is gone
-    except ValueError as error:
-        reraise_interrupt(error)
-        raise _failed(doing, path, OSError(errno.EINVAL, str(error))) from error
-    except OSError as error:
+        name = encode(path)
+        with contextlib.ExitStack() as stack:
+            try:
+                directory = stack.enter_context(_locked(os.path.dirname(name)))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                reraise_interrupt(error)
+                removal.is_wanted(NetNSSight(path, Presence.ABSENT))
+            else:
+                removal.run(directory, os.path.basename(name))
+    except (OSError, ValueError) as error:
         reraise_interrupt(error)
         raise _failed(doing, path, error) from error
 
 
-def _is_at(path: str, identity: NetNSIdentity | None, sight: NetNSSight, doing: str) -> bool:
-    """Whether the *sight* at *path* is of the namespace *identity*, or of any if that is None.
+class _Removal(NamedTuple):
+    """Removal of one namespace, with the arguments of `remove`."""
 
-    Raises:
-        NetNSError: with `.errno`; nothing was to be seen.
-    """
-    if sight.presence is Presence.UNSEEN:
-        raise NetNSError(f"{doing}: {sight.detail}", path=path, errno=sight.errno)
-    if sight.identity is None:
+    path: str
+    identity: NetNSIdentity | None
+    own: bool
+    vantage: Vantage
+    doing: str
+
+    def run(self, directory: int, name: bytes) -> None:
+        """Remove it from the entry *name* of the open *directory*."""
+        if _is_of_process(directory, name):
+            log.info("%s: nothing to remove, it lasts as long as its process", self.doing)
+            return
+        unmounted = self._unmount(directory, name)
+        self._unlink(directory, name, unmounted=unmounted)
+
+    def is_wanted(self, sight: NetNSSight) -> bool:
+        """Return whether *sight* is of the namespace to be removed.
+
+        Raises:
+            NetNSError: it cannot be told.
+        """
+        if self.identity is None and not self.own and sight.identity is not None:
+            raise self._error(
+                f"{sight.detail}, but it was not recorded which one is the sandbox's; if it is "
+                f"this one, remove it by NetNS.load({self.path!r}).remove()",
+                errno.EEXIST,
+            )
+        return is_at(self.identity, sight, self.vantage, self.doing)
+
+    def _error(self, why: str, code: int) -> NetNSError:
+        return NetNSError(f"{self.doing}: {why}", path=self.path, errno=code)
+
+    def _unmount(self, directory: int, name: bytes) -> bool:
+        """Unmount it as often as it is mounted there, and return whether it was."""
+        unmounted = refused = False
+        while True:
+            with _held(directory, name) as fd:
+                sight = self._look(fd)
+                if unmounted and self.identity is not None:
+                    # What lay beneath; the mount namespace no longer matters.
+                    there = sight.identity
+                    wanted = there is not None and self.identity.same_as(there)
+                else:
+                    wanted = self.is_wanted(sight)
+                if not wanted:
+                    return unmounted
+                try:
+                    # The mount that is held, whatever the path leads to by now.
+                    kernel.umount(_path_of(fd), kernel.MNT_DETACH)
+                except OSError as error:
+                    reraise_interrupt(error)
+                    # EINVAL: another process has unmounted it meanwhile; or else again.
+                    if error.errno != errno.EINVAL or refused:
+                        raise
+                    refused = True
+                else:
+                    unmounted, refused = True, False
+
+    def _look(self, fd: int) -> NetNSSight:
+        """Return what is at the held entry *fd*, a symlink not followed.
+
+        Raises:
+            NetNSError: a symlink leads to the namespace to be removed.
+        """
+        if fd < 0:
+            return NetNSSight(self.path, Presence.ABSENT)
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            return _look_held(fd, self.path, self.vantage)
+        if self.identity is not None and self.is_wanted(look(self.path, self.vantage)):
+            raise self._error(
+                "a symlink leads to it, and nothing is unmounted through one; remove the namespace "
+                "by the path at which it is mounted, then the symlink",
+                errno.ELOOP,
+            )
+        return NetNSSight(self.path, Presence.NOT_A_NAMESPACE)
+
+    def _unlink(self, directory: int, name: bytes, *, unmounted: bool) -> None:
+        """Remove the entry if it is an empty file on which nothing is mounted.
+
+        Args:
+            directory: open.
+            name: of the entry.
+            unmounted: whether the namespace to be removed was mounted on it.
+        """
+        with _held(directory, name) as fd:
+            if self._look(fd).presence is not Presence.NOT_A_NAMESPACE or not _is_empty(fd):
+                return
+            if not (unmounted or self._may_unlink(fd)):
+                return
+            try:
+                there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if os.path.samestat(there, os.fstat(fd)):
+                    os.unlink(name, dir_fd=directory)
+            except FileNotFoundError as error:
+                reraise_interrupt(error)
+
+    def _may_unlink(self, fd: int) -> bool:
+        """Return whether the empty file *fd* is no stranger's mount point, as far as can be seen.
+
+        Raises:
+            NetNSError: it cannot be told.
+        """
+        if self.identity is None and not self.own:
+            raise self._error(
+                "an empty file is there, on which another mount namespace may have a network "
+                "namespace mounted; remove it by hand if it is left over",
+                errno.EEXIST,
+            )
+        elsewhere = self.identity is not None and self.identity.was_seen_elsewhere(self.vantage)
+        if elsewhere and not self.own:
+            return False
+        for point in mounts.points_elsewhere(fd):
+            if self.identity is None:
+                raise self._error(
+                    f"another mount namespace has something mounted on it, at {point!r}; remove it "
+                    "there if it is this sandbox's",
+                    errno.EXDEV,
+                )
+            if not self.is_wanted(look(point, self.vantage)):
+                return False
+        return True
+
+
+def _is_of_process(directory: int, name: bytes) -> bool:
+    """Return whether the entry is that of a process's namespace, /proc/PID/ns/net."""
+    try:
+        return os.readlink(name, dir_fd=directory).startswith(b"net:[")
+    except OSError as error:
+        reraise_interrupt(error)
         return False
-    return identity is None or sight.identity.same_as(identity)
+
+
+def _is_empty(fd: int) -> bool:
+    """Return whether *fd* is of an empty regular file."""
+    found = os.fstat(fd)
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
 @contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """Hold the lock by which `ip netns` too keeps others from changing *directory* meanwhile."""
+def _held(directory: int, name: bytes) -> Iterator[int]:
+    """Lend a descriptor of the entry *name* of the open *directory*; -1 where there is none.
+
+    It is of the entry itself: a symlink is not followed. Of a mount point it is what is mounted on
+    top.
+    """
+    fd = -1
+    try:
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError as error:
+            reraise_interrupt(error)
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+@contextmanager
+def _locked(directory: bytes) -> Iterator[int]:
+    """Lend *directory*, opened, under the lock by which `ip netns` too changes it."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
 
-def _make(path: str, made: list[str]) -> None:
-    """Make a namespace, in the calling thread, and mount it at *path*, which is put into *made*."""
+# Making.
+
+
+def _make(path: str) -> NetNSIdentity:
+    """Make a namespace, in the calling thread, mount it at *path*, and return which it is.
+
+    Raises:
+        OSError: nothing of it is left.
+    """
     from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - 144 ms that only this needs
 
     kernel.unshare(kernel.CLONE_NEWNET)
@@ -431,16 +673,50 @@ def _make(path: str, made: list[str]) -> None:
             netlink.link("set", index=1, state="up")
     except NetlinkError as error:
         raise OSError(error.code, f"loopback: {os.strerror(error.code)}") from error
-    directory = os.path.dirname(path)
+    identity = _own_identity(path)
+    name = encode(path)
+    directory = os.path.dirname(name)
     os.makedirs(directory, 0o755, exist_ok=True)
     with _locked(directory):
         _share(directory)
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-        made.append(path)
-        kernel.mount("/proc/thread-self/ns/net", path, "none", kernel.MS_BIND)
+        # Opened again: the descriptor from before lies beneath the mount that it has become.
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _mount(fd, os.path.basename(name))
+        finally:
+            os.close(fd)
+    return identity
 
 
-def _share(directory: str) -> None:
+def _own_identity(path: str) -> NetNSIdentity:
+    """Return which network namespace the calling thread is in, which does nothing else."""
+    _this_thread.roams = True
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        identity = _look_into(fd, path, Vantage.here()).identity
+    finally:
+        os.close(fd)
+    assert identity is not None
+    return identity
+
+
+def _mount(directory: int, name: bytes) -> None:
+    """Make the file *name* in the open *directory*, and mount the thread's namespace on it."""
+    flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o444, dir_fd=directory)
+    try:
+        kernel.mount("/proc/thread-self/ns/net", _path_of(fd), "none", kernel.MS_BIND)
+    except BaseException:
+        with suppress_os_errors():
+            there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if os.path.samestat(there, os.fstat(fd)):
+                os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _share(directory: bytes) -> None:
     """Make *directory* a shared mount onto itself, as `ip netns` does.
 
     Otherwise the next `ip netns add` does so, copies the mounts that are there, and removing ours
@@ -456,29 +732,16 @@ def _share(directory: str) -> None:
         kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
 
 
-def _undo(path: str) -> None:
-    with suppress_os_errors():
-        kernel.umount(path, kernel.MNT_DETACH)
-    with suppress_os_errors():
-        os.unlink(path)
-
-
-def _unlink_empty(path: str) -> None:
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError as error:
-        reraise_interrupt(error)
-        return
-    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
-        try:
-            os.unlink(path)
-        except FileNotFoundError as error:
-            reraise_interrupt(error)
-
-
 def _closed(verb: str, path: str, why: str) -> ClosedNetNSError:
     return ClosedNetNSError(f"{verb} network namespace {path!r}: it is closed, {why}", path=path)
 
 
-def _failed(doing: str, path: str, error: OSError) -> NetNSError:
-    return NetNSError(f"{doing}: {error.strerror}", path=path, errno=error.errno or 0)
+def _failed(doing: str, path: str, error: OSError | ValueError) -> NetNSError:
+    seen = _of_system(error)
+    named = f": {seen.filename!r}" if str(seen.filename).startswith("/proc/") else ""
+    return NetNSError(f"{doing}: {seen.strerror}{named}", path=path, errno=seen.errno or 0)
+
+
+def _of_system(error: OSError | ValueError) -> OSError:
+    """Return *error* as an OSError; a ValueError says that a path has what no path can, a NUL."""
+    return error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))

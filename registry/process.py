@@ -373,17 +373,15 @@ def net_namespace_of(pid: int) -> int | None:
         os.close(fd)
 
 
-def living_in(path: str) -> list[int]:
-    """Return the processes, as far as we see them, whose network namespace is mounted at *path*."""
-    wanted, found = os.stat(path), []
+def living_in(inode: int) -> list[int]:
+    """Return the visible processes that live in the network namespace with that inode."""
+    found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            theirs = os.stat(f"/proc/{pid}/ns/net")
+            if os.stat(f"/proc/{pid}/ns/net").st_ino == inode:
+                found.append(int(pid))
         except OSError as error:
             reraise_interrupt(error)
-            continue
-        if (theirs.st_dev, theirs.st_ino) == (wanted.st_dev, wanted.st_ino):
-            found.append(int(pid))
     return found
 
 

@@ -24,7 +24,7 @@ from registry.errors import (
 from registry.interrupts import is_interrupt, reraise_interrupt
 from registry.kernel import Vantage
 from registry.live import Container
-from registry.netns import Looker, NetNS
+from registry.netns import Looker
 from registry.process import Life, ProcessSight
 from registry.reconcile import Judgement, Looks, Report, Verdict
 from registry.rows import AnyRow, Row, StatusRow
@@ -254,27 +254,29 @@ def _orphans(session: Session, found: list[str]) -> list[str]:
 
 def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:
     """Remove those of *paths* that are orphans still, and return them."""
-    removed = []
     wanted = [path for path in sorted(set(paths)) if netns.is_own_path(path, registry_id)]
     with session.write("remove orphaned network namespaces", alone=True):
-        for path in _orphans(session, wanted):
-            _remove_orphan(path)
-            removed.append(path)
-    return removed
+        return [path for path in _orphans(session, wanted) if _remove_orphan(path)]
 
 
-def _remove_orphan(path: str) -> None:
-    """Remove a namespace unless somebody lives in it.
+def _remove_orphan(path: str) -> bool:
+    """Remove the namespace at *path*, unless it is gone; return whether it was there.
 
-    A copy of a registry, a backup say, takes for an orphan whatever the original made after it.
+    A copy of a registry, a backup say, takes for an orphan what the original has made after it.
+
+    Raises:
+        NetNSError: with `.errno`; EBUSY: a process lives in it.
     """
-    orphan = NetNS.load(path)
-    living = process.living_in(path)
+    identity = netns.look(path, Vantage.here(), follow=False).identity
+    if identity is None:
+        return False
+    living = process.living_in(identity.inode)
     if living:
         raise NetNSError(
             f"remove orphaned network namespace {path!r}: process {living[0]} lives in it; end it "
-            "first if it is nobody's, and make sure that this registry is no copy of another",
+            "first if it is left over, and make sure that this registry is no copy of another",
             path=path,
             errno=errno.EBUSY,
         )
-    orphan.remove()
+    netns.remove(path, identity)
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from registry import changes, netns, process, rows
+from registry import changes, migrate, netns, process, rows
 from registry.cache import Found
 from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
@@ -12,7 +12,7 @@ from registry.errors import NotFoundError, UnavailableError
 from registry.kernel import Vantage
 from registry.live import Container, StopCh
 from registry.metadata import Metadata
-from registry.netns import NetNS, Presence
+from registry.netns import NetNS
 from registry.process import Process
 from registry.rows import Row
 from registry.session import Session, check_function
@@ -125,34 +125,45 @@ class Sandbox:
 
     @property
     def netns(self) -> NetNS | None:
-        """The network namespace; None on the host network, or when the recorded one is closed.
+        """The network namespace that the latest record names, as `open_process` follows it.
+
+        None: on the host network, or the recorded namespace is closed. Never None for want of
+        knowledge.
 
         Raises:
-            NetNSError: with `.errno`; it cannot be seen.
+            NetNSError: with `.errno`; it cannot be seen, or, EXDEV, it was recorded in another
+                mount namespace.
+            StoreClosedError: the store is closed, so that the latest record cannot be read.
         """
-        self._session.require_own(f"look at network namespace {self.netns_path!r}")
-        if self._found.row.host_network or not self.netns_path:
+        doing = f"look at network namespace of sandbox {self.id!r}"
+        row = self._latest(doing)
+        if row.host_network or not row.netns_path:
             return None
-        sight = netns.look(self.netns_path, Vantage.here())
-        if sight.presence is Presence.UNSEEN:
-            return NetNS.load(self.netns_path)  # raises with the errno
-        recorded = rows.load_netns(self._found.row)
-        if sight.identity is None or (recorded and not recorded.same_as(sight.identity)):
-            return None
-        return NetNS(self.netns_path, sight.identity)
+        vantage = Vantage.here()
+        sight = netns.look(row.netns_path, vantage)
+        found = netns.is_at(rows.load_netns(row), sight, vantage, doing)
+        return NetNS(row.netns_path, sight.identity) if found and sight.identity else None
 
     def remove_netns(self) -> None:
-        """Remove the sandbox's network namespace, if there is one; a second time does nothing.
+        """Remove the network namespace that the latest record names; a second time does nothing.
 
-        The recorded one and no other; or, while none was recorded, what its creator has left at the
-        path: a namespace, or the empty file for one. What is stored does not change.
+        The recorded one and no other; or, while none was recorded, what its creator has left at a
+        path that `Store.new_netns_path` has returned: a namespace, or the empty file for one. What
+        is stored does not change.
 
         Raises:
-            NetNSError: with `.errno`.
+            NetNSError: with `.errno`. EXDEV: it was recorded in another mount namespace. EEXIST:
+                none was recorded, and what is at a path of another name may be a stranger's. ELOOP:
+                a symlink is at the path, and leads to it. In each case nothing was removed.
+            StoreClosedError: the store is closed, so that the latest record cannot be read.
         """
-        self._session.require_own(f"remove network namespace {self.netns_path!r}")
-        if self.netns_path and not self._found.row.host_network:
-            netns.remove(self.netns_path, rows.load_netns(self._found.row))
+        doing = f"remove network namespace of sandbox {self.id!r}"
+        row = self._latest(doing)
+        if row.host_network or not row.netns_path:
+            return
+        ((registry_id,),) = self._session.fetch(migrate.REGISTRY_ID.sql, {}, doing)
+        own = netns.is_own_path(row.netns_path, registry_id)
+        netns.remove(row.netns_path, rows.load_netns(row), own=own)
 
     def open_process(self) -> Process | None:
         """Open the init process that the latest record names, to watch or kill it.

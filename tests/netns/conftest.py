@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,29 @@ def base_dir(tmp_path: Path) -> Iterator[str]:
     directory = tmp_path / "netns"
     directory.mkdir()
     yield str(directory)
-    with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        points = [entry.split()[1] for entry in mounts]
-    for point in reversed([point for point in points if point.startswith(str(directory))]):
-        kernel.umount(point, kernel.MNT_DETACH)
+    unmount_all(str(directory))
+
+
+def unmount_all(directory: str) -> None:
+    """Unmount *directory* and what is mounted below it, in the mount namespace of the caller.
+
+    A mount may have copies that others hide: those appear when the mounts above are gone.
+    """
+    while points := _mount_points(directory):
+        unmounted = 0
+        for point in sorted(points, key=len):
+            with suppress(OSError):
+                kernel.umount(point, kernel.MNT_DETACH)
+                unmounted += 1
+        assert unmounted, points
+
+
+def _mount_points(directory: str) -> set[str]:
+    with open("/proc/thread-self/mountinfo", encoding="utf-8") as mounts:
+        points = [
+            re.sub(r"\\([0-7]{3})", lambda x: chr(int(x[1], 8)), each.split()[4]) for each in mounts
+        ]
+    return {point for point in points if f"{point}/".startswith(f"{directory}/")}
 
 
 @pytest.fixture

@@ -548,15 +548,21 @@ def test_a_path_may_hold_any_character(base_dir: str) -> None:
 
 
 def test_identities_without_a_number_are_compared_by_inode() -> None:
-    """And say so; boots are compared first."""
+    """And say so; a boot id that differs counts only where nothing outweighs it."""
     one = NetNSIdentity("boot", 7, 70, 1)
     assert one.same_as(one._replace(mount_ns=2, inode=71))
     assert not one.same_as(one._replace(number=8))
-    assert not one.same_as(one._replace(boot_id="other"))
     assert one.same_as(one._replace(number=None))
     assert not one.same_as(one._replace(number=None, inode=71))
     assert one.by_inode_only(one._replace(number=None))
     assert not one.by_inode_only(one)
+    other = one._replace(boot_id="other")
+    assert one.same_as(other)
+    assert not one.same_as(other._replace(inode=71))
+    assert not one.same_as(other._replace(number=None))
+    assert not one.same_as(other._replace(number=8))
+    for unknown in (one._replace(boot_id=""), other):
+        assert one._replace(boot_id="").same_as(unknown._replace(inode=71))
 
 
 def test_the_number_is_the_cookie_of_a_socket_inside(made: NetNS) -> None:

@@ -16,6 +16,7 @@ ORDER = [
     "waiting",
     "threads",
     "kernel",
+    "mounts",
     "status",
     "cri",
     "cri.gojson.scan",

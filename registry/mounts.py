@@ -1,0 +1,84 @@
+"""Mounts on a file in other mount namespaces, as far as /proc shows their processes.
+
+A file that is a mount point in another mount namespace looks like any other from here, and removing
+it unmounts there whatever is mounted on it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from registry.interrupts import reraise_interrupt, suppress_os_errors
+
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+"""A space, tab, newline or backslash, as mountinfo has it (proc_pid_mountinfo(5))."""
+
+
+class _Mount(NamedTuple):
+    """A line of mountinfo, as far as it is needed."""
+
+    parent: int
+    device: bytes
+    root: bytes
+    """What of the file system is mounted."""
+    point: bytes
+    """Where, as its processes see it."""
+
+    def place(self, path: bytes) -> tuple[bytes, bytes]:
+        """Return which file of which device *path* is, which lies below the mount point."""
+        return self.device, os.path.join(self.root, path[len(self.point) :].lstrip(b"/"))
+
+
+def points_elsewhere(fd: int) -> list[str]:
+    """Return where other mount namespaces have something mounted on the file open as *fd*.
+
+    Each path leads there through the root of a process of that mount namespace. A mount namespace
+    of which no process is visible is left out: none returned does not prove that there is none.
+
+    Raises:
+        OSError: /proc is not mounted.
+    """
+    with open(f"/proc/thread-self/fdinfo/{fd}", "rb") as file:
+        fields = dict(line.split(b":", 1) for line in file.read().splitlines())
+    mount = _mounts("thread-self")[int(fields[b"mnt_id"])]
+    place = mount.place(os.readlink(f"/proc/thread-self/fd/{fd}".encode()))
+    found = []
+    for pid in _one_of_each_other_namespace():
+        with suppress_os_errors():  # it has ended
+            mounts = _mounts(pid)
+            for each in mounts.values():
+                parent = mounts.get(each.parent)
+                if parent is not None and parent.place(each.point) == place:
+                    found.append(f"/proc/{pid}/root{os.fsdecode(each.point)}")
+    return found
+
+
+def _one_of_each_other_namespace() -> Iterator[str]:
+    """Yield a pid of each mount namespace but ours."""
+    seen = {os.readlink("/proc/thread-self/ns/mnt")}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        except OSError as error:
+            reraise_interrupt(error)
+            continue
+        if namespace not in seen:
+            seen.add(namespace)
+            yield pid
+
+
+def _mounts(process: str) -> dict[int, _Mount]:
+    """Return the mounts that *process* sees, by their ids."""
+    with open(f"/proc/{process}/mountinfo", "rb") as file:
+        lines = [line.split(b" ", 5) for line in file.read().splitlines()]
+    return {
+        int(id): _Mount(int(parent), device, _unescaped(root), _unescaped(point))
+        for id, parent, device, root, point, _ in lines
+    }
+
+
+def _unescaped(path: bytes) -> bytes:
+    return _ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), path)
