@@ -66,7 +66,7 @@ def insert(session: Session, addition: Addition, container: Container | None = N
         UnavailableError: the store's timeout passed before the write could begin.
     """
     with session.write(addition.doing) as transaction:
-        session.engine.writer.require_room(addition.doing)
+        session.engine.writer.room.require(addition.doing, grows=True)
         row = changes.insert(
             transaction,
             addition.columns,

@@ -121,12 +121,14 @@ class UnavailableError(RegistryError):
 
 
 class ResourceExhaustedError(RegistryError):
-    """The disk is full, or a value is too large (*size* over *limit* bytes).
+    """A disk, its inodes, descriptors, threads or memory are used up, or a value is too large.
 
+    *errno* is what the system said of *path* (0: nothing); *size* is over *limit* bytes.
     gRPC: RESOURCE_EXHAUSTED.
     """
 
     path: str = ""
+    errno: int = 0
     field: str = ""
     size: int = 0
     limit: int = 0

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 from registry import changes, netns, process, reconcile, rows
@@ -92,7 +91,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
                 asked.append(judgement)
         if dry_run or not asked:
             break
-        marked = _mark_even_if_full(session, asked, commit, doing)
+        marked = _mark_all(session, asked, commit, doing)
         changed |= marked.done
         for creation in marked.gone:
             del judged[creation], verdicts[creation]
@@ -173,31 +172,25 @@ class _Marked(NamedTuple):
         self.refused.update(other.refused)
 
 
-def _mark_even_if_full(
-    session: Session, asked: list[Judgement], commit: int | None, doing: str
-) -> _Marked:
-    """Mark all of them in one transaction; on a full disk portion by portion, while there is room.
+def _mark_all(session: Session, asked: list[Judgement], commit: int | None, doing: str) -> _Marked:
+    """Mark all of *asked* in one transaction, or in portions where the disk is too full for that.
 
-    The others are left as they are, and are in the report: whoever opens the registry has to be
-    able to delete some, for which a little is left.
+    What does not fit even so is left as it is, and is in the report.
     """
-    marked, left, why = _Marked(set(), [], set(), {}), asked, ""
-    short = session.engine.require_writer(doing).reserve.is_short()
-    size = PORTION if short else len(asked)
-    while left and not why:
-        mark = partial(_mark, session, left[:size], commit, doing)
+    marked, left = _Marked(set(), [], set(), {}), asked
+    size = PORTION if session.engine.writer.room.is_short() else len(asked)
+    while left:
+        portion = left[:size]
         try:
-            marked.add(session.write_even_if_full(doing, mark))
+            marked.add(_mark(session, portion, commit, doing))
         except ResourceExhaustedError as error:
             if session.engine.own_transaction() is not None:
-                raise  # it has ended with the error
-            why = str(error) if size <= PORTION else ""
-            size = PORTION
-        else:
-            left = left[size:]
-        if left and size <= PORTION and not session.has_room_left(doing):
-            why = why or "the disk is full"
-    marked.refused.update((judgement.row.creation, why) for judgement in left)
+                raise  # SQLite may have ended it
+            if size > PORTION:
+                size = PORTION
+                continue
+            marked.refused.update((judgement.row.creation, str(error)) for judgement in portion)
+        left = left[size:]
     return marked
 
 
@@ -206,6 +199,7 @@ def _mark(session: Session, asked: list[Judgement], commit: int | None, doing: s
     marked = _Marked(set(), [], set(), {})
     nested = session.engine.own_transaction() is not None  # what it has done is in no commit
     with session.write(doing, alone=True) as transaction:
+        session.engine.writer.room.require_to_mark(doing)
         as_read = not nested and commit is not None and session.latest_commit(doing) == commit
         for judgement in asked:
             row: AnyRow | None = judgement.row

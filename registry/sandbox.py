@@ -8,7 +8,7 @@ from registry import changes, migrate, netns, process, rows
 from registry.cache import Found
 from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
-from registry.errors import NotFoundError, UnavailableError
+from registry.errors import NotFoundError
 from registry.kernel import Vantage
 from registry.live import Container, StopCh
 from registry.metadata import Metadata
@@ -226,16 +226,12 @@ class Sandbox:
     def delete(self) -> bool:
         """Delete this creation of the sandbox; False when it was gone already."""
         doing = f"delete sandbox {self.id!r}"
-        return self._session.write_even_if_full(doing, lambda: self._delete(doing))
-
-    def _delete(self, doing: str) -> bool:
         session, creation = self._session, self._found.row.creation
         with session.write(doing) as transaction:
             row = changes.find_creation(creation, transaction.fetch)
             if row is not None:
                 self._last = row
-                changes.delete(transaction, row, session.author)
-                session.bury(transaction, creation)
+                session.delete(transaction, row)
         if row is None:
             session.bury_missing(creation)
         return row is not None
@@ -280,21 +276,15 @@ class _StoredStatus:
         """
         doing = f"update status of sandbox {self._handle.id!r}"
         check_function(doing, fn)
-        once = _Once(fn, doing)
-        return self._session.write_even_if_full(
-            doing, lambda: self._update(doing, once), once.may_be_stored_later
-        )
-
-    def _update(self, doing: str, fn: _Once) -> Status:
         session, handle = self._session, self._handle
         with session.write(doing) as transaction:
             row = changes.find_changeable(handle.creation, transaction.fetch)
             if row is not None:
-                written = transaction.connection.total_changes
                 status = validate(session.ask(transaction, row, fn, rows.load_status(row)), doing)
-                fn.wrote |= transaction.connection.total_changes != written
-                if status.state is not State.NOTREADY:
-                    session.engine.writer.require_room(doing)
+                if status.state is State.NOTREADY:
+                    session.engine.writer.room.require_to_mark(doing)
+                else:
+                    session.engine.writer.room.require(doing)
                 changes.replace_status(transaction, row, status, session.author)
                 if status.state is State.NOTREADY:
                     session.stop(row.creation)
@@ -302,33 +292,6 @@ class _StoredStatus:
                 return status
         session.bury_missing(handle.creation)
         raise _deleted(doing, handle)
-
-
-class _Once:
-    """An UpdateFunc that runs once: who tries again to store what it made gets its answer."""
-
-    __slots__ = ("_answer", "_asked", "_doing", "_fn", "wrote")
-
-    def __init__(self, fn: UpdateFunc, doing: str) -> None:
-        self._fn, self._doing = fn, doing
-        self._asked: Status | None = None
-        self._answer: Any = None
-        self.wrote = False
-        """Whether it wrote something itself, which was taken back with the first try."""
-
-    def __call__(self, old: Status) -> Status:
-        if self._asked is None:
-            self._asked = old
-            self._answer = self._fn(old)
-        elif self._asked != old:
-            message = f"{self._doing}: the disk was full, and somebody changed it meanwhile"
-            raise UnavailableError(f"{message}; try again")
-        return self._answer  # type: ignore[no-any-return]
-
-    def may_be_stored_later(self) -> bool:
-        """Whether its answer is NOTREADY, and all that it did."""
-        not_ready = isinstance(self._answer, Status) and self._answer.state is State.NOTREADY
-        return not_ready and not self.wrote
 
 
 def _deleted(doing: str, row: Row) -> NotFoundError:

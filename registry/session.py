@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,11 +12,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 from registry import changes, live, netns, process, rows
 from registry.cache import Cache, Found
 from registry.changes import Author
-from registry.engine import Engine, MakeRoom, Transaction, Write, detach
+from registry.engine import Engine, Transaction, Write, detach
 from registry.errors import (
     FailedPreconditionError,
     RegistryError,
-    ResourceExhaustedError,
     StoreClosedError,
 )
 from registry.interrupts import reraise_interrupt
@@ -86,29 +84,6 @@ class Session:
         """
         self.require_open(doing)
         return Write(self.engine, doing, self._timeout, alone=alone)
-
-    def write_even_if_full(
-        self, doing: str, attempt: Callable[[], T], worth: Callable[[], bool] = lambda: True
-    ) -> T:
-        """Return what *attempt* returns, which writes that something has ended.
-
-        On a full disk it is tried once more, with the space that is kept for that, if it is *worth*
-        it; but not inside an open transaction, which has ended with the error.
-        """
-        try:
-            return attempt()
-        except ResourceExhaustedError as error:
-            nested = self.engine.own_transaction() is not None
-            if nested or error.sqlite_code != sqlite3.SQLITE_FULL or not worth():
-                raise
-            with MakeRoom(self.engine, doing, self._timeout, alone=True):
-                pass
-            return attempt()
-
-    def has_room_left(self, doing: str) -> bool:
-        """Move the log into the database, and tell whether there is then a margin left."""
-        with MakeRoom(self.engine, doing, self._timeout, alone=True):
-            return self.engine.writer.reserve.has_margin()
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query: of the caller's open transaction, else as committed."""
@@ -217,9 +192,11 @@ class Session:
         else:
             transaction.after_commit(stop)
 
-    def bury(self, transaction: Transaction, creation: int) -> None:
-        """Stop a deleted sandbox for good, when that is committed."""
-        transaction.after_commit(lambda: self._lives.bury(creation))
+    def delete(self, transaction: Transaction, row: Row) -> None:
+        """Delete the sandbox of *row*, and stop it for good when that is committed."""
+        self.engine.writer.room.use_last()
+        changes.delete(transaction, row, self.author)
+        transaction.after_commit(lambda: self._lives.bury(row.creation))
 
     def bury_missing(self, creation: int) -> None:
         """Stop a sandbox that was not to be found, if it has been in a commit."""

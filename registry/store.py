@@ -357,7 +357,7 @@ class Store:
         prefix = check_prefix(doing, id)
         check_function(doing, fn)
         with self._session.write(doing) as transaction:
-            self._session.engine.writer.require_room(doing)
+            self._session.engine.writer.room.require(doing, grows=True)
             row = changes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
@@ -377,15 +377,11 @@ class Store:
         """
         doing = f"delete sandbox {id!r}"
         prefix = check_prefix(doing, id)
-        return self._session.write_even_if_full(doing, lambda: self._delete(doing, prefix))
-
-    def _delete(self, doing: str, prefix: str) -> bool:
         with self._session.write(doing) as transaction:
             row = changes.find(prefix, doing, transaction.fetch)
             if row is None:
                 return False
-            changes.delete(transaction, row, self._session.author)
-            self._session.bury(transaction, row.creation)
+            self._session.delete(transaction, row)
             return True
 
     # Recovering.

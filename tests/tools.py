@@ -152,10 +152,10 @@ def is_locked(path: str) -> bool:
 
 
 @contextmanager
-def small_file_system(folder: str, mebibytes: int) -> Iterator[str]:
-    """Mount one in memory, in a new directory *folder*."""
+def small_file_system(folder: str, mebibytes: int, *more: str) -> Iterator[str]:
+    """Mount one in memory, with *more* options of tmpfs, in a new directory *folder*."""
     os.mkdir(folder)
-    options = f"size={mebibytes}m"
+    options = ",".join((f"size={mebibytes}m", *more))
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", folder], check=True)
     try:
         yield folder

@@ -1,8 +1,10 @@
 """The file: one place that begins and ends write transactions, one place that reads.
 
-driver        connections as we want them, driver errors as we raise them
 paths         the files themselves, looked at by stat alone
-reserve       space that is kept for a full disk
+probe         what the system refuses when SQLite cannot open a file
+driver        connections as we want them, driver errors as we raise them
+reserve       disk space and inodes reserved for use when the disk is full
+room          what a transaction may write, by what is free on the disk
 lockfile      a file that exists to be locked, and says by whom
 turnstile     the lock between processes
 transaction   what is open in this process, and what is committed together
@@ -22,6 +24,6 @@ from registry.engine.driver import Connection
 from registry.engine.file import Engine
 from registry.engine.shared import attach, detach
 from registry.engine.transaction import Transaction
-from registry.engine.write import MakeRoom, Write
+from registry.engine.write import Write
 
-__all__ = ["Connection", "Engine", "MakeRoom", "Transaction", "Write", "attach", "detach"]
+__all__ = ["Connection", "Engine", "Transaction", "Write", "attach", "detach"]

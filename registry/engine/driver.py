@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import sqlite3
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from weakref import WeakSet
 
+from registry.engine import paths, probe
 from registry.errors import (
     DataLossError,
     FailedPreconditionError,
@@ -185,17 +187,29 @@ def translate(error: sqlite3.Error, doing: str, path: str) -> RegistryError:
     """
     code = getattr(error, "sqlite_errorcode", None)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
+    cause = probe.cause(code or 0, path)
+    if cause is not None:
+        told = paths.refused(doing, path, f"{error} ({name}), {cause.filename!r}", cause)
+        told.sqlite_code = code
+        return told
     kind, advice = _KINDS.get(code or 0) or _KINDS.get((code or 0) & 0xFF, (RegistryError, ""))
     message = f"{doing}: {error} ({name}) in {path!r}" + (f"; {advice}" if advice else "")
     translated = kind(message, sqlite_code=code)
     if hasattr(kind, "path"):
         translated.__dict__["path"] = path
+    if isinstance(translated, ResourceExhaustedError):
+        translated.errno = _ERRNOS.get(code or 0, 0)
     return translated
 
 
 _BUSY = (UnavailableError, "try again")
 _CORRUPT = (DataLossError, "restore a backup, or move the file away and start anew")
 _FULL = (ResourceExhaustedError, "free some space")
+_ERRNOS: Final = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR_SHMSIZE: errno.ENOSPC,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+}
 _KINDS: Final[dict[int, tuple[type[RegistryError], str]]] = {
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_LOCKED: _BUSY,
@@ -214,7 +228,7 @@ _KINDS: Final[dict[int, tuple[type[RegistryError], str]]] = {
     sqlite3.SQLITE_NOTADB: (DataLossError, "it is no SQLite database; is the path right?"),
     sqlite3.SQLITE_CANTOPEN: (
         FailedPreconditionError,
-        "may this user open the file and create files beside it?",
+        "try again; may this user open the file and create files beside it?",
     ),
     sqlite3.SQLITE_PERM: (FailedPreconditionError, "may this user open the file?"),
     sqlite3.SQLITE_CONSTRAINT: (FailedPreconditionError, "the schema refuses it"),

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.engine import driver
 from registry.engine.group import GroupCommit
+from registry.engine.paths import NO_ROOM
 from registry.engine.readers import Readers
-from registry.engine.reserve import Reserve
+from registry.engine.reserve import SIZES
 from registry.engine.transaction import Transaction, current_owner
 from registry.engine.tripwire import Tripwire
 from registry.engine.watch import Watch
@@ -88,9 +89,9 @@ class Engine:
         try:
             try:
                 self._open(prepare, timeout, deadline)
-            except ResourceExhaustedError:
-                # SQLite has no room for its index of the log, without which it reads nothing.
-                if not Reserve(self.path).give_up():
+            except ResourceExhaustedError as error:
+                # SQLite has no room for -wal and -shm, without which it reads nothing.
+                if error.errno not in NO_ROOM or not self.writer.room.reserve.release(*SIZES):
                     raise
                 self._open(prepare, timeout, deadline)
         except BaseException:

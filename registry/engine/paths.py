@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
+from typing import Final, NamedTuple
 
 from registry.errors import (
     FailedPreconditionError,
@@ -15,6 +17,11 @@ from registry.errors import (
     ResourceExhaustedError,
 )
 from registry.interrupts import reraise_interrupt, suppress_os_errors
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Of a file system without free bytes or inodes."""
+NO_RESOURCES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Of a process or host without threads, descriptors or memory."""
 
 
 def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
@@ -159,14 +166,35 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
         error: by the system.
     """
     message = f"{doing}: {what}: {error.strerror}"
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ResourceExhaustedError(f"{message}; free some space", path=path)
-    if error.errno in {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
-        advice = "raise the limit of threads, files or memory that it ran into"
-        return ResourceExhaustedError(f"{message}; {advice}", path=path)
+    operands = {"path": path, "errno": error.errno}
+    if error.errno in NO_ROOM:
+        return ResourceExhaustedError(f"{message}; {how_to_free(path)}", **operands)
+    if error.errno in NO_RESOURCES:
+        return ResourceExhaustedError(f"{message}; {_ADVICE[errno.EMFILE]}", **operands)
     if error.errno == errno.EROFS:
         return ReadOnlyError(f"{message}; open it with read_only=True", path=path)
-    return FailedPreconditionError(f"{message}; may this user do so?", path=path)
+    if error.errno == errno.ENOENT:
+        return NotFoundError(f"{message}; is its disk mounted?", path=path)
+    advice = _ADVICE.get(error.errno or 0, "may this user do so?")
+    return FailedPreconditionError(f"{message}; {advice}", path=path)
+
+
+_ADVICE: Final = {
+    errno.EMFILE: "raise the limit of threads, files or memory that it ran into",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: "remove the symlink",
+    errno.EISDIR: "move that away",
+    errno.ENOTDIR: "move that away",
+    errno.EINVAL: "move that away",
+    errno.EIO: "see what the kernel's log says of the disk",
+}
+
+
+def how_to_free(path: str) -> str:
+    """Return the advice for the file system of the database at *path*, which has no room."""
+    if free(os.path.dirname(path)).inodes < 1:
+        return "remove some files, no inode is free"
+    return "free some space"
 
 
 def identity(path: str) -> tuple[int, int] | None:
@@ -198,14 +226,24 @@ def stamp(path: str) -> object:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, size(f"{path}-wal"))
 
 
-def free(path: str) -> int:
-    """Return the bytes that are left on the file system of the file at *path*."""
+class Free(NamedTuple):
+    """What is left on a file system; infinite where it has no limit, or does not tell."""
+
+    bytes: float
+    inodes: float
+
+
+def free(directory: str) -> Free:
+    """Return what is left on the file system of *directory*, for other users than root."""
     try:
-        found = os.statvfs(path)
+        found = os.statvfs(directory)
     except OSError as error:
         reraise_interrupt(error)
-        return 0
-    return found.f_bavail * found.f_frsize
+        return Free(math.inf, math.inf)
+    return Free(
+        found.f_bavail * found.f_frsize if found.f_blocks else math.inf,
+        found.f_favail if found.f_files else math.inf,
+    )
 
 
 def size(path: str) -> int:

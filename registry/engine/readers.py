@@ -152,13 +152,17 @@ class Readers:
         # so, and integrity_check then passes over them.
         mode = "ro" if self._read_only else "rw"
         with driver.driver_errors(doing, self._path):
-            connection = driver.connect(
-                self._path,
-                mode,
-                driver.READER_SETUP,
-                busy_timeout=BUSY_TIMEOUT,
-                immutable=self._immutable,
-            )
+            try:
+                connection = driver.connect(
+                    self._path,
+                    mode,
+                    driver.READER_SETUP,
+                    busy_timeout=BUSY_TIMEOUT,
+                    immutable=self._immutable,
+                )
+            except sqlite3.Error:
+                self._require_same_file(doing)  # that it is gone says more than "cannot open"
+                raise
         try:
             self._require_same_file(doing)
         except DataLossError:

@@ -1,94 +1,98 @@
-"""Space that is kept for the day on which the disk is full.
+"""Disk space and inodes reserved for use when the disk is full.
 
-A file beside the database, allocated while there is room. On a full disk it is given up, so that
-SQLite can open the registry, and what is gone can still be marked and deleted; while it is missing
-and cannot be had again, nothing is added.
+Two files beside the database, made while there is room. When the disk is full
+
+1. a write transaction removes `-reserve`, so that what has ended can be marked NOTREADY;
+2. a checkpoint that makes the database longer takes what that needs from `-spare`, and a deletion
+   removes it: marking cannot use up what deleting needs, and deleting makes room in the database;
+3. an open removes both, since SQLite cannot even read before it has made `-wal` and `-shm`, which
+   take two inodes and 32 KiB.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import Final
 
 from registry.engine import paths
-from registry.errors import ResourceExhaustedError
 from registry.interrupts import reraise_interrupt, suppress_os_errors
 
-SIZE: Final = 256 * 1024
-"""Bytes: SQLite's index of the log, and some tens of changes in the log."""
-MARGIN: Final = 64 * 1024
-"""Bytes that must be left beside it for an addition."""
+SIZES: Final = {"-spare": 128 * 1024, "-reserve": 256 * 1024}
+"""Bytes of the files: of some deletions, and of some tens of changes."""
 
 
 class Reserve:
-    """The space of one database, which the processes that have it open share."""
+    """The disk reserve of one database, which all processes that have it open share."""
 
     def __init__(self, database: str) -> None:
-        """Take nothing yet."""
+        """Make nothing yet."""
         self._database: Final = database
-        self._path: Final = f"{database}-reserve"
-        self._directory: Final = os.path.dirname(database)
-        self._full = False
-        self.given_up = False
-        """Whether it was given up here, and has not been had again."""
+        self.released = False
+        """Whether a part of it was removed here, and has not been made again since."""
 
     def take(self) -> bool:
-        """Allocate it unless it is there, and tell whether it is there now."""
-        there = paths.size(self._path) == SIZE or self._allocate()
-        if there:
-            self.given_up = False
-        return there
+        """Make what is missing of it; return False if the file system has no room for that.
 
-    def _allocate(self) -> bool:
+        Where it cannot be made for another reason, an unwritable directory say, return True.
+        """
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(self._path, flags, 0o600)
-            try:
-                paths.give_to_owner(fd, self._database)
-                os.posix_fallocate(fd, 0, SIZE)
-            finally:
-                os.close(fd)
+            for suffix, size in SIZES.items():
+                if paths.size(f"{self._database}{suffix}") != size:
+                    self._make(f"{self._database}{suffix}", size)
         except OSError as error:
             reraise_interrupt(error)
-            self._full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-            if self._full:
-                self._remove()  # a part of it is no use to us
-            return False
+            return error.errno not in paths.NO_ROOM
+        self.released = False
         return True
 
-    def give_up(self) -> bool:
-        """Give the space back to the file system, and tell whether there was any."""
-        removed = self._remove()
-        self.given_up |= removed
-        return removed
+    def _make(self, path: str, size: int) -> None:
+        """Make the file at *path* with *size* bytes, or leave it as it was if there is no room."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(path, flags, 0o600)
+        try:
+            before = os.fstat(fd).st_size
+            paths.give_to_owner(fd, self._database)
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno in paths.NO_ROOM and before:
+                os.ftruncate(fd, before)
+            elif error.errno in paths.NO_ROOM:
+                _remove(path)
+            raise
+        finally:
+            os.close(fd)
 
-    def _remove(self) -> bool:
-        with suppress_os_errors():
-            os.unlink(self._path)
-            return True
-        return False
+    def spare(self) -> int:
+        """Return the bytes of `-spare`."""
+        return paths.size(f"{self._database}-spare")
 
-    def require_more(self, doing: str) -> None:
-        """Raise unless there is room beside it; it is allocated first if it is missing.
+    def shrink(self, bytes: int) -> int:
+        """Give *bytes* of `-spare` back to the file system; return what is left of it.
 
-        Where it cannot be had for another reason than room, there is room all the same.
-
-        Raises:
-            ResourceExhaustedError: the disk is full.
+        Others who write to the full disk cannot take then what we need later.
         """
-        there = self.take() or not self._full
-        if not (there and paths.free(self._directory) >= MARGIN):
-            raise ResourceExhaustedError(
-                f"{doing}: the disk is full, and what little is left of it at {self._database!r} "
-                "is for marking sandboxes NOTREADY and deleting them; free some space",
-                path=self._database,
-            )
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with suppress_os_errors():
+            fd = os.open(f"{self._database}-spare", flags)
+            try:
+                left = max(0, os.fstat(fd).st_size - bytes)
+                os.ftruncate(fd, left)
+            finally:
+                os.close(fd)
+            self.released = True
+            return left
+        return 0
 
-    def is_short(self) -> bool:
-        """Whether less than its size is free beside it."""
-        return paths.free(self._database) < SIZE
+    def release(self, *suffixes: str) -> bool:
+        """Give the files with *suffixes* back to the file system; return whether there was one."""
+        removed = [_remove(f"{self._database}{suffix}") for suffix in suffixes]
+        self.released |= any(removed)
+        return any(removed)
 
-    def has_margin(self) -> bool:
-        """Whether something small, a deletion, still finds room."""
-        return paths.free(self._database) >= MARGIN
+
+def _remove(path: str) -> bool:
+    """Remove the file at *path*; return whether there was one."""
+    with suppress_os_errors():
+        os.unlink(path)
+        return True
+    return False

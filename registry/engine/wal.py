@@ -84,7 +84,7 @@ class Wal:
             found = os.fstat(fd)
             wanting = size <= found.st_size < size + AHEAD and self._tripwire.is_log(found)
             # The last of the space is for what is written, and not for what may be.
-            if wanting and free(self._path) >= driver.WAL_MAX:
+            if wanting and free(os.path.dirname(self._path)).bytes >= driver.WAL_MAX:
                 os.pwrite(fd, bytes(AHEAD), found.st_size)
         finally:
             os.close(fd)

@@ -48,7 +48,7 @@ class Write:
             )
         else:
             try:
-                self._begin()
+                engine.writes.begin(self._transaction, self._timeout)
             except BaseException:
                 engine.end(self._transaction)
                 raise
@@ -77,7 +77,7 @@ class Write:
             return
         try:
             if error is None:
-                self._commit()
+                engine.writes.commit(transaction)
         finally:
             # An interrupt that strikes in here makes us begin again, not give up half-way.
             try:
@@ -93,25 +93,8 @@ class Write:
         if self._entered and not self._nested and not self._ended:
             self._engine.abandon(self._transaction)
 
-    def _begin(self) -> None:
-        self._engine.writes.begin(self._transaction, self._timeout)
-
-    def _commit(self) -> None:
-        self._engine.writes.commit(self._transaction)
-
     def _finish(self) -> None:
         engine, transaction = self._engine, self._transaction
         engine.end(transaction)
         if transaction.committed:
             transaction.run_effects()
-
-
-class MakeRoom(Write):
-    """Has the next write find room on a full disk; its body is empty."""
-
-    def _begin(self) -> None:
-        self._engine.writes.take_turn(self._transaction, self._timeout)
-        self._engine.writer.make_room()
-
-    def _commit(self) -> None:
-        """Nothing was begun."""

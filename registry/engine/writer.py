@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from registry.engine import driver
 from registry.engine.blame import unavailable
 from registry.engine.driver import translate
-from registry.engine.paths import create_file, refused
-from registry.engine.reserve import Reserve
+from registry.engine.paths import create_file, refused, size
+from registry.engine.room import Room
 from registry.engine.turnstile import Turnstile
 from registry.engine.wal import Wal
 from registry.errors import (
@@ -53,13 +53,13 @@ class Writer:
         """Why nothing is written any more."""
         self.committing = False
         """Whether COMMIT was asked for; until `reset`."""
-        self.reserve: Final = Reserve(path)
-        """What is kept for a full disk."""
+        self.room: Final = Room(path)
+        """What may be written, by what is free on the disk."""
         self._refusal: sqlite3.Error | None = None
         self._path: Final = path
         self._tripwire: Final = tripwire
         self._turnstile: Turnstile | None = None
-        self._has_turn = self._has_room = False
+        self._has_turn = False
         self._wal: Final = Wal(path, tripwire)
 
     # Opening and closing.
@@ -79,7 +79,7 @@ class Writer:
             taken = True
             self._connect(prepare, deadline, timeout)
             opened = True
-            self.reserve.take()
+            self.room.reserve.take()
             self._turnstile.release()
         except BaseException:
             if taken and not opened:
@@ -129,6 +129,8 @@ class Writer:
                 self._tripwire.spoil_if_replaced()
             close_readers(self._tripwire.close)
             self._tripwire.close(self.connection)
+            if lock is not None and size(self._path):
+                self.room.reserve.take()  # the last close frees what -wal and -shm have taken
             if lock is not None:
                 lock.release()
                 lock.close()
@@ -150,7 +152,6 @@ class Writer:
         if self.unwritable is not None:
             raise self.unwritable.with_traceback(None)  # or it gets longer each time
         self._has_turn = True  # first: who is interrupted gives back what it may have
-        self._has_room = False
         self._take_turn(doing, deadline, timeout, lambda: self._tripwire.require(doing))
 
     def _take_turn(
@@ -170,7 +171,8 @@ class Writer:
         raise self._busy(doing, timeout, self.holder())
 
     def begin(self, doing: str, deadline: float, timeout: float) -> None:
-        """Take SQLite's write lock; arguments and errors as `take_turn`."""
+        """Begin a transaction of SQLite; arguments and errors as `take_turn`."""
+        self.room.begin(self.connection)
         self._begin(self.connection, doing, deadline, timeout)
         self._wal.extend()
 
@@ -227,15 +229,16 @@ class Writer:
         Raises:
             DataLossError: it is in another one; nothing is written any more.
         """
-        keep = self._has_turn and (self.reserve.given_up or self._wal.is_long())
+        unsettled = self._has_turn and self.room.is_unsettled(self.connection)
+        keep = unsettled or (self._has_turn and self._wal.is_long())
         if not keep:
             self.release()
         if not self._tripwire.holds():
             self._tripwire.spoil()
             self.unwritable = self._tripwire.replaced(doing)
             raise self.unwritable
-        if keep and self.reserve.given_up:
-            self.reserve.take()
+        if unsettled:
+            self.room.settle(self.connection)
         if keep and self._wal.is_long():
             self._wal.begin_anew(self.connection, deadline)
 
@@ -269,30 +272,6 @@ class Writer:
         if self._has_turn and self._turnstile is not None:
             self._turnstile.release()
         self._has_turn = False
-
-    # Room on the disk.
-
-    def require_room(self, doing: str) -> None:
-        """Raise unless there is more room than what marking and deleting may need.
-
-        Asked once in a turn: the log grows at its end.
-
-        Raises:
-            ResourceExhaustedError: the disk is full.
-        """
-        if not self._has_room:
-            self.reserve.require_more(doing)
-        self._has_room = True
-
-    def make_room(self) -> None:
-        """Have the next write find room on a full disk, as far as what is kept for that goes.
-
-        The turn is taken, and nothing has begun.
-        """
-        self.reserve.give_up()
-        # What is in the database need not stay in the log, which is then written over in place.
-        with contextlib.suppress(sqlite3.Error):
-            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     # What is in the way.
 

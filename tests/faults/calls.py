@@ -21,7 +21,7 @@ TRACED: Final = (
     *("openat", "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync"),
     *("unlink", "rename", "mkdir", "fcntl", "flock"),
 )
-FILES: Final = ("", "-wal", "-shm", "-journal", "-lock", "-queue", "-reserve")
+FILES: Final = ("", "-wal", "-shm", "-journal", "-lock", "-queue", "-reserve", "-spare")
 """What a registry consists of, by what is added to its path."""
 
 HANGING: Final = 60.0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +28,17 @@ from registry import (
 )
 from tests import needs
 from tests.convoy import Call, convoy, more
-from tests.tools import READY, environment, ids, line, query, running, sandbox
+from tests.tools import (
+    READY,
+    environment,
+    ids,
+    line,
+    query,
+    run,
+    running,
+    sandbox,
+    small_file_system,
+)
 
 pytestmark = needs.namespaces
 
@@ -142,13 +157,12 @@ def test_it_can_be_looked_at_while_nobody_has_it_open(small_disk: str) -> None:
         assert (30, []) == (len(store.list()), store.check())
 
 
-def test_what_an_update_wrote_itself_is_not_left_out(small_disk: str) -> None:
-    """Its function runs once, so where what it wrote has been taken back the call raises."""
+def test_what_an_update_wrote_itself_is_stored_with_it_or_not_at_all(small_disk: str) -> None:
+    """Its function marks another sandbox: both are stored, until the reserve is used up."""
     path = f"{small_disk}/registry.db"
     with Store.open(path, reconcile=False) as store:
         add_many(store, 2)
         fill(small_disk)
-        refused = 0
         for n in range(40):
 
             def both(old: Status, n: int = n) -> Status:
@@ -156,14 +170,65 @@ def test_what_an_update_wrote_itself_is_not_left_out(small_disk: str) -> None:
                 store.get("s1").status.update(lambda other: replace(done, pid=other.pid))
                 return done
 
-            try:
-                store.get("s0").status.update(both)
-            except ResourceExhaustedError:
-                refused += 1
-            first, second = (store.get(f"s{n}").status.get() for n in range(2))
-            assert first.message == second.message
-        assert refused
+            store.get("s0").status.update(both)
+            messages = {store.get(f"s{n}").status.get().message for n in range(2)}
+            assert {f"{n}"} == messages
         assert [] == store.check()
+
+
+def mark(old: Status) -> Status:
+    """Return what an ended sandbox has."""
+    return replace(old, state=State.NOTREADY, reason="ProcessExited", message="x" * 200)
+
+
+@pytest.mark.parametrize("reopened", [False, True], ids=["open", "reopened"])
+def test_a_transaction_marks_and_deletes(small_disk: str, reopened: bool) -> None:
+    """Hundreds were added in one transaction, so the log has more than the reserve holds."""
+    path = f"{small_disk}/registry.db"
+    store = Store.open(path, reconcile=False)
+    with store.transaction():
+        add_many(store, 700)
+    if reopened:
+        store.close()
+    fill(small_disk)
+    if reopened:
+        store = Store.open(path, reconcile=False)
+    with store:
+        with store.transaction():
+            for n in range(100):
+                store.get(f"s{n}").status.update(mark)
+            with pytest.raises(ResourceExhaustedError, match="free some space"):
+                store.add(sandbox("more"), READY)
+            with pytest.raises(ResourceExhaustedError, match="free some space"):
+                store.get("s300").status.update(lambda old: replace(old, message="not ready"))
+            for n in range(100, 120):
+                assert store.delete(f"s{n}")
+        assert (100, 680) == (len(store.list(state=State.NOTREADY)), len(store.list()))
+        assert [] == store.check()
+
+
+@pytest.mark.parametrize("reopened", [False, True], ids=["open", "reopened"])
+def test_marking_never_uses_up_what_deleting_needs(small_disk: str, reopened: bool) -> None:
+    """Once marking is refused every sandbox can still be deleted."""
+    path = f"{small_disk}/registry.db"
+    store = Store.open(path, reconcile=False)
+    with store.transaction():
+        add_many(store, 700)
+    if reopened:
+        store.close()
+    fill(small_disk)
+    if reopened:
+        store = Store.open(path, reconcile=False)
+    with store:
+        with pytest.raises(ResourceExhaustedError) as caught:
+            for each in store.list():
+                each.status.update(mark)
+        assert (path, errno.ENOSPC) == (caught.value.path, caught.value.errno)
+        assert len(store.list(state=State.NOTREADY)) >= 100
+        assert all(each.delete() for each in store.list())
+        make_space(small_disk)
+        store.add(sandbox("more"), READY)
+        assert (["more"], []) == (ids(store.list()), store.check())
 
 
 def test_a_restart_marks_as_many_as_there_is_room_for(small_disk: str) -> None:
@@ -180,9 +245,10 @@ def test_a_restart_marks_as_many_as_there_is_room_for(small_disk: str) -> None:
         assert all("could not be marked" in each.message for each in told)
         assert len(marked) >= 100
         assert store.delete("s0")
+        assert store.get("s1").delete()
         make_space(small_disk)
         store.reconcile()
-        assert (699, []) == (len(store.list(state=State.NOTREADY)), store.check())
+        assert (698, []) == (len(store.list(state=State.NOTREADY)), store.check())
 
 
 def test_a_reserve_that_cannot_be_made_is_no_full_disk(small_disk: str) -> None:
@@ -271,7 +337,7 @@ def test_an_error_that_ends_the_whole_transaction_fails_it_whole(small_disk: str
 
 
 def test_a_commit_that_fails_fails_its_group_and_nothing_else(small_disk: str) -> None:
-    """All of those that shared it; what marks one NOTREADY is stored from what is kept."""
+    """All that shared it; the one that marks can do so in the next transaction."""
     with Store.open(f"{small_disk}/registry.db", reconcile=False) as store:
         blocker, *others, last = (store.add(sandbox(f"s{n}"), READY) for n in range(6))
 
@@ -287,11 +353,11 @@ def test_a_commit_that_fails_fails_its_group_and_nothing_else(small_disk: str) -
 
         with convoy(store, blocker, *map(update, others), mark) as futures:
             pass
-        failed = [future.exception() for future in futures[:-1]]
-        assert [ResourceExhaustedError] * 5 == [type(each) for each in failed]
-        for error, handle in zip(failed, (blocker, *others), strict=True):
+        failed = [future.exception() for future in futures]
+        assert [ResourceExhaustedError] * 6 == [type(each) for each in failed]
+        for error, handle in zip(failed, (blocker, *others, last), strict=True):
             assert str(error).startswith(f"update status of sandbox {handle.id!r}: ")
-        assert futures[-1].exception() is None
+        last.status.update(lambda old: replace(old, state=State.NOTREADY))
         assert [0] * 6 == [each.seen.exited_at for each in store.list()]
         assert State.NOTREADY is last.status.get().state
         make_space(small_disk)
@@ -322,9 +388,85 @@ def test_a_disk_too_small_for_the_reserve_is_used_without_it(small_disk: str) ->
         other.write(bytes(3_000_000))
     with Store.open(path, reconcile=False) as store:
         add_many(store, 3)
-        os.unlink(f"{path}-reserve")
+        for name in ("reserve", "spare"):
+            os.unlink(f"{path}-{name}")
         fill(small_disk)
         with pytest.raises(ResourceExhaustedError):
             store.add(sandbox("more"), READY)
         assert ["s0", "s1", "s2"] == ids(store.list())
         assert not os.path.exists(f"{path}-reserve")
+
+
+@pytest.fixture
+def few_inodes(tmp_path: Path) -> Iterator[str]:
+    """Return the path of a file system of 16 inodes."""
+    with small_file_system(str(tmp_path / "disk"), 16, "nr_inodes=16") as disk:
+        yield disk
+
+
+def use_up_inodes(disk: str) -> None:
+    """Make empty files until none can be made."""
+    with pytest.raises(OSError, match="No space left"):
+        for n in itertools.count():
+            with open(f"{disk}/empty-{time.monotonic_ns()}-{n}", "x", encoding="utf-8"):
+                pass
+    assert 0 == os.statvfs(disk).f_favail
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
+@pytest.mark.parametrize("read_only", [False, True], ids=["writable", "read_only"])
+def test_without_free_inodes_a_registry_can_be_opened(
+    few_inodes: str, killed: bool, read_only: bool
+) -> None:
+    """Again and again: a close that removes the log keeps its inodes for the next open."""
+    path = f"{few_inodes}/registry.db"
+    with Store.open(path) as store:
+        store.add(sandbox("a", netns_path="/run/netns/none"), READY)
+    if killed:
+        run("import os, sys, registry; registry.Store.open(sys.argv[1]); os._exit(0)", path)
+    use_up_inodes(few_inodes)
+    for _ in range(3):
+        with Store.open(path, read_only=read_only) as store:
+            assert ["a"] == ids(store.list())
+            if not read_only:
+                assert store.recovery is not None
+                assert 1 == store.recovery.counts[Verdict.CLOSED]
+        use_up_inodes(few_inodes)
+    with Store.open(path) as store:
+        assert State.NOTREADY is store.get("a").status.get().state
+
+
+def test_without_free_inodes_additions_are_refused(few_inodes: str) -> None:
+    """The error says what to free; marking and deleting go on, and so do additions later."""
+    path = f"{few_inodes}/registry.db"
+    with Store.open(path) as store:
+        for id in "abc":
+            store.add(sandbox(id), READY)
+        use_up_inodes(few_inodes)
+        with pytest.raises(ResourceExhaustedError, match="no inode is free") as caught:
+            store.add(sandbox("d"), READY)
+        assert (path, errno.ENOSPC) == (caught.value.path, caught.value.errno)
+        with store.transaction():
+            store.get("a").status.update(mark)
+            assert store.delete("b")
+        os.unlink(next(glob.iglob(f"{few_inodes}/empty-*")))
+        store.add(sandbox("d"), READY)
+        assert ["a", "c", "d"] == sorted(ids(store.list()))
+
+
+def test_a_new_registry_without_free_inodes_says_what_is_missing(few_inodes: str) -> None:
+    """Where nothing is reserved yet."""
+    use_up_inodes(few_inodes)
+    with pytest.raises(ResourceExhaustedError, match="no inode is free") as caught:
+        Store.open(f"{few_inodes}/registry.db")
+    assert errno.ENOSPC == caught.value.errno
+
+
+def test_a_file_system_without_limits_is_not_full(tmp_path: Path) -> None:
+    """It tells of 0 blocks and 0 inodes, none of them free."""
+    with small_file_system(str(tmp_path / "disk"), 0, "nr_inodes=0") as disk:
+        found = os.statvfs(disk)
+        assert (0, 0, 0, 0) == (found.f_blocks, found.f_bavail, found.f_files, found.f_favail)
+        with Store.open(f"{disk}/registry.db") as store:
+            store.add(sandbox("a"), READY)
+            assert ["a"] == ids(store.list())

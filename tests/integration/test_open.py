@@ -451,7 +451,7 @@ def test_a_closed_store_cannot_be_entered(path: str) -> None:
         pass
 
 
-SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue", "-reserve")
+SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue", "-reserve", "-spare")
 AS_NOBODY = """
     import os, sys
     import encodings.ascii  # now, since the interpreter may lie where only root can read
@@ -507,7 +507,7 @@ def test_a_look_of_root_does_not_lock_the_owner_out(everybodys: str) -> None:
     """What root makes beside the database belongs to its owner."""
     Store.open(everybodys).close()
     os.chown(everybodys, 65534, 65534)
-    for suffix in ("-lock", "-queue", "-reserve"):
+    for suffix in ("-lock", "-queue", "-reserve", "-spare"):
         os.unlink(everybodys + suffix)
     with Store.open(everybodys) as store:
         store.add(sandbox("a"), READY)

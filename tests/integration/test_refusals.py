@@ -1,0 +1,173 @@
+"""SQLite says only that it cannot open a file: the error says what the system refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from registry import (
+    DataLossError,
+    FailedPreconditionError,
+    NotFoundError,
+    RegistryError,
+    ResourceExhaustedError,
+    Store,
+)
+from registry.engine.driver import driver_errors
+from tests.tools import READY, ids, query, run, sandbox, small_file_system
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let the process open no file more in the body."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as opened:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                opened.callback(os.close, os.open("/", os.O_PATH))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_read_without_descriptors_says_so(path: str) -> None:
+    """It is SQLITE_CANTOPEN; the next read succeeds, and nothing is lost of the reserve."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+        with ExitStack() as held:
+            for _ in range(5):  # more than are kept idle
+                held.enter_context(store._session.engine.snapshot("hold"))
+            with no_descriptors(), pytest.raises(ResourceExhaustedError) as caught:
+                store.list()
+        assert (path, errno.EMFILE) == (caught.value.path, caught.value.errno)
+        assert "raise the limit" in str(caught.value)
+        assert ["a"] == ids(store.list())
+        assert os.path.exists(f"{path}-reserve")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_open_without_descriptors_says_so(path: str, read_only: bool) -> None:
+    """And releases no disk space for it."""
+    Store.open(path).close()
+    with no_descriptors(), pytest.raises(ResourceExhaustedError, match="raise the") as caught:
+        Store.open(path, read_only=read_only)
+    assert errno.EMFILE == caught.value.errno
+    assert os.path.exists(f"{path}-reserve")
+
+
+def make_directory(path: str) -> None:
+    """Put a directory there."""
+    os.mkdir(path)
+
+
+def make_symlink(path: str) -> None:
+    """Put a symlink there that leads to a file."""
+    os.symlink("/etc/hostname", path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "spoil", "reason", "advice"),
+    [
+        ("-wal", make_directory, "Is a directory", "move that away"),
+        ("-wal", make_symlink, "symbolic links", "remove the symlink"),
+        ("-shm", make_symlink, "symbolic links", "remove the symlink"),
+    ],
+)
+def test_a_log_that_is_no_file_is_named(
+    path: str, suffix: str, spoil: Callable[[str], None], reason: str, advice: str
+) -> None:
+    """Permission is not what is missing."""
+    Store.open(path).close()
+    spoil(path + suffix)
+    for read_only in (False, True):
+        with pytest.raises(FailedPreconditionError) as caught:
+            Store.open(path, read_only=read_only)
+        message = str(caught.value)
+        assert all(part in message for part in (path + suffix, reason, advice)), message
+        assert path == caught.value.path
+
+
+def test_a_path_that_is_too_long_for_sqlite_says_so(tmp_path: Path) -> None:
+    """SQLite opens paths of up to 512 bytes, which the system need not refuse."""
+    directory = str(tmp_path)
+    while len(directory) < 520:
+        directory += "/" + "d" * 100
+    with pytest.raises(FailedPreconditionError, match="use a shorter path"):
+        Store.open(f"{directory}/registry.db")
+
+
+def test_a_missing_directory_is_not_found(tmp_path: Path) -> None:
+    """SQLite says that it cannot open the file."""
+    path = str(tmp_path / "gone" / "registry.db")
+    with pytest.raises(NotFoundError) as caught, driver_errors("read", path):
+        query(path, "SELECT 1")
+    assert path == caught.value.path
+
+
+def test_a_read_of_a_database_that_was_removed_is_a_loss(path: str) -> None:
+    """Also where SQLite has to open it once more, and cannot."""
+    with Store.open(path) as store, ExitStack() as held:
+        for _ in range(5):  # more than are kept idle
+            held.enter_context(store._session.engine.snapshot("hold"))
+        os.rename(path, f"{path}.gone")
+        with pytest.raises(DataLossError) as caught:
+            store.list()
+        os.rename(f"{path}.gone", path)
+    assert path == caught.value.path
+
+
+UNPRIVILEGED = """
+    import os, sys
+    import encodings.ascii
+    from registry import RegistryError, Store
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    try:
+        Store.open(sys.argv[1], read_only=True)
+    except RegistryError as error:
+        print(type(error).__name__, error)
+    """
+
+
+@needs_root
+def test_a_file_of_another_user_is_a_matter_of_permission(tmp_path: Path) -> None:
+    """The message names the file."""
+    with small_file_system(str(tmp_path / "disk"), 4) as disk:
+        os.chmod(disk, 0o777)
+        for folder in (tmp_path, *list(tmp_path.parents)[:-1]):
+            if folder.stat().st_uid == 0 and "pytest" in str(folder):
+                os.chmod(folder, folder.stat().st_mode | 0o011)
+        path = f"{disk}/registry.db"
+        Store.open(path).close()
+        told = run(UNPRIVILEGED, path)
+        assert told.startswith("FailedPreconditionError open registry")
+        assert f"'{path}': Permission denied; may this user do so?" in told
+
+
+@needs_root
+def test_a_disk_without_inodes_is_told_of_where_sqlite_needs_one(tmp_path: Path) -> None:
+    """The reserve has been used up by others."""
+    with small_file_system(str(tmp_path / "disk"), 4, "nr_inodes=12") as disk:
+        path = f"{disk}/registry.db"
+        Store.open(path).close()
+        for name in ("-reserve", "-spare"):
+            os.unlink(path + name)
+        with pytest.raises(OSError, match="No space left"):
+            for n in range(20):
+                os.close(os.open(f"{disk}/{n}", os.O_CREAT | os.O_EXCL))
+        for read_only in (False, True):
+            with pytest.raises(ResourceExhaustedError, match="no inode is free") as caught:
+                Store.open(path, read_only=read_only)
+            assert (path, errno.ENOSPC) == (caught.value.path, caught.value.errno)
+            assert isinstance(caught.value, RegistryError)
