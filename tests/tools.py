@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -51,8 +52,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
 
 
-def run(code: str, *args: object, timeout: float = 60, expected: int = 0) -> str:
-    """Run *code* in another process, which must end as *expected*; return what it printed."""
+def run(code: str, *args: object, timeout: float | None = None, expected: int = 0) -> str:
+    """Run *code* in another process, which must end as *expected*; return what it printed.
+
+    Without a *timeout* (seconds) it may take as long as a test: pytest ends what hangs.
+    """
     done = subprocess.run(
         python(code, *args),
         env=environment(),
@@ -127,6 +131,24 @@ def execute(path: str, *statements: str) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         for statement in statements:
             connection.execute(statement)
+
+
+def sqlite_shell(path: str, sql: str) -> None:
+    """Run SQL in the `sqlite3` program, or where that is not installed in another Python process.
+
+    Raises:
+        CalledProcessError: the program failed, with what it said.
+    """
+    command = ["sqlite3", "-bail", "-cmd", ".timeout 60000", path, sql]
+    if shutil.which("sqlite3") is None:
+        code = """
+            import sqlite3, sys
+            connection = sqlite3.connect(sys.argv[1], timeout=60)
+            connection.executescript(sys.argv[2])
+            connection.close()
+            """
+        command = python(code, path, sql)
+    subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 def tamper(path: str, *statements: str) -> None:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from registry import State, Store
-from tests.tools import environment, line, python, running, say
+from tests.tools import line, query, running, say
 
 pytestmark = pytest.mark.crash
 
@@ -87,14 +84,17 @@ def state_of(store: Store, n: int) -> int:
     return sum(done)
 
 
-def kill_one(writers: subprocess.Popen[str], path: str, first: int, delay: float) -> int:
-    """Let a writer write for *delay* seconds, kill it, and return its last round."""
+def kill_one(
+    writers: subprocess.Popen[str], path: str, first: int, steps: int, delay: float
+) -> int:
+    """Kill a writer *delay* seconds after so many *steps*, and return its last round."""
     say(writers, f"{path} {first}")
     begun = sorted([line(writers), line(writers)])
     assert "up" == begun[1]
+    said = [line(writers) for _ in range(steps)]
     time.sleep(delay)
     os.kill(int(begun[0].removeprefix("pid ")), signal.SIGKILL)
-    said = list(iter(lambda: line(writers), "reaped"))
+    said += iter(lambda: line(writers), "reaped")
     step, n = said[-1].split() if said else ("begin", str(first))
     with Store.open(path, reconcile=False) as store:
         # What was acknowledged is there; the one step under way may be, whole.
@@ -108,42 +108,61 @@ def kill_one(writers: subprocess.Popen[str], path: str, first: int, delay: float
     return int(n)
 
 
-def test_killed_200_times_at_random_moments_nothing_acknowledged_is_lost(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_killed_200_times_at_random_moments_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     """Nor is anything half there, and `check` finds nothing; each time in the same file."""
     seed = int(os.environ.get("KILL_SEED", str(time.time_ns())))
-    record_property("KILL_SEED", seed)
+    print(f"KILL_SEED={seed}")  # noqa: T201 - shown if the test fails
     moments = random.Random(seed)
     n = 0
     with running(WRITERS, tmp_path / "first.db") as writers:
         assert ["up", "begin 1"] == [line(writers), line(writers)]
         assert STEPS[1:] == [line(writers).split()[0] for _ in STEPS[1:]]
         for _ in range(200):
-            n = kill_one(writers, f"{tmp_path}/registry.db", n + 1, moments.uniform(0, 0.02))
-    # More rounds than kills: the writers did write between them.
-    assert n > 210, f"KILL_SEED={seed}"
+            after = moments.randrange(2 * len(STEPS))
+            delay = moments.uniform(0, 0.003)
+            n = kill_one(writers, f"{tmp_path}/registry.db", n + 1, after, delay)
+
+
+# Forks a process that creates a registry for each path that it reads.
+CREATORS = """
+    import os, sys
+    from registry import Store
+    Store.open(sys.argv[1]).close()  # imports what a creation needs
+    for line in sys.stdin:
+        begin = os.pipe()
+        creator = os.fork()
+        if creator == 0:
+            os.read(begin[0], 1)
+            Store.open(line.strip()).close()
+            os.write(1, b"created\\n")
+            os._exit(0)
+        os.write(1, f"{creator}\\n".encode())
+        os.write(begin[1], b"x")
+        sys.stdin.readline()  # until then no other process gets its pid
+        os.waitpid(creator, 0)
+        os.write(1, b"reaped\\n")
+    """
 
 
 def test_killed_while_it_creates_the_registry_the_next_open_succeeds(tmp_path: Path) -> None:
-    """At moments spread over the whole creation."""
-    code = """
-        import os, sys
-        from registry import Store
-        from alembic import command, config
-        os.write(1, b"up\\n")
-        Store.open(sys.argv[1]).close()
-        os.write(1, b"done\\n")
-        """
-    for n in range(12):
-        path = f"{tmp_path}/{n}.db"
-        process = subprocess.Popen(python(code, path), env=environment(), stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert b"up\n" == process.stdout.readline()
-        time.sleep(n * 0.008)
-        process.kill()
-        process.communicate()
-        with Store.open(path) as store:
-            assert [] == store.check()
-        with closing(sqlite3.connect(path)) as connection:
-            assert (1,) == connection.execute("SELECT count(*) FROM registry").fetchone()
+    """At moments spread over the time that a whole creation takes here."""
+    with running(CREATORS, tmp_path / "first.db") as creators:
+        began = time.monotonic()
+        say(creators, f"{tmp_path}/whole.db")
+        assert line(creators).isdigit()
+        assert "created" == line(creators)
+        whole = time.monotonic() - began
+        say(creators)
+        assert "reaped" == line(creators)
+        for n in range(16):
+            path = f"{tmp_path}/{n}.db"
+            say(creators, path)
+            creator = int(line(creators))
+            time.sleep(whole * n / 16)
+            os.kill(creator, signal.SIGKILL)
+            say(creators)
+            while line(creators) != "reaped":
+                pass
+            with Store.open(path) as store:
+                assert [] == store.check()
+            assert [(1,)] == query(path, "SELECT count(*) FROM registry")

@@ -10,20 +10,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 
 import pytest
 
 from registry import DataLossError, Store
-from tests.tools import READY, ids, query, run, sandbox
+from tests.tools import READY, ids, query, run, sandbox, sqlite_shell
 
 
 def stray_close(path: str) -> None:
     """As a library does that hashes or copies the file; then somebody looks at it."""
     with open(path, "rb") as file:
         file.read(1)
-    subprocess.run(["sqlite3", path, "SELECT id FROM sandboxes"], check=True, capture_output=True)
+    sqlite_shell(path, "SELECT id FROM sandboxes")
     assert not os.path.exists(f"{path}-wal")
 
 

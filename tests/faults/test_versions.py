@@ -192,7 +192,7 @@ def test_a_process_that_writes_all_the_time_loses_nothing(
     assert "writing\n" == process.stderr.readline()
     upgrade(program, path)
     (Path(path + "-over")).touch()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert 0 == process.returncode, err
     count, end = out.split(maxsplit=1)
     assert ("went on\n" if statements is COMPATIBLE else "0002\n") == end

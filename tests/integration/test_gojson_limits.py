@@ -60,7 +60,6 @@ def test_what_is_over_a_limit_is_refused_in_bounded_memory() -> None:
                 print(name)
         """,
         DOCUMENT_MAX,
-        timeout=110,
     )
     names = "messages entries text escapes a number a key version depth size"
     assert names.split() == out.split()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,16 @@ from registry.engine.wal import AHEAD
 from tests import needs
 from tests.conftest import OpenStore
 from tests.convoy import more
-from tests.tools import READY, line, query, running, sandbox, say, small_file_system
+from tests.tools import (
+    READY,
+    line,
+    query,
+    running,
+    sandbox,
+    say,
+    small_file_system,
+    sqlite_shell,
+)
 
 WRITER = """
     import sys
@@ -151,11 +159,7 @@ def test_a_plain_shell_writes_into_the_room(store: Store, path: str) -> None:
     handle = store.add(sandbox("a"), READY)
     grow(handle)
     long = size(path)
-    subprocess.run(
-        ["sqlite3", path, "UPDATE sandbox_statuses SET message = 'by hand'"],
-        check=True,
-        capture_output=True,
-    )
+    sqlite_shell(path, "UPDATE sandbox_statuses SET message = 'by hand'")
     assert "by hand" == handle.status.update(lambda old: replace(old, pid=7)).message
     assert long == size(path)
 
