@@ -478,8 +478,11 @@ def _device_of_shared_inode() -> int | None:
     """
     if not _shared_inode:
         try:
-            with select.epoll() as other:
-                _shared_inode.append(os.fstat(other.fileno()).st_dev)
+            other = os.eventfd(0)  # gevent, where it has patched `select`, leaves no epoll there
+            try:
+                _shared_inode.append(os.fstat(other).st_dev)
+            finally:
+                os.close(other)
         except OSError as error:
             reraise_interrupt(error)
             return None

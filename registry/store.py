@@ -289,13 +289,14 @@ class Store:
     def transaction(self) -> AbstractContextManager[object]:
         """Return a context manager that makes the calls inside one commit.
 
-        It belongs to the thread, or the asyncio task, that enters it, and nests by savepoint: what
-        fails inside and is caught there is rolled back alone. What that thread calls meanwhile on
-        another Store of the same file is a part of it too.
+        It belongs to the thread that enters it, or to the task of asyncio, trio or anyio, or to the
+        greenlet. It nests by savepoint: what fails inside and is caught there is rolled back alone.
+        What its owner calls meanwhile on another Store of the same file is a part of it too.
 
         Raises:
             UnavailableError: the store's timeout passed before it could begin.
-            FailedPreconditionError: another task of this thread has one open.
+            FailedPreconditionError: another task of this thread has one open, or this thread was
+                called from inside one, as by `asyncio.to_thread`.
         """
         return self._session.write("transaction", alone=True)
 

@@ -7,6 +7,7 @@ reserve       disk space and inodes reserved for use when the disk is full
 room          what a transaction may write, by what is free on the disk
 lockfile      a file that exists to be locked, and says by whom
 turnstile     the lock between processes
+owner         the task or thread that owns a transaction
 transaction   what is open in this process, and what is committed together
 blame         who stands in the way
 tripwire      whether the files are still those that were opened

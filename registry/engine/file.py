@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.engine import driver
 from registry.engine.group import GroupCommit
+from registry.engine.owner import current_owner
 from registry.engine.paths import NO_ROOM
 from registry.engine.readers import Readers
 from registry.engine.reserve import SIZES
-from registry.engine.transaction import Transaction, current_owner
+from registry.engine.transaction import Transaction
 from registry.engine.tripwire import Tripwire
 from registry.engine.watch import Watch
 from registry.engine.writer import Writer

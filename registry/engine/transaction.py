@@ -1,8 +1,8 @@
 """The write transaction that is open in this process, and those that are committed together.
 
-The owner of a transaction is the thread and, under asyncio, the task that began it. What the same
-owner writes meanwhile joins as a savepoint; another task of the thread cannot wait (nobody else
-would run) and is refused; another thread waits.
+What the owner of a transaction writes meanwhile joins as a savepoint. Another task of its thread
+cannot wait, since the owner would not run meanwhile, and is refused. Another thread waits, unless
+it was called from the body of the transaction, which waits for it.
 
 An exception that a signal handler raises may strike between any two bytecodes. So no cleaning up
 rests on a local variable: the mutex knows its holder, the connection knows whether it is in a
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import sys
 import threading
 import time
 from collections import deque
@@ -21,28 +20,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from registry.engine.driver import Connection, translate
+from registry.engine.owner import current_owner
 from registry.errors import FailedPreconditionError, RegistryError, retold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-_local = threading.local()
-
-
-def current_owner() -> object:
-    """Return what stands for the running task, or else for the running thread."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
-        loop = asyncio._get_running_loop()  # noqa: SLF001 - the public one raises where there is none
-        task = None if loop is None else asyncio.current_task(loop)
-        if task is not None:
-            return task
-    try:
-        return _local.token
-    except AttributeError:
-        # Not the thread's id: the next thread may get the same one.
-        _local.token = object()
-        return _local.token
 
 
 class Transaction:
@@ -50,8 +32,8 @@ class Transaction:
 
     __slots__ = (
         *("_effects", "_outer", "alone", "committed", "connection", "deadline", "doing"),
-        *("ended_by", "group", "joined", "owner", "path", "require_open", "since", "thread"),
-        "timeout",
+        *("ended_by", "group", "joined", "owner", "path", "require_open", "scope", "since"),
+        *("thread", "timeout"),
     )
 
     def __init__(
@@ -84,6 +66,8 @@ class Transaction:
         """What is being done, for messages: by the innermost part."""
         self._outer: list[str] = []
         self.owner = current_owner()
+        self.scope = object()
+        """What stands for it in the contexts of its body."""
         self.thread = threading.current_thread()
         self.since = time.time_ns()
         self.timeout = self.deadline = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+from registry.engine import owner
 from registry.engine.file import Engine
 from registry.engine.transaction import Transaction
 from registry.errors import FailedPreconditionError
@@ -17,6 +18,7 @@ class Write:
     """
 
     _entered = _nested = _ended = False  # of the class: __init__ may be interrupted
+    _scopes: tuple[object, ...] = ()
 
     def __init__(self, engine: Engine, doing: str, timeout: float, *, alone: bool = False) -> None:
         """Remember what to begin.
@@ -46,12 +48,19 @@ class Write:
                 f"{self._doing}: another task of this thread has a transaction open "
                 f"({outer.doing}); end it before awaiting, or write from another thread"
             )
+        elif outer is not None and owner.is_in_scope(outer.scope):
+            raise FailedPreconditionError(
+                f"{self._doing}: it was called in another thread from inside the open transaction "
+                f"({outer.doing}), and would wait for the end of that; call it in the thread and "
+                "task that began the transaction, or after its end"
+            )
         else:
             try:
                 engine.writes.begin(self._transaction, self._timeout)
             except BaseException:
                 engine.end(self._transaction)
                 raise
+            self._scopes = owner.enter_scope(self._transaction.scope)
         return self._transaction
 
     def _enter_nested(self, outer: Transaction) -> None:
@@ -76,6 +85,7 @@ class Write:
             transaction.end_nested(error)
             return
         try:
+            owner.leave_scope(self._scopes)
             if error is None:
                 engine.writes.commit(transaction)
         finally:

@@ -38,6 +38,7 @@ ORDER = [
     "engine.room",
     "engine.lockfile",
     "engine.turnstile",
+    "engine.owner",
     "engine.transaction",
     "engine.blame",
     "engine.tripwire",
