@@ -26,8 +26,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -62,7 +62,12 @@ STOPPED_TOO: Final = "; then it was stopped"
 MESSAGE_MAX: Final = 1024
 """Characters of another's message that are kept."""
 KILLED_WITHIN: Final = 10.0
-"""Seconds that a process may take to end after SIGKILL."""
+"""Seconds in which a process should end after SIGKILL; a frozen one ends when it is thawed."""
+AT_ONCE: Final = 0.0
+"""A deadline that has passed: for work that is tried again and again, and must hold up no other."""
+
+Work = Callable[[Sandbox, float], None]
+"""Ends what is left of a sandbox until a deadline (monotonic seconds)."""
 
 
 class Sandboxer:
@@ -132,28 +137,28 @@ class Sandboxer:
         except BaseException as error:
             held.close()
             with held.process:
-                _end(held.process)
+                _end(held.process, _killed_by())
             if isinstance(error, BrokenPipeError):
                 raise RegistryError("run sandbox: its pause process was killed") from error
             raise
         return held.process
 
     def _undo(self, sandbox: Sandbox) -> None:
-        """Take back a run that failed, or that a crash has interrupted; again until it succeeds."""
+        """Take back a run that failed; again until it succeeds."""
         try:
-            self._take_back(sandbox)
+            self._take_back(sandbox, _killed_by())
         except RegistryError as error:
             log.warning("undo run of sandbox %r: %s; trying again", sandbox.id, error)
-            self._exits.retry(partial(self._take_back, sandbox))
+            self._exits.retry(partial(self._take_back, sandbox, AT_ONCE))
             # Until then it can be seen, with all there is to clean up, and removed.
             with suppress(RegistryError):
                 sandbox.status.update(_failed(error))
 
-    def _take_back(self, sandbox: Sandbox) -> None:
+    def _take_back(self, sandbox: Sandbox, deadline: float) -> None:
         # Anew, since more may be recorded; if it was removed, what was made after that is left.
         with suppress(NotFoundError):
             sandbox = self._store.get(sandbox.id, include_unknown=True)
-        _take_away(sandbox)
+        _take_away(sandbox, deadline)
         sandbox.delete()
 
     # Stopping.
@@ -185,11 +190,11 @@ class Sandboxer:
             sandbox = self._store.get(sandbox.id, include_unknown=True)
         except NotFoundError:
             return None
-        self._clean_up(sandbox)
+        self._clean_up(sandbox, _killed_by())
         return sandbox
 
-    def _clean_up(self, sandbox: Sandbox) -> None:
-        exit_status = _take_away(sandbox)
+    def _clean_up(self, sandbox: Sandbox, deadline: float) -> None:
+        exit_status = _take_away(sandbox, deadline)
         if sandbox.stored["pid"]:
             self._note_exit(sandbox, exit_status)
 
@@ -222,32 +227,55 @@ class Sandboxer:
             log.warning("record the end of sandbox %r: %s", sandbox.id, error)
 
     def _recover(self) -> None:
-        """Finish or undo what a crash has interrupted; one that fails does not stop the rest."""
-        for sandbox in self._store.list(include_unknown=True):
-            try:
-                self._recover_one(sandbox)
-            except RegistryError as error:
-                log.error("recover sandbox %r: %s", sandbox.id, error)  # noqa: TRY400 - for people
-        for path in self._store.reconcile(dry_run=True).orphans:
-            try:
-                self._store.remove_orphans([path])
-            except RegistryError as error:
-                log.error("remove orphan %r: %s", path, error)  # noqa: TRY400 - for people
+        """Finish or undo what a crash has interrupted; one that fails does not stop the rest.
 
-    def _recover_one(self, sandbox: Sandbox) -> None:
+        All processes that have to end are killed first and then waited for together, so that frozen
+        ones take one deadline and not one each.
+        """
+        unfinished = []
+        for sandbox in self._store.list(include_unknown=True):
+            with _logged(f"recover sandbox {sandbox.id!r}"):
+                work = self._recover_one(sandbox)
+                if work is not None:
+                    unfinished.append((sandbox, work))
+        for sandbox, _ in unfinished:
+            with _logged(f"kill process of sandbox {sandbox.id!r}"):
+                _kill(sandbox)
+        deadline = _killed_by()
+        for sandbox, work in unfinished:
+            self._finish(sandbox, work, deadline)
+        for path in self._store.reconcile(dry_run=True).orphans:
+            with _logged(f"remove orphan {path!r}"):
+                self._store.remove_orphans([path])
+
+    def _recover_one(self, sandbox: Sandbox) -> Work | None:
+        """Watch a sandbox that runs; return what is to be done where process and namespace go."""
         state, reason = sandbox.seen.state, sandbox.seen.reason
         if state is State.UNKNOWN:
-            return  # somebody else is creating it
+            return None  # another process is creating it
         if state is State.READY:
             self._watch(sandbox)
         elif self._never_ran(sandbox):
-            self._undo(sandbox)
-        elif reason in {STOPPED, REMOVED} or sandbox.seen.message.endswith(STOPPED_TOO):
-            self._clean_up(sandbox)
-            if reason == REMOVED:
-                sandbox.delete()
+            return self._take_back
+        elif reason == REMOVED:
+            return self._clean_up_and_delete
+        elif reason == STOPPED or sandbox.seen.message.endswith(STOPPED_TOO):
+            return self._clean_up
         else:
             self._watch(sandbox)
+        return None
+
+    def _finish(self, sandbox: Sandbox, work: Work, deadline: float) -> None:
+        """Do *work* until *deadline*, and later again until it succeeds."""
+        try:
+            work(sandbox, deadline)
+        except RegistryError as error:
+            log.warning("recover sandbox %r: %s; trying again", sandbox.id, error)
+            self._exits.retry(partial(work, sandbox, AT_ONCE))
+
+    def _clean_up_and_delete(self, sandbox: Sandbox, deadline: float) -> None:
+        self._clean_up(sandbox, deadline)
+        sandbox.delete()
 
     def _watch(self, sandbox: Sandbox) -> None:
         process = sandbox.open_process()
@@ -311,19 +339,48 @@ def _ended_unseen(status: Status) -> bool:
     return (status.state, status.exited_at) == (State.NOTREADY, 0) and status.created_at > 0
 
 
-def _take_away(sandbox: Sandbox) -> int | None:
+@contextmanager
+def _logged(doing: str) -> Iterator[None]:
+    """Log an error of the body, after which the caller goes on with the other sandboxes."""
+    try:
+        yield
+    except RegistryError as error:
+        log.warning("%s: %s", doing, error)
+
+
+def _killed_by() -> float:
+    """Return until when a process that is killed now should have ended (monotonic seconds)."""
+    return time.monotonic() + KILLED_WITHIN
+
+
+def _kill(sandbox: Sandbox) -> None:
+    """Kill the pause process if there is one, and do not wait for its end."""
+    process = sandbox.open_process()
+    if process is not None:
+        with process:
+            process.kill()
+
+
+def _take_away(sandbox: Sandbox, deadline: float) -> int | None:
     """End pause process and namespace, as far as they are there; return its exit status."""
     process, exit_status = sandbox.open_process(), None
     if process is not None:
         with process:
-            exit_status = _end(process)
+            exit_status = _end(process, deadline)
     sandbox.remove_netns()
     return exit_status
 
 
-def _end(process: Process) -> int | None:
-    """Kill it, and return its exit status; that also reaps a child of ours."""
+def _end(process: Process, deadline: float) -> int | None:
+    """Kill it, and return its exit status; that also reaps a child of ours.
+
+    Raises:
+        RegistryError: it has not ended at *deadline* (monotonic seconds).
+    """
     process.kill()
-    if not process.wait(KILLED_WITHIN):
-        raise RegistryError(f"end pause process {process.pid}: it does not die")
+    if not process.wait(max(0.0, deadline - time.monotonic())):
+        raise RegistryError(
+            f"end pause process {process.pid}: it was sent SIGKILL and has not ended; "
+            "thaw it if it is frozen, or see what it waits for"
+        )
     return process.exit_status()

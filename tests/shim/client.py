@@ -110,14 +110,23 @@ class Client:
         self, method: str, /, *, timeout: float = DEADLINE, wait: bool = False, **fields: Any
     ) -> Any:
         """Call *method* of either service, with *fields* as its request; *wait* for the server."""
+        call, request = self._prepare(method, fields)
+        return call(request, timeout=timeout, wait_for_ready=wait)
+
+    def begin(self, method: str, /, *, timeout: float, **fields: Any) -> Any:
+        """Begin such a call, and return its future."""
+        call, request = self._prepare(method, fields)
+        return call.future(request, timeout=timeout)
+
+    def _prepare(self, method: str, fields: dict[str, Any]) -> tuple[Any, Any]:
         for service, its in upstream()["services"].items():
             if method in its:
-                request = messages()[its[method]["request"]](**fields)
-                return self._channel.unary_unary(
+                call: Any = self._channel.unary_unary(
                     f"/runtime.v1.{service}/{method}",
                     request_serializer=lambda message: message.SerializeToString(),
                     response_deserializer=messages()[its[method]["response"]].FromString,
-                )(request, timeout=timeout, wait_for_ready=wait)
+                )
+                return call, messages()[its[method]["request"]](**fields)
         raise AssertionError(method)
 
     def run(self, config: Any, **options: Any) -> str:
