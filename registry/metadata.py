@@ -44,7 +44,8 @@ class Metadata:
     config: PodSandboxConfig | None
     """What the kubelet asked for; None when the sandbox was not made through the CRI."""
     netns_path: str = ""
-    """Absolute path of the network namespace; "" on the host network."""
+    """Absolute path of the network namespace, which UTF-8 encodes in every locale; "" on the host
+    network."""
     ip: str = ""
     additional_ips: tuple[str, ...] | None = None
     """Further addresses. Go tells nil and empty apart, so None is not `()`."""

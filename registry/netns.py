@@ -19,6 +19,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 import stat
 import threading
@@ -134,8 +135,8 @@ def is_own_path(path: str, registry_id: str) -> bool:
 def encode(path: str) -> bytes:
     """Return the bytes that name the file at *path*: UTF-8, whatever the locale.
 
-    A path is stored as text. Encoded by the locale, the same text would name another file in a
-    process of another locale.
+    A path is stored as text. By the encoding of the locale (`os.fsencode`) the same text would name
+    another file in a process of another locale, and a living namespace would be taken for closed.
 
     Raises:
         ValueError: *path* has a NUL or a lone surrogate.
@@ -232,6 +233,8 @@ def _kernel_has_numbers() -> bool:
         os.close(fd)
 
 
+_THROUGH_PROCESS: Final = re.compile(r"/proc/([0-9]+)/([^/]+)/")
+
 _this_thread: Final = threading.local()
 """`roams`: the thread may enter any network namespace, since nothing else is done in it."""
 
@@ -271,9 +274,42 @@ def _open(path: bytes, *, follow: bool) -> int:
 
 def _unseen(path: str, error: OSError | ValueError) -> NetNSSight:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return NetNSSight(path, Presence.ABSENT)
+        return _absent(path)
     seen = _of_system(error)
     return NetNSSight(path, Presence.UNSEEN, None, seen.errno or 0, f": {seen.strerror}")
+
+
+def _absent(path: str) -> NetNSSight:
+    """Return what a look saw that found nothing at *path*.
+
+    /proc/PID/ns/net ends with the process, but hidepid= hides a living one. Any other path through
+    a process, /proc/PID/root/... say, leads to what may outlive the process.
+    """
+    through = _THROUGH_PROCESS.match(path)
+    if through is None:
+        return NetNSSight(path, Presence.ABSENT)
+    pid, way = through.groups()
+    if way == "ns":
+        closed = os.path.lexists(f"/proc/{pid}") or not _exists(int(pid))
+        why = f": process {pid} is hidden from us"
+    else:
+        closed = os.path.exists(f"/proc/{pid}/{way}")
+        why = f": process {pid}, through which it leads, is gone or hidden from us"
+    if closed:
+        return NetNSSight(path, Presence.ABSENT)
+    return NetNSSight(path, Presence.UNSEEN, None, errno.ESRCH, why)
+
+
+def _exists(pid: int) -> bool:
+    """Return whether there is a process *pid*, a zombie included, which needs no /proc."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError) as error:
+        reraise_interrupt(error)
+        return False
+    except PermissionError as error:
+        reraise_interrupt(error)
+    return True
 
 
 def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
@@ -336,8 +372,8 @@ class NetNS:
         so does `ip netns`, which could not be used beside us otherwise.
 
         Args:
-            path: absolute; nothing may be there. None: a fresh name in /run/netns, which no
-                registry takes for its own.
+            path: absolute, UTF-8 in every locale; nothing may be there. None: a fresh name in
+                /run/netns, which no registry takes for its own.
         Raises:
             InvalidArgumentError: *path* is no absolute path.
             NetNSError: with `.errno`; nothing of it is left.
@@ -478,7 +514,7 @@ def remove(path: str, identity: NetNSIdentity | None, *, own: bool = False) -> N
                 directory = stack.enter_context(_locked(os.path.dirname(name)))
             except (FileNotFoundError, NotADirectoryError) as error:
                 reraise_interrupt(error)
-                removal.is_wanted(NetNSSight(path, Presence.ABSENT))
+                removal.is_wanted(_absent(path))
             else:
                 removal.run(directory, os.path.basename(name))
     except (OSError, ValueError) as error:

@@ -39,7 +39,7 @@ def unmount_all(directory: str) -> None:
 
 
 def _mount_points(directory: str) -> set[str]:
-    with open("/proc/thread-self/mountinfo", encoding="utf-8") as mounts:
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="replace") as mounts:
         points = [
             re.sub(r"\\([0-7]{3})", lambda x: chr(int(x[1], 8)), each.split()[4]) for each in mounts
         ]

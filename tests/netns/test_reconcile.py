@@ -301,6 +301,140 @@ def test_an_unreachable_sandbox_whose_process_lives_in_its_namespace_says_so(
         child.communicate()
 
 
+# Namespaces of processes.
+
+
+def add_process(store: Store, netns: NetNS) -> subprocess.Popen[bytes]:
+    """Add a sandbox whose path is the namespace of a process in *netns*, which it returns."""
+    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
+    store.add(sandbox("a", netns_path=f"/proc/{process.pid}/ns/net"), READY)
+    return process
+
+
+@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
+def test_the_namespace_of_a_process_is_open_until_the_process_ends(
+    store: Store, base_dir: str, reaped: bool
+) -> None:
+    """/proc/PID/ns/net is looked at and entered as any other path; it closes with the process."""
+    netns = NetNS.create(f"{base_dir}/made")
+    process = add_process(store, netns)
+    try:
+        assert {Verdict.OPEN: 1} == store.reconcile().counts
+        found = store.get("a").netns
+        assert found is not None
+        assert found.identity.same_as(netns.identity)
+        inside = os.readlink(f"/proc/{process.pid}/ns/net")
+        assert inside == found.do(lambda: os.readlink("/proc/thread-self/ns/net"))
+    finally:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        if reaped:
+            process.wait()
+    marked(store, Verdict.CLOSED, "NetNSClosed")
+    assert None is store.get("a").netns
+    process.wait()
+    assert not netns.closed
+    netns.remove()
+
+
+def test_another_process_under_the_pid_of_a_path_replaces_the_namespace(tmp_path: Path) -> None:
+    """In a pid namespace of its own, where numbers come again."""
+    code = """
+        import os, sys
+        from registry import Metadata, State, Status, Store, kernel
+        def spawn():
+            pid = os.fork()
+            if not pid:
+                kernel.unshare(kernel.CLONE_NEWNET)
+                os.execlp("sh", "sh", "-c", "echo; exec sleep 1000")
+            return pid
+        read, write = os.pipe()
+        os.dup2(write, 1)
+        def spawned():
+            pid = spawn()
+            os.read(read, 1)
+            return pid
+        first = spawned()
+        with Store.open(sys.argv[1]) as store:
+            metadata = Metadata("a", "a", None, netns_path=f"/proc/{first}/ns/net")
+            store.add(metadata, Status(State.READY))
+            os.kill(first, 9)
+            os.waitpid(first, 0)
+            for _ in range(100):  # the kernel may take a moment to free the number
+                with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+                    last.write(str(first - 1))
+                second = spawned()
+                if second == first:
+                    break
+                os.kill(second, 9)
+                os.waitpid(second, 0)
+            finding, = store.reconcile().findings
+            print(first == second, finding.verdict, finding.reason, file=sys.stderr)
+            store.get("a").remove_netns()
+            os.kill(second, 0)
+            os.kill(second, 9)
+        """
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", *python(code, tmp_path / "registry.db")],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert 0 == done.returncode, done.stderr
+    assert "True REPLACED NetNSReplaced" == done.stderr.strip()
+
+
+def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None:
+    """With hidepid= other users do not see /proc/PID of one that lives, nor of one that is dead."""
+    out = run(
+        """
+        import os, subprocess, sys
+        from registry import kernel, netns
+        from registry.kernel import Vantage
+        kernel.unshare(0x20000)  # CLONE_NEWNS
+        kernel.mount("", "/", "none", 0x44000)  # private
+        subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+        vantage = Vantage.here()
+        living, dead = subprocess.Popen(["sleep", "1000"]), subprocess.Popen(["true"])
+        dead.wait()
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            os.setgroups([]); os.setgid(65534); os.setuid(65534)
+            for pid in (living.pid, dead.pid, 10**20):
+                sight = netns.look(f"/proc/{pid}/ns/net", vantage)
+                print(sight.presence.name, sight.detail == f"{sight.path!r} cannot be seen: "
+                      f"process {pid} is hidden from us", flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        living.kill()
+        living.wait()
+        """
+    )
+    assert ["UNSEEN True", "ABSENT False", "ABSENT False"] == out.splitlines()
+
+
+def test_a_path_through_a_process_that_is_gone_is_unreachable(
+    store: Store, base_dir: str, sleeper: Sleeper
+) -> None:
+    """/proc/PID/root leads to what may outlive the process; while it lives, nothing is nothing."""
+    netns = NetNS.create(f"{base_dir}/made")
+    process = sleeper()
+    root = f"/proc/{process.pid}/root"
+    store.add(sandbox("a", netns_path=f"{root}{netns.path}"), READY)
+    assert {Verdict.OPEN: 1} == store.reconcile().counts
+    process.kill()
+    process.wait()
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert f"process {process.pid}, through which it leads, is gone" in finding.message
+    with pytest.raises(NetNSError) as caught:
+        store.get("a").netns  # noqa: B018 - the property raises
+    assert errno.ESRCH == caught.value.errno
+    store.delete("a")
+    other = sleeper()
+    store.add(sandbox("a", netns_path=f"/proc/{other.pid}/root{base_dir}/none"), READY)
+    marked(store, Verdict.CLOSED, "NetNSClosed")
+    netns.remove()
+
+
 def test_a_path_that_may_not_be_searched_is_unreachable(
     store: Store, path: str, base_dir: str
 ) -> None:

@@ -246,8 +246,8 @@ def test_a_path_swapped_before_the_umount_hits_no_other(
     handle.remove_netns()
     assert umount is kernel.umount
     assert not victim.closed
-    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-        assert f"net:[{made.identity.inode}]" not in mounts.read()
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        assert f" net:[{made.identity.inode}] ".encode() not in mounts.read()
 
 
 def filled(victim: str, path: str) -> None:

@@ -1,0 +1,127 @@
+"""The path of a namespace names the same file in a process of any locale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from registry import InvalidArgumentError, NetNS, Store
+from tests.tools import READY, environment, python, sandbox
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+LATIN_1 = "de_DE.ISO-8859-1"
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture
+def latin1(tmp_path: Path) -> Run:
+    """Return a function that runs code in a process whose locale is ISO 8859-1."""
+    try:
+        subprocess.run(
+            ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", tmp_path / LATIN_1],
+            check=False,
+            capture_output=True,
+        )
+    except FileNotFoundError:
+        pytest.skip("localedef is not installed (package locales)")
+    if not (tmp_path / LATIN_1).exists():
+        pytest.skip("localedef has no definition of de_DE (package locales)")
+    variables = {"LOCPATH": str(tmp_path), "LC_ALL": LATIN_1, "PYTHONUTF8": "0"}
+
+    def run_it(code: str, *args: object) -> list[str]:
+        done = subprocess.run(
+            python(code, *args),
+            env={**environment(), **variables},
+            capture_output=True,
+            check=False,
+        )
+        assert 0 == done.returncode, done.stderr.decode("latin-1")
+        return done.stdout.decode("ascii").splitlines()
+
+    return run_it
+
+
+def test_what_is_recorded_in_utf_8_is_open_in_latin_1(
+    store: Store, path: str, base_dir: str, latin1: Run
+) -> None:
+    """It stays READY there, can be entered, and is removed."""
+    netns = NetNS.create(f"{base_dir}/näme 一")
+    store.add(sandbox("a", netns_path=netns.path), READY)
+    out = latin1(
+        """
+        import os, sys
+        from registry import Store
+        with Store.open(sys.argv[1]) as store:
+            handle = store.get("a")
+            print(sys.getfilesystemencoding(), *store.recovery.counts, handle.seen.state)
+            print(handle.netns.do(os.getpid) == os.getpid())
+            handle.remove_netns()
+            print(handle.netns)
+        """,
+        path,
+    )
+    assert ["iso8859-1 OPEN SANDBOX_READY", "True", "None"] == out
+    assert netns.closed
+    assert [] == os.listdir(base_dir)
+
+
+def test_what_is_recorded_in_latin_1_is_open_in_utf_8(
+    store: Store, path: str, base_dir: str, latin1: Run
+) -> None:
+    """Its directory, which is not ASCII either, is searched for orphans."""
+    latin1(
+        """
+        import sys
+        from registry import Metadata, NetNS, State, Status, Store
+        with Store.open(sys.argv[1]) as store:
+            base_dir = sys.argv[2] + "/d\\xe4ta"
+            for id in "ab":
+                made = NetNS.create(store.new_netns_path(base_dir))
+                store.add(Metadata(id, id, None, netns_path=made.path), Status(State.READY))
+            store.delete("b")
+        """,
+        path,
+        base_dir,
+    )
+    report = store.reconcile()
+    assert (0, 1) == (len(report.findings), sum(report.counts.values()))
+    (orphan,) = report.orphans
+    assert orphan.startswith(f"{base_dir}/däta/")
+    found = latin1(
+        """
+        import sys
+        from registry import Store
+        with Store.open(sys.argv[1]) as store:
+            print(len(store.recovery.orphans))
+        """,
+        path,
+    )
+    assert ["1"] == found
+    assert [orphan] == store.remove_orphans([orphan])
+    store.get("a").remove_netns()
+    assert [] == os.listdir(f"{base_dir}/däta")
+
+
+def test_a_path_that_is_not_utf_8_is_refused(store: Store, base_dir: str) -> None:
+    """Before anything is made or recorded, by whatever call."""
+    odd = os.fsdecode(os.fsencode(base_dir) + b"/n\xe4me")
+    for call, field in (
+        (lambda: NetNS.create(odd), "path"),
+        (lambda: NetNS.load(odd), "path"),
+        (lambda: store.new_netns_path(odd), "base_dir"),
+        (lambda: store.add(sandbox("a", netns_path=odd), READY), "netns_path"),
+        (lambda: store.remove_orphans([odd]), "paths"),
+    ):
+        with pytest.raises(InvalidArgumentError, match="no UTF-8") as caught:
+            call()
+        assert field == caught.value.field
+    assert [] == os.listdir(base_dir)
+    assert [] == store.list()
