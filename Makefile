@@ -3,9 +3,11 @@
 #
 #   make test PYTHON=python3.13     another Python, in an environment of its own: .venv-python3.13
 #   make test JOBS=0                one test after the other, in one process; default: one per CPU
+#   make test TESTS=tests/crash     only the tests of these files or folders
 
 PYTHON ?= python3
 JOBS ?= auto
+TESTS ?=
 VENV ?= .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))
 
 SHELL := /bin/bash
@@ -38,7 +40,7 @@ demo-shim: $(installed) ## the same over the CRI: serve, kill, serve again
 
 .PHONY: test
 test: $(installed) ## run all tests, one job for each CPU, in random order
-	@$(pytest)
+	@$(pytest) $(TESTS)
 
 .PHONY: unit
 unit: $(installed) ## run the unit tests, which take half a minute at most

@@ -143,6 +143,7 @@ def test_crictl_runs_stops_and_removes_a_pod(cri: Client) -> None:
     assert [] == cri.list()
 
 
+@needs.program("ip")
 def test_a_sandbox_has_namespaces_of_its_own(cri: Client) -> None:
     """Its network with the loopback up and nothing else, its host name, its IPC."""
     pid = cri.info(cri.run(pod_config("web")))["pid"]
