@@ -75,6 +75,6 @@ def insert(session: Session, addition: Addition, container: Container | None = N
             identities=addition.identities,
             author=session.author,
         )
-        sandbox = Sandbox(session, session.found(row))
+        sandbox = Sandbox(session, session.created(transaction, row))
         sandbox.attach(container)
     return sandbox

@@ -84,6 +84,10 @@ class Lives:
         """Begin with none."""
         self.users = 0
         self._of: dict[int, Live] = {}
+        self._pending: set[int] = set()
+        """Creations in a transaction that has not ended."""
+        self._bound = BURIED
+        """How many there may be until deletions in other processes are looked for."""
         self._buried: dict[int, None] = {}
         self._counting = threading.Lock()
         self.seen = 0
@@ -104,6 +108,29 @@ class Lives:
         """Whether anybody in this process has asked for the one of *creation*."""
         return creation in self._of
 
+    def begin(self, creation: int) -> None:
+        """Note that a transaction makes *creation*, which is in no commit before that ends."""
+        self._pending.add(creation)
+
+    def end(self, creation: int) -> None:
+        """Note that the transaction has ended; what it did not commit leaves nothing here."""
+        self._pending.discard(creation)
+        if not self.was_seen(creation):
+            self._of.pop(creation, None)
+
+    def is_pending(self, creation: int) -> bool:
+        """Return whether *creation* may be in no commit."""
+        return creation in self._pending
+
+    def was_seen(self, creation: int) -> bool:
+        """Return whether *creation* was seen in a commit, and is still known."""
+        live = self._of.get(creation)
+        return live is not None and live.seen > 0
+
+    def are_many(self) -> bool:
+        """Return whether there are so many that deletions in other processes may be among them."""
+        return len(self._of) > self._bound
+
     def see(self, creation: int, settled: int) -> Live:
         """Return the one of *creation*, which is in a commit.
 
@@ -121,6 +148,10 @@ class Lives:
                     self.settled = settled
                     self.lowered += 1
         return live
+
+    def stop(self, creation: int, settled: int) -> None:
+        """Set the StopCh of *creation*, which is in a commit; arguments as `see`."""
+        self.see(creation, settled).stopped.stop()
 
     def bury(self, creation: int) -> None:
         """Stop a deleted sandbox, and forget it when enough others have been deleted after it."""
@@ -146,6 +177,7 @@ class Lives:
         with self._counting:
             if self.seen == seen:  # else one that was seen meanwhile may be gone already
                 self.settled = newest
+        self._bound = BURIED + 2 * len(self._of)
 
 
 class Table:

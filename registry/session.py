@@ -170,8 +170,8 @@ class Session:
         creation, lives = row.creation, self._lives
         settled = lives.settled if settled is None else settled
         transaction = self.engine.own_transaction()
-        if transaction is not None:
-            # It may have been added by this one, or by another that waits for the same commit.
+        if transaction is not None and lives.is_pending(creation):
+            # It was added by this one, or by another that waits for the same commit.
             transaction.after_commit(lambda: lives.see(creation, settled))
         else:
             lives.see(creation, settled)
@@ -185,12 +185,31 @@ class Session:
 
     def stop(self, creation: int) -> None:
         """Set the StopCh of a sandbox that is NOTREADY: now, or when that is committed."""
-        stop = self._lives.of(creation).stopped.stop
-        transaction = self.engine.own_transaction()
+        lives, transaction = self._lives, self.engine.own_transaction()
         if transaction is None:
-            stop()
+            lives.of(creation).stopped.stop()
         else:
-            transaction.after_commit(stop)
+            settled = lives.settled
+            transaction.after_commit(lambda: lives.stop(creation, settled))
+
+    def created(self, transaction: Transaction, row: Row) -> Found:
+        """Return *row*, which *transaction* has inserted, with what it has in this process."""
+        creation, lives = row.creation, self._lives
+        lives.begin(creation)
+        transaction.at_end(lambda: lives.end(creation))
+        transaction.after_commit(self._tidy)
+        return self.found(row)
+
+    def _tidy(self) -> None:
+        """Look for what other processes have deleted, in a process that adds and never reads."""
+        if self._lives.are_many():
+            doing = "look for deleted sandboxes"
+            try:
+                with self.reading(doing):
+                    pass
+            except RegistryError as error:
+                reraise_interrupt(error)
+                log.warning("%s: %s", doing, error)  # what was to be added is stored
 
     def delete(self, transaction: Transaction, row: Row) -> None:
         """Delete the sandbox of *row*, and stop it for good when that is committed."""
@@ -200,7 +219,7 @@ class Session:
 
     def bury_missing(self, creation: int) -> None:
         """Stop a sandbox that was not to be found, if it has been in a commit."""
-        if self.engine.own_transaction() is None and self._lives.of(creation).seen:
+        if self.engine.own_transaction() is None and self._lives.was_seen(creation):
             self._lives.bury(creation)
 
     def _bury_deleted(self, seen: int, fetch: Fetch) -> None:

@@ -102,15 +102,28 @@ def _require_openable(path: str) -> None:
 @contextmanager
 def _gate(path: str, *, read_only: bool, deadline: float | None) -> Iterator[bool]:
     """Let one thread at a time open or close a file; False when *deadline* passed before."""
-    mutex, visitor = _gates.setdefault((path, read_only), Mutex()), object()
+    key, visitor = (path, read_only), object()
+    mutex = _gates.setdefault(key, Mutex())
     try:
-        yield mutex.acquire(visitor, deadline)
+        entered = mutex.acquire(visitor, deadline)
+        while entered and _gates.get(key) is not mutex:  # who was inside before has removed it
+            mutex.release(visitor)
+            mutex = _gates.setdefault(key, Mutex())
+            entered = mutex.acquire(visitor, deadline)
+        yield entered
     finally:
         try:
-            mutex.release(visitor)
+            _leave(key, mutex, visitor)
         except BaseException:  # of a signal handler
-            mutex.release(visitor)
+            _leave(key, mutex, visitor)
             raise
+
+
+def _leave(key: tuple[str, bool], mutex: Mutex, visitor: object) -> None:
+    """Release *mutex*, and keep none for a path at which no thread is."""
+    if mutex.holder is visitor and mutex.next is None and _gates.get(key) is mutex:
+        _gates.pop(key, None)
+    mutex.release(visitor)
 
 
 def _in_child() -> None:

@@ -31,9 +31,9 @@ class Transaction:
     """The write transaction that is open, as its owner's calls see it."""
 
     __slots__ = (
-        *("_effects", "_outer", "alone", "committed", "connection", "deadline", "doing"),
-        *("ended_by", "group", "joined", "owner", "path", "require_open", "scope", "since"),
-        *("thread", "timeout"),
+        *("_effects", "_endings", "_outer", "alone", "committed", "connection", "deadline"),
+        *("doing", "ended_by", "group", "joined", "owner", "path", "require_open", "scope"),
+        *("since", "thread", "timeout"),
     )
 
     def __init__(
@@ -76,6 +76,7 @@ class Transaction:
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
         self._effects: list[deque[Callable[[], object]]] = [deque()]
+        self._endings: deque[Callable[[], object]] = deque()
 
     def execute(self, sql: str, params: Mapping[str, object] = {}) -> sqlite3.Cursor:
         """Run one statement.
@@ -126,6 +127,10 @@ class Transaction:
         """Return the effects that wait for the commit; those of failed parts are not among them."""
         return chain.from_iterable(self._effects)
 
+    def at_end(self, effect: Callable[[], object]) -> None:
+        """Run *effect* when the whole transaction has ended, whatever became of it."""
+        self._endings.append(effect)
+
     @property
     def depth(self) -> int:
         """How many savepoints it has open, and one."""
@@ -164,6 +169,11 @@ class Transaction:
         """Run what waited for the commit."""
         while self._effects[0]:
             self._effects[0].popleft()()
+
+    def run_endings(self) -> None:
+        """Run what waited for the end."""
+        while self._endings:
+            self._endings.popleft()()
 
     def check_whole(self) -> None:
         """Refuse to commit what SQLite, or a failure in a nested write, has ended.

@@ -108,3 +108,4 @@ class Write:
         engine.end(transaction)
         if transaction.committed:
             transaction.run_effects()
+        transaction.run_endings()
