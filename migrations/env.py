@@ -6,12 +6,15 @@ line (see alembic.ini): on the registry named by `-x db=PATH`, under its lock.
 
 from __future__ import annotations
 
+from functools import partial
+
 import sqlalchemy
 from alembic import context
 
 from registry import migrate, schema
 from registry.engine import Write, attach, detach
 from registry.errors import InvalidArgumentError
+from registry.inspection import inspect
 
 
 def run(connection: sqlalchemy.Connection) -> None:
@@ -30,7 +33,8 @@ def run_on_path() -> None:
         create=True,
         read_only=False,
         timeout=30,
-        prepare=lambda _connection: None,
+        inspect=partial(inspect, create=True, upgrade=True),
+        prepare=lambda *_: None,
         guard=lambda _transaction: None,
         admit=lambda *_: None,
     )

@@ -23,6 +23,7 @@ Modules, each importing only from those before it:
     sql, rows     statements, and values to rows and back
     engine        the file: locks and transactions
     migrate       which schema a file has
+    inspection    what is at a path, before anything is changed
     reconcile     what became of the sandboxes: look, plan
     live          what is in this process and not in the file
     cache         what was read of the latest commit

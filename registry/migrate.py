@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import select
 
 from registry.engine import Connection, Transaction
+from registry.engine.continuity import give_number, next_number
+from registry.engine.driver import RESTORE
 from registry.errors import DataLossError, NotFoundError, SchemaVersionError
 from registry.schema import APPLICATION_ID, LEVEL, REVISION
 from registry.schema import registry as registry_table
@@ -38,40 +40,58 @@ _VERSION: Final = Statement(lambda: select(*(registry_table.c[name] for name in 
 REGISTRY_ID: Final = Statement(lambda: select(registry_table.c.registry_id))
 
 
-def prepare(
-    connection: Connection, path: str, *, create: bool, upgrade: bool, read_only: bool
-) -> None:
-    """Make sure that *connection* leads to a registry which this code may read.
+def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -> None:
+    """Create or upgrade the registry that *connection* has open, where it is needed.
 
-    Called under the write lock, outside a transaction. An empty file is made a registry if
-    *create*, an older one brought up to date if *upgrade*, each in one transaction.
+    Called under the write lock, outside a transaction. An empty file becomes a registry if
+    *create*, an older one is brought up to date if *upgrade*, each in one transaction.
 
     Raises:
-        DataLossError: the database is no registry.
-        NotFoundError: the file is empty, and stays so.
-        SchemaVersionError: its schema is too new, or too old and stays so.
+        DataLossError, NotFoundError, SchemaVersionError: as `verify`.
+    """
+    if verify(connection, path, create=create, upgrade=upgrade):
+        doing = f"open registry {path!r}"
+        _upgrade(connection, doing, path)
+        admit(connection.fetch, doing, path)
+
+
+def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) -> bool:
+    """Return whether what *connection* has open must be upgraded before this code may use it.
+
+    Writes nothing.
+
+    Args:
+        connection: a database.
+        path: of its file.
+        create: an empty one may be upgraded.
+        upgrade: an older registry may be.
+    Raises:
+        DataLossError: the database is not a registry.
+        NotFoundError: it is empty, and may not be upgraded.
+        SchemaVersionError: its schema is too new, or too old and may not be upgraded.
     """
     doing = f"open registry {path!r}"
     if _is_empty(connection):
-        if not create or read_only:
-            raise NotFoundError(
-                f"{doing}: the file is empty, and no registry is to be begun in it", path=path
-            )
-        _upgrade(connection, doing, path)
-        return
+        if not create:
+            raise NotFoundError(f"{doing}: the database file is empty", path=path)
+        return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise DataLossError(
-            f"{doing}: it is an SQLite database but no registry (application_id); "
-            "is the path right?",
-            path=path,
-        )
-    version = _version(connection.fetch, doing, path)
-    if version.level < LEVEL:
-        if not upgrade or read_only:
-            advice = "open it for writing with upgrade=True"
-            raise _refused(connection.fetch, doing, path, advice)
-        _upgrade(connection, doing, path)
-    admit(connection.fetch, doing, path)
+        raise not_a_registry(doing, path)
+    old = _version(connection.fetch, doing, path).level < LEVEL
+    if old and not upgrade:
+        advice = "open it for writing with upgrade=True"
+        raise _refused(connection.fetch, doing, path, advice)
+    if not old:
+        admit(connection.fetch, doing, path)
+    return old
+
+
+def not_a_registry(doing: str, path: str) -> DataLossError:
+    """Return the error for an SQLite database that has another application_id than a registry."""
+    return DataLossError(
+        f"{doing}: it is an SQLite database but no registry (application_id); is the path right?",
+        path=path,
+    )
 
 
 def admit(fetch: Fetch, doing: str, path: str) -> bool:
@@ -113,7 +133,7 @@ def _version(fetch: Fetch, doing: str, path: str) -> Version:
 def _damaged(doing: str, path: str, why: str) -> DataLossError:
     return DataLossError(
         f"{doing}: it says that it is a registry (application_id), but not of which schema: {why}; "
-        "restore a backup, or move the file away and start anew",
+        f"{RESTORE}",
         path=path,
     )
 
@@ -146,9 +166,10 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
     # Off, or rebuilding a table deletes the rows that refer to it; and not to be changed inside.
     connection.execute("PRAGMA foreign_keys = OFF")
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        _run_alembic(connection)
-        connection.execute("COMMIT")
+        if not _is_empty(connection):
+            # A log must begin with the schema of the file: by it a backup is told from the file.
+            _numbered(connection, lambda _: None)
+        _numbered(connection, _run_alembic)
     except Exception as error:
         _roll_back(connection)
         if type(error).__module__.partition(".")[0] not in {"alembic", "sqlalchemy"}:
@@ -158,7 +179,7 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
             raise cause from error
         raise DataLossError(
             f"{doing}: bringing its schema up to date failed, and it is as it was: {error}; "
-            "if somebody has changed it, restore a backup, or move the file away and start anew",
+            f"if its schema was changed by hand, {RESTORE}",
             path=path,
         ) from error
     except BaseException:
@@ -166,6 +187,15 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
         raise
     finally:
         connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _numbered(connection: sqlite3.Connection, change: Callable[[sqlite3.Connection], None]) -> None:
+    """Run *change* in a transaction and commit it under the next number."""
+    connection.execute("BEGIN IMMEDIATE")
+    number = next_number(connection)
+    change(connection)
+    give_number(connection, number)
+    connection.execute("COMMIT")
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

@@ -22,13 +22,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from registry import additions, changes, migrate, netns, recover, rows
 from registry.changes import Author
-from registry.engine import Connection, attach
+from registry.engine import attach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
+from registry.inspection import inspect
 from registry.kernel import Vantage
 from registry.live import Container
 from registry.metadata import Metadata, check_prefix
@@ -115,16 +117,14 @@ class Store:
         timeout = check_seconds(doing, "timeout", timeout)
         author = _author(actor, clock, doing)
 
-        def prepare(connection: Connection) -> None:
-            real = os.path.realpath(path)
-            migrate.prepare(connection, real, create=create, upgrade=upgrade, read_only=read_only)
-
+        create, upgrade = create and not read_only, upgrade and not read_only
         engine = attach(
             path,
             create=create,
             read_only=read_only,
             timeout=timeout,
-            prepare=prepare,
+            inspect=partial(inspect, create=create, upgrade=upgrade),
+            prepare=partial(migrate.prepare, create=create, upgrade=upgrade),
             guard=migrate.guard,
             admit=migrate.admit,
         )

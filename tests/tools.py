@@ -194,3 +194,21 @@ def in_another_thread(fn: Callable[[], T]) -> T:
 def ids(found: Iterable[Sandbox]) -> list[str]:
     """Return the ids, in order."""
     return [each.id for each in found]
+
+
+def contents(folder: str) -> dict[str, str]:
+    """Return the type and the hash of each file in *folder*.
+
+    Other processes read them: a close in this one would drop the locks that SQLite holds here.
+    """
+    found = {
+        each.name: oct(each.stat(follow_symlinks=False).st_mode) for each in os.scandir(folder)
+    }
+    files = [name for name in found if os.path.isfile(f"{folder}/{name}")]
+    if files:
+        command = ["sha256sum", "--", *files]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        for text in done.stdout.splitlines():
+            digest, _, name = text.removeprefix("\\").partition("  ")
+            found[name] += f" {digest}"
+    return found

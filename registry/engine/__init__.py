@@ -3,7 +3,10 @@
 paths         the files themselves, looked at by stat alone
 probe         what the system refuses when SQLite cannot open a file
 driver        connections as we want them, driver errors as we raise them
+walfile       the log as a file: what SQLite would apply
+continuity    whether a log continues the database file beside it
 reserve       disk space and inodes reserved for use when the disk is full
+lost          evidence of a registry whose database is missing
 room          what a transaction may write, by what is free on the disk
 lockfile      a file that exists to be locked, and says by whom
 turnstile     the lock between processes

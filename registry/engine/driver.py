@@ -27,6 +27,11 @@ WAL_PAGES: Final = 1000
 """Pages after which a commit moves the log into the database, as far as readers let it."""
 WAL_MAX: Final = 16 * 1024 * 1024
 """Bytes of log past which a commit waits for readers a moment, to begin the log anew."""
+RESTORE: Final = (
+    "move the file away together with all files beside it whose names begin with its own (-wal, "
+    "-shm and others), then restore a backup or begin a new registry (docs/operators.md)"
+)
+"""What to do about a database that is damaged: SQLite applies an old log to any file beside it."""
 OLDEST_SQLITE: Final = (3, 37, 0)
 """The first with STRICT tables."""
 
@@ -203,7 +208,7 @@ def translate(error: sqlite3.Error, doing: str, path: str) -> RegistryError:
 
 
 _BUSY = (UnavailableError, "try again")
-_CORRUPT = (DataLossError, "restore a backup, or move the file away and start anew")
+_CORRUPT = (DataLossError, RESTORE)
 _FULL = (ResourceExhaustedError, "free some space")
 _ERRNOS: Final = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
@@ -225,7 +230,10 @@ _KINDS: Final[dict[int, tuple[type[RegistryError], str]]] = {
     ),
     sqlite3.SQLITE_READONLY_DBMOVED: (DataLossError, "the file was moved or removed"),
     sqlite3.SQLITE_CORRUPT: _CORRUPT,
-    sqlite3.SQLITE_NOTADB: (DataLossError, "it is no SQLite database; is the path right?"),
+    sqlite3.SQLITE_NOTADB: (
+        DataLossError,
+        f"it is no SQLite database; is the path right? If it was a registry, {RESTORE}",
+    ),
     sqlite3.SQLITE_CANTOPEN: (
         FailedPreconditionError,
         "try again; may this user open the file and create files beside it?",

@@ -78,9 +78,21 @@ class Engine:
     # Opening and closing.
 
     def open(
-        self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
+        self,
+        inspect: Callable[[str], None],
+        prepare: Callable[[driver.Connection, str], None],
+        timeout: float,
+        deadline: float,
     ) -> None:
-        """Open the file, under the lock from before the first PRAGMA on."""
+        """Open the file, under the process lock unless it is only read.
+
+        Args:
+            inspect: called with the path before SQLite may change anything; raises where nothing
+                may be changed.
+            prepare: called with the connection and the path before it is used.
+            timeout: seconds that were to be waited, for messages.
+            deadline: monotonic time in seconds after which waiting stops.
+        """
         if sqlite3.sqlite_version_info < driver.OLDEST_SQLITE:
             raise FailedPreconditionError(
                 f"open registry {self.path!r}: SQLite {sqlite3.sqlite_version} is too old, "
@@ -89,24 +101,28 @@ class Engine:
         living.add(self)
         try:
             try:
-                self._open(prepare, timeout, deadline)
+                self._open(inspect, prepare, timeout, deadline)
             except ResourceExhaustedError as error:
                 # SQLite has no room for -wal and -shm, without which it reads nothing.
                 if error.errno not in NO_ROOM or not self.writer.room.reserve.release(*SIZES):
                     raise
-                self._open(prepare, timeout, deadline)
+                self._open(inspect, prepare, timeout, deadline)
         except BaseException:
             living.discard(self)
             raise
 
     def _open(
-        self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
+        self,
+        inspect: Callable[[str], None],
+        prepare: Callable[[driver.Connection, str], None],
+        timeout: float,
+        deadline: float,
     ) -> None:
         if self.read_only:
-            self._readers.open(prepare, timeout)
+            self._readers.open(inspect, prepare, timeout)
             self._tripwire.set(log=False)
         else:
-            self.writer.open(prepare, timeout, deadline)
+            self.writer.open(inspect, prepare, timeout, deadline)
 
     def close(self, timeout: float) -> None:
         """Let nothing begin any more, and close when what is under way has ended.

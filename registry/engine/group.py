@@ -97,6 +97,7 @@ class GroupCommit:
         """Call the guard if somebody else has committed since it was called last."""
         (version,) = transaction.fetch("PRAGMA data_version")[0]
         if version != self._version:
+            self._writer.forget_number()
             self._guard(transaction)
             self._version = version
 

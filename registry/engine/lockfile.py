@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from registry.engine import paths
 from registry.errors import FailedPreconditionError
-from registry.interrupts import reraise_interrupt
+from registry.interrupts import reraise_interrupt, suppress_os_errors
 
 _RECORD_LOCK: Final = struct.Struct("@hhqqi0q")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
@@ -121,6 +121,12 @@ class LockFile:
             except OSError as error:
                 self.close()  # a commit may have been made under it, which must not seem to fail
                 reraise_interrupt(error)
+
+    def mark(self) -> None:
+        """Make the file one byte long, which it stays; where that is refused, it stays empty."""
+        with suppress_os_errors():
+            if os.fstat(self.fd).st_size == 0:
+                os.ftruncate(self.fd, 1)
 
     def at_its_path(self) -> bool:
         """Whether the file that we have open, if we have, is still the one others find."""

@@ -24,8 +24,8 @@ NO_RESOURCES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno
 """Of a process or host without threads, descriptors or memory."""
 
 
-def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
-    """Return the real path of the database at *path*; its directories are made if *create*.
+def resolve(path: str | os.PathLike[str]) -> str:
+    """Return the real path of the database at *path*, where there may be none.
 
     Raises:
         RegistryError: with what is wrong with the path, and what to do.
@@ -44,20 +44,15 @@ def resolve(path: str | os.PathLike[str], *, create: bool) -> str:
         ) from error
     except FileNotFoundError as error:
         reraise_interrupt(error)
-        if not create:
-            raise NotFoundError(
-                f"open registry {real!r}: there is no such file; is its disk mounted?", path=real
-            ) from error
-        _make_directories(os.path.dirname(real))
     except OSError as error:
         reraise_interrupt(error)
         raise refused(f"open registry {real!r}", real, "look at it", error) from error
     else:
-        _require_usable(real, found, create=create)
+        _require_usable(real, found)
     return real
 
 
-def _require_usable(real: str, found: os.stat_result, *, create: bool) -> None:
+def _require_usable(real: str, found: os.stat_result) -> None:
     """Raise unless what is *found* at a path is, or can be made, a registry that is whole."""
     if not stat.S_ISREG(found.st_mode):
         what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
@@ -79,11 +74,6 @@ def _require_usable(real: str, found: os.stat_result, *, create: bool) -> None:
             "mount its directory",
             path=real,
         )
-    if found.st_size == 0 and not create:
-        raise NotFoundError(
-            f"open registry {real!r}: the file is empty, and no registry is to be begun in it",
-            path=real,
-        )
 
 
 def _is_mounted_alone(path: str) -> bool:
@@ -99,11 +89,11 @@ def _is_mounted_alone(path: str) -> bool:
         return False
 
 
-def _make_directories(directory: str) -> None:
+def make_directories(directory: str) -> None:
     """Make *directory* and what is missing above it, with mode 0700 under any umask."""
     if os.path.isdir(directory):
         return
-    _make_directories(os.path.dirname(directory))
+    make_directories(os.path.dirname(directory))
     try:
         os.mkdir(directory, 0o700)
         os.chmod(directory, 0o700)

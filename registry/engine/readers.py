@@ -63,10 +63,16 @@ class Readers:
 
     # Opening and closing.
 
-    def open(self, prepare: Callable[[driver.Connection], None], timeout: float) -> None:
-        """Open the first one, of a registry that is only read."""
+    def open(
+        self,
+        inspect: Callable[[str], None],
+        prepare: Callable[[driver.Connection, str], None],
+        timeout: float,
+    ) -> None:
+        """Open the first one, of a registry that is only read; arguments as `Engine.open`."""
         with driver.driver_errors(f"open registry {self._path!r}", self._path):
             try:
+                inspect(self._path)
                 reader = self._open(prepare, timeout)
             except sqlite3.OperationalError as error:
                 # Only there: a file that others may write is not immutable.
@@ -76,7 +82,7 @@ class Readers:
         self._idle.append(reader)
 
     def _open(
-        self, prepare: Callable[[driver.Connection], None], timeout: float
+        self, prepare: Callable[[driver.Connection, str], None], timeout: float
     ) -> driver.Connection:
         reader = driver.connect(
             self._path,
@@ -86,14 +92,14 @@ class Readers:
             immutable=self._immutable,
         )
         try:
-            prepare(reader)
+            prepare(reader, self._path)
         except BaseException:
             reader.close()
             raise
         return reader
 
     def _open_immutable(
-        self, prepare: Callable[[driver.Connection], None], cause: sqlite3.Error
+        self, prepare: Callable[[driver.Connection, str], None], cause: sqlite3.Error
     ) -> driver.Connection:
         # A log that is there holds what is newer than the file: it must not be passed over.
         if size(f"{self._path}-wal"):

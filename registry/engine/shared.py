@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from registry.engine import driver, lockfile
 from registry.engine.file import Engine, living
-from registry.engine.paths import identity, resolve
+from registry.engine.lost import require_beginnable
+from registry.engine.paths import identity, make_directories, resolve, size
 from registry.engine.transaction import Transaction
 from registry.engine.tripwire import spoiled
 from registry.errors import DataLossError, StoreClosedError, UnavailableError
@@ -30,7 +31,8 @@ def attach(
     create: bool,
     read_only: bool,
     timeout: float,
-    prepare: Callable[[driver.Connection], None],
+    inspect: Callable[[str], None],
+    prepare: Callable[[driver.Connection, str], None],
     guard: Callable[[Transaction], None],
     admit: Callable[[Fetch, str, str], object],
 ) -> Engine:
@@ -41,7 +43,10 @@ def attach(
         create: whether a missing file is made, with mode 0600.
         read_only: read and never write, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
-        prepare: called once with the new connection, under the write lock, before it is used.
+        inspect: called with the path under the write lock, before SQLite may change anything;
+            raises where nothing may be changed.
+        prepare: called once with the new connection and the path, under the write lock, before it
+            is used.
         guard: called in a write transaction before its first statement, unless nobody else has
             committed since; raises where it may no longer be written.
         admit: called with a reader, what it does and the path when the schema was changed; raises
@@ -49,7 +54,7 @@ def attach(
     Raises:
         RegistryError: with what is wrong with the file, and what to do.
     """
-    real = resolve(path, create=create and not read_only)
+    real = resolve(path)
     deadline = time.monotonic() + timeout
     with _gate(real, read_only=read_only, deadline=deadline) as entered:
         if not entered:
@@ -64,12 +69,21 @@ def attach(
         _require_openable(real)
         engine = _engines.get((real, read_only))
         if engine is None:
+            _require_there(real, create=create and not read_only)
             engine = Engine(real, read_only=read_only, guard=guard, admit=admit)
-            engine.open(prepare, timeout, deadline)
+            engine.open(inspect, prepare, timeout, deadline)
             _engines[real, read_only] = engine
         engine.require_same_file("open registry")
         engine.users += 1
         return engine
+
+
+def _require_there(path: str, *, create: bool) -> None:
+    """Raise unless there is a file at *path*, or one may be made, whose directories then are."""
+    if not size(path):
+        require_beginnable(path, create=create)
+        if create:
+            make_directories(os.path.dirname(path))
 
 
 def detach(engine: Engine, timeout: float) -> None:

@@ -125,6 +125,10 @@ class Turnstile:
         """Return who else holds the lock; None when it is nobody, or this process."""
         return self._lock.signer()
 
+    def mark(self) -> None:
+        """Mark that there is a registry, for a day on which its database is missing."""
+        self._lock.mark()
+
     def remove_if_created(self) -> None:
         """Unlink the files if this object created them. Only while the lock is held."""
         for file in (self._lock, self._queue):

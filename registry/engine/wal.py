@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from registry.engine.tripwire import Tripwire
 
 AHEAD: Final = 256 * 1024
-"""Bytes of zeros: some sixty small updates, and less to write than what a sync takes."""
+"""Bytes of zeros: some thirty small updates, and less to write than what a sync takes."""
 RESET_WAIT: Final = 1.0
 """Seconds that a commit waits for readers when the log has grown past its bound: where two overlap
 all the time, longer than each of them keeps its snapshot, or it grows without end."""

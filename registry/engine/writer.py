@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
 from registry.engine.blame import unavailable
+from registry.engine.continuity import following, give_number, next_number
 from registry.engine.driver import translate
 from registry.engine.paths import create_file, refused, size
 from registry.engine.room import Room
@@ -60,14 +61,32 @@ class Writer:
         self._tripwire: Final = tripwire
         self._turnstile: Turnstile | None = None
         self._has_turn = False
+        self._changes = 0
+        """`total_changes` of the connection when the transaction began."""
+        self._number: int | None = None
+        """Of the transaction, once it has one; see `continuity`."""
+        self._latest: int | None = None
+        """Number of the latest commit; None where it must be read."""
         self._wal: Final = Wal(path, tripwire)
 
     # Opening and closing.
 
     def open(
-        self, prepare: Callable[[driver.Connection], None], timeout: float, deadline: float
+        self,
+        inspect: Callable[[str], None],
+        prepare: Callable[[driver.Connection, str], None],
+        timeout: float,
+        deadline: float,
     ) -> None:
-        """Open the file in turn, make it if there is none, and have *prepare* look at it."""
+        """Open the file under the process lock, and create it if there is none.
+
+        Args:
+            inspect: called with the path before SQLite may change anything; raises where nothing
+                may be changed.
+            prepare: called with the connection and the path before it is used.
+            timeout: seconds that were to be waited, for messages.
+            deadline: monotonic time in seconds after which waiting stops.
+        """
         taken = opened = False
         try:
             self._turnstile = Turnstile(self._path)
@@ -77,8 +96,11 @@ class Writer:
         try:
             self._take_turn("open registry", deadline, timeout)
             taken = True
+            with driver.driver_errors(f"open registry {self._path!r}", self._path):
+                inspect(self._path)
             self._connect(prepare, deadline, timeout)
             opened = True
+            self._turnstile.mark()
             self.room.reserve.take()
             self._turnstile.release()
         except BaseException:
@@ -89,7 +111,7 @@ class Writer:
             raise
 
     def _connect(
-        self, prepare: Callable[[driver.Connection], None], deadline: float, timeout: float
+        self, prepare: Callable[[driver.Connection, str], None], deadline: float, timeout: float
     ) -> None:
         doing = f"open registry {self._path!r}"
         create_file(self._path)
@@ -98,7 +120,7 @@ class Writer:
             remaining = max(0.0, deadline - time.monotonic())
             connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
             try:
-                prepare(connection)
+                prepare(connection, self._path)
                 # From now on `_begin` waits, for a stranger to the turnstile.
                 connection.execute("PRAGMA busy_timeout = 0")
                 self._begin(connection, doing, deadline, timeout)
@@ -174,6 +196,7 @@ class Writer:
         """Begin a transaction of SQLite; arguments and errors as `take_turn`."""
         self.room.begin(self.connection)
         self._begin(self.connection, doing, deadline, timeout)
+        self._changes = self.connection.total_changes
         self._wal.extend()
 
     def _begin(
@@ -201,15 +224,31 @@ class Writer:
             CommitUnknownError: nobody can tell; nothing is written any more.
         """
         if self._refusal is None and (not self.committing or self.connection.in_transaction):
-            self.committing = True
-            if self._turnstile is not None:
-                self._turnstile.leave_queue()
             try:
+                self._give_number()
+                self.committing = True
+                if self._turnstile is not None:
+                    self._turnstile.leave_queue()
+                self._latest = None  # first, in case an interrupt follows the commit
                 self.connection.execute("COMMIT")
+                self._latest = self._number
             except sqlite3.Error as error:
                 self._refusal = error
         if self._refusal is not None:
             self._refused(doing, self._refusal)
+
+    def _give_number(self) -> None:
+        """Number the transaction if it has changed anything; safe to call again."""
+        if self.connection.total_changes != self._changes:
+            if self._number is None and self._latest is not None:
+                self._number = following(self._latest)
+            elif self._number is None:
+                self._number = next_number(self.connection)
+            give_number(self.connection, self._number)
+
+    def forget_number(self) -> None:
+        """Read the number of the latest commit again: another connection has committed."""
+        self._latest = None
 
     def reset(self) -> None:
         """Roll back what is open, and be ready for another transaction."""
@@ -218,7 +257,7 @@ class Writer:
                 self.connection.execute("ROLLBACK")
             except sqlite3.Error:
                 log.exception("write to %r: rolling back failed", self._path)
-        self.committing, self._refusal = False, None
+        self.committing, self._refusal, self._number = False, None, None
 
     def confirm(self, doing: str, deadline: float) -> None:
         """Make sure that what was committed is in the file at the path; may be called again.
@@ -254,8 +293,7 @@ class Writer:
                 connection.execute("ROLLBACK")
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
                 connection.execute("BEGIN IMMEDIATE")
-                # The one write that SQLite makes even when it changes nothing.
-                connection.execute("PRAGMA user_version = 0")
+                give_number(connection, next_number(connection))
                 connection.execute("COMMIT")
         except sqlite3.Error as second:
             self.unwritable = CommitUnknownError(

@@ -11,10 +11,12 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from registry import DataLossError, Store
+from registry.engine.lost import BESIDE
 from tests.tools import READY, ids, query, run, sandbox, sqlite_shell
 
 
@@ -46,6 +48,20 @@ def replace_database(path: str) -> None:
     """By another registry, as whoever restores a backup does."""
     Store.open(f"{path}.other").close()
     os.rename(f"{path}.other", path)
+
+
+def mend(path: str, fault: Callable[[str], None]) -> None:
+    """Do what the error says that the next open raises, where it raises one."""
+    if fault not in {move, replace_database}:
+        return
+    with pytest.raises(DataLossError, match="-wal") as caught:
+        Store.open(path)
+    assert path == caught.value.path
+    if fault is move:
+        os.rename(f"{path}.moved", path)
+    else:
+        for name in ("-wal", "-shm"):
+            os.unlink(path + name)
 
 
 ADD = """
@@ -86,11 +102,12 @@ def test_a_commit_into_nowhere_is_data_loss(
     if fault is replace_log:
         with pytest.raises(DataLossError, match="another process"):
             Store.open(path)
+    mend(path, fault)
     there, wrong = run(ADD, path, "c").splitlines()
     assert "[]" == wrong
-    # What was acknowledged is here, unless it is where the database is.
+    # What was acknowledged is here, unless another database is.
     assert "'b'" not in there
-    assert fault in {move, replace_database} or "'a'" in there
+    assert fault is replace_database or "'a'" in there
     assert ("c",) in query(path, "SELECT id FROM sandboxes")
     tried(f"files changed, {fault.__name__}: {refused} writes refused as DataLossError")
 
@@ -127,7 +144,7 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
 ) -> None:
     """It is in a log that is not at its path, and nothing moves it from there into the database.
 
-    Unless only the database was replaced: the log is at its path, and whatever is there gets it.
+    Where only the database was replaced, the log is at its path, and the next open refuses it.
     """
     out = run(
         """
@@ -157,9 +174,15 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
         fault.__name__,
     )
     same_file = fault not in {move, replace_database}
-    assert ["lost", "lost", *["True"] * same_file] == out.splitlines()
+    assert ["lost", "lost", str(same_file)] == out.splitlines()
+    if fault in {remove_log, move, replace_database}:
+        with pytest.raises(DataLossError, match="-wal"):
+            Store.open(path)
+        for name in ("-wal", "-shm") if fault is replace_database else BESIDE:
+            with suppress(FileNotFoundError):
+                os.unlink(path + name)
     with Store.open(path) as store:
-        assert fault is replace_database or "b" not in ids(store.list())
+        assert "b" not in ids(store.list())
         store.add(sandbox("c"), READY)
         assert [] == store.check()
 
@@ -170,6 +193,7 @@ def test_what_is_opened_at_the_path_later_is_closed_as_ever(path: str) -> None:
         store.add(sandbox("a"), READY)
         replace_database(path)
         replace_log(path)
+    mend(path, replace_database)
     for _ in range(2):
         with Store.open(path) as store:
             assert [] == store.check()

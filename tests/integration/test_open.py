@@ -409,6 +409,9 @@ def test_a_replaced_database_is_not_opened_as_if_it_were_the_old_one(path: str) 
         Store.open(path)
     assert path == caught.value.path
     first.close()
+    with pytest.raises(DataLossError, match="there was a registry"):
+        Store.open(path)
+    os.rename(f"{path}.moved", path)
     with Store.open(path) as store:
         assert [] == store.list()
 

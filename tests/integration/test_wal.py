@@ -26,6 +26,8 @@ from tests.tools import (
     sqlite_shell,
 )
 
+COMMIT = 2 * 4120
+"""Bytes of the smallest commit: the page of a row, and the first page with the commit's number."""
 WRITER = """
     import sys
     from registry import Store
@@ -54,12 +56,12 @@ def test_commits_do_not_make_the_log_longer(store: Store) -> None:
     long = size(store.path)
     assert AHEAD < long < 2 * AHEAD
     sizes = set()
-    for _ in range(AHEAD // 4120 + 3):
+    for _ in range(AHEAD // COMMIT + 3):
         handle.status.update(more)
         sizes.add(size(store.path))
     assert 3 == len(sizes)  # as it was; longer, when one did not fit; with new room
     assert long == min(sizes)
-    assert long + AHEAD < max(sizes) < long + AHEAD + 5 * 4120
+    assert long + AHEAD < max(sizes) < long + AHEAD + 5 * COMMIT
 
 
 def test_the_room_is_nothing_that_was_written(path: str) -> None:
@@ -112,8 +114,8 @@ def test_what_another_one_wrote_since_the_look_stays(store: Store) -> None:
         handle.status.update(more)
     with open(f"{store.path}-wal", "rb") as file:
         written = file.read()
-    wal._tripwire.log_size = len(written) - 4120
-    wal._size = len(written) - 2 * 4120
+    wal._tripwire.log_size = len(written) - COMMIT
+    wal._size = len(written) - 2 * COMMIT
     wal.extend()
     with open(f"{store.path}-wal", "rb") as file:
         assert written + bytes(AHEAD) == file.read()
@@ -124,7 +126,7 @@ def test_a_log_that_was_emptied_since_the_look_stays_empty(store: Store) -> None
     grow(store.add(sandbox("a"), READY))
     wal = store._session.engine.writer._wal
     query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
-    wal._tripwire.log_size, wal._size = 2 * 4120, 4120
+    wal._tripwire.log_size, wal._size = 2 * COMMIT, COMMIT
     wal.extend()
     assert 0 == size(store.path)
 
@@ -177,7 +179,7 @@ def test_the_last_of_a_disk_is_not_kept_for_it(tmp_path: Path, mebibytes: int) -
 
 
 @pytest.mark.parametrize(
-    ("limit", "cut_at"), [("NOFILE", 150_000), ("FSIZE", 250_000)], ids=["refused", "cut short"]
+    ("limit", "cut_at"), [("NOFILE", 250_000), ("FSIZE", 350_000)], ids=["refused", "cut short"]
 )
 def test_a_log_that_cannot_be_given_room_grows_as_it_is_written(
     store: Store, path: str, limit: str, cut_at: int
@@ -203,7 +205,7 @@ def test_a_log_that_cannot_be_given_room_grows_as_it_is_written(
         """
     with running(code, path, limit, 0 if limit == "NOFILE" else cut_at) as child:
         assert "20" == line(child)
-        assert 20 * 4120 < size(path) <= cut_at
+        assert 20 * COMMIT < size(path) <= cut_at
         say(child)
 
 

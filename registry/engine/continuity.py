@@ -1,0 +1,151 @@
+"""Whether the log beside a database file continues that file.
+
+SQLite applies any valid log to any database. A log of another registry, an older log, or a backup
+that was copied over a registry without removing its log, then give a mixture of both, or the wrong
+registry, without an error.
+
+Therefore each write transaction of this package gives the database the next number, in
+`PRAGMA user_version`. That field is in the first page of the database, so each commit also writes
+that page, and a log says from which commit to which it reaches. The first number of a registry is
+random, so that two registries do not have the same ones.
+
+    file   log           verdict
+    41     42 43 44      the log continues the file
+    43     42 43 44      the same, if the first page is that of commit 43: a checkpoint has moved a
+                         part of the log into the file, or all of it
+    17     42 43 44      one of the two was copied here: a backup, or the log of another registry
+    45     42 43 44      the same: an older log
+    41     41, or none   undetermined: a client that writes by itself does not number its commits
+
+A backup has the number of the commit that it was made of. It differs in `PRAGMA schema_version`,
+which SQLite counts by itself in each file, and which no numbered commit changes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from enum import Enum
+from typing import Final, NamedTuple
+
+from registry.engine import driver, paths, walfile
+from registry.engine.walfile import Header, Log
+
+_NUMBER_MAX: Final = 0x7FFFFFFF
+"""Of a signed 32-bit integer; 0 is the number of a database that has none."""
+
+
+_SCHEMA_CHANGES_MAX: Final = 8
+"""By clients that do not number their commits, in one log: a backup counts from 1, and a registry
+from about 40."""
+
+
+class Continuity(Enum):
+    """Whether a log continues the database file beside it."""
+
+    CONTINUES = "continues"
+    STRANGE = "strange"
+    UNDETERMINED = "undetermined"
+
+
+class Look(NamedTuple):
+    """A database file and its log as they were observed, without changing anything."""
+
+    file: Header | None
+    """None where there is no file, or one that holds nothing."""
+    log: Log | None
+    """None where SQLite would apply nothing."""
+
+    @property
+    def has_log(self) -> bool:
+        """Whether SQLite would apply a commit of the log."""
+        return self.log is not None and self.log.committed
+
+    def continuity(self) -> Continuity:
+        """Return whether the log continues the file."""
+        if self.log is None or not self.log.committed:
+            return Continuity.CONTINUES
+        first = self.log.first
+        if self.file is None or (first and first.page_size != self.file.page_size):
+            return Continuity.STRANGE
+        if first is None or 0 in {first.number, self.file.number}:
+            return Continuity.UNDETERMINED
+        return Continuity.CONTINUES if self.log.has_file else _by_number(self.file, first)
+
+
+def _by_number(file: Header, first: Header) -> Continuity:
+    """Return whether a log whose oldest copy of the first page is *first* continues *file*."""
+    changes = first.schema - file.schema
+    if first.number == following(file.number) and changes == 0:
+        return Continuity.CONTINUES
+    # A client that does not number its commits may have written the first page too.
+    if first.number == file.number and 0 <= changes <= _SCHEMA_CHANGES_MAX:
+        return Continuity.UNDETERMINED
+    return Continuity.STRANGE
+
+
+def look(path: str) -> Look:
+    """Observe the database at *path* and its log.
+
+    Raises:
+        sqlite3.Error: the file is not a database, or cannot be read.
+        RegistryError: the log cannot be read.
+    """
+    file = _header(path)  # first: the log, as it is later, has all that the file may have got
+    return Look(file, walfile.read(path, file))
+
+
+def _header(path: str) -> Header | None:
+    """Read the header of the database file, without its log and without taking a lock."""
+    if not paths.size(path):
+        return None
+    connection = driver.connect(path, "ro", (_any_length,), busy_timeout=0, immutable=True)
+    try:
+        header = Header(*(_pragma(connection, name) for name in _FIELDS))
+        if header.application_id == 0 and _holds_nothing(connection):
+            return None
+        return header
+    finally:
+        driver.close(connection)
+
+
+def _holds_nothing(connection: sqlite3.Connection) -> bool:
+    return not connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+
+
+_FIELDS: Final = (
+    "application_id",
+    "user_version",
+    "schema_version",
+    "freelist_count",
+    "page_size",
+)
+
+
+def _any_length(connection: sqlite3.Connection) -> None:
+    """A checkpoint that was interrupted leaves a file shorter than its first page says."""
+    connection.execute("PRAGMA writable_schema = ON")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+# Numbering.
+
+
+def following(number: int) -> int:
+    """Return the number of the commit after *number*; 0: of one that has none."""
+    if number == 0:
+        return int.from_bytes(os.urandom(4), "big") % _NUMBER_MAX + 1
+    return number % _NUMBER_MAX + 1
+
+
+def next_number(connection: sqlite3.Connection) -> int:
+    """Return the number for the write transaction that *connection* is in."""
+    return following(_pragma(connection, "user_version"))
+
+
+def give_number(connection: sqlite3.Connection, number: int) -> None:
+    """Number the write transaction that *connection* is in, as its last statement."""
+    connection.execute(f"PRAGMA user_version = {number}")
