@@ -17,7 +17,9 @@ from typing import Final
 from sqlalchemy import CheckConstraint, create_engine
 
 from registry.cri import PodSandboxConfig
-from registry.engine.driver import Connection
+from registry.engine.driver import WAL_MAX, Connection
+from registry.engine.locks import snapshot_keepers
+from registry.engine.paths import size
 from registry.errors import RegistryError
 from registry.interrupts import reraise_interrupt
 from registry.metadata import validate as validate_metadata
@@ -69,6 +71,16 @@ def file_is_whole(connection: Connection) -> Iterator[Violation]:
 def _is_ours(connection: Connection) -> bool:
     """Whether the schema is the one that we know; a newer one may allow more."""
     return connection.fetch("SELECT level FROM registry") == [(LEVEL,)]
+
+
+def log_can_be_reset(connection: Connection) -> Iterator[Violation]:
+    """No process keeps a snapshot for so long that the write-ahead log grows past its bound."""
+    path = connection.fetch("PRAGMA database_list")[0][2]
+    bytes = size(f"{path}-wal")
+    if bytes > WAL_MAX:
+        for keeper in snapshot_keepers(path, ours=1):  # the one of this check
+            found = f"{keeper} keeps a snapshot, and the log has {bytes} bytes"
+            yield Violation("log_can_be_reset", "", found, f"at most {WAL_MAX} bytes")
 
 
 def constraints_hold(connection: Connection) -> Iterator[Violation]:
@@ -282,6 +294,7 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
 
 RULES: Final[tuple[Rule, ...]] = (
     file_is_whole,
+    log_can_be_reset,
     constraints_hold,
     schema_is_whole,
     registry_says_who_it_is,

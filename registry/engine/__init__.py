@@ -9,6 +9,7 @@ reserve       disk space and inodes reserved for use when the disk is full
 lost          evidence of a registry whose database is missing
 room          what a transaction may write, by what is free on the disk
 lockfile      a file that exists to be locked, and says by whom
+locks         locks that processes hold, as the kernel lists them
 turnstile     the lock between processes
 owner         the task or thread that owns a transaction
 transaction   what is open in this process, and what is committed together

@@ -7,12 +7,12 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Final
 
-from registry.engine import paths
+from registry.engine import locks
 from registry.engine.driver import translate
 from registry.engine.lockfile import Holder
+from registry.engine.locks import name_of
 from registry.engine.transaction import Transaction
 from registry.errors import RegistryError, UnavailableError, retold
-from registry.interrupts import reraise_interrupt
 
 
 def unavailable(
@@ -34,7 +34,7 @@ def unavailable(
     elif holder.pid == 0:
         who, since = "a process of another pid namespace", holder.since
     else:
-        who, since = f"process {holder.pid}{_name_of(holder.pid)}", holder.since
+        who, since = f"process {holder.pid}{name_of(holder.pid)}", holder.since
     when = f" since {datetime.fromtimestamp(since / 1e9, UTC).isoformat()}" if since else ""
     return UnavailableError(
         f"{doing}: waited {timeout:g} s for {path!r}, which {who} has been writing{when}; "
@@ -78,50 +78,23 @@ def _thread_of(transaction: Transaction) -> str:
     return f"thread {transaction.thread.name!r} (doing: {transaction.doing})"
 
 
-def _name_of(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f" ({file.read().strip()})"
-    except OSError as error:
-        reraise_interrupt(error)
-        return ""
-
-
 def _stranger(path: str) -> str:
     """Name the process that is in the way, as the kernel lists its locks.
 
     SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK). Who was stopped in
     the middle of taking its turn has a lock file, and has not signed.
     """
-    of_lock, of_queue = (_locker("FLOCK", f"{path}{name}", "0") for name in ("-lock", "-queue"))
-    writing = _locker("POSIX", f"{path}-shm", "120")
+    of_lock, of_queue = (locks.writer(f"{path}{name}", "FLOCK", 0) for name in ("-lock", "-queue"))
+    writing = locks.writer(f"{path}-shm", "POSIX", locks.WRITE_LOCK)
     if of_lock not in {None, os.getpid()}:
-        return f"process {of_lock}{_name_of(of_lock or 0)}, whose turn it is,"
+        return f"process {of_lock}{name_of(of_lock or 0)}, whose turn it is,"
     if writing == os.getpid():
         return "this process, by a connection that takes no turns or a lock left over,"
     if writing is not None:
-        return f"process {writing}{_name_of(writing)}, which takes no turns,"
+        return f"process {writing}{name_of(writing)}, which takes no turns,"
     if of_queue == os.getpid():
         turn = "another thread, whose turn it is" if of_lock == of_queue else "a place left over"
         return f"this process, by {turn},"
     if of_queue is not None:
-        return f"process {of_queue}{_name_of(of_queue)}, whose turn comes next,"
+        return f"process {of_queue}{name_of(of_queue)}, whose turn comes next,"
     return "an unknown process"
-
-
-def _locker(kind: str, path: str, start: str) -> int | None:
-    """Return who holds a lock of that *kind* on the file at *path* from byte *start* on."""
-    found = paths.identity(path)
-    try:
-        with open("/proc/locks", encoding="ascii") as locks:
-            for line in locks:
-                if "->" in line:  # one who waits for the lock of the line before
-                    continue
-                _, its_kind, _, access, pid, where, first, *_ = line.split()
-                inode = int(where.rpartition(":")[2])
-                wanted = (its_kind, access, first) == (kind, "WRITE", start)
-                if wanted and found and inode == found[1]:
-                    return int(pid)
-    except (OSError, ValueError) as error:
-        reraise_interrupt(error)
-    return None

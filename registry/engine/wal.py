@@ -12,17 +12,21 @@ The log is opened here beside SQLite, which the database must never be: no lock 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
+from registry.engine.locks import snapshot_keepers
 from registry.engine.paths import free
 from registry.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
     from registry.engine.tripwire import Tripwire
+
+log = logging.getLogger("registry")
 
 AHEAD: Final = 256 * 1024
 """Bytes of zeros: some thirty small updates, and less to write than what a sync takes."""
@@ -60,6 +64,18 @@ class Wal:
                 connection.execute("PRAGMA busy_timeout = 0")
             # A reader that stays would cost every commit the wait: try again when it has grown.
             self._bound = driver.WAL_MAX + (self._tripwire.log_size if busy else 0)
+            if busy:
+                self._warn()
+
+    def _warn(self) -> None:
+        """Say in the log of the program which processes keep this one from being reset."""
+        log.warning(
+            "the write-ahead log of %r has %d bytes and cannot be reset: %s; end the read "
+            "transaction there",
+            self._path,
+            self._tripwire.log_size,
+            f"{', '.join(snapshot_keepers(self._path)) or 'an unknown process'} keeps a snapshot",
+        )
 
     def extend(self) -> None:
         """Give it room ahead, if it has none left; nobody else may write meanwhile.

@@ -40,6 +40,7 @@ ORDER = [
     "engine.lost",
     "engine.room",
     "engine.lockfile",
+    "engine.locks",
     "engine.turnstile",
     "engine.owner",
     "engine.transaction",
