@@ -416,7 +416,7 @@ def test_an_open_that_waits_keeps_back_only_opens_of_the_same_file(
     with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
         assert "inside" == line(child)
         waiting = pool.submit(Store.open, path)
-        until(lambda: shared._gates[path, False].holder is not None)
+        until(lambda: (path, False) in shared._gates and shared._gates[path, False].holder)
         Store.open(tmp_path / "other.db").close()
         with pytest.raises(UnavailableError, match="another thread") as caught:
             Store.open(path, timeout=0.1)

@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 import registry
-from registry import errors
+from registry import Store, errors
 from registry.engine import driver
 
 TREE = {
@@ -87,14 +87,18 @@ def test_an_error_can_be_sent_to_another_process(name: str) -> None:
     ],
     ids=str,
 )
-def test_driver_errors_are_mapped_by_code(code: int | None, expected: str) -> None:
-    """Never by text; the code, the path and what was being done are in it."""
+def test_driver_errors_are_mapped_by_code(code: int | None, expected: str, path: str) -> None:
+    """Never by text; the code, the path and what was being done are in it.
+
+    The file is there, and the system refuses nothing: see tests/integration/test_refusals.py.
+    """
+    Store.open(path).close()
     raw = sqlite3.OperationalError("database is locked or full or corrupt")
     if code is not None:
         raw.sqlite_errorcode, raw.sqlite_errorname = code, f"CODE_{code}"
-    error = driver.translate(raw, "add sandbox 'a'", "/x/registry.db")
+    error = driver.translate(raw, "add sandbox 'a'", path)
     assert expected == type(error).__name__
     assert code == error.sqlite_code
     assert str(error).startswith("add sandbox 'a': ")
-    assert "'/x/registry.db'" in str(error)
-    assert "/x/registry.db" == getattr(error, "path", "/x/registry.db")
+    assert repr(path) in str(error)
+    assert path == getattr(error, "path", path)
