@@ -59,8 +59,8 @@ crash: $(installed) ## run only the tests that kill processes or make system cal
 	@$(pytest) -m "crash or faults"
 
 .PHONY: test-faults
-test-faults: $(installed) ## make every system call fail, cut the power, fill the disk: 25 minutes
-	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults
+test-faults: $(installed) ## make every system call fail, interrupt calls, cut the power, fill the disk: 25 minutes
+	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults tests/crash
 
 .PHONY: bench
 bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick: less than two)

@@ -28,24 +28,26 @@ def run_on_path() -> None:
     path = context.get_x_argument(as_dictionary=True).get("db")
     if not isinstance(path, str):
         raise InvalidArgumentError("run alembic: name the registry by -x db=PATH", field="db")
-    engine = attach(
-        path,
-        create=True,
-        read_only=False,
-        timeout=30,
-        inspect=partial(inspect, create=True, upgrade=True),
-        prepare=lambda *_: None,
-        guard=lambda _transaction: None,
-        admit=lambda *_: None,
-    )
+    user = object()
     try:
+        engine = attach(
+            path,
+            user,
+            create=True,
+            read_only=False,
+            timeout=30,
+            inspect=partial(inspect, create=True, upgrade=True),
+            prepare=lambda *_: None,
+            guard=lambda _transaction: None,
+            admit=lambda *_: None,
+        )
         with (
             Write(engine, "run alembic", 30) as transaction,
             migrate.alchemy(transaction.connection) as connection,
         ):
             run(connection)
     finally:
-        detach(engine, 30)
+        detach(user, 30)
 
 
 if context.is_offline_mode():

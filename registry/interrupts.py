@@ -41,8 +41,13 @@ def reraise_interrupt(error: Exception) -> None:
     Call this first wherever an OSError is caught. The system always gives an errno, and
     `raise TimeoutError` in a handler does not.
     """
-    if (isinstance(error, OSError) and error.errno is None) or is_interrupt(error):
-        raise error
+    try:
+        if (isinstance(error, OSError) and error.errno is None) or is_interrupt(error):
+            raise error
+    finally:
+        # Otherwise this frame and the traceback keep each other, and with them a write that is not
+        # ended yet: its locks would be held until the garbage collector runs.
+        del error
 
 
 @contextmanager

@@ -82,7 +82,8 @@ class Lives:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self.users = 0
+        self.users: Final[set[object]] = set()
+        """Those that have it open."""
         self._of: dict[int, Live] = {}
         self._pending: set[int] = set()
         """Creations in a transaction that has not ended."""
@@ -188,18 +189,18 @@ class Table:
         self._lock = threading.Lock()
         self._lives: dict[str, Lives] = {}
 
-    def join(self, path: str) -> Lives:
+    def join(self, path: str, user: object) -> Lives:
         """Return the lives that all open Stores of the file at *path* share."""
         with self._lock:
             lives = self._lives.setdefault(path, Lives())
-            lives.users += 1
+            lives.users.add(user)
             return lives
 
-    def leave(self, path: str, lives: Lives) -> None:
-        """Have no more to do with *lives*: who opens the file after the last one begins anew."""
+    def leave(self, path: str, lives: Lives, user: object) -> None:
+        """End the use of *lives* by *user*; the last user removes it. Idempotent."""
         with self._lock:
-            lives.users -= 1
-            if lives.users == 0 and self._lives.get(path) is lives:
+            lives.users.discard(user)
+            if not lives.users and self._lives.get(path) is lives:
                 del self._lives[path]
 
 

@@ -45,22 +45,38 @@ class Reading(NamedTuple):
 class Session:
     """One use of an engine, from the opening of a Store to its closing."""
 
-    def __init__(self, engine: Engine, timeout: float, author: Author) -> None:
-        """Begin open; *timeout* is what a write waits in all, in seconds."""
+    def __init__(self, engine: Engine, user: object, timeout: float, author: Author) -> None:
+        """Begin open.
+
+        Args:
+            engine: of the database.
+            user: has the engine open.
+            timeout: seconds that a write waits in all.
+            author: of what is written.
+        """
         self.engine: Final = engine
         self.author: Final = author
-        self.closed = False
+        self.closed = self._closing = False
+        self._user: Final = user
         self._timeout = timeout
-        self._lives = live.table.join(engine.path)
+        self._lives = live.table.join(engine.path, user)
         self._cache = Cache(engine.watch.look)
 
     def close(self) -> None:
-        """End it; a second time does nothing."""
-        if not self.closed:
-            self.closed = True
+        """End it; idempotent.
+
+        After an interrupt another call resumes it. In a signal handler that interrupts a close,
+        another call returns at once.
+        """
+        if self._closing:
+            return
+        self.closed = self._closing = True
+        try:
             self._cache.forget()  # handles may live on
-            live.table.leave(self.engine.path, self._lives)
-            detach(self.engine, self._timeout)
+            live.table.leave(self.engine.path, self._lives, self._user)
+            detach(self._user, self._timeout)
+        finally:
+            self._closing = False
 
     def require_open(self, doing: str) -> None:
         """Raise StoreClosedError if it was closed, or belongs to the process that forked us."""

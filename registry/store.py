@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from registry import additions, changes, migrate, netns, recover, rows
 from registry.changes import Author
-from registry.engine import attach
+from registry.engine import attach, detach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
 from registry.inspection import inspect
 from registry.kernel import Vantage
@@ -118,17 +118,23 @@ class Store:
         author = _author(actor, clock, doing)
 
         create, upgrade = create and not read_only, upgrade and not read_only
-        engine = attach(
-            path,
-            create=create,
-            read_only=read_only,
-            timeout=timeout,
-            inspect=partial(inspect, create=create, upgrade=upgrade),
-            prepare=partial(migrate.prepare, create=create, upgrade=upgrade),
-            guard=migrate.guard,
-            admit=migrate.admit,
-        )
-        session = Session(engine, timeout, author)
+        user = object()
+        try:
+            engine = attach(
+                path,
+                user,
+                create=create,
+                read_only=read_only,
+                timeout=timeout,
+                inspect=partial(inspect, create=create, upgrade=upgrade),
+                prepare=partial(migrate.prepare, create=create, upgrade=upgrade),
+                guard=migrate.guard,
+                admit=migrate.admit,
+            )
+            session = Session(engine, user, timeout, author)
+        except BaseException:
+            detach(user, timeout)  # an interrupt may have come after it was attached
+            raise
         try:
             # Another process may have upgraded it since this one has first opened it.
             may_write = _admit(session)

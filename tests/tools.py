@@ -21,6 +21,9 @@ from registry.cri import PodSandboxConfig
 
 T = TypeVar("T")
 
+LONG = os.environ.get("FAULTS") == "long"
+"""Whether tests try everything, as by `make test-faults`, and not a selection."""
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(registry.__file__)))
 
 READY = Status(State.READY, created_at=1_000)

@@ -60,7 +60,8 @@ class Engine:
         """Remember what to open."""
         self.path: Final = path
         self.read_only: Final = read_only
-        self.users = 0
+        self.users: Final[set[object]] = set()
+        """Those that have it open; the last one to leave closes it."""
         self.closed = ""
         """Why nothing can be done any more."""
         self._tripwire = Tripwire(path)

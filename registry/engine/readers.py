@@ -56,6 +56,7 @@ class Readers:
         self._read_only, self._admit = read_only, admit
         self._require_same_file = require_same_file
         self._idle: list[driver.Connection] = []
+        self._closing: list[driver.Connection] = []
         self._immutable = False
         self._stamp: object = None
         self._schema: int | None = None
@@ -119,11 +120,17 @@ class Readers:
         return reader
 
     def close(self, close: Callable[[driver.Connection], None]) -> None:
-        """Have *close* close those that are idle; the others are when they are given back."""
+        """Have *close* close those that are idle; the others are when they are given back.
+
+        Safe to call again after an interrupt; it resumes.
+        """
         self.closed = True
-        while self._idle:
-            with contextlib.suppress(IndexError):  # another thread has taken the last one
-                close(self._idle.pop())
+        # No call stands between the two, or another thread might take one of them.
+        self._closing += self._idle
+        del self._idle[:]
+        while self._closing:
+            close(self._closing[-1])
+            del self._closing[-1]  # afterwards: one that is lost keeps the file open
 
     # Reading.
 
@@ -136,6 +143,7 @@ class Readers:
             single: one query only, which is its own snapshot.
         """
         connection = self.take(doing)
+        lent = [connection]
         try:
             with driver.driver_errors(doing, self._path):
                 try:
@@ -145,15 +153,20 @@ class Readers:
                 finally:
                     self.require_known_schema(connection, doing)
         finally:
-            self.give_back(connection)
+            try:
+                self.give_back(lent)
+            except BaseException:
+                self.give_back(lent)  # interrupted: it goes on where it was
+                raise
             self.require_unchanged(doing)
 
     def take(self, doing: str) -> driver.Connection:
         """Return a reader, to be given back."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pass
+        # No call stands between the two: CPython runs signal handlers and other threads after one.
+        idle = self._idle[-1:]
+        del self._idle[-1:]
+        if idle:
+            return idle[0]
         # Not `ro` where it can be helped: SQLite leaves the CHECKs out of a schema that it reads
         # so, and integrity_check then passes over them.
         mode = "ro" if self._read_only else "rw"
@@ -176,13 +189,20 @@ class Readers:
             raise
         return connection
 
-    def give_back(self, connection: driver.Connection) -> None:
-        """Keep *connection* for the next look, or close it."""
+    def give_back(self, lent: list[driver.Connection]) -> None:
+        """Keep the readers in *lent* for later, or close them, and empty the list.
+
+        Safe to call again after an interrupt: a reader that is lost keeps its snapshot, and so the
+        WAL, until the garbage collector finds it.
+        """
         if self.abandoned:
             return
-        if connection.in_transaction:
-            connection.rollback()
-        self._idle.append(connection)
+        for connection in lent:
+            if connection.in_transaction:
+                connection.rollback()
+        # No call stands between the two, or another thread might have a reader that is still lent.
+        self._idle += lent
+        del lent[:]
         # Looked at afterwards: a close may come between.
         while self._idle and (self.closed or len(self._idle) > IDLE):
             with contextlib.suppress(IndexError):

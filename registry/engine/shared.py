@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from registry.engine import driver, lockfile
 from registry.engine.file import Engine, living
@@ -20,6 +21,8 @@ from registry.errors import DataLossError, StoreClosedError, UnavailableError
 from registry.sql import Fetch
 from registry.waiting import Mutex
 
+T = TypeVar("T")
+
 _engines: dict[tuple[str, bool], Engine] = {}
 _gates: dict[tuple[str, bool], Mutex] = {}
 _open_at_fork: set[str] = set()
@@ -27,6 +30,7 @@ _open_at_fork: set[str] = set()
 
 def attach(
     path: str | os.PathLike[str],
+    user: object,
     *,
     create: bool,
     read_only: bool,
@@ -40,6 +44,7 @@ def attach(
 
     Args:
         path: the database; its directories are made, with mode 0700, if *create*.
+        user: has the engine open until `detach`, which the caller owes it after an exception too.
         create: whether a missing file is made, with mode 0600.
         read_only: read and never write, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
@@ -56,26 +61,20 @@ def attach(
     """
     real = resolve(path)
     deadline = time.monotonic() + timeout
-    with _gate(real, read_only=read_only, deadline=deadline) as entered:
-        if not entered:
-            who = "another thread of this process"
-            raise UnavailableError(
-                f"open registry {real!r}: waited {timeout:g} s for {who}, which is opening or "
-                "closing it; try again",
-                path=real,
-                holder=who,
-                timeout=timeout,
-            )
+
+    def use() -> Engine:
         _require_openable(real)
         engine = _engines.get((real, read_only))
-        if engine is None:
+        if engine is None or engine.closed:
             _require_there(real, create=create and not read_only)
             engine = Engine(real, read_only=read_only, guard=guard, admit=admit)
             engine.open(inspect, prepare, timeout, deadline)
             _engines[real, read_only] = engine
         engine.require_same_file("open registry")
-        engine.users += 1
+        engine.users.add(user)
         return engine
+
+    return _one_at_a_time((real, read_only), use, timeout, deadline)
 
 
 def _require_there(path: str, *, create: bool) -> None:
@@ -86,16 +85,23 @@ def _require_there(path: str, *, create: bool) -> None:
             make_directories(os.path.dirname(path))
 
 
-def detach(engine: Engine, timeout: float) -> None:
-    """Leave *engine*; its last user closes it, within about *timeout* seconds."""
-    if engine.closed:
-        return
-    with _gate(engine.path, read_only=engine.read_only, deadline=None):
-        engine.users -= 1
-        if engine.users or engine.closed:
-            return
-        _engines.pop((engine.path, engine.read_only), None)
-        engine.close(timeout)
+def detach(user: object, timeout: float) -> None:
+    """End the use of its engine by *user*; the last user closes it, within about *timeout* seconds.
+
+    Safe to call again after an interrupt; it resumes.
+    """
+    for key, engine in tuple(_engines.items()):
+        if user in engine.users:
+            _one_at_a_time(key, partial(_close_for, key, engine, user, timeout), timeout, None)
+
+
+def _close_for(key: tuple[str, bool], engine: Engine, user: object, timeout: float) -> None:
+    if engine.users == {user}:
+        if not engine.closed:
+            engine.close(timeout)
+        if _engines.get(key) is engine:
+            del _engines[key]
+    engine.users.discard(user)
 
 
 def _require_openable(path: str) -> None:
@@ -113,22 +119,41 @@ def _require_openable(path: str) -> None:
         )
 
 
-@contextmanager
-def _gate(path: str, *, read_only: bool, deadline: float | None) -> Iterator[bool]:
-    """Let one thread at a time open or close a file; False when *deadline* passed before."""
-    key, visitor = (path, read_only), object()
-    mutex = _gates.setdefault(key, Mutex())
+def _one_at_a_time(
+    key: tuple[str, bool], call: Callable[[], T], timeout: float, deadline: float | None
+) -> T:
+    """Return what *call* returns, and let one thread of this process at a time call for *key*.
+
+    This is no context manager: an interrupt at the begin of its `__exit__` would leave the mutex
+    held for as long as the traceback exists.
+
+    Args:
+        key: real path, and whether it is opened read-only.
+        call: opens or closes the file.
+        timeout: seconds that were to be waited, for the message.
+        deadline: monotonic time in seconds after which waiting stops; None: never.
+    """
+    mutex, visitor = _gates.setdefault(key, Mutex()), object()
     try:
         entered = mutex.acquire(visitor, deadline)
-        while entered and _gates.get(key) is not mutex:  # who was inside before has removed it
+        while entered and _gates.get(key) is not mutex:  # the thread before has removed it
             mutex.release(visitor)
             mutex = _gates.setdefault(key, Mutex())
             entered = mutex.acquire(visitor, deadline)
-        yield entered
+        if not entered:
+            path, who = key[0], "another thread of this process"
+            raise UnavailableError(
+                f"open registry {path!r}: waited {timeout:g} s for {who}, which is opening or "
+                "closing it; try again",
+                path=path,
+                holder=who,
+                timeout=timeout,
+            )
+        return call()
     finally:
         try:
             _leave(key, mutex, visitor)
-        except BaseException:  # of a signal handler
+        except BaseException:  # interrupted
             _leave(key, mutex, visitor)
             raise
 

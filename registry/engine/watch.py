@@ -76,6 +76,6 @@ class Watch:
             self._close_now(close)
 
     def _close_now(self, close: Callable[[driver.Connection], None]) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            close(connection)
+        if self._connection is not None:
+            close(self._connection)
+            self._connection = None  # afterwards: an interrupted close is called again

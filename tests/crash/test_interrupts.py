@@ -1,304 +1,264 @@
-"""An exception that a signal handler raises into a call: whole or absent, and the store goes on."""
+"""Interrupted calls: a change is stored whole or not at all, and nothing stays locked."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.tools import run
+from tests.tools import LONG, run
 
-pytestmark = pytest.mark.crash
+TIMEOUT = 1200 if LONG else 120
+"""Seconds for one process."""
 
-CODE = """
-    import random, signal, sys
-    from dataclasses import replace
-    from registry import Metadata, State, Status, Store
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(TIMEOUT + 60)]
 
-    class Stop(BaseException):
-        pass
-
-    def strike(signum, frame):
-        raise Stop
-
-    path, kind, seed = sys.argv[1:]
-    moments = random.Random(int(seed))
-    signal.signal(signal.SIGALRM, strike)
-    store = Store.open(path, timeout=5)
-    handle = store.add(Metadata("a", "a", None), Status(State.READY))
-    struck = whole = 0
-
-    def call(n):
-        if kind == "update":
-            handle.status.update(lambda old: replace(old, exited_at=n))
-        elif kind == "nested":
-            with store.transaction():
-                handle.status.update(lambda old: replace(old, exited_at=n))
-                with store.transaction():
-                    handle.status.update(lambda old: replace(old, message=str(n)))
-        elif kind == "add":
-            store.add(Metadata(f"s{n}", f"s{n}", None), Status(State.READY))
-        elif kind == "read":
-            store.list()
-            store.get("a")
-
-    def done(n):
-        if kind == "add":
-            return f"s{n}" in [each.id for each in store.list()]
-        status = handle.status.get()
-        assert kind != "nested" or str(status.exited_at or "") == status.message, status
-        return status.exited_at == n
-
-    for n in range(1, 400):
-        try:
-            signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 8e-4))
-            call(n)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except Stop:
-            struck += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            whole += done(n)
-        else:
-            assert kind == "read" or done(n)
-        # Whatever was struck, nothing is held: a call of another thread would wait for ever.
-        assert store._session.engine.writes.mutex.holder is None
-        assert store._session.engine.writes.transaction is None
-        assert store._session.engine.writes._group is None
-        assert not store._session.engine.writer._has_turn
-    store.add(Metadata("last", "last", None), Status(State.READY))
-    print(struck > 20, store.check())
-    store.close()
-    """
+IN_A_WRITE = {"Mutex.acquire", "Turnstile.acquire", "Writer.commit", "Write.__exit__"}
+INTERRUPTED = {
+    "update": {*IN_A_WRITE, "Session._note"},
+    "nested": {*IN_A_WRITE, "Transaction.end_nested", "Session._note"},
+    "add": {*IN_A_WRITE, "identify", "look"},
+    "delete": IN_A_WRITE,
+    "update_metadata": IN_A_WRITE,
+    "get": {"Watch.look", "Readers.give_back"},
+    "list": {"Watch.look", "Readers.give_back"},
+    "history": {"Readers.give_back"},
+    "reconcile": {*IN_A_WRITE, "Readers.give_back", "look", "namespace_at"},
+}
+"""Functions that are called by each call, and so interrupted."""
 
 
-@pytest.mark.parametrize("kind", ["update", "nested", "add", "read"])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_call_that_a_signal_handler_interrupts_is_whole_or_absent(
-    path: str, kind: str, seed: int
+def interrupt(path: str, call: str, action: str, **options: object) -> set[str]:
+    """Interrupt *call* at its points, see `tests.crash.calls`; return which functions were."""
+    code = "import sys; from tests.crash.calls import main; main(*sys.argv[1:])"
+    printed = run(code, path, call, action, json.dumps(options), timeout=TIMEOUT)
+    return set(printed.splitlines())
+
+
+@pytest.mark.parametrize("call", INTERRUPTED)
+@pytest.mark.parametrize("action", ["interrupt", "time_out"])
+def test_an_interrupt_comes_out_and_leaves_the_change_whole_or_absent(
+    path: str, call: str, action: str
 ) -> None:
-    """Hundreds of times, at random moments; afterwards nothing is held."""
-    assert "True []" == run(CODE, path, kind, seed).strip()
+    """A TimeoutError is an OSError, but not an answer of the system."""
+    everywhere = LONG or action == "time_out" or call in {"update", "add"}
+    assert INTERRUPTED[call] <= interrupt(path, call, action, selected=not everywhere)
+
+
+@pytest.mark.parametrize("call", ["update", "nested", "add", "delete"] if LONG else ["add"])
+def test_two_interrupts_at_the_end_leave_the_change_whole_or_absent(path: str, call: str) -> None:
+    """The second one comes while the call cleans up after the first: in each function."""
+    options = {} if LONG else {"selected": True, "within": "Write.__exit__"}
+    found = interrupt(path, call, "interrupt", times=2, **options)
+    assert {"GroupCommit.commit", "Writer.commit", "Mutex.release", "Writer.release"} <= found
 
 
 BESIDE_OTHERS = """
-    import random, signal, sys, threading
-    from dataclasses import replace
-    from registry import Metadata, State, Status, Store
+    import sys
+    from concurrent.futures import ThreadPoolExecutor
+    from registry import Metadata, Store
+    from tests.convoy import more, waiting
+    from tests.interrupts import Interrupts, held
+    from tests.tools import READY, until
 
-    class Stop(BaseException):
-        pass
+    path, place = sys.argv[1:]
 
-    def strike(signum, frame):
-        raise Stop
+    def is_writing():
+        return store._session.engine.writes.transaction is not None
 
-    path, seed = sys.argv[1:]
-    moments = random.Random(int(seed))
-    signal.signal(signal.SIGALRM, strike)
-    store = Store.open(path, timeout=20)
-    ours, *theirs = (store.add(Metadata(id, id, None), Status(State.READY)) for id in "abcd")
-    done, written = threading.Event(), {}
+    def lead():
+        def wait_for_the_others(old):
+            others = 2 if place == "middle" else 1
+            until(lambda: waiting(store) + attempt.ended >= others)
+            return more(old)
 
-    def write(handle):
-        n = 0
-        while not done.is_set():
-            n += 1
-            handle.status.update(lambda old: replace(old, exited_at=n))
-        written[handle.id] = n
+        ahead.status.update(wait_for_the_others)
 
-    threads = [threading.Thread(target=write, args=[handle]) for handle in theirs]
-    for thread in threads:
-        thread.start()
-    struck = 0
-    for n in range(1, 400):
-        try:
-            signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 3e-3))
-            ours.status.update(lambda old: replace(old, exited_at=n))
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except Stop:
-            struck += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        else:
-            assert ours.status.get().exited_at == n
-    done.set()
-    for thread in threads:
-        thread.join()
-    engine = store._session.engine
-    assert (engine.writes.mutex.holder, engine.writes._group) == (None, None)
-    assert not engine.writer._has_turn and not engine.writer.connection.in_transaction
-    assert written == {each.id: each.status.get().exited_at for each in theirs}
-    print(struck > 20, min(written.values()) > 20, store.check())
-    store.close()
+    def follow():
+        in_line = 0 if place == "first" else 1
+        until(lambda: attempt.ended or is_writing() and waiting(store) == in_line)
+        behind.status.update(more)
+
+    def update():
+        def wait_for_the_next(old):
+            if place == "first":
+                until(lambda: waiting(store) == 1)
+            return more(old)
+
+        ours.status.update(wait_for_the_next)
+
+    with Store.open(path, timeout=20) as store, ThreadPoolExecutor(2) as pool:
+        ours, ahead, behind = (store.add(Metadata(id, id, None), READY) for id in "abc")
+        attempts, stored = Interrupts(), 0
+        for n, attempt in enumerate(attempts, 1):
+            others = []
+            if place != "first":
+                others.append(pool.submit(lead))
+                until(is_writing)
+            if place != "last":
+                others.append(pool.submit(follow))
+            attempt.run(update)
+            assert [None] * len(others) == [other.result() for other in others], attempt
+            until(lambda: not held(store), lambda: (held(store), attempt))
+            before, stored = stored, ours.status.get().exited_at
+            assert stored == before + 1 or attempt.raised, attempt
+            assert stored in {before, before + 1}, attempt
+            assert ahead.status.get().exited_at == (n if place != "first" else 0), attempt
+            assert behind.status.get().exited_at == (n if place != "last" else 0), attempt
+        assert [] == store.check()
+    print(*attempts.functions, sep="\\n")
     """
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_who_is_interrupted_in_a_group_strands_nobody(path: str, seed: int) -> None:
-    """Wherever it is struck, running or waiting: the others lose nothing and go on."""
-    assert "True True []" == run(BESIDE_OTHERS, path, seed).strip()
+@pytest.mark.parametrize(
+    ("place", "interrupted"),
+    [
+        ("first", {"GroupCommit.begin", "GroupCommit._settle"}),
+        ("middle", {"Mutex.acquire", "GroupCommit._settle"}),
+        ("last", {"Mutex.acquire", "GroupCommit._conclude", "Writer.commit"}),
+    ],
+)
+def test_an_interrupted_member_of_a_group_leaves_the_others_theirs(
+    path: str, place: str, interrupted: set[str]
+) -> None:
+    """Wherever it stands in the group: what the other threads write is stored, and they go on."""
+    assert interrupted <= set(run(BESIDE_OTHERS, path, place, timeout=TIMEOUT).splitlines())
 
 
-STRIKING = """
-    import dis, itertools, sys, time
-
-    LOOKS = {"CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}  # after these, for signals
-
-    class Stop(BaseException):
-        pass
-
-    def strike(nth, files, call, error=Stop):
-        \"\"\"Return where, in one of *files*, the nth look for signals in *call* was struck, and
-        whether it told; None where it had fewer.\"\"\"
-        seen, before, struck = itertools.count(1), {}, []
-
-        def trace(frame, event, arg):
-            if not frame.f_code.co_filename.endswith(files):
-                return None
-            frame.f_trace_opcodes = True
-            if event == "opcode":
-                last, before[frame] = before.get(frame), dis.opname[
-                    frame.f_code.co_code[frame.f_lasti]
-                ]
-                if last in LOOKS and next(seen) == nth:
-                    sys.settrace(None)
-                    struck.append((frame.f_code.co_qualname, frame.f_lineno))
-                    raise error
-            return trace
-
-        sys.settrace(trace)
-        try:
-            call()
-        except error:
-            return struck[0], True
-        finally:
-            sys.settrace(None)
-        return (struck[0], False) if struck else None
-    """
-
-AT_THE_TURNSTILE = (
-    STRIKING
-    + """
-    import os
+AT_THE_PROCESS_LOCK = """
+    import os, sys, time
     from registry.engine.turnstile import Turnstile
+    from tests.interrupts import Interrupts
 
-    FILES = ("turnstile.py", "waiting.py", "lockfile.py")
     database, kind = sys.argv[1:]
     holder, third = Turnstile(database), Turnstile(database)
-    for nth in itertools.count(1):
-        assert holder.acquire(time.monotonic() + 5), nth
-        struck = Turnstile(database)
+    attempts = Interrupts()
+    for attempt in attempts:
+        assert holder.acquire(time.monotonic() + 5), attempt
+        interrupted = Turnstile(database)
         if kind == "again":
-            struck.acquire(time.monotonic() + 0.002)
-            struck.release()
-        if kind == "committing":
+            interrupted.acquire(time.monotonic() + 0.002)
+            interrupted.release()
+        if kind in {"committing", "removed"}:
             holder.leave_queue()
         if kind == "removed":
-            holder.leave_queue()
             os.unlink(f"{database}-lock")
             os.unlink(f"{database}-queue")
         look = holder.release if kind == "committing" else None
-        hit = strike(nth, FILES, lambda: struck.acquire(time.monotonic() + 0.01, look))
-        struck.release()
+        attempt.run(lambda: interrupted.acquire(time.monotonic() + 0.01, look))
+        interrupted.release()
         holder.release()
-        for turnstile in (third, struck):
-            assert turnstile.acquire(time.monotonic() + 5), (nth, hit, turnstile is struck)
-            turnstile.release()
-        struck.close()
-        if hit is None:
-            break
-    print(nth > 10)
+        for each in (third, interrupted):
+            assert each.acquire(time.monotonic() + 5), (attempt, each is interrupted)
+            each.release()
+        interrupted.close()
+    print(*attempts.functions, sep="\\n")
     """
+
+
+@pytest.mark.parametrize(
+    ("kind", "interrupted"),
+    [
+        ("first", {"Turnstile.acquire", "LockFile.take_now", "_Waiter.wait", "Sleepers.wait"}),
+        ("again", {"Turnstile.acquire", "_Waiter.wait", "Sleepers.wait"}),
+        ("committing", {"Turnstile.acquire", "LockFile.release", "LockFile.sign"}),
+        ("removed", {"Turnstile.acquire", "LockFile.at_its_path", "LockFile.reopen"}),
+    ],
 )
+def test_an_interrupt_at_the_process_lock_keeps_no_process_out(
+    path: str, kind: str, interrupted: set[str]
+) -> None:
+    """While another process holds the lock, is about to release it, or its file was removed."""
+    assert interrupted <= set(run(AT_THE_PROCESS_LOCK, path, kind).splitlines())
 
 
-@pytest.mark.parametrize("kind", ["first", "again", "committing", "removed"])
-def test_who_is_interrupted_at_the_turnstile_keeps_nobody_out(path: str, kind: str) -> None:
-    """Wherever Python looks for signals while another one holds the lock; nor itself."""
-    assert "True" == run(AT_THE_TURNSTILE, path, kind).strip()
-
-
-def test_a_close_that_is_interrupted_keeps_nobody_out(path: str) -> None:
-    """Wherever Python looks for signals in it; nor is the file left open in this process."""
+def test_an_interrupted_close_keeps_no_process_out(path: str) -> None:
+    """Nor does it leave the files open in this process."""
     code = """
-    from registry import Metadata, State, Status, Store
-    from registry.engine.turnstile import Turnstile
+        import os, sys, time
+        from registry import Metadata, Store
+        from registry.engine.turnstile import Turnstile
+        from tests.interrupts import Interrupts
+        from tests.tools import READY
 
-    FILES = ("engine/file.py", "writer.py", "turnstile.py", "lockfile.py", "tripwire.py")
-    with Store.open(sys.argv[1], timeout=5) as store:
-        store.add(Metadata("a", "a", None), Status(State.READY))
-    other = Turnstile(sys.argv[1])
-    for nth in itertools.count(1):
-        store = Store.open(sys.argv[1], reconcile=False, timeout=5)
-        hit = strike(nth, FILES, store.close)
-        assert other.acquire(time.monotonic() + 1), hit
-        other.release()
-        if hit is None:
-            break
-    print(nth > 30)
-    """
-    assert "True" == run(STRIKING + code, path).strip()
-
-
-def test_the_timeout_of_a_signal_handler_is_no_answer_of_the_system(path: str) -> None:
-    """It is an OSError too; but it comes out, and the store goes on."""
-    code = """
-    import sqlite3
-    from dataclasses import replace
-    from registry import Metadata, State, Status, Store
-
-    FILES = ("engine/wal.py", "engine/paths.py", "lockfile.py")
-
-    def update():
-        handle.status.update(lambda old: replace(old, pid=old.pid + 1))
-
-    def shorten_the_log():
-        other = sqlite3.connect(sys.argv[1])
-        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        other.close()
-
-    with Store.open(sys.argv[1], timeout=5) as store:
-        handle = store.add(Metadata("a", "a", None), Status(State.READY))
-        for nth in itertools.count(1):
-            shorten_the_log()
-            update()
-            hit = strike(nth, FILES, update, TimeoutError)
-            if hit is None:
-                break
-            assert hit[1], hit
-            update()
-        print(nth > 10)
-    """
-    assert "True" == run(STRIKING + code, path).strip()
-
-
-def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_told_so(path: str) -> None:
-    """At once: it would wait for what goes on only after it. Elsewhere it may write."""
-    out = run(
+        with Store.open(sys.argv[1], timeout=5) as store:
+            store.add(Metadata("a", "a", None), READY)
+        other = Turnstile(sys.argv[1])
+        attempts = Interrupts()
+        for attempt in attempts:
+            store = Store.open(sys.argv[1], reconcile=False, timeout=5)
+            attempt.run(store.close)
+            assert other.acquire(time.monotonic() + 1), attempt
+            other.release()
+            store.close()  # resumes what was interrupted
+            assert not os.path.exists(f"{sys.argv[1]}-wal"), attempt
+        print(*attempts.functions, sep="\\n")
         """
-        import random, signal, sys, time
-        from collections import Counter
+    interrupted = {"Engine.close", "Writer.close", "Turnstile.release", "LockFile.close"}
+    assert interrupted <= set(run(code, path).splitlines())
+
+
+def test_an_interrupted_open_keeps_no_process_out(path: str) -> None:
+    """Nor does it keep this process from opening the registry, and from closing it."""
+    code = """
+        import gc, os, sys, time
+        from registry import Metadata, Store
+        from registry.engine.turnstile import Turnstile
+        from tests.interrupts import Interrupts
+        from tests.tools import READY
+
+        with Store.open(sys.argv[1], timeout=5) as store:
+            store.add(Metadata("a", "a", None), READY)
+        other, opened = Turnstile(sys.argv[1]), []
+        attempts = Interrupts(selected=sys.argv[2] == "False")
+        for attempt in attempts:
+            attempt.run(lambda: opened.append(Store.open(sys.argv[1], timeout=5)))
+            if opened:
+                opened.pop().close()
+            assert other.acquire(time.monotonic() + 1), attempt
+            other.release()
+            with Store.open(sys.argv[1], timeout=5) as store:
+                assert store.get("a"), attempt
+            if os.path.exists(f"{sys.argv[1]}-wal"):
+                gc.collect()  # closes the connection that the interrupted open has lost
+            assert not os.path.exists(f"{sys.argv[1]}-wal"), attempt
+        print(*attempts.functions, sep="\\n")
+        """
+    interrupted = {"attach", "Engine.open", "Writer._connect", "Turnstile.acquire"}
+    assert interrupted <= set(run(code, path, LONG, timeout=TIMEOUT).splitlines())
+
+
+def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_refused(path: str) -> None:
+    """It would wait for the write that goes on only after it; before and after it may write."""
+    code = """
+        import sys
         from dataclasses import replace
-        from registry import FailedPreconditionError, Metadata, State, Status, Store
+        from registry import FailedPreconditionError, Metadata, Store
+        from tests.convoy import more
+        from tests.interrupts import Interrupts
+        from tests.tools import READY
+
+        written = refused = 0
+
+        def write():
+            global written, refused
+            try:
+                theirs.status.update(more)
+            except FailedPreconditionError:
+                refused += 1
+            else:
+                written += 1
 
         with Store.open(sys.argv[1], timeout=20) as store:
-            ours, theirs = (store.add(Metadata(id, id, None), Status(State.READY)) for id in "ab")
-            told = Counter()
-
-            def write(signum, frame):
-                try:
-                    theirs.status.update(lambda old: replace(old, exited_at=old.exited_at + 1))
-                    told["written"] += 1
-                except FailedPreconditionError as error:
-                    told["refused"] += 1
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 1e-3))
-
-            signal.signal(signal.SIGALRM, write)
-            signal.setitimer(signal.ITIMER_REAL, 1e-3)
-            n, end = 0, time.monotonic() + 30
-            while min(told["written"], told["refused"]) < 5 and time.monotonic() < end:
-                n += 1
-                ours.status.update(lambda old: replace(old, exited_at=n))
-            signal.signal(signal.SIGALRM, signal.SIG_IGN)
-            print(min(told["written"], told["refused"]) >= 5, ours.status.get().exited_at == n)
-            print(theirs.status.get().exited_at == told["written"], store.check())
-        """,
-        path,
-    )
-    assert ["True True", "True []"] == out.splitlines()
+            ours, theirs = (store.add(Metadata(id, id, None), READY) for id in "ab")
+            attempts = Interrupts(write)
+            for n, attempt in enumerate(attempts, 1):
+                attempt.run(lambda: ours.status.update(more))
+                assert n == ours.status.get().exited_at, attempt
+                assert written == theirs.status.get().exited_at, attempt
+            print(written > 0, refused > 0, store.check())
+        print(*attempts.functions, sep="\\n")
+        """
+    outcome, *functions = run(code, path).splitlines()
+    assert "True True []" == outcome
+    assert IN_A_WRITE <= set(functions)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.tools import small_file_system
-
-LONG = os.environ.get("FAULTS") == "long"
-"""Whether everything is tried, as by `make test-faults`, and not a selection."""
+from tests.tools import LONG, small_file_system
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 
 import registry
 from registry.interrupts import is_interrupt, reraise_interrupt, suppress_os_errors
-from tests.tools import run
 
 PACKAGE = os.path.dirname(registry.__file__)
 
@@ -149,70 +148,3 @@ def test_every_handler_of_os_errors_asks_whether_it_is_an_interrupt() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "contextlib.suppress":
                 wrong += [path for each in node.args if ast.unparse(each) in OS_ERRORS]
     assert [] == wrong
-
-
-def test_an_interrupt_in_the_recording_of_identities_comes_out(path: str) -> None:
-    """In each line of it: a TimeoutError of a handler is not logged and dropped."""
-    out = run(
-        """
-        import itertools, os, signal, subprocess, sys
-        from dataclasses import replace
-        from registry import Metadata, State, Status, Store
-
-        FILES = ("session.py", "process.py", "kernel.py", "netns.py")
-
-        def raise_timeout(signum, frame):
-            raise TimeoutError
-
-        signal.signal(signal.SIGUSR1, raise_timeout)
-
-        def interrupt(nth, call):
-            # Call it with a signal before the nth line of the recording; tell where that was.
-            left, where = nth, None
-
-            def trace(frame, event, arg):
-                nonlocal left, where
-                if frame.f_code.co_name == "_note" or where is None and recording(frame):
-                    if event == "line":
-                        left -= 1
-                        if left == 0:
-                            where = (frame.f_code.co_filename, frame.f_lineno)
-                            signal.raise_signal(signal.SIGUSR1)
-                    return trace if frame.f_code.co_filename.endswith(FILES) else None
-                return trace
-
-            def recording(frame):
-                while frame is not None and frame.f_code.co_name != "_note":
-                    frame = frame.f_back
-                return frame is not None
-
-            sys.settrace(trace)
-            try:
-                call()
-                out = False
-            except TimeoutError:
-                out = True
-            finally:
-                sys.settrace(None)
-            return where, out
-
-        child = subprocess.Popen(["sleep", "600"])
-        with Store.open(sys.argv[1], timeout=5) as store:
-            swallowed = []
-            for nth in itertools.count(1):
-                handle = store.add(Metadata(f"s{nth}", f"n{nth}", None), Status(State.READY))
-                where, out = interrupt(
-                    nth, lambda: handle.status.update(lambda old: replace(old, pid=child.pid))
-                )
-                if where is None:
-                    break
-                assert handle.status.get().pid == child.pid
-                if not out:
-                    swallowed.append(where)
-            print(nth > 1, swallowed, store.check())
-        child.kill()
-        child.wait()
-        """,
-        path,
-    )
-    assert "True [] []" == out.strip()

@@ -237,7 +237,7 @@ def test_look_ups_use_indexes(shell: sqlite3.Connection, store: Store) -> None:
     store.list()  # has opened the connection that watches, which reads nothing
     reader = engine._readers.take("test")
     reader.set_trace_callback(statements.append)
-    engine._readers.give_back(reader)
+    engine._readers.give_back([reader])
     store.get("rea")
     store.list(labels={"app": "x"})
     store.list(pod="web")

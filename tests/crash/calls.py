@@ -1,0 +1,139 @@
+"""Calls of a store that are interrupted, in a process of their own, wherever they can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from registry import Metadata, NotFoundError, State, Status, Store
+from tests import interrupts
+from tests.tools import READY, UNKNOWN
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call; each function is given the number of the attempt."""
+
+    run: Callable[[int], object]
+    is_stored: Callable[[int], bool] = lambda _: True
+    """Whether what the call writes is in the database; raises if only a part of it is."""
+    prepare: Callable[[int], object] = lambda _: None
+
+
+class Calls:
+    """The calls, by name; the processes and the namespace that their sandboxes name exist."""
+
+    def __init__(self, store: Store, pids: list[int]) -> None:
+        """Add the sandboxes that are updated and read."""
+        self._store, self._pids = store, pids
+        self._netns_path = f"/proc/{pids[0]}/ns/net"
+        self._ours = store.add(Metadata("ours", "ours", None, netns_path=self._netns_path), READY)
+        nowhere = os.path.join(os.path.dirname(store.path), "nowhere")
+        self._lost = store.add(Metadata("lost", "lost", None, netns_path=nowhere), READY)
+
+    def named(self, name: str) -> Call:
+        """Return the call *name*."""
+        store = self._store
+        return {
+            "update": Call(self._update, self._is_updated),
+            "nested": Call(self._update_nested, self._is_updated),
+            "add": Call(self._add, self._is_there),
+            "delete": Call(
+                lambda n: store.delete(f"s{n}"), lambda n: not self._is_there(n), self._add
+            ),
+            "update_metadata": Call(self._complete, self._is_complete, self._begin),
+            "get": Call(lambda _: store.get("ours").status.get(), prepare=self._commit),
+            "list": Call(lambda _: store.list(namespace=""), prepare=self._commit),
+            "history": Call(lambda _: store.history("ours"), prepare=self._commit),
+            "reconcile": Call(lambda _: store.reconcile(), self._is_marked, self._bring_back),
+        }[name]
+
+    def _update(self, n: int) -> None:
+        """Write another pid, whose identity is recorded."""
+        pid = self._pids[n % 2]
+        self._ours.status.update(lambda old: replace(old, message=str(n), exited_at=n, pid=pid))
+
+    def _update_nested(self, n: int) -> None:
+        with self._store.transaction():
+            self._ours.status.update(lambda old: replace(old, exited_at=n))
+            with self._store.transaction():
+                self._update(n)
+
+    def _is_updated(self, n: int) -> bool:
+        status = self._ours.status.get()
+        assert status.message == str(status.exited_at or ""), status
+        return status.exited_at == n
+
+    def _add(self, n: int) -> None:
+        metadata = Metadata(f"s{n}", f"s{n}", None, netns_path=self._netns_path)
+        self._store.add(metadata, Status(State.READY, pid=self._pids[0]))
+
+    def _begin(self, n: int) -> None:
+        self._store.add(Metadata(f"s{n}", f"s{n}", None), UNKNOWN)
+
+    def _complete(self, n: int) -> None:
+        self._store.update_metadata(f"s{n}", lambda old: replace(old, ip="10.88.0.7"))
+
+    def _is_complete(self, n: int) -> bool:
+        return self._store.get(f"s{n}", include_unknown=True).metadata.ip != ""
+
+    def _is_there(self, n: int) -> bool:
+        try:
+            return bool(self._store.get(f"s{n}").status.get())
+        except NotFoundError:
+            return False
+
+    def _commit(self, n: int) -> None:
+        """Commit something, after which nothing is answered from the cache."""
+        self._lost.status.update(lambda old: replace(old, exited_at=n))
+
+    def _bring_back(self, _: int) -> None:
+        """Have the next reconcile find a READY sandbox without its network namespace."""
+        self._lost.status.update(lambda old: replace(old, state=State.READY))
+
+    def _is_marked(self, _: int) -> bool:
+        return self._lost.status.get().state is State.NOTREADY
+
+
+@contextmanager
+def two_processes() -> Iterator[list[int]]:
+    """Return the pids of two processes that run meanwhile."""
+    children = [subprocess.Popen(["cat"], stdin=subprocess.PIPE) for _ in "12"]
+    try:
+        yield [child.pid for child in children]
+    finally:
+        for child in children:
+            child.communicate()
+
+
+def main(path: str, name: str, action: str, options: str) -> None:
+    """Interrupt the call *name* at its points, and print the functions that were interrupted.
+
+    Args:
+        path: the database.
+        name: of the call.
+        action: name of the function of `tests.interrupts` that the signal handler calls.
+        options: arguments of `Interrupts`, as JSON.
+    """
+    attempts = interrupts.Interrupts(getattr(interrupts, action), **json.loads(options))
+    with two_processes() as pids, Store.open(path, timeout=5) as store:
+        call = Calls(store, pids).named(name)
+        call.prepare(1)
+        call.run(1)  # without interrupts: imports are not tested
+        for n, attempt in enumerate(attempts, 2):
+            call.prepare(n)
+            attempt.run(lambda n=n: call.run(n))  # type: ignore[misc]
+            assert [] == interrupts.held(store), attempt
+            assert attempt.raised or attempt.unraisable or not attempt.points, attempt
+            assert call.is_stored(n) or attempt.raised, attempt
+        assert [] == store.check()
+    sys.stdout.write("\n".join(attempts.functions))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
