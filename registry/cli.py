@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -54,6 +55,19 @@ PAGE: Final = 1000
 """Transitions that are read at once of a history that is damaged."""
 TIMEOUT_MAX: Final = 86_400.0
 """Seconds; infinity is nothing to wait for."""
+
+_NAME: Final = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_DNS_LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_LABEL_KEY: Final = re.compile(rf"((?=.{{1,253}}/){_DNS_LABEL}(\.{_DNS_LABEL})*/)?{_NAME}")
+"""A label key of Kubernetes: a name, and perhaps a DNS name of at most 253 characters before it."""
+ADVICE: Final = {
+    "open it with read_only=True": (
+        "mount its file system writable; without that list, inspect, history, check, export and "
+        "reconcile --dry-run work"
+    ),
+    "open it for writing with upgrade=True": f"`{PROGRAM} reconcile` brings it up to date",
+}
+"""What an operator can do, by what the library advises to a program."""
 
 # What is logged on the way stands in what is printed at the end. Without a handler Python would
 # write it to stderr as well, with tracebacks.
@@ -94,6 +108,8 @@ def _code_of(error: RegistryError) -> int:
 
 def _complain(message: str, code: int) -> int:
     """Say in one line on stderr what went wrong, and return *code*."""
+    for of_library, of_program in ADVICE.items():
+        message = message.replace(of_library, of_program)
     try:
         typer.echo(f"{PROGRAM}: error: {plain(message)}", err=True)
     except OSError as error:
@@ -227,11 +243,13 @@ def _state(ctx: typer.Context, text: str | None) -> State | None:
 
 
 def _labels(ctx: typer.Context, texts: Sequence[str]) -> dict[str, str]:
+    """Return the labels that *texts* name; a selector with operators is refused, not misread."""
     labels: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals:
-            raise _usage(ctx, "--label", f"{text!r} is not KEY=VALUE")
+        if not equals or not _LABEL_KEY.fullmatch(key) or value.startswith("=") or "," in value:
+            why = "is not KEY=VALUE with a label key of Kubernetes; no other operator is accepted"
+            raise _usage(ctx, "--label", f"{text!r} {why}")
         if labels.setdefault(key, value) != value:
             raise _usage(ctx, "--label", f"{key!r} cannot have two values")
     return labels

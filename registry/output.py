@@ -7,14 +7,27 @@ reaches a terminal. JSON is ASCII.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 TIMES: Final = frozenset({"created_at", "exited_at", "at"})
-STYLES: Final = {"SANDBOX_READY": "green", "SANDBOX_NOTREADY": "yellow"}
+TITLE: Final = ""
+"""Stands for every title among the styles; no cell is empty but below one that was folded."""
+STYLES: Final = {
+    TITLE: "\x1b[1m",
+    "SANDBOX_READY": "\x1b[32m",
+    "SANDBOX_NOTREADY": "\x1b[33m",
+}
+RESET: Final = "\x1b[0m"
+DUMB: Final = "dumb"
+"""Value of TERM, and what a terminal is taken for that has none: it knows no escapes."""
+GAP: Final = "  "
+"""Between two columns."""
 LAST_MIN: Final = 20
 """Characters that the last column of a table gets on a narrow terminal."""
 
@@ -47,35 +60,44 @@ def write_all(found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
 def table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Return a table for people; one line is one of *found*, whole, to be searched by grep.
 
-    On a terminal the last cell is folded, and no other.
+    On a terminal the last cell is folded, and no other. A dumb terminal gets what a pipe gets.
     """
-    # Late: 40 ms that neither `--json` nor `serve` has to wait for.
-    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415
+    # Late: 20 ms that neither `--json` nor `serve` has to wait for.
+    from rich.cells import cell_len  # noqa: PLC0415
 
-    lines = [[shown(name, each[name]) for name in columns] for each in found]
-    widths = [max(map(cell_len, cells)) for cells in zip(columns, *lines, strict=True)]
-    if not sys.stdout.isatty():
-        padded = (map(set_cell_size, cells, widths) for cells in (_titles(columns), *lines))
-        return "".join("  ".join(cells).rstrip() + "\n" for cells in padded)
-    left = shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1])
-    widths[-1] = min(widths[-1], max(left, LAST_MIN))
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title, width in zip(_titles(columns), widths, strict=True):
-        table.add_column(title, width=width, overflow="fold")
+    titles = [name.upper() for name in columns]
+    lines = [titles, *([shown(name, each[name]) for name in columns] for each in found)]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    smart = sys.stdout.isatty() and os.environ.get("TERM", DUMB) != DUMB
+    if smart:
+        left = shutil.get_terminal_size().columns - sum(widths[:-1]) - len(GAP) * len(widths[:-1])
+        widths[-1] = min(widths[-1], max(left, LAST_MIN))
+    styles = STYLES if smart and not os.environ.get("NO_COLOR") else {}
+    rows = []
     for line in lines:
-        table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in line))
-    console = Console(width=sum(widths) + 2 * len(widths), force_terminal=True)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
+        *cells, last = line
+        style = styles.get(TITLE, "") if line is titles else ""
+        for part in _folded(last, widths[-1]) if smart else [last]:
+            padded = [
+                _painted(cell, style or styles.get(cell, "")) + " " * (width - cell_len(cell))
+                for cell, width in zip([*cells, part], widths, strict=True)
+            ]
+            rows.append(GAP.join(padded).rstrip() + "\n")
+            cells = [""] * len(cells)
+    return "".join(rows)
 
 
-def _titles(columns: Sequence[str]) -> list[str]:
-    return [name.upper() for name in columns]
+def _folded(text: str, width: int) -> list[str]:
+    """Return *text* in parts of at most *width* cells, between words where that is possible."""
+    from rich.cells import chop_cells  # noqa: PLC0415
+
+    lines = textwrap.wrap(text, width, break_on_hyphens=False) or [text]
+    # A wide character is one to textwrap, and takes two cells.
+    return [part for line in lines for part in chop_cells(line, width) or [""]]
+
+
+def _painted(cell: str, style: str) -> str:
+    return f"{style}{cell}{RESET}" if style and cell else cell
 
 
 def shown(name: str, value: object) -> str:

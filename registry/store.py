@@ -199,7 +199,7 @@ class Store:
         if found is None:
             raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
         if found.row.state == HIDDEN and not include_unknown:
-            message = f"{doing}: it is being created; see include_unknown"
+            message = f"{doing}: it is being created; wait until it is READY, or include UNKNOWN"
             raise NotFoundError(message, id=found.row.id)
         return Sandbox(self._session, found)
 

@@ -141,7 +141,8 @@ def _claimed(path: str, doing: str) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         reraise_interrupt(error)
-        raise FailedPreconditionError(f"{doing}: {error.strerror}") from error
+        why = f"lock file {path!r}: {error.strerror}; make its directory writable"
+        raise FailedPreconditionError(f"{doing}: {why}") from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

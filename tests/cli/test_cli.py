@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import pty
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+import registry
 from registry import (
     CNIResult,
     Metadata,
@@ -28,6 +33,7 @@ from registry import (
     cli,
 )
 from registry.cri import NamespaceMode
+from tests import needs
 from tests.tools import NOTREADY, environment, execute, pod, query, sandbox
 
 LONG = "4f2a" * 16
@@ -459,6 +465,58 @@ def test_on_a_terminal_only_the_last_column_is_folded(
     assert r"\x1b[31mred" in out
 
 
+TERMINALS = {
+    "xterm": {"TERM": "xterm"},
+    "no color": {"TERM": "xterm-256color", "NO_COLOR": "1"},
+    "dumb": {"TERM": "dumb"},
+    "no TERM": {"TERM": ""},
+}
+
+
+def on_terminal(path: str, columns: int, *args: str, **variables: str) -> list[str]:
+    """Return the lines that the real program writes to a terminal of so many columns."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, columns))
+    names = {"TERM", "NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"}
+    env = {name: value for name, value in environment().items() if name not in names}
+    env |= {name: value for name, value in variables.items() if value}
+    command = [sys.executable, "-m", "registry", "--db", path, *args]
+    with subprocess.Popen(command, stdout=slave, env=env) as process:
+        os.close(slave)
+        found = b""
+        with suppress(OSError), os.fdopen(master, "rb", buffering=0) as terminal:
+            while part := terminal.read(4096):  # EIO at the end
+                found += part
+    assert 0 == process.returncode
+    return found.decode().splitlines()
+
+
+@pytest.mark.parametrize("terminal", TERMINALS)
+@pytest.mark.parametrize("columns", [1, 40, 200])
+def test_field_names_are_never_folded(path: str, terminal: str, columns: int) -> None:
+    """Whatever the terminal: every field of `inspect` begins a line of its own, whole."""
+    lines = on_terminal(path, columns, "inspect", "3f2a", **TERMINALS[terminal])
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", each) for each in lines]
+    names = json.loads(run("--db", path, "inspect", "3f2a", "--json").out)
+    assert ["FIELD            VALUE"] == plain[:1]
+    shown = [each.split()[0] for each in plain[1 : plain.index("config:")] if each[:1] != " "]
+    assert [name for name in names if name != "config"] == shown
+
+
+@pytest.mark.parametrize(("terminal", "styled"), [
+    ("xterm", True), ("no color", False), ("dumb", False), ("no TERM", False),
+])  # fmt: skip
+def test_only_a_terminal_that_knows_escapes_gets_some(
+    path: str, terminal: str, styled: bool
+) -> None:
+    """And only without NO_COLOR; a dumb one gets what a pipe gets, unfolded."""
+    lines = on_terminal(path, 30, "list", "--all", **TERMINALS[terminal])
+    assert styled == any("\x1b" in each for each in lines)
+    piped = run("--db", path, "list", "--all").out.splitlines()
+    if TERMINALS[terminal]["TERM"] in {"", "dumb"}:
+        assert piped == lines
+
+
 # Which registry.
 
 
@@ -498,6 +556,18 @@ def test_no_registry_named_is_a_matter_of_usage(main: Call) -> None:
         "list --state=",
         "list --label app",
         "list --label app=a --label app=b",
+        "list --label app!=web",
+        "list --label app==web",
+        "list --label !app=web",
+        "list --label =web",
+        "list --label app=web,tier=db",
+        "list --label -app=web",
+        "list --label app/=web",
+        "list --label /app=web",
+        "list --label a/b/c=web",
+        "list --label UPPER.example/app=web",
+        f"list --label {'a' * 64}=web",
+        f"list --label {'a.' * 127}a/app=web",
         "list --id=",
         "list --db=",
         "history --after -1",
@@ -514,6 +584,65 @@ def test_bad_arguments_are_usage(call: Call, args: str) -> None:
     code, out, err = call(*args.split())
     assert (2, "") == (code, out)
     assert re.fullmatch(r"sandbox-registry: error: .+\n", err)
+
+
+@pytest.mark.parametrize("text", ["app in (a,b)", "app notin (a=b)", "!app", "app", "a b=c"])
+def test_a_selector_with_an_operator_is_usage(call: Call, text: str) -> None:
+    """It would match nothing; the message says what is accepted."""
+    code, out, err = call("list", "--label", text)
+    assert (2, "") == (code, out)
+    assert f"{text!r} is not KEY=VALUE" in err
+
+
+@pytest.mark.parametrize("key", ["app", "A.b_c-d", "io.kubernetes.pod/name", "a" * 63, "0"])
+def test_a_label_key_of_kubernetes_is_taken(path: str, call: Call, key: str) -> None:
+    """With any value that is no second operator."""
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("9", config=pod("labelled", **{key: "a=b c"})), NOTREADY)
+    code, out, _ = call("list", "--label", f"{key}=a=b c", "--json")
+    assert (0, ["9"]) == (code, [each["id"] for each in json.loads(out)])
+
+
+def test_no_error_names_a_parameter_of_the_library() -> None:
+    """Each advice that does has another text for operators."""
+    found = set()
+    for file in Path(registry.__file__).parent.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        docstrings = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Constant) or id(node) in docstrings:
+                continue
+            if isinstance(node.value, str):
+                found |= set(re.findall(r"[^;]*\b\w+=(?:True|False)\b", node.value))
+                assert "include_unknown" not in node.value
+    assert {text.strip() for text in found} == cli.ADVICE.keys()
+
+
+@needs.namespaces
+@pytest.mark.parametrize("verb", ["reconcile", "delete 3f2a", "import /dev/null"])
+def test_on_a_read_only_mount_the_advice_is_for_operators(path: str, verb: str) -> None:
+    """What still works, and what to do about the rest; no parameter of Python."""
+    folder = os.path.dirname(path)
+    program = shlex.join([sys.executable, "-m", "registry", "--db", path, *verb.split()])
+    script = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && cd / && exec"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{script} {program}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (3, "") == (done.returncode, done.stdout)
+    assert "mount its file system writable" in done.stderr
+    assert "read_only=" not in done.stderr
+
+
+def test_an_older_schema_is_told_by_the_verb_that_upgrades(path: str) -> None:
+    """`list` only reads, so it cannot."""
+    execute(path, "UPDATE registry SET level = 0, min_reader = 0, min_writer = 0")
+    done = run("--db", path, "list")
+    assert 3 == done.code
+    assert "`sandbox-registry reconcile` brings it up to date" in done.err
 
 
 def test_an_unknown_verb_is_usage_for_the_real_program() -> None:
