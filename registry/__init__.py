@@ -20,10 +20,12 @@ Modules, each importing only from those before it:
     netns         network namespaces
     process       which process a pid names
     schema        tables, triggers, views
+    columns       types and ranges of stored values
     sql, rows     statements, and values to rows and back
     engine        the file: locks and transactions
     migrate       which schema a file has
     inspection    what is at a path, before anything is changed
+    evidence      evidence for and against a reboot of the host
     reconcile     what became of the sandboxes: look, plan
     live          what is in this process and not in the file
     cache         what was read of the latest commit

@@ -49,7 +49,7 @@ class Found:
         row = self.row
         texts = (row.name, row.netns_path, row.additional_ips, row.cni_result, row.process_label)
         long = (*texts, row.config, row.reason, row.message)
-        return ROW_BYTES + sum(len(each) for each in long if each)
+        return ROW_BYTES + sum(len(each) for each in long if isinstance(each, (str, bytes)))
 
 
 class _Commit:

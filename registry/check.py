@@ -23,7 +23,16 @@ from registry.engine.paths import size
 from registry.errors import RegistryError
 from registry.interrupts import reraise_interrupt
 from registry.metadata import validate as validate_metadata
-from registry.rows import ROWS, Row, config_json, label_rows, load_status, metadata_columns
+from registry.rows import (
+    ROWS,
+    Row,
+    as_text,
+    config_json,
+    damage,
+    label_rows,
+    load_status,
+    metadata_columns,
+)
 from registry.schema import HISTORY_MAX, LEVEL, REVISION, metadata
 from registry.status import validate as validate_status
 
@@ -185,6 +194,9 @@ def values_are_valid(connection: Connection) -> Iterator[Violation]:
     """Every row decodes, to values that the store would accept."""
     ours = _is_ours(connection)
     for row in _rows(connection):
+        found = damage(row)
+        if found:
+            yield Violation("values_are_valid", as_text(row.id), found, "values of the schema")
         try:
             metadata, status = row.metadata(), load_status(row)
             if ours:

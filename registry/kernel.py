@@ -52,47 +52,91 @@ _HANDLE: Final = struct.Struct("=IiQII")
 nsfs_file_handle: number, type, inode."""
 _NO_HANDLE: Final = _HANDLE.pack(16, 0, 0, 0, 0)
 
+INITIAL_INODES: Final = range(0xEFFFFFF8, 0xF0000000)  # linux/nsfs.h, enum init_ns_ino
+INITIAL_PID_NS: Final = 0xEFFFFFFC
+INODES: Final = range(0xEFFFFFF8, 2**32)
+"""Of namespaces: those after the initial ones are handed out from the smallest free one."""
+IDS_PER_CPU: Final = 4096
+"""Kernel ids of namespaces that a CPU takes at a time."""
+INITIAL_IDS: Final = 8
+"""The initial namespaces have the first ids of one CPU, or of several, at most so many each."""
+FD_PIDFS_ROOT: Final = -10002  # linux/fcntl.h
+FILEID_KERNFS: Final = 0xFE  # linux/exportfs.h
+_PIDFD_HANDLE: Final = struct.Struct("=IiQ")
+"""struct file_handle of a pidfd: bytes of what follows its type, which is the inode."""
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
 class Vantage:
-    """From where a look is made; read once for many looks. None is what could not be read."""
+    """Host context of an observation; read once for many. None is what could not be read."""
 
     boot_id: str
     mount_ns: int | None
     pid_ns: int | None
     time_ns: int | None
+    in_initial_pid_ns: bool = True
+    """Whether the processes of the whole host can be seen from here."""
+    boot_ids: frozenset[str] = frozenset()
+    """Every boot id that was shown to this process. No process outlives the boot, so all of them
+    are of this boot: a container shows an id of its own, and a mount may hide the host's."""
 
     @classmethod
     def here(cls) -> Vantage:
-        """Return the vantage of the calling thread."""
-        return cls(boot_id(), *(_own_namespace(kind) for kind in ("mnt", "pid", "time")))
+        """Return the host context of the calling thread."""
+        _read_boot_id()
+        mount_ns, pid_ns, time_ns = (_own_namespace(kind) for kind in ("mnt", "pid", "time"))
+        shown = frozenset(_boot_ids)
+        return cls(boot_id(), mount_ns, pid_ns, time_ns, _in_initial_pid_ns(), shown)
+
+    def is_other_boot(self, boot_id: str | None) -> bool:
+        """Return whether *boot_id* is one that was not shown of this boot; False if unknown."""
+        if not boot_id or boot_id == self.boot_id:
+            return False
+        return self.boot_id != "" and boot_id not in self.boot_ids
 
 
 def boot_id() -> str:
-    """Return the id of this boot of the host; "" when it cannot be read.
-
-    Read once: no process outlives the boot.
-    """
-    return _boot_id[0] if _boot_id else _read_boot_id()
-
-
-_boot_id: Final[list[str]] = []
+    """Return the id of this boot as this process was last shown it; "" if it cannot be read."""
+    if not _boot_ids:
+        _read_boot_id()
+    return _boot_ids[-1] if _boot_ids else ""
 
 
-def _read_boot_id() -> str:
+_boot_ids: Final[list[str]] = []
+"""Every boot id that was shown to this process, the latest one last."""
+
+
+def _read_boot_id() -> None:
     try:
         with open(BOOT_ID, encoding="ascii") as file:
             text = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
         reraise_interrupt(error)
-        return ""
-    if not _UUID.fullmatch(text):
-        return ""
-    _boot_id[:] = [text]
-    return text
+        return
+    if _UUID.fullmatch(text) and text not in _boot_ids[-1:]:
+        _boot_ids[:] = [*(each for each in _boot_ids if each != text), text]
+
+
+def _in_initial_pid_ns() -> bool:
+    try:
+        return os.stat("/proc/thread-self/ns/pid").st_ino == INITIAL_PID_NS
+    except OSError as error:
+        reraise_interrupt(error)
+        return False
+
+
+def may_be_initial(number: int) -> bool:
+    """Return whether the number of a namespace may be that of one the host was booted with."""
+    if number in INODES:
+        return number in INITIAL_INODES
+    return number % IDS_PER_CPU <= INITIAL_IDS
+
+
+def recurs(number: int) -> bool:
+    """Return whether the number of a namespace recurs on each boot, and so proves nothing."""
+    return number in INODES or may_be_initial(number)
 
 
 def namespace_number(fd: int) -> int | None:
@@ -145,9 +189,8 @@ def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
     import ctypes  # noqa: PLC0415
 
     handle = _HANDLE.pack(_HANDLE.size - 8, FILEID_NSFS, number, kind, inode)
-    call = getattr(_libc(), "open_by_handle_at", lambda *_: -1)
     ctypes.set_errno(0)
-    fd = call(FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open_by_handle_at(FD_NSFS_ROOT, handle)
     if fd >= 0:
         os.close(fd)
         return True
@@ -167,6 +210,31 @@ def _is_privileged() -> bool:
         reraise_interrupt(error)
         return False
     return initial and bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
+
+
+def pid_of_inode(inode: int) -> int:
+    """Return the pid of the running process whose pidfd has *inode*; 0 if none is found.
+
+    None is found before Linux 6.17 either, nor in another pid namespace.
+    """
+    fd = _open_by_handle_at(FD_PIDFS_ROOT, _PIDFD_HANDLE.pack(8, FILEID_KERNFS, inode))
+    if fd < 0:
+        return 0
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file.read().splitlines())
+        return max(0, int(fields.get(b"Pid", b"0")))  # -1: it has ended
+    except (OSError, ValueError) as error:
+        reraise_interrupt(error)
+        return 0
+    finally:
+        os.close(fd)
+
+
+def _open_by_handle_at(root: int, handle: bytes) -> int:
+    """Return a descriptor of what *handle* identifies in the file system *root*; -1 for none."""
+    open_by_handle_at = getattr(_libc(), "open_by_handle_at", lambda *_: -1)
+    return int(open_by_handle_at(root, handle, os.O_RDONLY | os.O_CLOEXEC))
 
 
 @cache

@@ -144,6 +144,19 @@ def _find(
 
     The caller closes the pidfd.
     """
+    sight, fd, refusal = _find_by_pid(identity, vantage)
+    if sight.life is Life.GONE and not vantage.is_other_boot(identity.boot_id):
+        other = kernel.pid_of_inode(identity.inode) if identity.inode is not None else 0
+        if other not in {0, identity.pid}:
+            detail = f"{sight.detail}, but the recorded process runs with pid {other}"
+            sight = ProcessSight(Life.UNSEEN, f"{detail}; the record is damaged")
+    return sight, fd, refusal
+
+
+def _find_by_pid(
+    identity: ProcessIdentity, vantage: Vantage
+) -> tuple[ProcessSight, int | None, OSError | None]:
+    """Return the same, of the process that has the recorded pid."""
     pid = identity.pid
     for kind, recorded, ours in (
         ("pid", identity.pid_ns, vantage.pid_ns),
@@ -170,23 +183,26 @@ def _find(
 
 
 def _is_of_other_boot(identity: ProcessIdentity, vantage: Vantage) -> bool:
-    return "" not in {identity.boot_id, vantage.boot_id} and identity.boot_id != vantage.boot_id
+    return vantage.is_other_boot(identity.boot_id)
 
 
 def _compare(fd: int, identity: ProcessIdentity, *, thoroughly: bool) -> ProcessSight:
     """Compare the process of the pidfd *fd*, by its inode where that is known.
 
+    The start time is compared where the inode is another or not known, too.
+
     Args:
         fd: of the process that has the pid.
         identity: as it was recorded.
-        thoroughly: compare the start time, too.
+        thoroughly: compare the start time in any case.
     """
     pid = identity.pid
     if _ended(fd):
         return ProcessSight(Life.GONE, f"process {pid} has ended")
     inode = None if identity.inode is None else _inode(fd)
     same = {} if inode is None else {INODE: inode == identity.inode}
-    if (thoroughly or not same) and identity.start_time is not None:
+    enough = inode is not None and all(same.values()) and not thoroughly
+    if not enough and identity.start_time is not None:
         found = _read_stat(pid)
         if found is not None:
             same[START_TIME] = found.start_time == identity.start_time
@@ -218,6 +234,9 @@ def _weigh(identity: ProcessIdentity, same: dict[str, bool]) -> ProcessSight:
         return ProcessSight(Life.UNSEEN, detail)
     if all(same.values()):
         return ProcessSight(Life.RUNNING, f"process {pid} runs", tuple(same))
+    if same.get(START_TIME):
+        detail = f"process {pid} started when the recorded one did, but has another pidfd inode"
+        return ProcessSight(Life.UNSEEN, detail)
     return ProcessSight(Life.GONE, f"process {pid} is gone, another one has its pid")
 
 

@@ -21,14 +21,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from typing import Final, NamedTuple
 
-from registry import netns, process
+from registry import evidence, netns, process
+from registry.evidence import Boots, Clue, Survey, Weight
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
 from registry.netns import Looker, NetNSSight, Presence
 from registry.process import Life, ProcessSight
-from registry.rows import AnyRow, Row, load_creator, load_netns, load_process
+from registry.rows import AnyRow, Row, StatusRow, as_text, load_creator, load_netns, load_process
 from registry.status import MESSAGE_MAX, State, Status
 
 _UNKNOWN, _NOTREADY = str(State.UNKNOWN), str(State.NOTREADY)
@@ -83,14 +85,23 @@ class Report:
 
 
 class Looks(NamedTuple):
-    """What was seen of one sandbox; None is what there was nothing to look at."""
+    """What was observed of one sandbox; None where there was nothing to observe."""
 
     netns: NetNSSight | None = None
     process: ProcessSight | None = None
     creator: ProcessSight | None = None
     lives_in_netns: bool = False
-    """The recorded process lives in the recorded namespace, wherever that is mounted; asked only
-    where the path does not tell what became of it."""
+    """The recorded process lives in the recorded namespace, wherever that is mounted; looked up
+    only where the path does not tell what became of it."""
+    lives_at_path: bool = False
+    """The recorded process lives in the namespace that is at the path, which is not the recorded
+    one."""
+    attached: bool = False
+    """*process* is the answer of an attached container."""
+    clues: tuple[Clue, ...] = ()
+    """For and against a reboot; looked up only for a sandbox recorded under another boot id."""
+    failure: str = ""
+    """Why nothing could be observed, the record being damaged for instance."""
 
 
 class Judgement(NamedTuple):
@@ -119,7 +130,7 @@ class Judgement(NamedTuple):
     def finding(self, *, changed: bool) -> Finding:
         """Return it as the report has it."""
         message = "; ".join(filter(None, (self.message, self.left)))
-        return Finding(self.row.id, self.verdict, self.reason, message, changed)
+        return Finding(as_text(self.row.id), self.verdict, self.reason, message, changed)
 
 
 def _printable(text: str) -> str:
@@ -132,53 +143,124 @@ def _printable(text: str) -> str:
 
 def look(
     row: AnyRow,
-    vantage: Vantage,
+    survey: Survey,
     looker: Looker,
     container: ProcessSight | None,
 ) -> Looks:
-    """Return what can be seen of the sandbox of *row*.
+    """Return what can be observed of the sandbox of *row*, which is not damaged.
 
     Args:
         row: as it was read.
-        vantage: from where.
+        survey: of the host.
         looker: at the paths of all.
         container: what an attached container says of its process; None when there is none.
     """
+    vantage = survey.vantage
     recorded = load_process(row)
-    seen = container
-    if seen is None and recorded is not None:
-        seen = process.look(recorded, vantage)
-    sight, lives_in_netns = None, False
-    if row.netns_path and not row.host_network:
-        sight = looker.look(row.netns_path)
-        seen_there = sight.identity is not None and sight.identity.number == row.netns_number
-        told = sight.presence is not Presence.UNSEEN and _recorded_here(row, vantage)
-        lives_in_netns = not (seen_there or told) and _lives_in_netns(row)
+    seen = None if recorded is None else process.look(recorded, vantage)
     creator = load_creator(row) if isinstance(row, Row) else None
     seen_creator = None if creator is None else process.look(creator, vantage)
-    return Looks(sight, seen, seen_creator, lives_in_netns)
+    sight = None
+    if row.netns_path and not row.host_network:
+        sight = looker.look(row.netns_path)
+    looks = Looks(sight, container or seen, seen_creator, attached=container is not None)
+    if sight is not None and not _is_certain(row, sight):
+        looks = _look_where_it_lives(looks, row, sight, vantage)
+    if _names_other_boot(row, vantage):
+        looks = looks._replace(clues=tuple(_clues(row, looks, seen, survey)))
+    return looks
+
+
+def _is_certain(row: AnyRow, sight: NetNSSight) -> bool:
+    """Return whether the namespace at the path is the recorded one, by its kernel id."""
+    number = row.netns_number
+    return number is not None and sight.identity is not None and sight.identity.number == number
+
+
+def _look_where_it_lives(looks: Looks, row: AnyRow, sight: NetNSSight, vantage: Vantage) -> Looks:
+    """Add in which network namespace the recorded process lives, where that could tell more."""
+    recorded = load_netns(row)
+    if recorded is None or row.pid == 0:
+        return looks
+    if sight.identity is not None:
+        if recorded.same_as(sight.identity):
+            return looks
+        at_path = _netns_inode_of(row.pid) == sight.identity.inode
+        looks = looks._replace(lives_at_path=at_path)
+    if sight.presence is Presence.UNSEEN or not _recorded_here(row, vantage):
+        looks = looks._replace(lives_in_netns=_lives_in_netns(row))
+    return looks
 
 
 def _recorded_here(row: AnyRow, vantage: Vantage) -> bool:
-    """Whether its path was recorded in our mount namespace, or, None, nobody noted in which."""
+    """Return whether the path was recorded in our mount namespace, or it is unknown in which."""
     return row.netns_mount_ns in {None, vantage.mount_ns}
 
 
 def _lives_in_netns(row: AnyRow) -> bool:
-    if row.pid == 0 or row.netns_number is None:
-        return False
-    return process.net_namespace_of(row.pid) == row.netns_number
+    number = row.netns_number
+    return number is not None and process.net_namespace_of(row.pid) == number
+
+
+def _netns_inode_of(pid: int) -> int | None:
+    """Return the inode of the network namespace in which *pid* lives; None if it cannot be seen."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
+
+
+def _names_other_boot(row: AnyRow, vantage: Vantage) -> bool:
+    """Return whether anything of *row* was recorded under another boot id than ours."""
+    ours = vantage.boot_id
+    if row.boot_id == ours == row.netns_boot_id == row.process_boot_id and type(row) is StatusRow:
+        return False  # as nearly all are
+    return bool(_other_boots(row, vantage))
+
+
+def _other_boots(row: AnyRow, vantage: Vantage) -> list[str]:
+    """Return the boot ids that something of *row* was recorded under and that are not ours."""
+    recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
+    if isinstance(row, Row):
+        recorded = (*recorded, row.creator_boot_id)
+    return [each for each in dict.fromkeys(recorded) if each and vantage.is_other_boot(each)]
+
+
+def _clues(row: AnyRow, looks: Looks, seen: ProcessSight | None, survey: Survey) -> Iterator[Clue]:
+    """Yield the evidence for and against a reboot; *seen*: of the recorded process."""
+    recorded, netns_recorded = load_process(row), load_netns(row)
+    if looks.attached and looks.process is not None and looks.process.life is Life.RUNNING:
+        yield Clue("", Weight.SAME, looks.process.detail)
+    if recorded is not None and seen is not None:
+        yield from evidence.of_process(recorded, seen, survey)
+    if netns_recorded is not None:
+        yield from evidence.of_netns(netns_recorded, looks.netns, survey)
+    creator = load_creator(row) if isinstance(row, Row) else None
+    if creator is not None and looks.creator is not None:
+        yield from evidence.of_process(creator, looks.creator, survey)
 
 
 # Judging.
 
 
 class _Case:
-    """What speaks against one sandbox, gathered."""
+    """What was found against one sandbox.
 
-    __slots__ = ("dead", "notes", "unseen")
+    Attributes:
+        row: as it was read.
+        looks: what was observed; of a boot that is over nothing runs.
+        recorded: its network namespace, None if that is not recorded.
+        dead: why it is not ready, each with its verdict and reason.
+        unseen: what cannot be judged.
+        notes: what else there is to say.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("dead", "looks", "notes", "recorded", "row", "unseen")
+
+    def __init__(self, row: AnyRow, looks: Looks) -> None:
+        self.row, self.looks = row, looks
+        self.recorded = load_netns(row)
         self.dead: list[tuple[Verdict, str, str]] = []
         self.unseen: list[str] = []
         self.notes: list[str] = []
@@ -196,92 +278,147 @@ _ORDER: Final = (
 )
 
 
-def plan(looked: Iterable[tuple[AnyRow, Looks]], vantage: Vantage, now: int) -> Iterator[Judgement]:
-    """Yield what the looks, made at *now* (ns since the Unix epoch), mean for each row; pure."""
-    return (_judge(row, looks, vantage, now) for row, looks in looked)
+def plan(
+    looked: Iterable[tuple[AnyRow, Looks]],
+    vantage: Vantage,
+    now: int,
+    clues: Iterable[Clue] = (),
+) -> Iterator[Judgement]:
+    """Yield what was observed means for each row; pure.
+
+    Rows recorded under another boot id come last, since the evidence for one counts for all.
+
+    Args:
+        looked: each row with what was observed.
+        vantage: from where.
+        now: when, in ns since the Unix epoch.
+        clues: for and against a reboot, beside those of the rows; iterated only if they are needed.
+    """
+    others = []
+    for row, looks in looked:
+        if not looks.failure and _names_other_boot(row, vantage):
+            others.append((row, looks))
+        else:
+            yield _judge(row, looks, vantage, now, None)
+    if others:
+        boots = Boots(chain((clue for _, looks in others for clue in looks.clues), clues))
+        for row, looks in others:
+            yield _judge(row, looks, vantage, now, boots)
 
 
-def _judge(row: AnyRow, looks: Looks, vantage: Vantage, now: int) -> Judgement:
-    creator = looks.creator if isinstance(row, Row) else None
+def _judge(row: AnyRow, looks: Looks, vantage: Vantage, now: int, boots: Boots | None) -> Judgement:
+    """Return the judgement; *boots*: if the row names another boot than ours, what is known."""
+    if looks.failure:
+        return _told(row, Verdict.UNREACHABLE, looks.failure)
     if isinstance(row, Row) and row.creator_pid is None:
-        return _told(row, Verdict.UNVERIFIED, "imported; nobody has said more of it yet")
+        return _told(row, Verdict.UNVERIFIED, "it was adopted, and not updated since")
+    case = _Case(row, looks)
+    if boots is not None:
+        _judge_boot(case, vantage, boots)
+    creator = case.looks.creator
     if creator is not None and creator.life is not Life.GONE:
-        return _creating(row, creator, now)
-    case = _Case()
-    _judge_boot(case, row, vantage)
-    _judge_netns(case, row, looks, vantage)
-    _judge_process(case, looks.process)
+        return _creating(case, creator, now)
+    _judge_netns(case, vantage)
+    _judge_process(case)
     if creator is not None:
         message = f"its creation was interrupted: {creator.detail}"
         case.dead.append((Verdict.INTERRUPTED, "CreationInterrupted", message))
-    return _conclude(case, row, looks)
+    return _conclude(case)
 
 
 def _told(row: AnyRow, verdict: Verdict, message: str) -> Judgement:
     return Judgement(row, verdict, message=message, reported=True)
 
 
-def _creating(row: AnyRow, creator: ProcessSight, now: int) -> Judgement:
-    if creator.life is Life.UNSEEN:
-        return _told(row, Verdict.UNREACHABLE, f"its creator cannot be judged: {creator.detail}")
-    age = max(0, now - (row.changed_at or now)) / 1e9
-    return _told(row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
+def _creating(case: _Case, creator: ProcessSight, now: int) -> Judgement:
+    if case.unseen or creator.life is Life.UNSEEN:
+        case.unseen.append(f"its creator: {creator.detail}")
+        return _told(case.row, Verdict.UNREACHABLE, case.say())
+    age = max(0, now - (case.row.changed_at or now)) / 1e9
+    return _told(case.row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
 
 
-def _judge_boot(case: _Case, row: AnyRow, vantage: Vantage) -> None:
-    recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
-    if isinstance(row, Row):
-        recorded = (*recorded, row.creator_boot_id)
-    for other in recorded:
-        if other and vantage.boot_id and other != vantage.boot_id:
-            message = f"recorded under boot {other!r}, and this is boot {vantage.boot_id}"
-            case.dead.append((Verdict.CLOSED, "HostRebooted", message))
-            return
+def _judge_boot(case: _Case, vantage: Vantage, boots: Boots) -> None:
+    others = _other_boots(case.row, vantage)
+    message = f"recorded under boot {others[0]!r}, and this is boot {vantage.boot_id!r}"
+    against = boots.against_reboot(others, case.looks.clues)
+    if against:
+        case.unseen.append(f"{message}, but {against}")
+    else:
+        case.dead.append((Verdict.CLOSED, "HostRebooted", message))
+        case.looks = _after_reboot(case.row, case.looks, vantage)
 
 
-def _judge_netns(case: _Case, row: AnyRow, looks: Looks, vantage: Vantage) -> None:
-    sight, recorded = looks.netns, load_netns(row)
+def _after_reboot(row: AnyRow, looks: Looks, vantage: Vantage) -> Looks:
+    """Return *looks* without processes of an earlier boot, whose numbers mean others now."""
+    if looks.process and not looks.attached and vantage.is_other_boot(row.process_boot_id):
+        looks = looks._replace(process=_ran_before(row.pid))
+    if looks.creator and isinstance(row, Row) and vantage.is_other_boot(row.creator_boot_id):
+        looks = looks._replace(creator=_ran_before(row.creator_pid))
+    return looks
+
+
+def _ran_before(pid: int | None) -> ProcessSight:
+    return ProcessSight(Life.GONE, f"process {pid} ran before the host was booted")
+
+
+def _judge_netns(case: _Case, vantage: Vantage) -> None:
+    sight, recorded = case.looks.netns, case.recorded
     if sight is None:
         return
     if sight.presence is Presence.UNSEEN:
-        case.unseen.append(f"network namespace {sight.detail}{_still_lives(looks)}")
+        case.unseen.append(f"network namespace {sight.detail}{_still_lives(case.looks)}")
     elif recorded is not None and sight.identity and recorded.same_as(sight.identity):
         if recorded.by_inode_only(sight.identity):
             case.notes.append("only the inode tells that the namespace is the recorded one")
-    elif recorded is not None and not _recorded_here(row, vantage):
+    elif recorded is not None and not _recorded_here(case.row, vantage):
         other = ", another than the recorded one," if sight.identity else ""
         case.unseen.append(
             f"{sight.detail}{other} in our mount namespace, but it was recorded in another one"
-            f"{_still_lives(looks)}"
+            f"{_still_lives(case.looks)}"
         )
     else:
-        _judge_other_netns(case, row, sight)
+        _judge_other_netns(case, sight)
 
 
-def _judge_other_netns(case: _Case, row: AnyRow, sight: NetNSSight) -> None:
-    """Judge what is no namespace, or not the recorded one."""
-    recorded, detail = load_netns(row), sight.detail
+def _judge_other_netns(case: _Case, sight: NetNSSight) -> None:
+    """Judge what is not a namespace, or not the recorded one."""
+    detail, path = sight.detail, case.row.netns_path
     if sight.presence is Presence.OTHER_TYPE:
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
-    elif sight.identity is not None and recorded is not None:
-        message = f"{row.netns_path!r} is another network namespace than the recorded one"
-        case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
+    elif sight.identity is not None and case.recorded is not None:
+        message = f"{path!r} is another network namespace than the recorded one"
+        if case.looks.lives_at_path and _runs(case.looks.process):
+            case.unseen.append(f"{message}, but the recorded process lives in it")
+        else:
+            case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
     elif sight.identity is not None:
-        pass  # nobody noted which it should be
-    elif row.state == _UNKNOWN and recorded is None:
+        pass  # it is not recorded which one it should be
+    elif case.recorded is None and case.row.state == _UNKNOWN:
         case.notes.append(f"its network namespace was not made: {detail}")
+    elif _was_never_made(case):
+        pass
     else:
         case.dead.append((Verdict.CLOSED, "NetNSClosed", f"network namespace is closed: {detail}"))
 
 
+def _was_never_made(case: _Case) -> bool:
+    """Return whether the creation was given up before there was a namespace."""
+    return case.recorded is None and case.row.state == _NOTREADY
+
+
+def _runs(sight: ProcessSight | None) -> bool:
+    return sight is not None and sight.life is Life.RUNNING
+
+
 def _still_lives(looks: Looks) -> str:
-    running = looks.process is not None and looks.process.life is Life.RUNNING
-    if running and looks.lives_in_netns:
+    if _runs(looks.process) and looks.lives_in_netns:
         return "; the recorded process still lives in the recorded namespace"
     return ""
 
 
-def _judge_process(case: _Case, sight: ProcessSight | None) -> None:
+def _judge_process(case: _Case) -> None:
+    sight = case.looks.process
     if sight is None:
         return
     if sight.life is Life.UNSEEN:
@@ -290,18 +427,18 @@ def _judge_process(case: _Case, sight: ProcessSight | None) -> None:
         case.dead.append((Verdict.EXITED, "ProcessExited", sight.detail))
 
 
-def _conclude(case: _Case, row: AnyRow, looks: Looks) -> Judgement:
+def _conclude(case: _Case) -> Judgement:
+    row = case.row
     if case.dead:
         case.dead.sort(key=lambda fact: _ORDER.index(fact[1]))
         verdict, reason, _ = case.dead[0]
         marks = row.state != _NOTREADY
         exited = any(reason == "ProcessExited" for _, reason, _ in case.dead)
         clears_pid = exited or reason == "HostRebooted"
-        left = _left(row, looks)
         return Judgement(
-            row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=left
+            row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=_left(case)
         )
-    left = _left(row, looks) if row.state == _NOTREADY else ""
+    left = _left(case) if row.state == _NOTREADY else ""
     if case.unseen:
         return _told(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
@@ -310,16 +447,18 @@ def _conclude(case: _Case, row: AnyRow, looks: Looks) -> Judgement:
     return _told(row, verdict, case.say())._replace(left=left)
 
 
-def _left(row: AnyRow, looks: Looks) -> str:
-    """Return what is still to be cleaned up of one that is not, or no longer, ready."""
-    alive, recorded = [], load_netns(row)
-    if looks.netns is not None and looks.netns.identity is not None:
-        if recorded is None:
-            alive.append(f"{looks.netns.detail}, though nobody noted which it should be")
-        elif recorded.same_as(looks.netns.identity):
-            alive.append(f"network namespace {row.netns_path!r} is open")
-    if looks.process is not None and looks.process.life is Life.RUNNING:
-        alive.append(looks.process.detail)
+def _left(case: _Case) -> str:
+    """Return what is still to be cleaned up of a sandbox that is not, or no longer, ready."""
+    alive, sight = [], case.looks.netns
+    if sight is not None and sight.identity is not None:
+        if case.recorded is None:
+            alive.append(f"{sight.detail}, though it is not recorded which one it should be")
+        elif case.recorded.same_as(sight.identity):
+            alive.append(f"network namespace {case.row.netns_path!r} is open")
+    elif sight is not None and sight.presence is Presence.NOT_A_NAMESPACE and _was_never_made(case):
+        alive.append(sight.detail)
+    if case.looks.process is not None and _runs(case.looks.process):
+        alive.append(case.looks.process.detail)
     return "still to be cleaned up: " + "; ".join(alive) if alive else ""
 
 
@@ -337,12 +476,18 @@ def report(
         changed: creations of those that were made NOTREADY.
         orphans: as `find_orphans` has them.
     """
-    ordered = sorted(judged, key=lambda each: (each.row.created_at or 0, each.row.id))
+    ordered = sorted(judged, key=_place)
     return Report(
         findings=tuple(each.finding(changed=each.row.creation in changed) for each in ordered),
         counts=dict(Counter(verdicts)),
         orphans=tuple(orphans),
     )
+
+
+def _place(judgement: Judgement) -> tuple[int, str]:
+    """Return by what a finding is ordered; the row may be damaged."""
+    row = judgement.row
+    return row.created_at if isinstance(row.created_at, int) else 0, as_text(row.id)
 
 
 # Orphans.

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from registry import changes, netns, process, reconcile, rows
+from registry import changes, evidence, netns, process, reconcile, rows
 from registry.errors import (
     FailedPreconditionError,
     MetadataError,
     NetNSError,
     ResourceExhaustedError,
 )
+from registry.evidence import Clue, Survey
 from registry.interrupts import is_interrupt, reraise_interrupt
 from registry.kernel import Vantage
 from registry.live import Container
@@ -72,15 +73,12 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     verdicts: dict[int, Verdict] = {}
     judged: dict[int, Judgement] = {}
     changed: set[int] = set()
+    survey = Survey(vantage)
     for _ in range(ROUNDS):
-        # A damaged record may hold a value that is not text.
-        recorded: list[object] = [row.netns_path for row in pending if row.netns_path]
-        paths = [path for path in recorded if isinstance(path, str)]
-        directories.update(map(os.path.dirname, paths))
-        looker = netns.Looker(paths, vantage)
-        looked = ((row, _look(session, row, vantage, looker, reading.settled)) for row in pending)
+        observed = _observe(session, pending, survey, reading.settled, directories)
+        clues = _clues_of_creators(session, survey)
         asked = []
-        for judgement in reconcile.plan(looked, vantage, session.author.clock()):
+        for judgement in reconcile.plan(observed, vantage, session.author.clock(), clues):
             creation = judgement.row.creation
             verdicts[creation] = judgement.verdict
             if judgement.reported:
@@ -121,22 +119,56 @@ class _AsRead:
         yield from map(StatusRow._make, self.others)
 
 
+def _observe(
+    session: Session,
+    pending: Iterable[AnyRow],
+    survey: Survey,
+    settled: int,
+    directories: set[str],
+) -> Iterator[tuple[AnyRow, Looks]]:
+    """Yield each row with what is observed of it; add the directories of namespaces."""
+    damaged: dict[int, str] = {}
+    paths = []
+    for row in pending:
+        damage = rows.damage(row)
+        if damage:
+            damaged[row.creation] = damage
+        elif row.netns_path:
+            paths.append(row.netns_path)
+    directories.update(map(os.path.dirname, paths))
+    looker = netns.Looker(paths, survey.vantage)
+    for row in pending:
+        if row.creation in damaged:
+            yield row, Looks(failure=f"its record is damaged: {damaged[row.creation]}")
+        else:
+            yield row, _look(session, row, survey, looker, settled)
+
+
 def _look(
     session: Session,
     row: AnyRow,
-    vantage: Vantage,
+    survey: Survey,
     looker: Looker,
     settled: int,
 ) -> Looks:
     try:
-        row.netns_path.encode()  # raises where it is damaged: what it named is not known to be gone
         container = session.container_of(row, settled)
-        return reconcile.look(row, vantage, looker, _look_at_container(container))
+        return reconcile.look(row, survey, looker, _look_at_container(container))
     except Exception as error:
         reraise_interrupt(error)
         log.exception("look at sandbox %r", row.id)
-        unseen = ProcessSight(Life.UNSEEN, f"it could not be looked at: {error!r}")
-        return Looks(process=unseen, creator=unseen)
+        return Looks(failure=f"it could not be observed: {error!r}")
+
+
+def _clues_of_creators(session: Session, survey: Survey) -> Iterator[Clue]:
+    """Yield what is observed of the creators that were recorded under another boot id.
+
+    A sandbox past UNKNOWN is not judged by its creator, which tells of its boot all the same.
+    """
+    for row in session.fetch(rows.CREATORS.sql, {}, "read creators"):
+        creator = rows.creator_of(row)
+        if creator is not None and survey.vantage.is_other_boot(creator.boot_id):
+            yield from evidence.of_process(creator, process.look(creator, survey.vantage), survey)
 
 
 def _look_at_container(container: Container | None) -> ProcessSight | None:
@@ -243,7 +275,7 @@ def _orphans(session: Session, found: list[str]) -> list[str]:
         return []
     # Read after the names were: a sandbox is added before its namespace is made.
     owned = session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")
-    return reconcile.find_orphans(found, [path for (path,) in owned if isinstance(path, str)])
+    return reconcile.find_orphans(found, [rows.as_text(path) for (path,) in owned])
 
 
 def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:

@@ -6,11 +6,11 @@ All SQL that the package runs on sandboxes is here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from operator import attrgetter, itemgetter
+from typing import Any, Final, NamedTuple, get_type_hints
 
 from sqlalchemy import (
     BindParameter,
@@ -31,8 +31,9 @@ from sqlalchemy import (
     update,
 )
 
-from registry import cni
+from registry import cni, columns
 from registry.cni import CNIResult
+from registry.columns import Shape
 from registry.cri import PodSandboxConfig
 from registry.errors import MetadataError
 from registry.interrupts import reraise_interrupt
@@ -41,13 +42,24 @@ from registry.netns import NetNSIdentity
 from registry.process import ProcessIdentity
 from registry.schema import sandbox_labels, sandbox_statuses, sandbox_transitions, sandboxes
 from registry.sql import Core, Statement, compiled
-from registry.status import State, Status
+from registry.status import PID_MAX, State, Status
 
 ID_BYTES_MAX: Final = 4 * 76
 """Of an id in UTF-8."""
 STATUS_FIELDS: Final = tuple(Status.__dataclass_fields__)
 status_of: Final = attrgetter(*STATUS_FIELDS)
 """Returns the columns of a row that `status_columns` writes, in that order."""
+METADATA_FIELDS: Final = (
+    *("id", "name", "netns_path", "ip", "additional_ips", "runtime_handler", "cni_result"),
+    *("process_label", "config", "host_network"),
+)
+CREATOR_FIELDS: Final = (
+    *("creator_pid", "creator_boot_id", "creator_pid_ns", "creator_time_ns"),
+    *("creator_inode", "creator_start_time"),
+)
+"""Columns of a `ProcessIdentity`, in its order."""
+metadata_of: Final = attrgetter(*METADATA_FIELDS)
+"""Returns the columns of a row that `Row.metadata` decodes."""
 _TEXTS: Final = (
     *("name", "netns_path", "ip", "runtime_handler", "process_label"),
     *("additional_ips", "cni_result"),
@@ -100,6 +112,9 @@ class Row(NamedTuple):
         Raises:
             MetadataError: the stored bytes cannot be decoded.
         """
+        mistyped = _METADATA.mistyped(metadata_of(self))
+        if mistyped:
+            raise self._unreadable(mistyped)
         try:
             config = None if self.config is None else PodSandboxConfig.FromString(self.config)
             ips = None if self.additional_ips is None else _load_ips(self.additional_ips)
@@ -108,11 +123,7 @@ class Row(NamedTuple):
                 (getattr(self, field) or "").encode()
         except Exception as error:
             reraise_interrupt(error)
-            raise MetadataError(
-                f"read metadata of sandbox {self.id!r}: {error}; "
-                "its id and name stay reserved until it is deleted",
-                id=self.id,
-            ) from error
+            raise self._unreadable(error) from error
         return Metadata(
             id=self.id,
             name=self.name,
@@ -123,6 +134,13 @@ class Row(NamedTuple):
             runtime_handler=self.runtime_handler,
             cni_result=result,
             process_label=self.process_label,
+        )
+
+    def _unreadable(self, why: object) -> MetadataError:
+        return MetadataError(
+            f"read metadata of sandbox {self.id!r}: {why}; "
+            "its id and name stay reserved until it is deleted",
+            id=as_text(self.id),
         )
 
 
@@ -156,6 +174,68 @@ class StatusRow(NamedTuple):
 AnyRow = Row | StatusRow
 """What can be changed: the whole row while it is UNKNOWN."""
 
+_ROW: Final = get_type_hints(Row)
+_SHAPES: Final = {Row: Shape(_ROW), StatusRow: Shape(get_type_hints(StatusRow))}
+_METADATA: Final = Shape({field: _ROW[field] for field in METADATA_FIELDS})
+_CREATOR: Final = Shape({field: _ROW[field] for field in CREATOR_FIELDS})
+_STATUS: Final = Shape({field: _ROW[field] for field in STATUS_FIELDS})
+
+
+def damage(row: AnyRow) -> str:
+    """Return what in *row* contradicts the schema; "" if nothing does.
+
+    A row that is damaged in one place may be damaged in any: nothing may be concluded from it.
+    """
+    if isinstance(row, StatusRow) and _is_plain(row):
+        return ""
+    found = _SHAPES[type(row)].damage(row)
+    if not found and isinstance(row, StatusRow):
+        _remember_plain(row)
+    return found
+
+
+def require_sound(row: AnyRow, doing: str) -> None:
+    """Raise MetadataError, which begins with *doing*, if *row* is damaged."""
+    found = damage(row)
+    if found:
+        message = f"{doing}: its record is damaged: {found}; restore a backup"
+        raise MetadataError(message, id=as_text(row.id))
+
+
+# A reconcile checks thousands of rows of which nearly all are sound. So what was found to be valid
+# is cached: the types of the row, and the combination of its words, which recur in most rows.
+
+_plain_types: Final[dict[tuple[type, ...], Callable[[StatusRow], tuple[int, ...]]]] = {}
+"""With what returns the numbers of such a row that are not NULL."""
+_plain_words: Final[set[tuple[object, ...]]] = set()
+_words_of: Final = attrgetter(
+    "state", "host_network", "netns_boot_id", "process_boot_id", "boot_id"
+)
+WORDS_MAX: Final = 1024
+"""Combinations of words that are cached."""
+
+
+def _is_plain(row: StatusRow) -> bool:
+    """Return whether *row* is sound, as far as the cache can tell."""
+    numbers_of = _plain_types.get(tuple(map(type, row)))
+    return (
+        numbers_of is not None
+        and _words_of(row) in _plain_words
+        and min(numbers_of(row)) >= 0
+        and row.pid <= PID_MAX
+        and columns.is_path(row.netns_path)
+    )
+
+
+def _remember_plain(row: StatusRow) -> None:
+    fields = enumerate(StatusRow._fields)
+    numbers = [n for n, field in fields if columns.is_number(field) and row[n] is not None]
+    # With the creation, which is never negative, they are at least two, and so a tuple.
+    _plain_types[tuple(map(type, row))] = itemgetter(0, *numbers)
+    if len(_plain_words) >= WORDS_MAX:
+        _plain_words.clear()
+    _plain_words.add(_words_of(row))
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:
@@ -187,14 +267,25 @@ class Transition:
         """Return the transition of a row of `history`.
 
         Raises:
-            MetadataError: a state is none that is known here.
+            MetadataError: a value has a wrong type, or a state is none that is known here.
         """
         fields = dict(zip(cls.__dataclass_fields__, row, strict=True))
         doing = f"read transition {fields['seq']} of sandbox"
+        mistyped = _TRANSITION.mistyped(row)
+        if mistyped:
+            raise _damaged(doing, fields["sandbox_id"], mistyped, fields["seq"])
         for end in ("from_state", "to_state"):
             text, id, seq = fields[end], fields["sandbox_id"], fields["seq"]
             fields[end] = None if text is None else _load_state(text, doing, id, seq)
         return cls(**{**fields, "boot_id": fields["boot_id"] or ""})
+
+
+_TRANSITION: Final = Shape(
+    {
+        **get_type_hints(Transition),
+        **dict.fromkeys(("from_state", "to_state", "boot_id"), str | None),
+    }
+)
 
 
 def _load_ips(text: str) -> tuple[str, ...]:
@@ -216,18 +307,33 @@ def _load_state(text: str, doing: str, id: str, seq: int = 0) -> State:
     try:
         return State.parse(text)
     except ValueError as error:
-        message = f"{doing} {id!r}: {error}; it is damaged, or a newer program has written it"
-        raise MetadataError(message, id=id, seq=seq) from error
+        raise _damaged(doing, id, str(error), seq) from error
+
+
+def _damaged(doing: str, id: object, found: str, seq: int = 0) -> MetadataError:
+    message = f"{doing} {id!r}: {found}; it is damaged, or a newer program has written it"
+    return MetadataError(message, id=as_text(id), seq=seq)
+
+
+def as_text(value: object) -> str:
+    """Return a column that should be text, and may be damaged, as text to show."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return "" if value is None else str(value)
 
 
 def load_status(row: AnyRow) -> Status:
     """Return the status in *row*.
 
     Raises:
-        MetadataError: its state is none that is known here.
+        MetadataError: its state is none that is known here, or a value has a wrong type.
     """
+    doing = "read status of sandbox"
+    mistyped = _STATUS.mistyped(status_of(row))
+    if mistyped:
+        raise _damaged(doing, row.id, mistyped)
     return Status(
-        _load_state(row.state, "read status of sandbox", row.id),
+        _load_state(row.state, doing, row.id),
         row.pid,
         row.created_at or 0,
         row.exited_at or 0,
@@ -278,6 +384,14 @@ def load_creator(row: Row) -> ProcessIdentity | None:
         row.creator_inode,
         row.creator_start_time,
     )
+
+
+def creator_of(row: Sequence[Any]) -> ProcessIdentity | None:
+    """Return the process of a row of `CREATORS`; None if the row is damaged."""
+    if _CREATOR.damage(row):
+        return None
+    pid, boot_id, *numbers = row
+    return ProcessIdentity(pid, boot_id or "", *numbers)
 
 
 def metadata_columns(metadata: Metadata) -> dict[str, object]:
@@ -386,6 +500,11 @@ def _id_of(parameter: str) -> ScalarSelect[str]:
     )
 
 
+def _is_past_unknown() -> ColumnElement[bool]:
+    """Include a state that is damaged, be it NULL: nothing hides such a record."""
+    return sandbox_statuses.c.state.is_distinct_from(_literal(str(State.UNKNOWN)))
+
+
 def _begins(column: Column[Any]) -> ColumnElement[bool]:
     """Compare by bytes from `:prefix` up to `:end`, its bytes and those that UTF-8 does not have.
 
@@ -407,11 +526,7 @@ UNKNOWNS: Final = Statement(
     lambda: _in_order(Row._fields).where(sandbox_statuses.c.state == _literal(str(State.UNKNOWN)))
 )
 """What can be changed of those that are UNKNOWN: the whole row."""
-PAST_UNKNOWN: Final = Statement(
-    lambda: _in_order(StatusRow._fields).where(
-        sandbox_statuses.c.state != _literal(str(State.UNKNOWN))
-    )
-)
+PAST_UNKNOWN: Final = Statement(lambda: _in_order(StatusRow._fields).where(_is_past_unknown()))
 """What can be changed of all others: the status."""
 IDS_BY_PREFIX: Final = Statement(
     lambda: (
@@ -423,6 +538,14 @@ IDS_BY_PREFIX: Final = Statement(
 NETNS_PATHS: Final = Statement(
     lambda: select(sandboxes.c.netns_path).where(sandboxes.c.netns_path != _literal(""))
 )
+CREATORS: Final = Statement(
+    lambda: (
+        select(*(sandboxes.c[name] for name in CREATOR_FIELDS))
+        .where(sandboxes.c.creator_pid.is_not(None))
+        .distinct()
+    )
+)
+"""The processes that have created sandboxes, each once."""
 CREATIONS: Final = Statement(lambda: select(sandboxes.c.creation))
 TAKEN: Final = Statement(
     lambda: select(sandboxes.c.id, sandboxes.c.name).where(
@@ -510,7 +633,7 @@ def listing(filters: frozenset[str], labels: int) -> str:
     """
     statement = _in_order(Row._fields)
     if "hide_unknown" in filters:
-        statement = statement.where(sandbox_statuses.c.state != _literal(str(State.UNKNOWN)))
+        statement = statement.where(_is_past_unknown())
     if "id" in filters:
         statement = statement.where(_begins(sandboxes.c.id))
     for name in sorted(filters & {"name", "pod", "namespace"}):

@@ -51,32 +51,32 @@ class Sandbox:
     @property
     def id(self) -> str:
         """`metadata.id`."""
-        return self._found.row.id
+        return rows.as_text(self._found.row.id)
 
     @property
     def name(self) -> str:
         """`metadata.name`."""
-        return self._found.row.name
+        return rows.as_text(self._found.row.name)
 
     @property
     def netns_path(self) -> str:
         """`metadata.netns_path`."""
-        return self._found.row.netns_path
+        return rows.as_text(self._found.row.netns_path)
 
     @property
     def ip(self) -> str:
         """`metadata.ip`."""
-        return self._found.row.ip
+        return rows.as_text(self._found.row.ip)
 
     @property
     def runtime_handler(self) -> str:
         """`metadata.runtime_handler`."""
-        return self._found.row.runtime_handler
+        return rows.as_text(self._found.row.runtime_handler)
 
     @property
     def process_label(self) -> str:
         """`metadata.process_label`."""
-        return self._found.row.process_label
+        return rows.as_text(self._found.row.process_label)
 
     @property
     def metadata(self) -> Metadata:
@@ -92,7 +92,14 @@ class Sandbox:
     @property
     def stored(self) -> dict[str, Any]:
         """The columns that `seen` and `metadata` are decoded from, for when they cannot be."""
-        return {name: getattr(self._found.row, name) for name in STORED}
+        row = self._found.row
+        columns = {name: getattr(row, name) for name in STORED}
+        texts = {
+            name: rows.as_text(value)
+            for name, value in columns.items()
+            if isinstance(value, bytes) and name != "config"  # damaged: they should be text
+        }
+        return columns | texts
 
     @property
     def config(self) -> PodSandboxConfig | None:
@@ -177,6 +184,7 @@ class Sandbox:
         Raises:
             FailedPreconditionError: the process cannot be seen from here, or its identity is not
                 recorded.
+            MetadataError: the record is damaged.
             StoreClosedError: the store is closed, so that the latest record cannot be read.
         """
         row = self._latest(f"open process of sandbox {self.id!r}")
@@ -191,6 +199,7 @@ class Sandbox:
         Once the creation is deleted, return the last row that this handle has read.
 
         Raises:
+            MetadataError: the record is damaged, so that nothing may be concluded from it.
             StoreClosedError: the store is closed, or belongs to the process that forked this one.
         """
         found = self._session.find_creation(self._found.row.creation, doing)
@@ -198,6 +207,7 @@ class Sandbox:
             self._session.bury_missing(self._found.row.creation)
         else:
             self._last = found.row
+        rows.require_sound(self._last, doing)
         return self._last
 
     @property

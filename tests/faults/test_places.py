@@ -122,6 +122,16 @@ PLACES = {
         ' && exec setpriv --bounding-set=-sys_ptrace "$@"\' -'
     ),
 }
+ANOTHER_BOOT_ID = f"unshare --mount sh -c 'mount --bind {{boot_id}} {BOOT_ID} && exec \"$@\"' - "
+"""The command that shows another boot id to what follows, as LXC and nspawn do."""
+PLACES |= {
+    f"another boot id, {place}": ANOTHER_BOOT_ID + command
+    for place, command in PLACES.items()
+    if place not in {"no boot id", "pid namespace"}
+}
+PLACES["another boot id, pid namespace"] = (
+    f"unshare --pid --fork --mount-proc sh -c 'mount --bind {{boot_id}} {BOOT_ID} && exec \"$@\"' -"
+)
 USER_NAMESPACES: dict[str, tuple[int, dict[str, str]]] = {
     "user namespace": (0x10000000, MAP_ROOT),  # CLONE_NEWUSER
     "user namespace of nobody": (0x10000000, {}),
@@ -138,7 +148,10 @@ def test_from_another_place_nothing_alive_is_marked(
     if place in USER_NAMESPACES:
         said = run(OPEN, path, json.dumps(USER_NAMESPACES[place]))
     else:
-        said = run_in(PLACES[place].format(base=f"{tmp_path}/netns"), OPEN, path)
+        boot_id = tmp_path / "boot_id"
+        boot_id.write_text("00000000-0000-4000-8000-000000000001\n")
+        command = PLACES[place].format(base=f"{tmp_path}/netns", boot_id=boot_id)
+        said = run_in(command, OPEN, path)
     counts, state = json.loads(said)
     assert (True, "SANDBOX_READY") == (set(counts) <= {str(each) for each in ALIVE}, state)
     tried(f"looked from {place}: {said.strip()}")
@@ -190,16 +203,20 @@ def test_a_pid_that_is_used_again_at_once_is_another_process(path: str) -> None:
         def end(pid):
             os.kill(pid, 9)
             os.waitpid(pid, 0)
+        def started(pid):  # in clock ticks, in one of which no kernel uses up all pids
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].split()[19]
         with Store.open(sys.argv[1]) as store:
             first = spawn()
             store.add(Metadata("gone", "gone", None), Status(State.READY, pid=first))
             store.add(Metadata("lives", "lives", None), Status(State.READY, pid=spawn()))
+            since = started(first)
             end(first)
             while True:  # the kernel may take a moment to free the number
                 with open("/proc/sys/kernel/ns_last_pid", "w") as last:
                     last.write(str(first - 1))
                 second = spawn()
-                if second == first:
+                if second == first and started(second) != since:
                     break
                 end(second)
             marked = [each for each in store.reconcile().findings if each.changed]

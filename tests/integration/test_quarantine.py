@@ -333,7 +333,7 @@ def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path) -> Non
         assert State.NOTREADY is store.get("good").seen.state
         assert store.recovery is not None
         told = {each.sandbox_id: each.message for each in store.recovery.findings}
-        assert "it could not be marked: " in told["bad"]
+        assert "its record is damaged: state is 'SANDBOX_NEWER'" in told["bad"]
         assert "bad" in {violation.sandbox_id for violation in store.check()}
         bad = store.get("bad")
         for read in (bad.status.get, lambda: bad.seen, lambda: bad.status.update(lambda s: s)):

@@ -150,7 +150,7 @@ else:
     assert life(full) is Life.RUNNING
 assert seen == expected, (seen, expected)
 assert life(full._replace(inode=None)) is Life.UNSEEN
-assert life(full._replace(pid=2**22 + 1)) is Life.GONE
+assert life(full._replace(pid=2**22 + 1, inode=None)) is Life.GONE
 print("done")
 """,
         hidepid,

@@ -32,6 +32,9 @@ from tests.tools import READY, UNKNOWN, in_another_thread, line, run, running, s
 
 pytestmark = pytest.mark.netns
 
+UNUSED_INODE = 2**62
+"""Of a pidfd; the kernel counts them from the boot on."""
+
 
 @pytest.fixture
 def here() -> Vantage:
@@ -69,16 +72,21 @@ def test_a_pid_that_names_nothing_has_no_identity(here: Vantage, pid: int) -> No
     assert None is process.identify(pid, here)
     identity = process.identify(os.getpid(), here)
     assert identity is not None
-    assert Life.GONE is process.look(identity._replace(pid=pid), here).life
+    assert Life.GONE is process.look(identity._replace(pid=pid, inode=None), here).life
 
 
 def test_another_process_of_that_pid_is_not_it(here: Vantage) -> None:
-    """Told by the inode of its pidfd, and by its start time where there is none."""
+    """By the inode of its pidfd and its start time together, or by the start time alone.
+
+    With the recorded start time and another inode, one of the two is damaged.
+    """
     identity = process.identify(os.getpid(), here)
     assert identity is not None
     assert identity.inode is not None
     assert identity.start_time is not None
-    other = identity._replace(inode=identity.inode + 1)
+    other = identity._replace(inode=UNUSED_INODE)
+    assert Life.UNSEEN is process.look(other, here).life
+    other = other._replace(start_time=identity.start_time + 1)
     assert Life.GONE is process.look(other, here).life
     by_time = identity._replace(inode=None)
     assert Life.RUNNING is process.look(by_time, here).life
@@ -97,7 +105,7 @@ def test_look_compares_all_but_the_boot_id(here: Vantage) -> None:
     assert (Life.RUNNING, (INODE, START_TIME)) == seen_as(other)
     assert (Life.RUNNING, (START_TIME,)) == seen_as(other._replace(inode=None))
     assert (Life.RUNNING, (INODE,)) == seen_as(other._replace(start_time=None))
-    assert (Life.GONE, ()) == seen_as(other._replace(inode=identity.inode + 1))
+    assert (Life.UNSEEN, ()) == seen_as(other._replace(inode=UNUSED_INODE))
     assert (Life.GONE, ()) == seen_as(other._replace(start_time=identity.start_time + 1))
     assert (Life.UNSEEN, ()) == seen_as(other._replace(inode=None, start_time=None))
 
@@ -267,8 +275,9 @@ def test_a_process_that_ended_is_not_held(here: Vantage, sleeper: Sleeper) -> No
     """Nor is the one that has its pid now."""
     child = sleeper()
     identity = identified(child.pid, here)
-    assert identity.inode is not None
-    assert None is Process.of_identity(identity._replace(inode=identity.inode + 1))
+    assert identity.start_time is not None
+    other = identity._replace(inode=UNUSED_INODE, start_time=identity.start_time + 1)
+    assert None is Process.of_identity(other)
     child.kill()
     child.wait()
     assert None is Process.of_identity(identity)

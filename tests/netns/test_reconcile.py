@@ -484,15 +484,52 @@ def test_another_boot_is_a_closed_namespace(store: Store, path: str, base_dir: s
     assert "nothing is at" in finding.message
 
 
-def test_another_boot_clears_the_pid(store: Store, path: str, sleeper: Sleeper) -> None:
-    """Of a process that does not run any more."""
-    child = sleeper()
-    store.add(sandbox("a"), replace(READY, pid=child.pid))
-    child.kill()
-    child.wait()
-    tamper(path, f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}'")
-    marked(store, Verdict.CLOSED, "HostRebooted")
+def test_another_boot_clears_the_pid(store: Store, path: str) -> None:
+    """Another process has it now, with another pidfd inode and start time."""
+    store.add(sandbox("a"), replace(READY, pid=os.getpid()))
+    tamper(
+        path,
+        f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}',"
+        " process_inode = process_inode + 1, process_start_time = process_start_time + 1",
+    )
+    finding = marked(store, Verdict.CLOSED, "HostRebooted")
+    assert f"process {os.getpid()} ran before the host was booted" in finding.message
     assert 0 == store.get("a").status.get().pid
+
+
+@pytest.mark.parametrize(
+    "column", ["netns_boot_id", "boot_id", "process_boot_id", "creator_boot_id"]
+)
+def test_another_boot_id_alone_marks_nothing_that_lives(
+    store: Store, path: str, base_dir: str, sleeper: Sleeper, column: str
+) -> None:
+    """Whichever of the recorded ids it is, the process and the namespace are there."""
+    pid = sleeper().pid
+    netns = NetNS.create(store.new_netns_path(base_dir))
+    status = UNKNOWN if column == "creator_boot_id" else READY
+    store.add(sandbox("a", netns_path=netns.path), replace(status, pid=pid))
+    table = "sandboxes" if column.startswith(("netns", "creator")) else "sandbox_statuses"
+    tamper(path, f"UPDATE {table} SET {column} = '{ELSEWHERE}'")
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert f"recorded under boot '{ELSEWHERE}'" in finding.message
+    assert f"process {os.getpid() if status is UNKNOWN else pid} runs" in finding.message
+    netns.remove()
+
+
+def test_a_namespace_in_which_the_recorded_process_lives_is_not_replaced(
+    store: Store, path: str, base_dir: str
+) -> None:
+    """Whatever its recorded number says."""
+    netns = NetNS.create(store.new_netns_path(base_dir))
+    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
+    store.add(sandbox("a", netns_path=netns.path), replace(READY, pid=process.pid))
+    tamper(path, "UPDATE sandboxes SET netns_number = netns_number + 1")
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert "but the recorded process lives in it" in finding.message
+    process.kill()
+    process.wait()
+    marked(store, Verdict.REPLACED, "NetNSReplaced")
+    netns.remove()
 
 
 # Processes.
@@ -527,16 +564,20 @@ def test_a_reused_pid_is_exited(tmp_path: Path) -> None:
         from registry import Metadata, State, Status, Store
         def spawn():
             return os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
+        def started(pid):  # in clock ticks, in one of which no kernel uses up all pids
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].split()[19]
         with Store.open(sys.argv[1]) as store:
             first = spawn()
             store.add(Metadata("a", "a", None), Status(State.READY, pid=first))
+            since = started(first)
             os.kill(first, 9)
             os.waitpid(first, 0)
             for _ in range(100):  # the kernel may take a moment to free the number
                 with open("/proc/sys/kernel/ns_last_pid", "w") as last:
                     last.write(str(first - 1))
                 second = spawn()
-                if second == first:
+                if second == first and started(second) != since:
                     break
                 os.kill(second, 9)
                 os.waitpid(second, 0)
@@ -575,6 +616,52 @@ def test_a_process_of_another_namespace_is_unreachable(
     subprocess.run(["unshare", *options, *python(code, path)], env=environment(), check=True)
     finding = unmarked(store, Verdict.UNREACHABLE)
     assert f"recorded in {kind} namespace" in finding.message
+
+
+UNDETERMINED = (
+    "UPDATE sandbox_statuses SET process_inode = NULL, process_start_time = NULL",
+    "UPDATE sandboxes SET creator_inode = NULL, creator_start_time = NULL",
+)
+"""Leaves of a process only where it was recorded, as without descriptors."""
+
+
+def test_a_process_whose_identity_could_not_be_determined_is_unreachable_until_it_is_gone(
+    store: Store, path: str, sleeper: Sleeper
+) -> None:
+    """A process with that pid may be the recorded one."""
+    process = sleeper()
+    store.add(sandbox("a"), replace(READY, pid=process.pid))
+    tamper(path, *UNDETERMINED)
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert "the identity of the recorded one is not known" in finding.message
+    process.kill()
+    process.wait()
+    marked(store, Verdict.EXITED, "ProcessExited")
+
+
+def test_a_record_whose_process_runs_under_another_pid_is_not_exited(
+    store: Store, path: str, sleeper: Sleeper
+) -> None:
+    """The pid is damaged: the kernel knows the process by the inode of its pidfd."""
+    process, other = sleeper(), sleeper()
+    store.add(sandbox("a"), replace(READY, pid=process.pid))
+    other.kill()
+    other.wait()
+    tamper(path, f"UPDATE sandbox_statuses SET pid = {other.pid}")
+    if not kernel.pid_of_inode(os.stat(os.pidfd_open(os.getpid())).st_ino):
+        pytest.skip("this kernel opens no process by the inode of its pidfd")
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert f"the recorded process runs with pid {process.pid}" in finding.message
+
+
+def test_a_process_that_started_at_the_recorded_time_is_not_another_one(
+    store: Store, path: str, sleeper: Sleeper
+) -> None:
+    """Though its pidfd has another inode than the recorded one."""
+    store.add(sandbox("a"), replace(READY, pid=sleeper().pid))
+    tamper(path, "UPDATE sandbox_statuses SET process_inode = process_inode + 1000000")
+    finding = unmarked(store, Verdict.UNREACHABLE)
+    assert "started when the recorded one did" in finding.message
 
 
 class Task:
@@ -651,6 +738,33 @@ def test_a_creation_whose_creator_died_is_interrupted(
     finding = marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
     assert f"{base_dir}/planned" in finding.message
     assert f"{base_dir}/planned" == store.get("a").netns_path
+
+
+def test_a_creator_whose_identity_could_not_be_determined_is_unreachable_until_it_is_gone(
+    store: Store, path: str
+) -> None:
+    """It is never taken for a sandbox that was adopted."""
+    with running(CREATOR, path, "/run/netns/planned") as child:
+        assert "added" == line(child)
+        tamper(path, *UNDETERMINED)
+        finding = unmarked(store, Verdict.UNREACHABLE)
+        assert "its creator: a process" in finding.message
+    marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
+
+
+def test_a_namespace_that_was_never_made_is_not_closed_ever_after(
+    store: Store, path: str, base_dir: str
+) -> None:
+    """What is not recorded is not judged; the file that it was to be mounted on is cleaned up."""
+    with running(CREATOR, path, f"{base_dir}/planned") as child:
+        assert "added" == line(child)
+    marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
+    assert ((), {Verdict.OPEN: 1}) == (store.reconcile().findings, store.reconcile().counts)
+    Path(f"{base_dir}/planned").touch()
+    finding = unmarked(store, Verdict.OPEN)
+    assert f"still to be cleaned up: '{base_dir}/planned' is no namespace" == finding.message
+    os.unlink(f"{base_dir}/planned")
+    assert () == store.reconcile().findings
 
 
 def test_an_imported_creation_is_unverified(store: Store, path: str) -> None:

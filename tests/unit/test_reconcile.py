@@ -1,4 +1,4 @@
-"""`plan` is pure: what rows and looks mean, as a table."""
+"""`plan` is pure: what rows and observations mean, as a table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from registry import State, Verdict
+from registry.evidence import Clue, Weight
 from registry.kernel import Vantage
 from registry.netns import NetNSIdentity, NetNSSight, Presence
 from registry.process import Life, ProcessSight
@@ -25,6 +26,10 @@ UNSEEN = NetNSSight("/n", Presence.UNSEEN, errno=13, more=": Permission denied")
 RUNS = ProcessSight(Life.RUNNING, "process 5 runs")
 GONE = ProcessSight(Life.GONE, "process 5 is gone")
 HIDDEN = ProcessSight(Life.UNSEEN, "process 5 is hidden")
+CONTAINER = ProcessSight(Life.RUNNING, "container 'c1' runs as process 5")
+SAME = Clue("boot-0", Weight.SAME, "process 5 runs")
+MAYBE = Clue("boot-0", Weight.MAYBE, "pid namespace 9 still exists")
+OVER = Clue("boot-0", Weight.OVER, "process 5 had started later after the boot than it is now")
 
 
 def row(state: State = State.READY, **columns: object) -> AnyRow:
@@ -94,26 +99,103 @@ CASES = {
         row(pid=5), Looks(OTHER, RUNS), Verdict.REPLACED, "NetNSReplaced", marks=True,
         left="still to be cleaned up: process 5 runs",
     ),
+    "another one, in which the process lives": Case(
+        row(pid=5), Looks(OTHER, RUNS, lives_at_path=True), Verdict.UNREACHABLE,
+        says="but the recorded process lives in it",
+    ),
+    "another one, in which a process lived that is gone": Case(
+        row(pid=5), Looks(OTHER, GONE, lives_at_path=True), Verdict.REPLACED, "NetNSReplaced",
+        marks=True,
+    ),
     "never noted, there now, process gone": Case(
         never_noted(pid=5), Looks(OPEN, GONE), Verdict.EXITED, "ProcessExited", marks=True,
-        left="still to be cleaned up: '/n' is a network namespace, though nobody noted which it "
-        "should be",
+        left="still to be cleaned up: '/n' is a network namespace, though it is not recorded which "
+        "one it should be",
     ),
     "another type": Case(row(), Looks(WRONG_TYPE), Verdict.REPLACED, "NetNSReplaced", marks=True),
     "same by inode only": Case(row(), Looks(BY_INODE), Verdict.OPEN, says="only the inode"),
     "another boot, namespace": Case(
-        row(netns_boot_id="boot-0"), Looks(OPEN), Verdict.CLOSED, "HostRebooted", marks=True
+        row(netns_boot_id="boot-0"), Looks(OTHER), Verdict.CLOSED, "HostRebooted", marks=True,
+        says="another network namespace",
     ),
     "another boot, process": Case(
-        row(process_boot_id="boot-0", pid=5), Looks(OPEN, GONE), Verdict.CLOSED, "HostRebooted",
-        marks=True, says="process 5 is gone",
+        row(process_boot_id="boot-0", pid=5), Looks(ABSENT, GONE), Verdict.CLOSED, "HostRebooted",
+        marks=True, says="process 5 ran before the host was booted",
     ),
     "another boot, status": Case(
         row(boot_id="boot-0", host_network=1), Looks(), Verdict.CLOSED, "HostRebooted", marks=True
     ),
+    "another boot, process recorded elsewhere": Case(
+        row(boot_id="boot-0", process_boot_id="boot-0", pid=5, host_network=1),
+        Looks(None, HIDDEN), Verdict.CLOSED, "HostRebooted", marks=True, says="ran before",
+    ),
     "another boot, UNKNOWN": Case(
         never_noted(UNKNOWN, creator_boot_id="boot-0"), Looks(ABSENT, None, GONE),
-        Verdict.CLOSED, "HostRebooted", marks=True,
+        Verdict.CLOSED, "HostRebooted", marks=True, says="interrupted: process 4 ran before",
+    ),
+    "another boot, UNKNOWN, creator recorded elsewhere": Case(
+        never_noted(UNKNOWN, creator_boot_id="boot-0"), Looks(ABSENT, None, HIDDEN),
+        Verdict.CLOSED, "HostRebooted", marks=True, says="interrupted",
+    ),
+    "another boot, but the process runs": Case(
+        row(process_boot_id="boot-0", pid=5), Looks(OPEN, RUNS, clues=(SAME,)),
+        Verdict.UNREACHABLE, says="and this is boot 'boot-1', but process 5 runs",
+    ),
+    "another boot, but a namespace may exist": Case(
+        row(boot_id="boot-0"), Looks(ABSENT, clues=(MAYBE,)),
+        Verdict.CLOSED, "NetNSClosed", marks=True, says="but pid namespace 9 still exists",
+    ),
+    "another boot, but a namespace may exist, host network": Case(
+        row(boot_id="boot-0", host_network=1), Looks(clues=(MAYBE,)), Verdict.UNREACHABLE,
+        says="but pid namespace 9 still exists",
+    ),
+    "another boot, its process started later than this boot is old": Case(
+        row(boot_id="boot-0", host_network=1), Looks(clues=(MAYBE, OVER)), Verdict.CLOSED,
+        "HostRebooted", marks=True,
+    ),
+    "another boot, a process that runs outweighs what is over": Case(
+        row(boot_id="boot-0", host_network=1), Looks(clues=(OVER, SAME)), Verdict.UNREACHABLE,
+        says="process 5 runs",
+    ),
+    "another boot, but a container runs": Case(
+        row(process_boot_id="boot-0", pid=5, host_network=1),
+        Looks(None, CONTAINER, attached=True, clues=(SAME._replace(boot_id=""),)),
+        Verdict.UNREACHABLE, says="process 5 runs",
+    ),
+    "another boot, a container has no task": Case(
+        row(process_boot_id="boot-0", pid=5, host_network=1),
+        Looks(None, GONE._replace(detail="no task"), attached=True),
+        Verdict.CLOSED, "HostRebooted", marks=True, says="no task",
+    ),
+    "another boot, but the process runs, and its namespace is closed": Case(
+        row(process_boot_id="boot-0", netns_boot_id="boot-0", pid=5),
+        Looks(ABSENT, RUNS, clues=(SAME,)), Verdict.CLOSED, "NetNSClosed", marks=True,
+        says="but process 5 runs", left="still to be cleaned up: process 5 runs",
+    ),
+    "another boot, but something lives, and the process is gone": Case(
+        row(process_boot_id="boot-0", netns_boot_id="boot-0", pid=5),
+        Looks(OPEN, GONE, clues=(MAYBE,)), Verdict.EXITED, "ProcessExited", marks=True,
+        left="still to be cleaned up: network namespace '/n' is open",
+    ),
+    "another boot, UNKNOWN, but its creator lives": Case(
+        never_noted(UNKNOWN, creator_boot_id="boot-0"),
+        Looks(ABSENT, None, RUNS, clues=(SAME,)), Verdict.UNREACHABLE, says="its creator: process",
+    ),
+    "another boot, UNKNOWN, something lives, and its creator is gone": Case(
+        never_noted(UNKNOWN, creator_boot_id="boot-0"),
+        Looks(ABSENT, None, GONE, clues=(MAYBE,)), Verdict.INTERRUPTED, "CreationInterrupted",
+        marks=True,
+    ),
+    "another boot, adopted": Case(
+        never_noted(UNKNOWN, creator_pid=None, boot_id="boot-0"), Looks(ABSENT),
+        Verdict.UNVERIFIED,
+    ),
+    "another boot, NOTREADY": Case(
+        row(NOTREADY, netns_boot_id="boot-0"), Looks(ABSENT), Verdict.CLOSED, "HostRebooted"
+    ),
+    "another boot, NOTREADY, but its namespace is open": Case(
+        row(NOTREADY, netns_boot_id="boot-0"), Looks(OPEN, clues=(MAYBE,)), Verdict.UNREACHABLE,
+        left="still to be cleaned up: network namespace '/n' is open",
     ),
     "unseen": Case(row(), Looks(UNSEEN), Verdict.UNREACHABLE, says="Permission denied"),
     "unseen, process gone": Case(
@@ -187,8 +269,26 @@ CASES = {
     "imported, could not be looked at": Case(
         never_noted(UNKNOWN, creator_pid=None), Looks(None, HIDDEN, HIDDEN), Verdict.UNVERIFIED
     ),
-    "could not be looked at": Case(
-        row(), Looks(None, HIDDEN, HIDDEN), Verdict.UNREACHABLE, says="hidden"
+    "could not be observed": Case(
+        row(boot_id="boot-0"), Looks(failure="why"), Verdict.UNREACHABLE, says="why"
+    ),
+    "imported, and damaged": Case(
+        never_noted(UNKNOWN, creator_pid=None), Looks(failure="why"), Verdict.UNREACHABLE,
+        says="why",
+    ),
+    "creator gone, and the process cannot be judged": Case(
+        never_noted(UNKNOWN, pid=5), Looks(ABSENT, HIDDEN, GONE), Verdict.INTERRUPTED,
+        "CreationInterrupted", marks=True, says="hidden",
+    ),
+    "NOTREADY, its namespace never made": Case(
+        never_noted(NOTREADY), Looks(ABSENT), Verdict.OPEN, reported=False
+    ),
+    "NOTREADY, its namespace never made, process runs": Case(
+        never_noted(NOTREADY, pid=5), Looks(ABSENT, RUNS), Verdict.OPEN, says="process 5 runs"
+    ),
+    "NOTREADY, its namespace never made, but the file for it": Case(
+        never_noted(NOTREADY), Looks(PLAIN), Verdict.OPEN, left=
+        "still to be cleaned up: '/n' is no namespace",
     ),
     "NOTREADY, closed": Case(row(NOTREADY), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed"),
     "NOTREADY, still open": Case(row(NOTREADY), Looks(OPEN), Verdict.OPEN, says="cleaned up"),
@@ -223,11 +323,44 @@ def test_every_verdict_is_in_the_table() -> None:
     assert set(Verdict) == {case.verdict for case in CASES.values()}
 
 
-def test_a_host_whose_boot_id_cannot_be_read_reboots_nobody() -> None:
+def test_a_host_whose_boot_id_cannot_be_read_reboots_no_sandbox() -> None:
     """What is not known is no difference."""
     blind = Vantage("", 10, 20, 30)
     (judgement,) = plan([(row(), Looks(OPEN))], blind, now=0)
     assert Verdict.OPEN is judgement.verdict
+
+
+def test_a_boot_id_that_was_shown_to_this_process_is_of_this_boot() -> None:
+    """No process outlives the boot, whatever is shown to it later."""
+    vantage = Vantage("boot-1", 10, 20, 30, boot_ids=frozenset({"boot-0", "boot-1"}))
+    recorded = row(boot_id="boot-0", netns_boot_id="boot-0", host_network=1)
+    (judgement,) = plan([(recorded, Looks())], vantage, now=0)
+    assert (Verdict.HOST, False) == (judgement.verdict, judgement.reported)
+
+
+BOOTS = {
+    "a process of another sandbox runs": ((), (SAME,), Verdict.UNREACHABLE),
+    "a namespace of another sandbox may exist": ((), (MAYBE,), Verdict.UNREACHABLE),
+    "its own may exist, and the boot is over": ((MAYBE,), (OVER,), Verdict.CLOSED),
+    "another's may exist, and the boot is over": ((OVER,), (MAYBE,), Verdict.CLOSED),
+    "nothing is known": ((), (), Verdict.CLOSED),
+    "another boot is this one": ((), (SAME._replace(boot_id="boot-7"),), Verdict.CLOSED),
+}
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["of a row", "of no row"])
+@pytest.mark.parametrize("name", BOOTS)
+def test_evidence_counts_for_all_that_was_recorded_under_the_same_boot_id(
+    name: str, beside: bool
+) -> None:
+    """Whichever of the two comes first, and also where nothing but the boot id is recorded."""
+    own, others, verdict = BOOTS[name]
+    judged = (row(boot_id="boot-0", host_network=1), Looks(clues=own))
+    other = (row(creation=2, boot_id="boot-0", host_network=1), Looks(clues=others))
+    for looked in ([judged, other], [other, judged]) if beside else ([judged],):
+        judgements = plan(looked, HERE, now=0, clues=() if beside else iter(others))
+        found = {each.row.creation: each for each in judgements}[1]
+        assert (verdict, verdict is Verdict.CLOSED) == (found.verdict, found.marks)
 
 
 def test_a_mark_keeps_what_it_does_not_know_better() -> None:

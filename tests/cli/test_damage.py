@@ -1,0 +1,51 @@
+"""A record with one flipped bit hides nothing of the others, and ends no command in a traceback."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from registry import Store, cli
+from tests.pages import flip, places
+from tests.tools import READY, pod, sandbox
+
+SEED = int(os.environ.get("DAMAGE_SEED", "0"))
+FLIPS = 12
+COMMANDS = (
+    *("list --all", "list --json", "inspect bad", "inspect bad --json", "history", "check"),
+    *("reconcile --dry-run", "reconcile", "export", "delete good"),
+)
+DAMAGED = 3
+"""Exit code where SQLite itself finds the damage."""
+
+
+def test_commands_say_what_is_wrong_with_a_damaged_record(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each ends with a code that it has, and lists the record beside it."""
+    whole, path = tmp_path / "whole.db", str(tmp_path / "damaged.db")
+    with Store.open(whole) as store:
+        fields = {"ip": "10.0.0.1", "additional_ips": ("10.0.0.2",)}
+        store.add(sandbox("bad", config=pod(app="x"), **fields), READY)
+        store.add(sandbox("good"), READY)
+    bits = [
+        (table, column, place.type, bit)
+        for table in ("sandboxes", "sandbox_statuses")
+        for column, place in places(str(whole), table, "bad").items()
+        for bit in range(8 * len(place.type))
+    ]
+    for table, column, place, bit in random.Random(SEED).sample(bits, FLIPS):
+        for leftover in tmp_path.glob("damaged.db*"):
+            leftover.unlink()
+        shutil.copy(whole, path)
+        flip(path, place, bit)
+        for command in COMMANDS:
+            code = cli.main(["--db", path, *command.split()])
+            out, err = capfd.readouterr()
+            what = f"{command}: bit {bit} of the type of {table}.{column}; DAMAGE_SEED={SEED}"
+            assert code in {0, 1, DAMAGED}, f"{what}: {err}"
+            assert "good" in out or command != "list --all" or code == DAMAGED, what
