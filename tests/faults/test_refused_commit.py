@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
+
 from tests import needs
 from tests.tools import environment, python, query, run
 
@@ -62,19 +64,14 @@ WRITERS = """
     """
 
 
-# The same, and a signal handler raises into the one that commits, while the sync is failing.
-STRUCK = """
+# The same of two threads, of which the one that commits is interrupted in the function argv[2].
+INTERRUPTED = """
     import os, signal, sys, threading
     from dataclasses import replace
     from registry import Metadata, State, Status, Store
     from tests.convoy import waiting
+    from tests.interrupts import Interrupts
     from tests.tools import until
-
-    class Stop(BaseException):
-        pass
-
-    def strike(signum, frame):
-        raise Stop
 
     store = Store.open(sys.argv[1])
     a, b = (store.add(Metadata(id, id, None), Status(State.READY)) for id in "ab")
@@ -96,19 +93,19 @@ STRUCK = """
     first.start()
     until(lambda: store._session.engine.writes.transaction is not None)
     threading.Thread(target=behind).start()
-    signal.signal(signal.SIGALRM, strike)
-    signal.setitimer(signal.ITIMER_REAL, 0.7)
-    update(b)
+    attempt = next(iter(Interrupts(within=sys.argv[2])))
+    attempt.run(lambda: update(b))
+    assert attempt.points
     first.join()
     print(*sorted(said), a.status.get().message + b.status.get().message or "neither", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     """
 
 
-def fail(path: str, when: str, code: str = WRITER) -> list[str]:
+def fail(path: str, when: str, code: str = WRITER, *args: str) -> list[str]:
     """Run the writer, and let those of its fdatasync calls fail that *when* names."""
     process = subprocess.Popen(
-        python(code, path),
+        python(code, path, *args),
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -157,10 +154,13 @@ def test_nothing_of_a_group_whose_sync_fails_is_there_after_a_crash(path: str) -
     assert [(id, "", None) for id in "abc"] == sorted(found)
 
 
-def test_a_signal_while_the_sync_fails_changes_nothing_of_that(path: str) -> None:
-    """Who is struck raises what struck it, the other one is told, and neither is stored."""
-    said = fail(path, "1:delay_enter=1500000", STRUCK)
-    assert ["RegistryError", "Stop", "neither"] == said
+@pytest.mark.parametrize("function", ["Writer.commit", "Writer._refused", "Writer.reset"])
+def test_an_interrupt_beside_a_sync_that_fails_leaves_nothing_stored(
+    path: str, function: str
+) -> None:
+    """Before the COMMIT, after it failed, and after the log was overwritten."""
+    said = fail(path, "1", INTERRUPTED, function)
+    assert ["Interrupt", "RegistryError", "neither"] == said
     found = query(path, "SELECT sandbox_id, message FROM sandbox_statuses")
     assert [("a", ""), ("b", "")] == sorted(found)
 

@@ -218,39 +218,42 @@ def test_a_stranger_that_holds_a_lock_does_not_keep_a_read_waiting(store: Store,
         assert "open" == handle.status.get().message == store.list()[0].seen.message
 
 
-def test_a_signal_handler_may_read_in_the_middle_of_a_read(path: str) -> None:
-    """It neither waits for the call that it interrupts, nor sees less than it should."""
+def test_a_signal_handler_may_read_in_the_middle_of_a_call(path: str) -> None:
+    """It neither waits for the call that it interrupts, nor reads an older commit."""
     out = run(
         """
-        import signal, sys
+        import sys
         from dataclasses import replace
         from registry import Metadata, State, Status, Store
+        from tests.interrupts import Interrupts
 
         with Store.open(sys.argv[1]) as store:
             handle = store.add(Metadata("a", "a", None), Status(State.READY))
-            seen = []
+            committed, answers = 0, set()
 
-            def look(signum, frame):
+            def read():
                 least = committed
                 one, two = handle.status.get(), store.list()[0].seen
-                seen.append(least <= one.exited_at == two.exited_at)
-                signal.setitimer(signal.ITIMER_REAL, 0.0003)
+                answers.add(least <= one.exited_at == two.exited_at)
 
-            signal.signal(signal.SIGALRM, look)
-            signal.setitimer(signal.ITIMER_REAL, 0.0003)
-            committed = 0
-            for n in range(1, 200):
+            def call():
+                global committed
                 handle.status.update(lambda old: replace(old, exited_at=n))
                 committed = n
-                for _ in range(50):
+                for _ in "12":
                     assert n == handle.status.get().exited_at
-                    store.get("a")
-            signal.signal(signal.SIGALRM, signal.SIG_IGN)
-            print(len(seen) > 20, all(seen))
+                    assert n == store.get("a").status.get().exited_at
+
+            attempts = Interrupts(read)
+            for n, attempt in enumerate(attempts, 1):
+                attempt.run(call)
+                assert not attempt.raised, attempt
+                assert answers <= {True}, attempt
+            print(*attempts.functions, sep="\\n")
         """,
         path,
     )
-    assert "True True" == out.strip()
+    assert {"Watch.look", "Readers.give_back", "Writer.commit"} <= set(out.splitlines())
 
 
 def test_a_stored_status_is_the_callers_to_keep(store: Store) -> None:
@@ -290,22 +293,33 @@ def test_long_messages_are_weighed(store: Store, monkeypatch: pytest.MonkeyPatch
 def test_a_signal_handler_may_close_the_store_in_the_middle_of_a_read(path: str) -> None:
     """As on SIGTERM; nothing hangs, and nothing stays open."""
     code = """
-        import os, random, signal, sys
+        import os, sys
+        from contextlib import suppress
         from registry import Metadata, State, Status, Store, StoreClosedError
+        from tests.interrupts import Interrupts
 
         path = sys.argv[1]
-        store = Store.open(path)
-        store.add(Metadata("a", "a", None), Status(State.READY))
-        store.get("a")
-        signal.signal(signal.SIGALRM, lambda *_: store.close())
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.01))
-        try:
-            while True:
-                store.get("a")
-        except StoreClosedError:
-            names = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-                     if os.path.exists(f"/proc/self/fd/{fd}")]
-            print([name for name in names if "registry.db" in name])
+        with Store.open(path) as store:
+            store.add(Metadata("a", "a", None), Status(State.READY))
+
+        def read():
+            with suppress(StoreClosedError):
+                for _ in "12":
+                    store.get("a").status.get()
+
+        def descriptors():
+            for fd in os.listdir("/proc/self/fd"):
+                with suppress(FileNotFoundError):
+                    yield os.readlink(f"/proc/self/fd/{fd}")
+
+        attempts = Interrupts(lambda: store.close())
+        for attempt in attempts:
+            store = Store.open(path)
+            attempt.run(read)
+            assert not attempt.raised, attempt
+            store.close()
+            assert [] == [each for each in descriptors() if each.startswith(path)], attempt
+        print(*attempts.functions, sep="\\n")
         """
-    for n in range(6):
-        assert "[]" == run(code, f"{path}-{n}", timeout=20).strip()
+    out = run(code, path)
+    assert {"Watch.look", "Readers.give_back", "Connection.fetch"} <= set(out.splitlines())

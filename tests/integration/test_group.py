@@ -432,9 +432,10 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
     """The change is stored then, and the next write goes on."""
     out = run(
         """
-        import signal, sys, threading, time
+        import signal, sys, threading
         from dataclasses import replace
         from registry import Metadata, State, Status, Store
+        from tests.tools import until
 
         def more(old):
             return replace(old, exited_at=old.exited_at + 1)
@@ -442,7 +443,8 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
         def queue():
             return len(store._session.engine.writes.mutex._queue)
 
-        with Store.open(sys.argv[1]) as store:
+        # Within a tenth of the timeout the third one has to join the group.
+        with Store.open(sys.argv[1], timeout=300) as store:
             one, two, three = (
                 store.add(Metadata(id, id, None), Status(State.READY)) for id in "abc")
             gates = [threading.Event(), threading.Event()]
@@ -451,8 +453,7 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
                 return lambda old: gate.wait(30) and more(old)
 
             def wait(count):
-                while queue() < count:
-                    time.sleep(0.001)
+                until(lambda: queue() == count)
 
             first = threading.Thread(target=lambda: one.status.update(slow(gates[0])))
             first.start()
@@ -464,9 +465,11 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
                 wait(3)
                 gates[0].set()
                 wait(1)
-                time.sleep(0.1)  # the main thread has run, and waits for the commit
+                sleeping = store._session.engine.writes.mutex.idlers._locks
+                until(lambda: sleeping)  # the main thread has run, and waits for the commit
+                before = sleeping[:]
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                time.sleep(0.2)
+                until(lambda: sleeping[:] not in ([], before))  # it waits again
                 gates[1].set()
 
             last = threading.Thread(target=lambda: three.status.update(slow(gates[1])))

@@ -606,6 +606,8 @@ def test_an_interrupted_close_closes(path: str) -> None:
         """
         import os, signal, sys, threading
         from registry import Metadata, State, Status, Store, StoreClosedError
+        from tests.convoy import waiting
+        from tests.tools import until
         store = Store.open(sys.argv[1])
         handle = store.add(Metadata("a", "a", None), Status(State.READY))
         begun, go = threading.Event(), threading.Event()
@@ -621,8 +623,10 @@ def test_an_interrupted_close_closes(path: str) -> None:
         writer = threading.Thread(target=write)
         writer.start()
         begun.wait()
-        signal.signal(signal.SIGALRM, lambda *_: signal.default_int_handler(2, None))
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        def interrupt():
+            until(lambda: waiting(store) == 1)  # the close waits for the writer
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        threading.Thread(target=interrupt).start()
         try:
             store.close()
         except KeyboardInterrupt:

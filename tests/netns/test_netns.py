@@ -167,84 +167,99 @@ def test_a_creation_whose_mount_fails_leaves_no_file(base_dir: str) -> None:
     assert f"{errno.ENOSPC} []" == out.strip()
 
 
-def test_an_interrupted_creation_leaves_nothing(base_dir: str) -> None:
-    """Struck by a signal at any moment: no file, no mount, or the whole namespace.
-
-    Nor a thread that hangs, and keeps the process from exiting.
-    """
+@pytest.mark.parametrize("action", ["interrupt", "time_out"])
+def test_an_interrupted_creation_leaves_nothing_or_a_whole_namespace(
+    base_dir: str, action: str
+) -> None:
+    """Nor a thread that waits for ever, and keeps the process from exiting."""
     out = run(
         """
-        import os, signal, sys
+        import os, sys
         from registry import NetNS
-        class Stop(BaseException):
-            pass
-        def strike(signum, frame):
-            raise Stop
-        signal.signal(signal.SIGALRM, strike)
-        NetNS.create(f"{sys.argv[1]}/warm").remove()
-        struck = 0
-        for after in (*range(10, 600, 5), *range(600, 6000, 100)):  # us; the thread starts at once
-            path = f"{sys.argv[1]}/after-{after}"
-            made = None
-            try:
-                signal.setitimer(signal.ITIMER_REAL, after / 1e6)
-                made = NetNS.create(path)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Stop:
-                struck += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            if made is not None:
-                made.remove()
-            elif os.path.lexists(path):
-                # Struck after all was done, before the caller had it: whole, and to be loaded.
+        from tests import interrupts
+
+        directory, action = sys.argv[1:]
+        NetNS.create(f"{directory}/first").remove()
+        attempts = interrupts.Interrupts(getattr(interrupts, action))
+        for n, attempt in enumerate(attempts):
+            path = f"{directory}/{n}"
+            attempt.run(lambda: NetNS.create(path))
+            assert attempt.raised or attempt.unraisable or not attempt.points, attempt
+            if os.path.lexists(path):
                 NetNS.load(path).remove()
-        print(struck > 50, os.listdir(sys.argv[1]))
+            else:
+                assert attempt.raised, attempt
+            assert [] == os.listdir(directory), attempt
+        print(*attempts.functions, sep="\\n")
         """,
         base_dir,
+        action,
     )
-    assert "True []" == out.strip()
+    assert {"NetNS.create", "_Call.result", "start"} <= set(out.splitlines())
 
 
-def test_two_interrupts_leave_nothing_running(made: NetNS, base_dir: str) -> None:
-    """Struck twice, at any moments: the function has ended, or never begins."""
+def test_two_interrupts_leave_no_function_running(made: NetNS) -> None:
+    """The function has ended when the call has, or it never begins."""
     out = run(
         """
-        import signal, sys, time
+        import _thread, sys
+        from collections import deque
         from registry import NetNS
-        class Stop(BaseException):
-            pass
-        strikes = 0
-        def strike(signum, frame):
-            global strikes
-            while frame is not None and frame.f_code is not NetNS.do.__code__:
-                frame = frame.f_back
-            if frame is not None and strikes < 2:
-                strikes += 1
-                raise Stop
-        signal.signal(signal.SIGALRM, strike)
-        made, begun, ended = NetNS.load(f"{sys.argv[1]}/made"), [], []
+        from tests.interrupts import Interrupts
+        from tests.tools import LONG, until
+
+        made, events, threads = NetNS.load(sys.argv[1]), deque(), _thread._count()
+
         def work():
-            begun.append(1)
-            time.sleep(0.0003)
-            ended.append(1)
-        twice = 0
-        for after in range(10, 800, 2):  # us
-            strikes = 0
-            signal.setitimer(signal.ITIMER_REAL, after / 1e6, 50e-6)
-            try:
-                made.do(work)
-            except Stop:
-                twice += strikes == 2
-            had = len(begun), len(ended)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            time.sleep(0.001)
-            assert had[0] == had[1], had
-            assert had == (len(begun), len(ended))
-        print(twice > 20)
+            events.append("begun")
+            events.append("ended")
+
+        attempts = Interrupts(times=2, selected=not LONG, within="run")
+        for attempt in attempts:
+            events.clear()
+            attempt.run(lambda: made.do(work))
+            then = list(events)
+            until(lambda: _thread._count() == threads)
+            assert list(events) == then, attempt
+            assert then == ["begun", "ended"] or (then == [] and attempt.raised), attempt
+        print(*attempts.functions, sep="\\n")
         """,
-        base_dir,
+        made.path,
+        timeout=600,
     )
-    assert "True" == out.strip()
+    assert {"_Call.result", "_Call._go_on", "start", "Sleepers.wait"} <= set(out.splitlines())
+
+
+def test_interrupts_while_the_function_runs_come_out_when_it_has_ended(made: NetNS) -> None:
+    """They wake the caller, who then waits again."""
+    out = run(
+        """
+        import signal, sys, threading
+        from registry import NetNS
+        from tests.interrupts import Interrupt
+        from tests.tools import until
+
+        handled, ended = [], []
+
+        def interrupt(signum, frame):
+            handled.append(signum)
+            raise Interrupt
+
+        def work():
+            for n in (1, 2):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+                until(lambda: len(handled) == n)
+            ended.append(True)
+
+        signal.signal(signal.SIGUSR1, interrupt)
+        try:
+            NetNS.load(sys.argv[1]).do(work)
+        except Interrupt:
+            print(ended)
+        """,
+        made.path,
+    )
+    assert "[True]" == out.strip()
 
 
 def test_a_thread_lasts_no_longer_than_what_runs_in_it(made: NetNS, base_dir: str) -> None:
