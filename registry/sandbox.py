@@ -199,7 +199,8 @@ class Sandbox:
         Once the creation is deleted, return the last row that this handle has read.
 
         Raises:
-            MetadataError: the record is damaged, so that nothing may be concluded from it.
+            MetadataError: the record is damaged, so that nothing may be concluded from it; a state
+                that is not known here is no such damage.
             StoreClosedError: the store is closed, or belongs to the process that forked this one.
         """
         found = self._session.find_creation(self._found.row.creation, doing)
@@ -207,7 +208,12 @@ class Sandbox:
             self._session.bury_missing(self._found.row.creation)
         else:
             self._last = found.row
-        rows.require_sound(self._last, doing)
+        row = self._last
+        if isinstance(row.state, str):
+            # A state of a newer program says nothing about process and namespace, which can still
+            # be cleaned up.
+            row = row._replace(state=str(State.UNKNOWN))
+        rows.require_sound(row, doing)
         return self._last
 
     @property

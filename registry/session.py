@@ -316,6 +316,7 @@ class Session:
             )
             if row is None:
                 return
+            rows.require_sound(row, doing)
             vantage = Vantage.here()
             of_netns = None if row.host_network else netns_at(row.netns_path, vantage)
             of_process = process.identify(row.pid, vantage) if row.pid else None

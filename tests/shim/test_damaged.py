@@ -10,7 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from registry import Store
 from tests import needs
+from tests.pages import flip, places
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import Server, namespaces, pauses, serving
 from tests.tools import tamper, until
@@ -146,3 +148,29 @@ def test_an_end_that_cannot_be_recorded_keeps_no_other_from_being_recorded(
         assert "ProcessExited" == cri.info(whole)["reason"]
         until(lambda: f"record the end of sandbox {hurt!r}: " in server.log.read_text())
         cri.remove(hurt)
+
+
+def test_a_record_that_contradicts_its_schema_is_listed_and_left_alone(tmp_path: Path) -> None:
+    """A bit makes a boot id a blob: nothing is ended for it, until it is mended."""
+    with serving(tmp_path) as server:
+        with Client(server.socket) as cri:
+            hurt, whole = [cri.run(pod_config(name)) for name in ("hurt", "whole")]
+        server.kill()
+        with Store.open(server.db, reconcile=False):
+            pass  # a close moves the write-ahead log into the database
+        boot_id = places(server.db, "sandbox_statuses", hurt)["process_boot_id"]
+        flip(server.db, boot_id.type, 0)
+        server.start()
+        before = pauses(server.db)
+        with Client(server.socket) as cri:
+            assert {hurt, whole} == {item.id for item in cri.list()}
+            for call in (cri.stop, cri.remove):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(hurt)
+                assert "process_boot_id" in str(caught.value.details())
+            assert before == pauses(server.db)
+            cri.remove(whole)
+            assert [hurt] == [item.id for item in cri.list()]
+            tamper(server.db, STATUS.format("process_boot_id = boot_id", f"'{hurt}'"))
+            cri.remove(hurt)
+            assert set() == pauses(server.db)
