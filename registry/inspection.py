@@ -72,7 +72,8 @@ def _require_openable(path: str, look: Look, *, create: bool, upgrade: bool) -> 
     else:
         ours = look.file.application_id == APPLICATION_ID
     if not ours:
-        raise migrate.not_a_registry(f"open registry {path!r}", path)
+        with _probe(path, alone=True) as connection:
+            raise migrate.not_a_registry(connection, f"open registry {path!r}", path)
     if look.file is not None:
         _require_own_log(path, look)
     # What SQLite has to roll back first, it rolls back when it is opened for writing.

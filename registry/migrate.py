@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import select
@@ -20,6 +20,7 @@ from registry.engine.continuity import give_number, next_number
 from registry.engine.driver import RESTORE
 from registry.errors import DataLossError, NotFoundError, SchemaVersionError
 from registry.schema import APPLICATION_ID, LEVEL, REVISION
+from registry.schema import metadata as schema_metadata
 from registry.schema import registry as registry_table
 from registry.sql import Fetch, Statement
 from registry.waiting import Mutex
@@ -76,7 +77,7 @@ def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) ->
             raise NotFoundError(f"{doing}: the database file is empty", path=path)
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise not_a_registry(doing, path)
+        raise not_a_registry(connection, doing, path)
     old = _version(connection.fetch, doing, path).level < LEVEL
     if old and not upgrade:
         advice = "open it for writing with upgrade=True"
@@ -86,11 +87,18 @@ def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) ->
     return old
 
 
-def not_a_registry(doing: str, path: str) -> DataLossError:
+def not_a_registry(connection: Connection, doing: str, path: str) -> DataLossError:
     """Return the error for an SQLite database that has another application_id than a registry."""
+    advice = "is the path right?"
+    with suppress(sqlite3.Error):
+        tables = connection.fetch("SELECT name FROM sqlite_master WHERE type = 'table'")
+        if {(name,) for name in schema_metadata.tables} <= set(tables):
+            advice = (
+                "it has the tables of one: if it was made from a .dump, which leaves the id out, "
+                f"run PRAGMA application_id = {APPLICATION_ID} in it, and check it then"
+            )
     return DataLossError(
-        f"{doing}: it is an SQLite database but no registry (application_id); is the path right?",
-        path=path,
+        f"{doing}: it is an SQLite database but no registry (application_id); {advice}", path=path
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sqlite3
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -155,7 +156,7 @@ def connect(
     Raises:
         sqlite3.Error: as it comes; the caller knows what it was doing.
     """
-    uri = f"file:{quote(path.encode('utf-8', 'surrogateescape'))}?mode={mode}"
+    uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
     connection = sqlite3.connect(
         uri + ("&immutable=1" if immutable else ""),
         uri=True,

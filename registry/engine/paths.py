@@ -78,7 +78,7 @@ def _require_usable(real: str, found: os.stat_result) -> None:
 
 def _is_mounted_alone(path: str) -> bool:
     """Whether the file at *path* is a mount, as containers have single files of their host."""
-    mounted = path.encode("utf-8", "surrogateescape")
+    mounted = os.fsencode(path)
     for special in b"\\ \t\n":  # as the kernel writes them, octal
         mounted = mounted.replace(bytes([special]), b"\\%03o" % special)
     try:

@@ -16,6 +16,7 @@ import pytest
 
 from registry import FailedPreconditionError, ReadOnlyError, RegistryError, Store, kernel
 from tests import needs
+from tests.conftest import RunInLocale
 from tests.tools import READY, ids, line, running, sandbox
 
 pytestmark = needs.namespaces
@@ -133,3 +134,25 @@ def test_a_file_that_is_mounted_by_itself_is_refused(path: str, tmp_path: Path) 
         finally:
             kernel.umount(str(alone), kernel.MNT_DETACH)
     assert ["alone name.db"] == [name for name in os.listdir(tmp_path) if "alone" in name]
+
+
+def test_a_file_that_is_mounted_by_itself_is_refused_in_latin_1(
+    path: str, tmp_path: Path, latin1: RunInLocale
+) -> None:
+    """The kernel lists mounts by the bytes of their paths."""
+    Store.open(path).close()
+    alone = os.path.join(os.fsencode(tmp_path), b"\xe4lone.db")
+    os.close(os.open(alone, os.O_CREAT))
+    subprocess.run([b"mount", b"--bind", path.encode(), alone], check=True)
+    code = """
+        import sys
+        from registry import FailedPreconditionError, Store
+        try:
+            Store.open(sys.argv[1])
+        except FailedPreconditionError as error:
+            print("mount its directory" in str(error))
+        """
+    try:
+        assert ["True"] == latin1(code, os.fsdecode(alone))
+    finally:
+        kernel.umount(os.fsdecode(alone), kernel.MNT_DETACH)

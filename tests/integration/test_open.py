@@ -33,7 +33,7 @@ from registry import (
     UnavailableError,
 )
 from tests import needs
-from tests.conftest import OpenStore
+from tests.conftest import OpenStore, RunInLocale
 from tests.tools import READY, execute, ids, line, query, run, running, sandbox, say
 
 
@@ -109,6 +109,62 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
         Store.open(tmp_path)
     assert ("path", str(tmp_path)) == (caught.value.field, caught.value.value)
     assert [] == list(tmp_path.iterdir())
+
+
+NAMES = [b"d\xe4ta", "näme 一".encode(), b"\xff\xfe", b"%41 ?#&=\\'"]
+OPEN_BESIDE = """
+    import os, subprocess, sys
+    from registry import Store
+    from tests.tools import READY, sandbox
+    path = os.path.join(sys.argv[1], "r.db")
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+    with Store.open(path, read_only=True) as store:
+        print(sys.getfilesystemencoding(), len(store.list()))
+    command = [sys.executable, "-m", "registry", "--db", path, "list", "--json"]
+    print(b'"id": "a"' in subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    """
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_a_path_of_any_bytes_is_opened_in_latin_1(
+    tmp_path: Path, latin1: RunInLocale, name: bytes
+) -> None:
+    """All files of the registry are in the directory with those bytes, and none elsewhere."""
+    folder = os.path.join(os.fsencode(tmp_path), name)
+    os.mkdir(folder)
+    assert ["iso8859-1 1", "True"] == latin1(OPEN_BESIDE, os.fsdecode(folder))
+    assert {b"r.db", b"r.db-lock", b"r.db-queue"} <= set(os.listdir(folder))
+    assert [name] == os.listdir(os.fsencode(tmp_path))
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_a_path_of_any_bytes_is_opened_in_the_c_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, utf8: str
+) -> None:
+    """Of which the encoding is ASCII, unless Python takes UTF-8 for it."""
+    folder = os.path.join(os.fsencode(tmp_path), name)
+    os.mkdir(folder)
+    for variable, value in {"LC_ALL": "C", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(variable, value)
+    out = run(OPEN_BESIDE, os.fsdecode(folder))
+    assert [f"{'utf-8' if utf8 == '1' else 'ascii'} 1", "True"] == out.splitlines()
+    assert [name] == os.listdir(os.fsencode(tmp_path))
+
+
+def test_a_path_that_the_locale_cannot_encode_is_refused(latin1: RunInLocale) -> None:
+    """As an invalid argument."""
+    out = latin1(
+        """
+        from registry import InvalidArgumentError, Store
+        try:
+            Store.open("/tmp/\\u4e00/r.db")
+        except InvalidArgumentError as error:
+            print(error.field, ascii(error.value))
+        """
+    )
+    assert ["path '/tmp/\\u4e00/r.db'"] == out
 
 
 @pytest.mark.parametrize("path", ["", ":memory:", "a\0b", "/dev/null", b"/tmp/x"], ids=repr)

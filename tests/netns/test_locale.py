@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from registry import InvalidArgumentError, NetNS, Store
-from tests.tools import READY, environment, python, sandbox
+from tests.conftest import RunInLocale
+from tests.tools import READY, sandbox
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
 ]
 
-LATIN_1 = "de_DE.ISO-8859-1"
-Run = Callable[..., list[str]]
-
-
-@pytest.fixture
-def latin1(tmp_path: Path) -> Run:
-    """Return a function that runs code in a process whose locale is ISO 8859-1."""
-    try:
-        subprocess.run(
-            ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", tmp_path / LATIN_1],
-            check=False,
-            capture_output=True,
-        )
-    except FileNotFoundError:
-        pytest.skip("localedef is not installed (package locales)")
-    if not (tmp_path / LATIN_1).exists():
-        pytest.skip("localedef has no definition of de_DE (package locales)")
-    variables = {"LOCPATH": str(tmp_path), "LC_ALL": LATIN_1, "PYTHONUTF8": "0"}
-
-    def run_it(code: str, *args: object) -> list[str]:
-        done = subprocess.run(
-            python(code, *args),
-            env={**environment(), **variables},
-            capture_output=True,
-            check=False,
-        )
-        assert 0 == done.returncode, done.stderr.decode("latin-1")
-        return done.stdout.decode("ascii").splitlines()
-
-    return run_it
-
 
 def test_what_is_recorded_in_utf_8_is_open_in_latin_1(
-    store: Store, path: str, base_dir: str, latin1: Run
+    store: Store, path: str, base_dir: str, latin1: RunInLocale
 ) -> None:
     """It stays READY there, can be entered, and is removed."""
     netns = NetNS.create(f"{base_dir}/näme 一")
@@ -74,7 +41,7 @@ def test_what_is_recorded_in_utf_8_is_open_in_latin_1(
 
 
 def test_what_is_recorded_in_latin_1_is_open_in_utf_8(
-    store: Store, path: str, base_dir: str, latin1: Run
+    store: Store, path: str, base_dir: str, latin1: RunInLocale
 ) -> None:
     """Its directory, which is not ASCII either, is searched for orphans."""
     latin1(
