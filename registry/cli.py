@@ -442,7 +442,7 @@ def reconcile(
         for path in report.orphans if remove_orphans and not dry_run else ():
             try:
                 removed += store.remove_orphans([path])
-            except NetNSError as error:  # the others may go all the same
+            except (NetNSError, InvalidArgumentError) as error:  # the others may go
                 code = _complain(str(error), FOUND)
     if as_json:
         counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}

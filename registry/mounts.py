@@ -6,15 +6,18 @@ it unmounts there whatever is mounted on it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from registry.interrupts import reraise_interrupt, suppress_os_errors
+from registry.interrupts import reraise_interrupt
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 """A space, tab, newline or backslash, as mountinfo has it (proc_pid_mountinfo(5))."""
+
+_UNSEEN: Final = {errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM}
 
 
 class _Mount(NamedTuple):
@@ -39,7 +42,7 @@ def points_elsewhere(fd: int) -> list[str]:
     of which no process is visible is left out: none returned does not prove that there is none.
 
     Raises:
-        OSError: /proc is not mounted.
+        OSError: /proc is not mounted, or no descriptor is left.
     """
     with open(f"/proc/thread-self/fdinfo/{fd}", "rb") as file:
         fields = dict(line.split(b":", 1) for line in file.read().splitlines())
@@ -47,12 +50,15 @@ def points_elsewhere(fd: int) -> list[str]:
     place = mount.place(os.readlink(f"/proc/thread-self/fd/{fd}".encode()))
     found = []
     for pid in _one_of_each_other_namespace():
-        with suppress_os_errors():  # it has ended
+        try:
             mounts = _mounts(pid)
-            for each in mounts.values():
-                parent = mounts.get(each.parent)
-                if parent is not None and parent.place(each.point) == place:
-                    found.append(f"/proc/{pid}/root{os.fsdecode(each.point)}")
+        except OSError as error:
+            _require_unseen(error)
+            continue
+        for each in mounts.values():
+            parent = mounts.get(each.parent)
+            if parent is not None and parent.place(each.point) == place:
+                found.append(f"/proc/{pid}/root{each.point.decode(errors='surrogateescape')}")
     return found
 
 
@@ -63,11 +69,18 @@ def _one_of_each_other_namespace() -> Iterator[str]:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         except OSError as error:
-            reraise_interrupt(error)
+            _require_unseen(error)
             continue
         if namespace not in seen:
             seen.add(namespace)
             yield pid
+
+
+def _require_unseen(error: OSError) -> None:
+    """Raise *error* unless it says that the process has ended or may not be inspected."""
+    reraise_interrupt(error)
+    if error.errno not in _UNSEEN:
+        raise error
 
 
 def _mounts(process: str) -> dict[int, _Mount]:

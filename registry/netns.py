@@ -77,7 +77,7 @@ class NetNSIdentity(NamedTuple):
 
         False where that is the one of *vantage*, and where the namespace is known to be gone.
         """
-        if self.mount_ns in {None, vantage.mount_ns} or vantage.mount_ns is None:
+        if self.mount_ns in {None, vantage.mount_ns}:
             return False
         exists = None
         if self.number is not None:
@@ -87,10 +87,8 @@ class NetNSIdentity(NamedTuple):
 
     def was_seen_elsewhere(self, vantage: Vantage) -> bool:
         """Return whether it was seen, on this boot, in another mount namespace than *vantage*."""
-        unknown = self.mount_ns is None or vantage.mount_ns is None
-        return not (
-            unknown or self.mount_ns == vantage.mount_ns or self._of_other_boot(vantage.boot_id)
-        )
+        here = self.mount_ns in {None, vantage.mount_ns}
+        return not (here or self._of_other_boot(vantage.boot_id))
 
     def _of_other_boot(self, boot_id: str) -> bool:
         return bool(self.boot_id and boot_id) and self.boot_id != boot_id
@@ -175,7 +173,9 @@ def _look_held(fd: int, path: str, vantage: Vantage) -> NetNSSight:
     found = kernel.namespace_at(b"", fd, kernel.AT_EMPTY_PATH)
     if found is not None:
         return _sight(path, vantage, found.type, found.number, found.inode)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    # All namespaces lie in one file system. So a file beneath a mount is known without a further
+    # descriptor, for want of which a removal would stop half-way.
+    if os.fstat(fd).st_dev != os.stat("/proc/thread-self/ns/net").st_dev:
         return NetNSSight(path, Presence.NOT_A_NAMESPACE)
     opened = os.open(_path_of(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -474,11 +474,12 @@ def is_at(identity: NetNSIdentity | None, sight: NetNSSight, vantage: Vantage, d
     if identity is None or (sight.identity is not None and identity.same_as(sight.identity)):
         return sight.identity is not None
     if identity.is_elsewhere(vantage):
+        ours = vantage.mount_ns or "unknown"
         another = ", another one" if sight.identity is not None else ""
         raise NetNSError(
             f"{doing}: it was recorded in mount namespace {identity.mount_ns}, and in ours "
-            f"({vantage.mount_ns}) {sight.detail}{another}; do it in that mount namespace, "
-            "`nsenter --mount --target PID` enters it",
+            f"({ours}) {sight.detail}{another}; do it in that mount namespace, `nsenter --mount "
+            "--target PID` enters it",
             path=sight.path,
             errno=errno.EXDEV,
         )

@@ -24,7 +24,7 @@ from registry.evidence import Clue, Survey
 from registry.interrupts import is_interrupt, reraise_interrupt
 from registry.kernel import Vantage
 from registry.live import Container
-from registry.netns import Looker
+from registry.netns import Looker, NetNSIdentity
 from registry.process import Life, ProcessSight
 from registry.reconcile import Judgement, Looks, Report, Verdict
 from registry.rows import AnyRow, Row, StatusRow
@@ -279,10 +279,23 @@ def _orphans(session: Session, found: list[str]) -> list[str]:
 
 
 def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:
-    """Remove those of *paths* that are orphans still, and return them."""
+    """Remove those of *paths* that are orphans still, and return them.
+
+    Raises:
+        NetNSError: of the first that cannot be removed, after the others were.
+    """
+    removed, errors = [], []
     wanted = [path for path in sorted(set(paths)) if netns.is_own_path(path, registry_id)]
     with session.write("remove orphaned network namespaces", alone=True):
-        return [path for path in _orphans(session, wanted) if _remove_orphan(path)]
+        for path in _orphans(session, wanted):
+            try:
+                if _remove_orphan(path):
+                    removed.append(path)
+            except NetNSError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+    return removed
 
 
 def _remove_orphan(path: str) -> bool:
@@ -296,7 +309,7 @@ def _remove_orphan(path: str) -> bool:
     identity = netns.look(path, Vantage.here(), follow=False).identity
     if identity is None:
         return False
-    living = process.living_in(identity.inode)
+    living = _living_in(path, identity)
     if living:
         raise NetNSError(
             f"remove orphaned network namespace {path!r}: process {living[0]} lives in it; end it "
@@ -306,3 +319,13 @@ def _remove_orphan(path: str) -> bool:
         )
     netns.remove(path, identity)
     return True
+
+
+def _living_in(path: str, identity: NetNSIdentity) -> list[int]:
+    try:
+        return process.living_in(identity.inode)
+    except OSError as error:
+        reraise_interrupt(error)
+        doing = f"remove orphaned network namespace {path!r}: look who lives in it"
+        message = f"{doing}: {error.strerror}"
+        raise NetNSError(message, path=path, errno=error.errno or 0) from error

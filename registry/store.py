@@ -414,8 +414,8 @@ class Store:
             paths: as `Report.orphans` has them.
         Raises:
             InvalidArgumentError: they are no absolute paths.
-            NetNSError: with `.errno`, EBUSY where a process lives in one; those before it in order
-                are removed.
+            NetNSError: with `.errno`, EBUSY where a process lives in one: the first that cannot be
+                removed; the others are removed all the same.
         """
         doing = "remove orphaned network namespaces"
         if isinstance(paths, str) or not isinstance(paths, Iterable):

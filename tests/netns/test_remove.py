@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from registry import NetNS, NetNSError, Sandbox, Store, kernel, reconcile
+from registry.kernel import Vantage
+from registry.netns import NetNSIdentity
 from tests.netns.conftest import Sleeper
 from tests.tools import (
     READY,
@@ -443,6 +447,26 @@ def test_without_proc_nothing_is_removed_and_the_error_says_so(base_dir: str) ->
     made.remove()
 
 
+def test_a_hidden_copy_of_the_mount_keeps_the_file_busy(base_dir: str) -> None:
+    """Where the directory became a mount after the namespace: EBUSY while the copy is there."""
+    made = NetNS.create(f"{base_dir}/made")
+    directory = f"{base_dir}/copied"
+    os.mkdir(directory)
+    kernel.mount("none", directory, "tmpfs", 0)
+    kernel.mount("", directory, "none", 0x40000)  # MS_PRIVATE
+    Path(directory, "bind").touch()
+    kernel.mount(made.path, f"{directory}/bind", "none", kernel.MS_BIND)
+    kernel.mount(directory, directory, "none", kernel.MS_BIND | kernel.MS_REC)
+    bound = NetNS.load(f"{directory}/bind")
+    for _ in range(2):
+        refused(bound.remove, errno.EBUSY, bound.path)
+    assert not made.closed
+    kernel.umount(directory, kernel.MNT_DETACH)
+    bound.remove()
+    assert not os.path.lexists(bound.path)
+    made.remove()
+
+
 # Interrupted creations.
 
 
@@ -546,6 +570,117 @@ def test_a_kernel_that_tells_less_removes_as_well(base_dir: str) -> None:
         base_dir,
     )
     assert ["True True False", "[]"] * 2 == out.splitlines()
+
+
+def test_an_orphan_that_cannot_be_removed_keeps_no_other(store: Store, base_dir: str) -> None:
+    """A process lives in the first: EBUSY, and the second is removed."""
+    lived_in, left = sorted(
+        (NetNS.create(store.new_netns_path(base_dir)) for _ in range(2)),
+        key=lambda each: each.path,
+    )
+    process = lived_in.do(lambda: subprocess.Popen(["sleep", "1000"]))
+    try:
+        paths = [lived_in.path, left.path]
+        refused(lambda: store.remove_orphans(paths), errno.EBUSY, lived_in.path)
+        assert (False, True) == (lived_in.closed, left.closed)
+    finally:
+        process.kill()
+        process.wait()
+    assert [lived_in.path] == store.remove_orphans(paths)
+
+
+def test_an_orphan_whose_path_cannot_be_passed_keeps_no_other(path: str, base_dir: str) -> None:
+    """The command line names what lies in a directory with a control character, and goes on."""
+    odd = f"{base_dir}/a\x01"
+    os.mkdir(odd)
+    with Store.open(path) as store:
+        kept = NetNS.create(store.new_netns_path(f"{base_dir}/kept"))
+        orphan = NetNS.create(store.new_netns_path(f"{base_dir}/removed"))
+        for id, each in (("kept", kept), ("removed", orphan)):
+            store.add(sandbox(id, netns_path=f"{os.path.dirname(each.path)}/none"), READY)
+    moved = f"{odd}/{os.path.basename(kept.path)}"
+    Path(moved).touch()
+    kernel.mount(kept.path, moved, "none", kernel.MS_BIND)
+    tamper(path, f"UPDATE sandboxes SET netns_path = '{odd}/none' WHERE id = 'kept'")
+    done = subprocess.run(
+        [sys.executable, "-m", "registry", "--db", path, "reconcile", "--remove-orphans"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 1 == done.returncode, done.stderr
+    assert "holds a control character" in done.stderr
+    assert (False, True) == (kept.closed, orphan.closed)
+
+
+def test_without_descriptors_nothing_is_half_done(base_dir: str) -> None:
+    """Whatever number is left: it is done, or NetNSError with EMFILE and all is as it was."""
+    out = run(
+        """
+        import gc, os, resource, sys, warnings
+        from registry import NetNS, NetNSError
+        warnings.simplefilter("ignore", ResourceWarning)
+        sys.unraisablehook = lambda unraisable: None  # of those, too
+        os.chdir(sys.argv[1])
+        before = len(os.listdir("/proc/self/fd"))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        NetNS.create(sys.argv[1] + "/warm").remove()
+        def attempt(call, limit):
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limits[1]))
+                try:
+                    return call()
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            except NetNSError as error:
+                return error.errno
+        seen = {"create": set(), "remove": set(), "unlink": set(), "closed": set(), "do": set()}
+        for limit in range(before - 1, before + 30):
+            path = f"{sys.argv[1]}/{limit}"
+            made = attempt(lambda: NetNS.create(path), limit)
+            seen["create"].add(made if isinstance(made, int) else "done")
+            if isinstance(made, int):
+                assert not os.path.lexists(path)
+                made = NetNS.create(path)
+            gc.collect()  # netlink sockets that were half made keep descriptors until then
+            seen["closed"].add(attempt(lambda: made.closed, limit))
+            seen["do"].add(attempt(lambda: made.do(lambda: "done"), limit))
+            removed = attempt(made.remove, limit)
+            seen["remove"].add(removed)
+            assert made.closed is (removed is None) is not os.path.lexists(path)
+            made.remove()
+            open(path, "w").close()
+            unlinked = attempt(made.remove, limit)
+            seen["unlink"].add(unlinked)
+            assert os.path.lexists(path) is (unlinked is not None)
+            made.remove()
+        print({call: sorted(map(str, answers)) for call, answers in seen.items()})
+        print(os.listdir(sys.argv[1]), len(os.listdir("/proc/self/fd")) == before)
+        """,
+        base_dir,
+    )
+    emfile, answers = str(errno.EMFILE), ast.literal_eval(out.splitlines()[0])
+    # Since Linux 6.18 a look needs no descriptor.
+    assert set(answers.pop("closed")) <= {emfile, "False"}
+    assert {
+        "create": [emfile, "done"],
+        "remove": [emfile, "None"],
+        "unlink": [emfile, "None"],
+        "do": [emfile, "done"],
+    } == answers
+    assert "[] True" == out.splitlines()[1]
+
+
+def test_from_an_unknown_mount_namespace_nothing_is_taken_for_closed() -> None:
+    """Without /proc or a descriptor ours cannot be determined."""
+    here = Vantage.here()
+    identity = NetNSIdentity(here.boot_id, None, 7, here.mount_ns)
+    assert not identity.is_elsewhere(here)
+    assert identity.is_elsewhere(replace(here, mount_ns=None))
+    assert identity.is_elsewhere(replace(here, mount_ns=-1))
+    assert not identity._replace(mount_ns=None).is_elsewhere(replace(here, mount_ns=-1))
+    assert not identity._replace(boot_id=ELSEWHERE).is_elsewhere(replace(here, mount_ns=-1))
 
 
 def test_an_orphan_that_is_gone_by_then_is_not_removed(
