@@ -55,10 +55,15 @@ WRITERS = """
     write(sys.argv[1], 1, 2)  # what is done at first use need not be done in each writer anew
     while line := sys.stdin.readline():
         path, first = line.split()
+        begin = os.pipe()
         writer = os.fork()
         if writer == 0:
+            os.read(begin[0], 1)
             write(path, int(first), float("inf"))
         say(f"pid {writer}")
+        os.write(begin[1], b"x")
+        for end in begin:
+            os.close(end)
         os.waitpid(writer, 0)
         say("reaped")
     """
@@ -89,11 +94,11 @@ def kill_one(
 ) -> int:
     """Kill a writer *delay* seconds after so many *steps*, and return its last round."""
     say(writers, f"{path} {first}")
-    begun = sorted([line(writers), line(writers)])
-    assert "up" == begun[1]
+    writer = int(line(writers).removeprefix("pid "))
+    assert "up" == line(writers)
     said = [line(writers) for _ in range(steps)]
     time.sleep(delay)
-    os.kill(int(begun[0].removeprefix("pid ")), signal.SIGKILL)
+    os.kill(writer, signal.SIGKILL)
     said += iter(lambda: line(writers), "reaped")
     step, n = said[-1].split() if said else ("begin", str(first))
     with Store.open(path, reconcile=False) as store:
@@ -138,6 +143,8 @@ CREATORS = """
             os._exit(0)
         os.write(1, f"{creator}\\n".encode())
         os.write(begin[1], b"x")
+        for end in begin:
+            os.close(end)
         sys.stdin.readline()  # until then no other process gets its pid
         os.waitpid(creator, 0)
         os.write(1, b"reaped\\n")
