@@ -185,6 +185,15 @@ def test_what_is_no_json_is_refused_at_its_byte() -> None:
             Metadata.unmarshal_json(data)
 
 
+@pytest.mark.parametrize(
+    "text", [rb"\u", rb"\u1", rb"\u003", rb"\u00g0", rb"\x", rb"a\\\u"], ids=repr
+)
+def test_an_escape_that_is_not_whole_is_refused(text: bytes) -> None:
+    """On every Python: the regular expressions of those below 3.11.5 took some for whole."""
+    with pytest.raises(MetadataError, match="no JSON: byte 11 "):
+        Metadata.unmarshal_json(b'{"Version":"%s","Metadata":{}}' % text)
+
+
 @pytest.mark.parametrize("data", [None, 7, ["x"], {"Version": "v1"}], ids=repr)
 def test_what_is_neither_bytes_nor_text_is_refused(data: Any) -> None:
     """With an error of ours, like all else."""
