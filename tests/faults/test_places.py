@@ -127,10 +127,14 @@ ANOTHER_BOOT_ID = f"unshare --mount sh -c 'mount --bind {{boot_id}} {BOOT_ID} &&
 PLACES |= {
     f"another boot id, {place}": ANOTHER_BOOT_ID + command
     for place, command in PLACES.items()
-    if place not in {"no boot id", "pid namespace"}
+    if place not in {"no boot id", "pid namespace", "hidden processes"}
 }
+# A new /proc would show the real one again.
 PLACES["another boot id, pid namespace"] = (
     f"unshare --pid --fork --mount-proc sh -c 'mount --bind {{boot_id}} {BOOT_ID} && exec \"$@\"' -"
+)
+PLACES["another boot id, hidden processes"] = PLACES["hidden processes"].replace(
+    "/proc &&", f"/proc && mount --bind {{boot_id}} {BOOT_ID} &&"
 )
 USER_NAMESPACES: dict[str, tuple[int, dict[str, str]]] = {
     "user namespace": (0x10000000, MAP_ROOT),  # CLONE_NEWUSER
