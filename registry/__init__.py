@@ -11,6 +11,7 @@ Modules, each importing only from those before it:
     values        checks of single values
     interrupts    exceptions that a signal handler raises into our code
     waiting       waiting for other threads
+    descriptor    file descriptors of several threads
     kernel        boot, mounts and namespaces of the host
     mounts        mounts on a file in other mount namespaces
     status        State, Status, UpdateFunc

@@ -34,6 +34,7 @@ MS_BIND: Final = 0x1000  # linux/mount.h
 MS_REC: Final = 0x4000
 MS_SHARED: Final = 0x100000
 MNT_DETACH: Final = 2
+P_PIDFD: Final = getattr(os, "P_PIDFD", 3)  # linux/wait.h; Python has it from glibc 2.36 on
 PIDFD_GET_INFO: Final = 0xC040FF0B  # linux/pidfd.h, _IOWR(0xFF, 11, struct pidfd_info), 64 bytes
 PIDFD_INFO_EXIT: Final = 8
 AT_FDCWD: Final = -100  # linux/fcntl.h

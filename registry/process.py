@@ -16,6 +16,7 @@ namespace these numbers cannot be compared.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from registry import kernel
+from registry.descriptor import Descriptor
 from registry.errors import FailedPreconditionError, RegistryError, ResourceExhaustedError
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
@@ -67,6 +69,8 @@ class ProcessSight(NamedTuple):
 
 REAPED_WITHIN: Final = 0.05
 """Seconds in which the parent of a process that has ended should have reaped it."""
+POLL_MAX: Final = 86400.0
+"""Seconds of one poll(2), which counts milliseconds in an int."""
 INODE: Final = "pidfd inode"
 START_TIME: Final = "start time"
 PID_MAX: Final = 2**31 - 1
@@ -241,15 +245,17 @@ def _weigh(identity: ProcessIdentity, same: dict[str, bool]) -> ProcessSight:
 
 
 class Process:
-    """A process that is held by a pidfd: whatever becomes of its pid, no other takes its place.
+    """A process held by a pidfd, which no other process can take the place of.
 
     `select` and the like take it as they take a file; it is readable once the process has ended.
+    Any thread may use it. Once it is closed, every use raises `FailedPreconditionError`; in a
+    forked child `StoreClosedError`.
     """
 
     def __init__(self, pid: int, fd: int) -> None:
         """Hold what is open as the pidfd *fd*; use `of_pid` or `Sandbox.open_process`."""
         self.pid: Final = pid
-        self._fd = fd
+        self._pidfd: Final = Descriptor(fd, f"process {pid}")
 
     @classmethod
     def of_pid(cls, pid: int) -> Self:
@@ -316,67 +322,87 @@ class Process:
         return f"Process({self.pid})"
 
     def fileno(self) -> int:
-        """Return the pidfd; -1 when it is closed."""
-        return self._fd
+        """Return the pidfd."""
+        return self._pidfd.fileno(f"poll process {self.pid}")
 
     def close(self) -> None:
-        """Let go of it; the process goes on. A second time does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd != -1:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+        """Release the process, which goes on. Idempotent; in a forked child it closes a copy."""
+        self._pidfd.close()
 
     @property
     def ended(self) -> bool:
         """Whether it has exited; a zombie has."""
-        return _ended(self._fd)
+        with self._pidfd.use(f"look at process {self.pid}") as fd:
+            return _ended(fd)
 
     def kill(self, number: int = signal.SIGKILL) -> bool:
-        """Send it a signal, and tell whether it still was there.
+        """Send the signal *number*, and return whether the process was still there.
 
         Raises:
-            PermissionError: it is not ours to kill.
+            InvalidArgumentError: there is no such signal.
+            FailedPreconditionError: the kernel does not permit it.
         """
-        try:
-            signal.pidfd_send_signal(self._fd, number)
-        except ProcessLookupError as error:
-            reraise_interrupt(error)
-            return False
+        doing = f"send signal {number!r} to process {self.pid}"
+        check_integer(doing, "number", number, 0, signal.NSIG - 1)
+        send = getattr(signal, "pidfd_send_signal", None)
+        if send is None:
+            raise FailedPreconditionError(f"{doing}: this Python has no signal.pidfd_send_signal")
+        with self._pidfd.use(doing) as fd:
+            try:
+                send(fd, number)
+            except ProcessLookupError as error:
+                reraise_interrupt(error)
+                return False
+            except OSError as error:
+                reraise_interrupt(error)
+                why = f"{error.strerror}; does this user own it, and no seccomp filter refuse it?"
+                raise FailedPreconditionError(f"{doing}: {why}") from error
         return True
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, at most *timeout* seconds, and tell whether it has."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        """Wait until it has ended, at most *timeout* seconds, and return whether it has.
+
+        It is not reaped: that is left to its parent.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + max(0.0, timeout)
+        with self._pidfd.use(f"wait for process {self.pid}") as fd:
+            while not _ended(fd, min(POLL_MAX, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    return False
+        return True
 
     def exit_status(self, timeout: float = REAPED_WITHIN) -> int | None:
         """Return its exit code, or 128 and the signal as a shell does, once it has ended.
 
-        A child of ours is reaped, once. Of another process only Linux 6.15 and later tell, when its
-        parent has reaped it, which an init does at once: *timeout* seconds it may take. None: not
-        known.
+        The process is not reaped: its parent still gets the status, by `Popen.wait` say. Of a child
+        of this process the status is known until it is reaped; afterwards, and of another's child,
+        only Linux 6.15 and later tell it.
+
+        Args:
+            timeout: seconds to wait for the parent to reap it; an init does so at once.
+        Returns:
+            None: it runs, or its status is not known.
         """
-        try:
-            found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
-        except ChildProcessError as error:
-            reraise_interrupt(error)
-            return self._exit_status_of_stranger(timeout)
+        with self._pidfd.use(f"read exit status of process {self.pid}") as fd:
+            try:
+                found = os.waitid(kernel.P_PIDFD, fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except OSError as error:  # it is not, or no longer, our child
+                reraise_interrupt(error)
+                return _status_once_reaped(fd, time.monotonic() + timeout)
         if found is None:
             return None
         exited = found.si_code == os.CLD_EXITED
         return found.si_status if exited else 128 + found.si_status
 
-    def _exit_status_of_stranger(self, timeout: float) -> int | None:
-        deadline = time.monotonic() + timeout
-        while (status := kernel.wait_status(self._fd)) is None:
-            if not self.ended or time.monotonic() >= deadline:
-                return None
-            time.sleep(REAPED_WITHIN / 50)
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
+
+def _status_once_reaped(fd: int, deadline: float) -> int | None:
+    """Return how another's child ended, as soon as its parent has reaped it; None: not known."""
+    while (status := kernel.wait_status(fd)) is None:
+        if not _ended(fd) or time.monotonic() >= deadline:
+            return None
+        time.sleep(REAPED_WITHIN / 50)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 def net_namespace_of(pid: int) -> int | None:
@@ -439,11 +465,11 @@ def _refused(doing: str, error: OSError) -> RegistryError:
     )
 
 
-def _ended(fd: int) -> bool:
-    """Return whether the process of a pidfd has exited; a zombie has."""
+def _ended(fd: int, timeout: float = 0.0) -> bool:
+    """Return whether the process of a pidfd exits within *timeout* seconds; a zombie has."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout * 1000))
 
 
 def _is_absent(pid: int) -> bool:

@@ -7,6 +7,7 @@ later leaves a sandbox that goes on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,9 +15,9 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from registry import NetNS, Process, RegistryError, kernel
+from registry import FailedPreconditionError, NetNS, Process, RegistryError, kernel
 from registry.cri import NamespaceMode, PodSandboxConfig
-from registry.interrupts import reraise_interrupt
+from registry.interrupts import reraise_interrupt, suppress_os_errors
 from registry.shim.validate import is_host_network, options_of, refused_sysctl, sysctls
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
@@ -24,6 +25,25 @@ HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
 PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 SETPRIV: Final = "setpriv"
 """Sets user and groups; of util-linux."""
+
+
+class ForkedProcess(Process):
+    """A pause process that this process has forked, and reaps when it is closed."""
+
+    def close(self) -> None:
+        """Release the process, and reap it if it has ended. Idempotent."""
+        with contextlib.suppress(FailedPreconditionError):  # it is closed already
+            reap(self)
+        super().close()
+
+
+def reap(process: Process) -> None:
+    """Reap *process* if it is a child of this process and has ended.
+
+    The library never does: it leaves the exit status to the process that forked the child.
+    """
+    with suppress_os_errors():  # another process has forked it, or it is reaped already
+        os.waitid(kernel.P_PIDFD, process.fileno(), os.WEXITED | os.WNOHANG)
 
 
 class Pause:
@@ -135,7 +155,7 @@ def _spawn_held(id: str, command: list[str]) -> Pause:
 
 def _held(child: int) -> Process:
     try:
-        return Process.of_pid(child)
+        return ForkedProcess.of_pid(child)
     except BaseException:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -119,10 +119,10 @@ class Sandboxer:
         sandbox = self._store.add(metadata, Status(State.UNKNOWN))
         try:
             process = self._start(sandbox, config, wanted)
+            self._exits.watch(sandbox, process)
         except BaseException:
             self._undo(sandbox)
             raise
-        self._exits.watch(sandbox, process)
         return sandbox.id
 
     def _start(
@@ -149,7 +149,8 @@ class Sandboxer:
             self._take_back(sandbox, _killed_by())
         except RegistryError as error:
             log.warning("undo run of sandbox %r: %s; trying again", sandbox.id, error)
-            self._exits.retry(partial(self._take_back, sandbox, AT_ONCE))
+            with suppress(FailedPreconditionError):  # closing: the next start undoes it
+                self._exits.retry(partial(self._take_back, sandbox, AT_ONCE))
             # Until then it can be seen, with all there is to clean up, and removed.
             with suppress(RegistryError):
                 sandbox.status.update(_failed(error))
@@ -372,7 +373,7 @@ def _take_away(sandbox: Sandbox, deadline: float) -> int | None:
 
 
 def _end(process: Process, deadline: float) -> int | None:
-    """Kill it, and return its exit status; that also reaps a child of ours.
+    """Kill it, and return its exit status; reap it if this process has forked it.
 
     Raises:
         RegistryError: it has not ended at *deadline* (monotonic seconds).
@@ -383,4 +384,6 @@ def _end(process: Process, deadline: float) -> int | None:
             f"end pause process {process.pid}: it was sent SIGKILL and has not ended; "
             "thaw it if it is frozen, or see what it waits for"
         )
-    return process.exit_status()
+    exit_status = process.exit_status()
+    pause.reap(process)
+    return exit_status

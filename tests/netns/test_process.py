@@ -218,8 +218,8 @@ def test_a_held_process_is_killed_and_waited_for(here: Vantage, sleeper: Sleeper
         assert [held] == select.select([held], [], [], 0)[0]
         assert held.ended
         assert 128 + signal.SIGKILL == held.exit_status()
+        assert -signal.SIGKILL == child.wait()  # it was not reaped
         assert not held.kill()
-    assert -1 == held.fileno()
     child.wait()
 
 
@@ -227,13 +227,14 @@ def test_a_held_process_is_killed_and_waited_for(here: Vantage, sleeper: Sleeper
     ("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 128 + signal.SIGTERM)]
 )
 def test_the_exit_status_of_a_child_is_told_as_a_shell_does(command: str, status: int) -> None:
-    """It is reaped thereby; while it runs there is none."""
+    """As often as it is asked for, until it is reaped; while it runs there is none."""
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"sleep 0.1; {command}"], os.environ)
     with Process.of_pid(pid) as child:
         assert None is child.exit_status()
         assert child.wait(10)
-        assert status == child.exit_status()
-        assert not os.path.exists(f"/proc/{pid}")
+        assert status == child.exit_status() == child.exit_status()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in {code, 128 - code}
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -TERM $$", 143)])

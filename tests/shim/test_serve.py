@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import socket
@@ -18,7 +17,16 @@ from typing import Any
 import grpc
 import pytest
 
-from registry import Exits, NetNS, NetNSError, RegistryError, State, Store, UnavailableError
+from registry import (
+    Exits,
+    FailedPreconditionError,
+    NetNS,
+    NetNSError,
+    RegistryError,
+    State,
+    Store,
+    UnavailableError,
+)
 from registry.cri import PodSandboxConfig
 from registry.shim import pause
 from registry.shim.sandboxer import Sandboxer
@@ -425,18 +433,36 @@ def test_what_goes_wrong_by_our_own_fault_does_not_end_the_watch(
         until(lambda: State.NOTREADY is first.status.get().state is second.status.get().state)
 
 
-def test_the_watch_ends_with_the_store(db: str) -> None:
-    """Nothing is noted in a store that is closed, and nothing spins."""
-    caplog = logging.getLogger("registry.shim")
-    assert not caplog.handlers
-    store = Store.open(db)
-    sandboxer = Sandboxer(store)
-    pid = store.get(sandboxer.run(config())).seen.pid
-    store.close()
-    os.kill(pid, 15)
-    until(lambda: pid not in pauses(db))
-    until(lambda: not [each for each in threading.enumerate() if each.name == "exits"])
-    sandboxer.close()
+def test_an_end_is_dropped_once_its_store_is_closed(
+    db: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot be noted any more: that is logged once, and the process is reaped."""
+    with Store.open(db) as store:
+        sandboxer = Sandboxer(store)
+        pid = store.get(sandboxer.run(config())).seen.pid
+    with closing(sandboxer):
+        os.kill(pid, 15)
+        until(lambda: "the end is not noted" in caplog.text)
+        until(lambda: pid not in pauses(db))
+    assert 1 == caplog.text.count("the end is not noted")
+
+
+def test_no_zombie_stays_of_processes_that_were_killed_stopped_or_removed(db: str) -> None:
+    """The library reaps none of them: who forked them does."""
+    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        for n in range(5):
+            killed, stopped, removed, both = (sandboxer.run(config(f"{n}-{m}")) for m in range(4))
+            for id in (killed, both):
+                os.kill(store.get(id).seen.pid, 9)
+            sandboxer.stop(stopped)
+            for id in (removed, both):
+                sandboxer.remove(id)
+        until(lambda: set() == pauses(db))
+        assert {State.NOTREADY} == {each.seen.state for each in store.list()}
+        assert {137} == {each.seen.exit_status for each in store.list()}
+        for each in store.list():
+            sandboxer.remove(each.id)
+    assert NOTHING == left_of(db)
 
 
 def test_exits_can_be_closed_while_they_watch(db: str) -> None:
@@ -448,7 +474,8 @@ def test_exits_can_be_closed_while_they_watch(db: str) -> None:
         exits = Exits(lambda _: None)
         exits.watch(sandbox, process)
         exits.close()
-        assert -1 == process.fileno()
+        with pytest.raises(FailedPreconditionError):
+            process.fileno()
         assert sandbox.seen.pid in pauses(db)
 
 

@@ -15,6 +15,7 @@ ORDER = [
     "interrupts",
     "waiting",
     "threads",
+    "descriptor",
     "kernel",
     "mounts",
     "status",
