@@ -130,12 +130,13 @@ def test_a_change_by_plain_sql_is_in_the_history(shell: sqlite3.Connection, stor
 
 def test_a_change_that_signs_itself_is_believed(shell: sqlite3.Connection, store: Store) -> None:
     """A writer that sets changed_at and actor says who it is."""
+    boot_id = "00000000-0000-4000-8000-000000000001"
     shell.execute(
         "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', changed_at = 7, actor = 'me',"
-        " boot_id = 'b' WHERE sandbox_id = 'ready'"
+        f" boot_id = '{boot_id}' WHERE sandbox_id = 'ready'"
     )
     last = store.history("ready")[-1]
-    assert (7, "me", "b") == (last.at, last.actor, last.boot_id)
+    assert (7, "me", boot_id) == (last.at, last.actor, last.boot_id)
 
 
 def test_a_deletion_by_plain_sql_is_whole_and_in_the_history(
