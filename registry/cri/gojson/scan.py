@@ -24,7 +24,7 @@ _BLANK: Final = ord(" ")
 _SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 _PLAIN: Final = re.compile(rb'"([^"\\\x00-\x1f]*+)"')
 # An escape is an atomic group: below Python 3.11.5 a possessive repeat continues behind the part of
-# it that matched (python/cpython#106052), so that the `"\\u"` of `["\\u", 1]` was a string.
+# it that matched (python/cpython#106052), so that the `"\u"` of `["\u", 1]` was a string.
 _STRING: Final = re.compile(
     rb'"(?:[^"\\\x00-\x1f]++|(?>\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})))*+"',
 )
