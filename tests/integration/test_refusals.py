@@ -20,9 +20,8 @@ from registry import (
     Store,
 )
 from registry.engine.driver import driver_errors
+from tests import needs
 from tests.tools import READY, ids, query, run, sandbox, small_file_system
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root here")
 
 
 @contextmanager
@@ -140,7 +139,7 @@ UNPRIVILEGED = """
     """
 
 
-@needs_root
+@needs.another_user
 def test_a_file_of_another_user_is_a_matter_of_permission(tmp_path: Path) -> None:
     """The message names the file."""
     with small_file_system(str(tmp_path / "disk"), 4) as disk:
@@ -155,7 +154,7 @@ def test_a_file_of_another_user_is_a_matter_of_permission(tmp_path: Path) -> Non
         assert f"'{path}': Permission denied; may this user do so?" in told
 
 
-@needs_root
+@needs.another_user
 def test_a_disk_without_inodes_is_told_of_where_sqlite_needs_one(tmp_path: Path) -> None:
     """The reserve has been used up by others."""
     with small_file_system(str(tmp_path / "disk"), 4, "nr_inodes=12") as disk:

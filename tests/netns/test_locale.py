@@ -7,12 +7,13 @@ import os
 import pytest
 
 from registry import InvalidArgumentError, NetNS, Store
+from tests import needs
 from tests.conftest import RunInLocale
 from tests.tools import READY, sandbox
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry import Store, Verdict
+from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import environment, python, run
 
@@ -121,12 +122,11 @@ print(life(identity).name)
     assert ["RUNNING True", "GONE"] == out.splitlines()
 
 
+@needs.namespaces
 @pytest.mark.parametrize("hidepid", [1, 2, 4])
 @pytest.mark.parametrize("pidfd", ["allowed", "refused"])
 def test_a_process_that_proc_hides_is_not_gone(hidepid: int, pidfd: str) -> None:
     """As `ProtectProc=` of systemd hides it; the pidfd tells, and without one nothing does."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting /proc needs root")
     out = run(
         START
         + """
@@ -159,10 +159,9 @@ print("done")
     assert "done" == out.strip()
 
 
+@needs.namespaces
 def test_proc_of_another_pid_namespace_is_not_asked() -> None:
     """There another process has the number, or none."""
-    if os.geteuid() != 0:
-        pytest.skip("a pid namespace needs root")
     code = (
         START
         + """

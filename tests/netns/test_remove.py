@@ -18,6 +18,7 @@ import pytest
 from registry import NetNS, NetNSError, Sandbox, Store, kernel, reconcile
 from registry.kernel import Vantage
 from registry.netns import NetNSIdentity
+from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import (
     READY,
@@ -34,7 +35,7 @@ from tests.tools import (
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+    needs.namespaces,
 ]
 
 ELSEWHERE = "00000000-0000-4000-8000-000000000000"
