@@ -53,6 +53,7 @@ def points_elsewhere(fd: int) -> list[str]:
         try:
             mounts = _mounts(pid)
         except OSError as error:
+            reraise_interrupt(error)
             _require_unseen(error)
             continue
         for each in mounts.values():
@@ -69,6 +70,7 @@ def _one_of_each_other_namespace() -> Iterator[str]:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         except OSError as error:
+            reraise_interrupt(error)
             _require_unseen(error)
             continue
         if namespace not in seen:
@@ -78,7 +80,6 @@ def _one_of_each_other_namespace() -> Iterator[str]:
 
 def _require_unseen(error: OSError) -> None:
     """Raise *error* unless it says that the process has ended or may not be inspected."""
-    reraise_interrupt(error)
     if error.errno not in _UNSEEN:
         raise error
 
