@@ -160,10 +160,11 @@ class Store:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        # *warn* is bound here since Python clears the module when it exits.
         session = getattr(self, "_session", None)
         if session is not None and not session.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         """Show the path and whether it is open."""
@@ -172,6 +173,9 @@ class Store:
 
     def close(self) -> None:
         """Close the store, for good; a second time does nothing.
+
+        Waits for other writers, at most for the store's timeout. A store that is not closed is
+        closed at the exit of the interpreter, which waits 1 second at most.
 
         A transaction that the caller has open is rolled back, unless another Store of this process
         has the file open: it goes on with that one.

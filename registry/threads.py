@@ -30,6 +30,11 @@ class NoThreadError(OSError):
         super().__init__(errno.EAGAIN, str(error))
 
 
+def is_exiting() -> bool:
+    """Return whether the interpreter is exiting: the main thread has ended."""
+    return not threading.main_thread().is_alive()
+
+
 def start(fn: Callable[[], None]) -> None:
     """Start *fn* in a thread that the `threading` module does not know.
 

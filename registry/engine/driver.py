@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from weakref import WeakSet
 
+from registry import threads
 from registry.engine import paths, probe
 from registry.errors import (
     DataLossError,
@@ -87,6 +88,8 @@ class Connection(sqlite3.Connection):
         """Open it as sqlite3 does."""
         super().__init__(*args, **options)
         _open.add(self)
+        if threads.is_exiting():
+            leak(self)  # or Python closes it, at a time when no lock is taken any more
 
     def is_in_transaction(self) -> bool:
         """Whether it is, which one that is closed is not."""
@@ -117,12 +120,12 @@ _open: Final[WeakSet[Connection]] = WeakSet()
 
 
 def leak_all() -> None:
-    """Let nothing close a connection that is open, in a forked child.
+    """Let only an explicit close end a connection, in a forked child and when Python exits.
 
-    Garbage collection would, and so would the end of the child; the parent's transaction is then
-    "committed" with rows missing. A reference that nobody gives back prevents both.
+    Garbage collection would close it, and so would the end of the child; the parent's transaction
+    is then "committed" with rows missing. A reference that is never given back prevents both.
     """
-    for connection in _open:
+    for connection in tuple(_open):
         leak(connection)
 
 

@@ -5,11 +5,13 @@ A forked child has none: what its parent had open is left alone there, and canno
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from registry.engine import driver, lockfile
 from registry.engine.file import Engine, living
@@ -22,6 +24,9 @@ from registry.sql import Fetch
 from registry.waiting import Mutex
 
 T = TypeVar("T")
+
+EXIT_WAIT: Final = 1.0
+"""Seconds that the exit of the interpreter waits for other writers, in all."""
 
 _engines: dict[tuple[str, bool], Engine] = {}
 _gates: dict[tuple[str, bool], Mutex] = {}
@@ -176,3 +181,22 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def _at_exit() -> None:
+    """Close what is still open when the interpreter exits, under the process lock.
+
+    Python would do so without it, when it destroys the connections. What cannot be closed in time
+    is left open, as by a process that is killed: the log stays for the next one.
+    """
+    deadline = time.monotonic() + EXIT_WAIT
+    try:
+        while _engines:
+            with contextlib.suppress(KeyError):  # another thread closes it
+                engine = _engines.popitem()[1]
+                engine.close(max(0.0, deadline - time.monotonic()))
+    finally:
+        driver.leak_all()
+
+
+atexit.register(_at_exit)

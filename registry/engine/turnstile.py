@@ -94,7 +94,23 @@ class Turnstile:
 
     def _take_queue(self, deadline: float) -> bool:
         self._in_queue = True  # first: who is interrupted releases what it may have
-        return (self._waiter.idle and self._queue.take_now()) or self._waiter.wait(deadline)
+        if self._waiter.idle and self._queue.take_now():
+            return True
+        try:
+            return self._waiter.wait(deadline)
+        except threads.NoThreadError:
+            # From Python 3.12 on none can be started once the interpreter is exiting.
+            if not threads.is_exiting():
+                raise
+        return self._poll_queue(deadline)
+
+    def _poll_queue(self, deadline: float) -> bool:
+        """Take the queue when it is free, in no order; return False if *deadline* comes first."""
+        while not self._queue.take_now():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOOK_AGAIN)
+        return True
 
     def _take_lock(self, deadline: float) -> bool:
         """Take the lock, which is free or about to be: its holder has left the queue."""

@@ -140,23 +140,34 @@ class Writer:
         deadline: float,
         close_readers: Callable[[Callable[[driver.Connection], None]], None],
     ) -> None:
-        """Close all connections in turn: the last one to close moves the log."""
-        lock = self._turnstile
+        """Close all connections under the process lock; idempotent.
+
+        The last connection of all processes to be closed moves the log into the database. Without
+        the lock none is closed: they stay open until the process ends, and the log stays for the
+        next one.
+
+        Args:
+            deadline: monotonic time in seconds after which waiting for the lock stops.
+            close_readers: closes each reader by the function that it is called with.
+        """
+        lock, locked = self._turnstile, False
+        if lock is None:
+            return
         try:
-            if lock is not None:
-                with suppress_os_errors(), contextlib.suppress(FailedPreconditionError):
-                    lock.acquire(deadline)
-        finally:
-            if lock is not None:
-                self._tripwire.spoil_if_replaced()
-            close_readers(self._tripwire.close)
-            self._tripwire.close(self.connection)
-            if lock is not None and size(self._path):
-                self.room.reserve.take()  # the last close frees what -wal and -shm have taken
-            if lock is not None:
-                lock.release()
-                lock.close()
-            self._turnstile = None  # at last: whoever is interrupted does it again
+            with suppress_os_errors(), contextlib.suppress(FailedPreconditionError):
+                locked = lock.acquire(deadline)
+        except BaseException:
+            lock.release()
+            raise
+        self._tripwire.spoil_if_replaced()
+        close = self._tripwire.close if locked else driver.leak
+        close_readers(close)
+        close(self.connection)
+        if locked and size(self._path):
+            self.room.reserve.take()  # the last close frees what -wal and -shm have taken
+        lock.release()
+        lock.close()
+        self._turnstile = None  # at last: an interrupted call is made again
 
     # A transaction.
 
