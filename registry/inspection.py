@@ -85,8 +85,8 @@ def _require_openable(path: str, look: Look, *, create: bool, upgrade: bool) -> 
 def _require_own_log(path: str, look: Look) -> None:
     """Raise unless the log at *path* is that of the database."""
     verdict = look.continuity()
-    if verdict is Continuity.UNDETERMINED:
-        whole = _is_whole_with_log(path)
+    if verdict in {Continuity.UNDETERMINED, Continuity.REPLACES}:
+        whole = _is_whole_with_log(path, older=verdict is Continuity.REPLACES)
         verdict = Continuity.CONTINUES if whole else Continuity.STRANGE
     if verdict is Continuity.STRANGE:
         raise DataLossError(
@@ -99,8 +99,13 @@ def _require_own_log(path: str, look: Look) -> None:
         )
 
 
-def _is_whole_with_log(path: str) -> bool:
-    """Return whether the database with its log is the same registry as without, and whole."""
+def _is_whole_with_log(path: str, *, older: bool) -> bool:
+    """Return whether the database with its log is the same registry as without, and whole.
+
+    Args:
+        path: of the database.
+        older: with the log it may be an older state.
+    """
     with _probe(path, alone=True) as file:
         try:
             before = _identity(file)
@@ -114,7 +119,7 @@ def _is_whole_with_log(path: str) -> bool:
             if error.sqlite_errorcode & 0xFF not in _DAMAGED:
                 raise
             return False
-    if before is not None and (before[0] != after[0] or before[1] > after[1]):
+    if before is not None and (before[0] != after[0] or (before[1] > after[1] and not older)):
         return False
     return damage == [("ok",)]
 

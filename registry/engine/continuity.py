@@ -16,6 +16,8 @@ random, so that two registries do not have the same ones.
     17     42 43 44      one of the two was copied here: a backup, or the log of another registry
     45     42 43 44      the same: an older log
     41     41, or none   undetermined: a client that writes by itself does not number its commits
+    45     17            replaced, if the first transaction writes all pages and changes the schema
+                         version by one: `.restore` of the sqlite3 shell has written a backup
 
 A backup has the number of the commit that it was made of. It differs in `PRAGMA schema_version`,
 which SQLite counts by itself in each file, and which no numbered commit changes.
@@ -35,15 +37,17 @@ _NUMBER_MAX: Final = 0x7FFFFFFF
 """Of a signed 32-bit integer; 0 is the number of a database that has none."""
 
 
-_SCHEMA_CHANGES_MAX: Final = 8
-"""By clients that do not number their commits, in one log: a backup counts from 1, and a registry
-from about 40."""
+_SCHEMA_OF_BACKUP: Final = 32
+"""`PRAGMA schema_version` of a registry that was begun here is greater; a backup in a new file has
+1, and one more for each later change of its schema."""
 
 
 class Continuity(Enum):
     """Whether a log continues the database file beside it."""
 
     CONTINUES = "continues"
+    REPLACES = "replaces"
+    """The log holds another state of the whole database, as SQLite's backup API writes it."""
     STRANGE = "strange"
     UNDETERMINED = "undetermined"
 
@@ -70,16 +74,21 @@ class Look(NamedTuple):
             return Continuity.STRANGE
         if first is None or 0 in {first.number, self.file.number}:
             return Continuity.UNDETERMINED
-        return Continuity.CONTINUES if self.log.has_file else _by_number(self.file, first)
+        if self.log.has_file:
+            return Continuity.CONTINUES
+        verdict = _by_number(self.file, first)
+        # `.restore` copies the number of the backup, and counts the schema of this file by one.
+        restored = self.log.replaces_file and first.schema == self.file.schema + 1
+        return Continuity.REPLACES if verdict is Continuity.STRANGE and restored else verdict
 
 
 def _by_number(file: Header, first: Header) -> Continuity:
     """Return whether a log whose oldest copy of the first page is *first* continues *file*."""
-    changes = first.schema - file.schema
-    if first.number == following(file.number) and changes == 0:
+    if first.number == following(file.number) and first.schema == file.schema:
         return Continuity.CONTINUES
-    # A client that does not number its commits may have written the first page too.
-    if first.number == file.number and 0 <= changes <= _SCHEMA_CHANGES_MAX:
+    # A client that does not number its commits may have changed the schema, many times in one.
+    of_backup = file.schema < _SCHEMA_OF_BACKUP <= first.schema
+    if first.number == file.number and first.schema >= file.schema and not of_backup:
         return Continuity.UNDETERMINED
     return Continuity.STRANGE
 

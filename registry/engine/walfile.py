@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from registry.engine.paths import refused
 from registry.interrupts import reraise_interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LOG_HEADER: Final = struct.Struct(">IIII8s8s")
 """Magic, version, page size, checkpoint sequence, salts, checksum."""
@@ -55,6 +58,9 @@ class Log(NamedTuple):
     """Of the oldest copy of the first page; None where no copy is in it."""
     has_file: bool
     """Whether a copy of the first page is the one that the database file has."""
+    replaces_file: bool
+    """Whether the transaction of the oldest copy of the first page writes all pages of the
+    database, so that nothing of the file is left."""
 
 
 def read(database: str, file: Header | None) -> Log | None:
@@ -89,14 +95,9 @@ def _read(log: BinaryIO, file: Header | None) -> Log | None:
     whole = _checksum(header[:24], bytes(8), order) == checksum
     if magic & ~1 != _MAGIC or version != _VERSION or not whole:
         return None
-    committed, first, has_file, offset = False, None, False, _LOG_HEADER.size
-    while True:
-        frame = os.pread(log.fileno(), _FRAME_HEADER.size, offset)
-        if len(frame) < _FRAME_HEADER.size:
-            break
-        number, pages, its_salts, its_checksum = _FRAME_HEADER.unpack(frame)
-        if number == 0 or its_salts != salts:
-            break  # left over from before the log was last begun at its start
+    committed, first, has_file = False, None, False
+    for offset, frame in _frames(log, page_size, salts):
+        number, pages, _, its_checksum = _FRAME_HEADER.unpack(frame)
         if number == 1 and not (first and has_file):
             page = os.pread(log.fileno(), page_size, offset + _FRAME_HEADER.size)
             found = _header_of(page)
@@ -106,8 +107,35 @@ def _read(log: BinaryIO, file: Header | None) -> Log | None:
                     break  # torn: SQLite applies nothing from here on
                 first, has_file = first or found, found == file
         committed, checksum = committed or pages > 0, its_checksum
+    replaces_file = first is not None and _writes_all_pages(log, page_size, salts)
+    return Log(salts, committed, first, has_file, replaces_file)
+
+
+def _writes_all_pages(log: BinaryIO, page_size: int, salts: bytes) -> bool:
+    """Return whether the first transaction that writes the first page writes all pages."""
+    written: set[int] = set()
+    for _, frame in _frames(log, page_size, salts):
+        number, pages, _, _ = _FRAME_HEADER.unpack(frame)
+        written.add(number)
+        if pages > 0:  # the end of a transaction
+            if 1 in written:
+                return len(written) == int(pages)
+            written.clear()
+    return False
+
+
+def _frames(log: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return the offset and the header of each frame that was written since the log was reset."""
+    offset = _LOG_HEADER.size
+    while True:
+        frame = os.pread(log.fileno(), _FRAME_HEADER.size, offset)
+        if len(frame) < _FRAME_HEADER.size:
+            return
+        number, _, its_salts, _ = _FRAME_HEADER.unpack(frame)
+        if number == 0 or its_salts != salts:
+            return
+        yield offset, frame
         offset += _FRAME_HEADER.size + page_size
-    return Log(salts, committed, first, has_file)
 
 
 def _header_of(page: bytes) -> Header | None:

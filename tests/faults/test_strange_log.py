@@ -36,6 +36,7 @@ from tests.tools import (
 )
 
 ADD = "add('a', 40)"
+CHANGES = ["CREATE TABLE theirs (a)", "DROP TABLE theirs"] * 20
 
 
 class Programs:
@@ -223,6 +224,14 @@ def log_without_numbers_of_another_registry(path: str, do: Programs) -> None:
     shutil.copy(f"{path}.other-wal", f"{path}-wal")
 
 
+def log_of_all_pages_of_another_registry(path: str, do: Programs) -> None:
+    """With a schema that was changed once more than that of the database, as by `.restore`."""
+    do.close(path, ADD)
+    do.close(f"{path}.other", "add('x', 70)")
+    do.kill_shell(f"{path}.other", "VACUUM")
+    shutil.copy(f"{path}.other-wal", f"{path}-wal")
+
+
 STRANGE = [
     log_of_another_registry,
     later_log_of_another_registry,
@@ -237,6 +246,7 @@ STRANGE = [
     log_of_another_kind_of_database,
     log_of_a_database_of_other_pages,
     log_without_numbers_of_another_registry,
+    log_of_all_pages_of_another_registry,
 ]
 
 
@@ -383,6 +393,27 @@ def log_of_a_shell_that_writes_the_first_page(path: str, do: Programs) -> None:
     do.kill_shell(path, "CREATE TABLE theirs (a)", "DROP TABLE theirs", "VACUUM")
 
 
+def log_of_a_shell_that_changes_the_schema_often(path: str, do: Programs) -> None:
+    """In one transaction."""
+    do.close(path, ADD)
+    do.kill_shell(path, "BEGIN", *CHANGES, "COMMIT")
+
+
+def log_of_a_shell_that_changes_the_schema_of_a_backup(path: str, do: Programs) -> None:
+    """Whose schema version is low."""
+    do.close(f"{path}.other", ADD)
+    backup(f"{path}.other", path)
+    do.kill_shell(path, "BEGIN", *CHANGES[:20], "COMMIT")
+
+
+def log_of_a_restore(path: str, do: Programs) -> None:
+    """By `.restore` of the shell, which was killed before it moved the log into the file."""
+    do.close(path, ADD)
+    backup(path, f"{path}.copy")
+    do.close(path, "add('b', 60); end(State.NOTREADY, 'a1')")
+    do.kill(path, "sqlite3.connect(f'{path}.copy').backup(sqlite3.connect(path))")
+
+
 def log_from_before_commits_had_numbers(path: str, do: Programs) -> None:
     """An older version of this package wrote it, and the file."""
     do.close(path, ADD)
@@ -413,6 +444,9 @@ OWN = [
     log_that_is_torn,
     log_of_a_shell,
     log_of_a_shell_that_writes_the_first_page,
+    log_of_a_shell_that_changes_the_schema_often,
+    log_of_a_shell_that_changes_the_schema_of_a_backup,
+    log_of_a_restore,
     log_from_before_commits_had_numbers,
     log_of_a_registry_that_got_its_first_number,
     log_past_the_greatest_number,
