@@ -42,11 +42,14 @@ def points_elsewhere(fd: int) -> list[str]:
     of which no process is visible is left out: none returned does not prove that there is none.
 
     Raises:
-        OSError: /proc is not mounted, or no descriptor is left.
+        OSError: /proc is not mounted, no descriptor is left, or /proc does not show the mount in
+            which the file lies.
     """
     with open(f"/proc/thread-self/fdinfo/{fd}", "rb") as file:
         fields = dict(line.split(b":", 1) for line in file.read().splitlines())
-    mount = _mounts("thread-self")[int(fields[b"mnt_id"])]
+    mount = _mounts("thread-self").get(int(fields[b"mnt_id"]))
+    if mount is None:
+        raise OSError(errno.ENODEV, "its mount is not in mountinfo; is this a chroot?")
     place = mount.place(os.readlink(f"/proc/thread-self/fd/{fd}".encode()))
     found = []
     for pid in _one_of_each_other_namespace():

@@ -448,6 +448,30 @@ def test_without_proc_nothing_is_removed_and_the_error_says_so(base_dir: str) ->
     made.remove()
 
 
+def test_in_a_chroot_an_empty_file_is_left_and_the_error_says_so(base_dir: str) -> None:
+    """Its mount is not shown there, so mounts on it elsewhere are not known."""
+    out = run(
+        """
+        import os, sys
+        from registry import NetNSError, kernel, netns
+        kernel.unshare(0x20000)  # CLONE_NEWNS
+        kernel.mount("", "/", "none", 0x44000)  # private
+        os.mkdir(f"{sys.argv[1]}/proc")
+        kernel.mount("/proc", f"{sys.argv[1]}/proc", "none", kernel.MS_BIND | kernel.MS_REC)
+        os.mkdir(f"{sys.argv[1]}/netns")
+        open(f"{sys.argv[1]}/netns/sr-x-1", "x").close()
+        kernel.Vantage.here()  # imports what is not in the chroot
+        os.chroot(sys.argv[1])
+        try:
+            netns.remove("/netns/sr-x-1", None, own=True)
+        except NetNSError as error:
+            print(error.errno, os.listdir("/netns"), "chroot" in str(error))
+        """,
+        base_dir,
+    )
+    assert f"{errno.ENODEV} ['sr-x-1'] True" == out.strip()
+
+
 def test_a_hidden_copy_of_the_mount_keeps_the_file_busy(base_dir: str) -> None:
     """Where the directory became a mount after the namespace: EBUSY while the copy is there."""
     made = NetNS.create(f"{base_dir}/made")
