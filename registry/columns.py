@@ -7,10 +7,10 @@ be concluded from it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
+from registry import kernel
 from registry.status import PID_MAX, State
 
 SHOWN: Final = 80
@@ -23,7 +23,6 @@ _TYPES: Final[Mapping[type, str]] = {
     bytes: "a blob",
     type(None): "NULL",
 }
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _STATES: Final = frozenset(map(str, State))
 _OWNERS: Final = {"netns_": "netns_inode", "creator_": "creator_pid"}
 """Columns that say whether anything is recorded in those with the same beginning."""
@@ -95,7 +94,7 @@ _RANGES: Final[tuple[tuple[Callable[[str], bool], Callable[[Any], object], str],
     ("state".__eq__, _STATES.__contains__, "a sandbox state"),
     ("host_network".__eq__, {0, 1}.__contains__, "0 or 1"),
     ("netns_path".__eq__, is_path, "an absolute path"),
-    (lambda field: field.endswith("boot_id"), _UUID.fullmatch, "a boot id"),
+    (lambda field: field.endswith("boot_id"), kernel.UUID.fullmatch, "a boot id"),
     (lambda field: field in {"pid", "creator_pid"}, range(PID_MAX + 1).__contains__, "a pid"),
     (is_number, lambda number: number >= 0, "a positive number"),
 )

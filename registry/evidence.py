@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -82,7 +82,7 @@ class Survey:
     @cached_property
     def _numbers(self) -> dict[str, set[int]]:
         """Kernel ids of the namespaces in which processes live, by kind."""
-        return {kind: set(map(_number_at, self._paths[kind].values())) for kind in ("pid", "mnt")}
+        return {kind: set(_numbers_at(self._paths[kind])) for kind in ("pid", "mnt")}
 
     @cached_property
     def _paths(self) -> dict[str, dict[int, str]]:
@@ -106,19 +106,12 @@ def _processes() -> list[str]:
         return []
 
 
-def _number_at(path: str) -> int:
-    """Return the kernel id of the namespace at *path*; -1 if there is none, or it recurs."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        reraise_interrupt(error)
-        return -1
-    try:
-        number = kernel.namespace_number(fd)
-        initial = os.fstat(fd).st_ino in kernel.INITIAL_INODES
-        return -1 if number is None or initial else number
-    finally:
-        os.close(fd)
+def _numbers_at(paths: Mapping[int, str]) -> Iterator[int]:
+    """Yield the kernel ids of the namespaces at *paths*, by inode, but for the initial ones."""
+    for inode, path in paths.items():
+        number = None if inode in kernel.INITIAL_INODES else kernel.namespace_number_at(path)
+        if number is not None:
+            yield number
 
 
 def of_process(identity: ProcessIdentity, sight: ProcessSight, survey: Survey) -> Iterator[Clue]:

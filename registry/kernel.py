@@ -66,7 +66,7 @@ FILEID_KERNFS: Final = 0xFE  # linux/exportfs.h
 _PIDFD_HANDLE: Final = struct.Struct("=IiQ")
 """struct file_handle of a pidfd: bytes of what follows its type, which is the inode."""
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _read_boot_id() -> None:
     except (OSError, UnicodeDecodeError) as error:
         reraise_interrupt(error)
         return
-    if _UUID.fullmatch(text) and text not in _boot_ids[-1:]:
+    if UUID.fullmatch(text) and text not in _boot_ids[-1:]:
         _boot_ids[:] = [*(each for each in _boot_ids if each != text), text]
 
 
@@ -148,6 +148,23 @@ def namespace_number(fd: int) -> int | None:
         reraise_interrupt(error)
         return None
     return int.from_bytes(number, sys.byteorder)
+
+
+def namespace_number_at(path: str) -> int | None:
+    """Return the kernel's id of the namespace at *path*; None where none can be seen or is given.
+
+    Args:
+        path: below /proc: other files may block when they are opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
+    try:
+        return namespace_number(fd)
+    finally:
+        os.close(fd)
 
 
 class NamespaceHandle(NamedTuple):
@@ -264,6 +281,20 @@ def wait_status(pidfd: int) -> int | None:
         return None
     told = int.from_bytes(info[:8], sys.byteorder) & PIDFD_INFO_EXIT
     return int.from_bytes(info[60:], sys.byteorder) if told else None
+
+
+def is_absent(pid: int) -> bool:
+    """Return whether certainly no process has the pid; a zombie still has it. Needs no /proc."""
+    try:
+        if pid > 0:  # else kill(2) means a process group, or all processes
+            os.kill(pid, 0)
+            return False
+    except (ProcessLookupError, OverflowError) as error:
+        reraise_interrupt(error)
+    except OSError as error:  # it is there and not ours, or a seccomp filter refuses
+        reraise_interrupt(error)
+        return False
+    return True
 
 
 def _own_namespace(kind: str) -> int | None:

@@ -203,7 +203,7 @@ class Looker:
         self._shared: Final = {path for path, count in times.items() if count > 1}
         """Of the others nothing is kept: they are many, and asked for once."""
         self._seen: Final[dict[str, NetNSSight]] = {}
-        if times and not _kernel_has_numbers():
+        if times and kernel.namespace_number_at("/proc/thread-self/ns/net") is None:
             with contextlib.suppress(threads.NoThreadError):
                 self._seen.update(threads.run(lambda: self._roam(times)))
 
@@ -219,18 +219,6 @@ class Looker:
             if path in self._shared:
                 self._seen[path] = sight
         return sight
-
-
-def _kernel_has_numbers() -> bool:
-    try:
-        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:  # no /proc
-        reraise_interrupt(error)
-        return False
-    try:
-        return kernel.namespace_number(fd) is not None
-    finally:
-        os.close(fd)
 
 
 _THROUGH_PROCESS: Final = re.compile(r"/proc/([0-9]+)/([^/]+)/")
@@ -290,7 +278,7 @@ def _absent(path: str) -> NetNSSight:
         return NetNSSight(path, Presence.ABSENT)
     pid, way = through.groups()
     if way == "ns":
-        closed = os.path.lexists(f"/proc/{pid}") or not _exists(int(pid))
+        closed = os.path.lexists(f"/proc/{pid}") or kernel.is_absent(int(pid))
         why = f": process {pid} is hidden from us"
     else:
         closed = os.path.exists(f"/proc/{pid}/{way}")
@@ -298,18 +286,6 @@ def _absent(path: str) -> NetNSSight:
     if closed:
         return NetNSSight(path, Presence.ABSENT)
     return NetNSSight(path, Presence.UNSEEN, None, errno.ESRCH, why)
-
-
-def _exists(pid: int) -> bool:
-    """Return whether there is a process *pid*, a zombie included, which needs no /proc."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError) as error:
-        reraise_interrupt(error)
-        return False
-    except PermissionError as error:
-        reraise_interrupt(error)
-    return True
 
 
 def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:

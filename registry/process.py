@@ -30,6 +30,7 @@ from registry.descriptor import Descriptor
 from registry.errors import FailedPreconditionError, RegistryError, ResourceExhaustedError
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
+from registry.status import PID_MAX
 from registry.values import check_integer
 
 
@@ -73,8 +74,6 @@ POLL_MAX: Final = 86400.0
 """Seconds of one poll(2), which counts milliseconds in an int."""
 INODE: Final = "pidfd inode"
 START_TIME: Final = "start time"
-PID_MAX: Final = 2**31 - 1
-"""What a pid can be, as the kernel's interface has it."""
 _ABSENT: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 """Of pidfd_open: no such process; the last two: a thread of another process has the number."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -115,7 +114,7 @@ def _identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
         reraise_interrupt(error)
         found = _read_stat(pid)
         if found is None:
-            return None if _is_absent(pid) else known
+            return None if kernel.is_absent(pid) else known
         return None if found.ended else known._replace(start_time=found.start_time)
     try:
         if _ended(fd):
@@ -217,7 +216,7 @@ def _compare_by_proc(identity: ProcessIdentity, refusal: OSError) -> ProcessSigh
     """Compare the process that has the pid by its start time, since a pidfd was refused."""
     pid, found = identity.pid, _read_stat(identity.pid)
     if found is None:
-        if _is_absent(pid):
+        if kernel.is_absent(pid):
             return ProcessSight(Life.GONE, f"process {pid} is gone")
         why = f"pidfd_open: {refusal.strerror}; /proc/{pid}/stat: not readable"
         return ProcessSight(Life.UNSEEN, f"process {pid} cannot be seen ({why})")
@@ -406,28 +405,27 @@ def _status_once_reaped(fd: int, deadline: float) -> int | None:
 
 
 def net_namespace_of(pid: int) -> int | None:
-    """Return the kernel number of the network namespace *pid* lives in; None if not to be seen."""
+    """Return the kernel id of the network namespace *pid* lives in; None if it cannot be seen."""
+    return kernel.namespace_number_at(f"/proc/{pid}/ns/net")
+
+
+def net_inode_of(pid: int) -> int | None:
+    """Return the inode of the network namespace *pid* lives in; None if it cannot be seen."""
     try:
-        fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError as error:
         reraise_interrupt(error)
         return None
-    try:
-        return kernel.namespace_number(fd)
-    finally:
-        os.close(fd)
 
 
 def living_in(inode: int) -> list[int]:
-    """Return the visible processes that live in the network namespace with that inode."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.stat(f"/proc/{pid}/ns/net").st_ino == inode:
-                found.append(int(pid))
-        except OSError as error:
-            reraise_interrupt(error)
-    return found
+    """Return the visible processes that live in the network namespace with that inode.
+
+    Raises:
+        OSError: /proc cannot be read.
+    """
+    pids = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [pid for pid in pids if net_inode_of(pid) == inode]
 
 
 def _open_pidfd(pid: int) -> int:
@@ -470,20 +468,6 @@ def _ended(fd: int, timeout: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
-
-
-def _is_absent(pid: int) -> bool:
-    """Return whether certainly no process has the pid; a zombie still has it."""
-    try:
-        if pid > 0:  # else kill(2) means a process group, or all processes
-            os.kill(pid, 0)
-            return False
-    except (ProcessLookupError, OverflowError) as error:
-        reraise_interrupt(error)
-    except OSError as error:  # it is there and not ours, or a seccomp filter refuses
-        reraise_interrupt(error)
-        return False
-    return True
 
 
 class _Stat(NamedTuple):

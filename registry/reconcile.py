@@ -185,7 +185,7 @@ def _look_where_it_lives(looks: Looks, row: AnyRow, sight: NetNSSight, vantage: 
     if sight.identity is not None:
         if recorded.same_as(sight.identity):
             return looks
-        at_path = _netns_inode_of(row.pid) == sight.identity.inode
+        at_path = process.net_inode_of(row.pid) == sight.identity.inode
         looks = looks._replace(lives_at_path=at_path)
     if sight.presence is Presence.UNSEEN or not _recorded_here(row, vantage):
         looks = looks._replace(lives_in_netns=_lives_in_netns(row))
@@ -200,15 +200,6 @@ def _recorded_here(row: AnyRow, vantage: Vantage) -> bool:
 def _lives_in_netns(row: AnyRow) -> bool:
     number = row.netns_number
     return number is not None and process.net_namespace_of(row.pid) == number
-
-
-def _netns_inode_of(pid: int) -> int | None:
-    """Return the inode of the network namespace in which *pid* lives; None if it cannot be seen."""
-    try:
-        return os.stat(f"/proc/{pid}/ns/net").st_ino
-    except OSError as error:
-        reraise_interrupt(error)
-        return None
 
 
 def _names_other_boot(row: AnyRow, vantage: Vantage) -> bool:
