@@ -65,6 +65,7 @@ def _require_openable(path: str, look: Look, *, create: bool, upgrade: bool) -> 
     if look.file is None:
         if not look.has_log or not paths.size(path):
             require_beginnable(path, create=create)
+            migrate.require_revisions(f"open registry {path!r}", path)
             return
         # A registry whose only commits are in its log: nothing was moved into the file yet.
         first = None if look.log is None else look.log.first

@@ -18,7 +18,12 @@ from sqlalchemy import select
 from registry.engine import Connection, Transaction
 from registry.engine.continuity import give_number, next_number
 from registry.engine.driver import RESTORE
-from registry.errors import DataLossError, NotFoundError, SchemaVersionError
+from registry.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    NotFoundError,
+    SchemaVersionError,
+)
 from registry.schema import APPLICATION_ID, LEVEL, REVISION
 from registry.schema import metadata as schema_metadata
 from registry.schema import registry as registry_table
@@ -70,11 +75,13 @@ def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) ->
         DataLossError: the database is not a registry.
         NotFoundError: it is empty, and may not be upgraded.
         SchemaVersionError: its schema is too new, or too old and may not be upgraded.
+        FailedPreconditionError: it must be upgraded, and the revisions cannot be read.
     """
     doing = f"open registry {path!r}"
     if _is_empty(connection):
         if not create:
             raise NotFoundError(f"{doing}: the database file is empty", path=path)
+        require_revisions(doing, path)
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise not_a_registry(connection, doing, path)
@@ -82,7 +89,9 @@ def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) ->
     if old and not upgrade:
         advice = "open it for writing with upgrade=True"
         raise _refused(connection.fetch, doing, path, advice)
-    if not old:
+    if old:
+        require_revisions(doing, path)
+    else:
         admit(connection.fetch, doing, path)
     return old
 
@@ -242,6 +251,21 @@ def scripts() -> str:
     package = os.path.dirname(os.path.abspath(__file__))
     inside = os.path.join(package, "migrations")
     return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(package), "migrations")
+
+
+def require_revisions(doing: str, path: str) -> None:
+    """Raise unless Alembic can read the revisions, which it reads as files.
+
+    Raises:
+        FailedPreconditionError: it cannot, since the package is in a zip file for example.
+    """
+    folder = scripts()
+    if not os.access(os.path.join(folder, "versions"), os.R_OK | os.X_OK):
+        raise FailedPreconditionError(
+            f"{doing}: the migrations, which create or upgrade it, cannot be read as files in "
+            f"{folder!r}; install the package unpacked",
+            path=path,
+        )
 
 
 @contextmanager

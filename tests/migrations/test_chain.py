@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from registry import DataLossError, RegistryError, Store, check, migrate, schema
-from tests.tools import READY, ROOT, environment, execute, query, run, sandbox
+from tests.tools import READY, ROOT, contents, environment, execute, query, run, sandbox
 
 
 def words(path: str) -> dict[str, str]:
@@ -159,3 +160,38 @@ def test_creating_needs_no_package_on_the_command_line(path: str) -> None:
     assert "[]" == out.strip()
     with closing(sqlite3.connect(path)) as connection:
         assert (schema.APPLICATION_ID,) == connection.execute("PRAGMA application_id").fetchone()
+
+
+@pytest.mark.parametrize("with_migrations", [False, True], ids=["without", "with"])
+def test_a_package_in_a_zip_file_says_that_its_migrations_cannot_be_read(
+    tmp_path: Path, path: str, with_migrations: bool
+) -> None:
+    """Nothing is made; what is up to date is read and written, and what is older stays."""
+    archive = tmp_path / "registry.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for folder in ["registry", *["migrations"] * with_migrations]:
+            for file in Path(ROOT, folder).rglob("*.py"):
+                name = file.relative_to(ROOT)
+                packed.write(file, f"registry/{name}" if folder == "migrations" else name)
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from registry import FailedPreconditionError, Metadata, State, Status, Store
+        assert ".zip" in sys.modules["registry"].__file__
+        try:
+            with Store.open(sys.argv[2]) as store:
+                store.add(Metadata("a", "a", None), Status(State.READY))
+                print(len(store.list()), store.check())
+        except FailedPreconditionError as error:
+            print(error)
+        """
+    folder = os.path.dirname(path)
+    os.mkdir(os.path.join(folder, "new"))
+    assert "install the package unpacked" in run(code, archive, f"{folder}/new/registry.db")
+    assert [] == os.listdir(f"{folder}/new")
+    Store.open(path).close()
+    assert "1 []\n" == run(code, archive, path)
+    execute(path, "UPDATE registry SET level = 0")
+    before = contents(folder)
+    assert "install the package unpacked" in run(code, archive, path)
+    assert before == contents(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry import Store, Violation, check, schema
-from tests.tools import READY, UNKNOWN, execute, pod, sandbox, tamper
+from tests.tools import READY, UNKNOWN, execute, pod, query, sandbox, tamper
 
 
 def broken(path: str, *statements: str) -> list[Violation]:
@@ -71,6 +71,13 @@ def broken(path: str, *statements: str) -> list[Violation]:
             "schema_is_whole",
             "",
             "CREATE TRIGGER odd AFTER INSERT ON sandboxes BEGIN DELETE FROM sandboxes; END",
+        ),
+        ("schema_is_whole", "", "CREATE INDEX theirs ON sandboxes (ip)"),
+        ("schema_is_whole", "", "DROP VIEW why_not_ready"),
+        (
+            "schema_is_whole",
+            "",
+            "CREATE TRIGGER odd INSTEAD OF DELETE ON sandbox_overview BEGIN SELECT 1; END",
         ),
         (
             "identities_are_of_something",
@@ -179,3 +186,23 @@ def test_the_rules_are_as_many_as_their_tests() -> None:
         "history_is_whole",
     }
     assert tested == {rule.__name__ for rule in check.RULES}
+
+
+def test_what_other_tools_keep_in_the_file_is_no_violation(store: Store, path: str) -> None:
+    """Litestream's tables, and tables, indexes, views and triggers of anybody; they are kept."""
+    store.add(sandbox("a"), READY)
+    execute(
+        path,
+        "CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)",
+        "CREATE TABLE _litestream_lock (id INTEGER)",
+        "INSERT INTO _litestream_seq VALUES (1, 1)",
+        "CREATE TABLE theirs (id TEXT REFERENCES sandboxes (id), state TEXT)",
+        "INSERT INTO theirs VALUES ('gone', 'x')",
+        "CREATE INDEX theirs_by_state ON theirs (state)",
+        "CREATE VIEW their_view AS SELECT id FROM sandboxes",
+        "CREATE TRIGGER their_trigger AFTER INSERT ON theirs BEGIN DELETE FROM theirs; END",
+    )
+    assert [] == store.check()
+    with Store.open(path, read_only=True) as reader:
+        assert [] == reader.check()
+    assert [(1, 1)] == query(path, "SELECT * FROM _litestream_seq")
