@@ -18,7 +18,8 @@ Modules, each importing only from those before it:
     cri           the CRI's PodSandboxConfig, and Go's JSON of it
     cni           the answer of the CNI plugins
     metadata      what a sandbox is
-    netns         network namespaces
+    namespaces    network namespaces at paths, without side effects
+    netns         network namespaces, made, entered and removed
     process       which process a pid names
     schema        tables, triggers, views
     columns       types and ranges of stored values

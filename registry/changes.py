@@ -19,7 +19,7 @@ from registry.errors import (
     NameReservedError,
 )
 from registry.metadata import Metadata
-from registry.netns import NetNSIdentity
+from registry.namespaces import NetNSIdentity
 from registry.process import ProcessIdentity
 from registry.rows import AnyRow, Row, StatusRow
 from registry.sql import Fetch

@@ -21,10 +21,10 @@ from enum import Enum
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from registry import kernel, netns
+from registry import kernel, namespaces
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
-from registry.netns import NetNSIdentity, NetNSSight, Presence
+from registry.namespaces import NetNSIdentity, NetNSSight, Presence
 from registry.process import START_TIME, Life, ProcessIdentity, ProcessSight
 
 SLACK: Final = 1.0
@@ -76,7 +76,7 @@ class Survey:
         if exists is not None:
             return exists
         path = self._paths["net"].get(recorded.inode)
-        found = None if path is None else netns.look(path, self.vantage).identity
+        found = None if path is None else namespaces.look(path, self.vantage).identity
         return found is not None and found.number == recorded.number
 
     @cached_property

@@ -24,11 +24,11 @@ from enum import StrEnum
 from itertools import chain
 from typing import Final, NamedTuple
 
-from registry import evidence, netns, process
+from registry import evidence, namespaces, netns, process
 from registry.evidence import Boots, Clue, Survey, Weight
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
-from registry.netns import Looker, NetNSSight, Presence
+from registry.namespaces import Looker, NetNSSight, Presence
 from registry.process import Life, ProcessSight
 from registry.rows import AnyRow, Row, StatusRow, as_text, load_creator, load_netns, load_process
 from registry.status import MESSAGE_MAX, State, Status
@@ -513,12 +513,12 @@ def find_orphans(found: Iterable[str], owned: Iterable[str]) -> list[str]:
     owned, vantage = set(owned), Vantage.here()
     orphans: dict[tuple[int, str], str] = {}
     for path in found:
-        identity = None if path in owned else netns.look(path, vantage, follow=False).identity
+        identity = None if path in owned else namespaces.look(path, vantage, follow=False).identity
         if identity is not None:
             orphans.setdefault((identity.inode, os.path.basename(path)), path)
     if not orphans:
         return []
-    looker = netns.Looker(owned, vantage)
+    looker = Looker(owned, vantage)
     sights = [looker.look(path) for path in owned]
     inodes = {sight.identity.inode for sight in sights if sight.identity is not None}
     # Where such a path leads cannot be told; the names are unique.
@@ -533,7 +533,7 @@ def find_orphans(found: Iterable[str], owned: Iterable[str]) -> list[str]:
 def _names(directory: str) -> list[str]:
     """Return the names in *directory* that could be this registry's own, which are ASCII."""
     try:
-        names = os.listdir(netns.encode(directory))
+        names = os.listdir(namespaces.encode(directory))
     except (OSError, ValueError) as error:
         reraise_interrupt(error)
         return []

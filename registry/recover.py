@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from registry import changes, evidence, netns, process, reconcile, rows
+from registry import changes, evidence, namespaces, netns, process, reconcile, rows
 from registry.errors import (
     FailedPreconditionError,
     MetadataError,
@@ -24,7 +24,7 @@ from registry.evidence import Clue, Survey
 from registry.interrupts import is_interrupt, reraise_interrupt
 from registry.kernel import Vantage
 from registry.live import Container
-from registry.netns import Looker, NetNSIdentity
+from registry.namespaces import Looker, NetNSIdentity
 from registry.process import Life, ProcessSight
 from registry.reconcile import Judgement, Looks, Report, Verdict
 from registry.rows import AnyRow, Row, StatusRow
@@ -136,7 +136,7 @@ def _observe(
         elif row.netns_path:
             paths.append(row.netns_path)
     directories.update(map(os.path.dirname, paths))
-    looker = netns.Looker(paths, survey.vantage)
+    looker = Looker(paths, survey.vantage)
     for row in pending:
         if row.creation in damaged:
             yield row, Looks(failure=f"its record is damaged: {damaged[row.creation]}")
@@ -306,7 +306,7 @@ def _remove_orphan(path: str) -> bool:
     Raises:
         NetNSError: with `.errno`; EBUSY: a process lives in it.
     """
-    identity = netns.look(path, Vantage.here(), follow=False).identity
+    identity = namespaces.look(path, Vantage.here(), follow=False).identity
     if identity is None:
         return False
     living = _living_in(path, identity)

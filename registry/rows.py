@@ -38,7 +38,7 @@ from registry.cri import PodSandboxConfig
 from registry.errors import MetadataError
 from registry.interrupts import reraise_interrupt
 from registry.metadata import Metadata
-from registry.netns import NetNSIdentity
+from registry.namespaces import NetNSIdentity
 from registry.process import ProcessIdentity
 from registry.schema import sandbox_labels, sandbox_statuses, sandbox_transitions, sandboxes
 from registry.sql import Core, Statement, compiled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from registry import changes, migrate, netns, process, rows
+from registry import changes, migrate, namespaces, netns, process, rows
 from registry.cache import Found
 from registry.cni import CNIResult
 from registry.cri import PodSandboxConfig
@@ -147,8 +147,8 @@ class Sandbox:
         if row.host_network or not row.netns_path:
             return None
         vantage = Vantage.here()
-        sight = netns.look(row.netns_path, vantage)
-        found = netns.is_at(rows.load_netns(row), sight, vantage, doing)
+        sight = namespaces.look(row.netns_path, vantage)
+        found = namespaces.is_at(rows.load_netns(row), sight, vantage, doing)
         return NetNS(row.netns_path, sight.identity) if found and sight.identity else None
 
     def remove_netns(self) -> None:

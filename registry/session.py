@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from registry import changes, live, netns, process, rows
+from registry import changes, live, namespaces, process, rows
 from registry.cache import Cache, Found
 from registry.changes import Author
 from registry.engine import Engine, Transaction, Write, detach
@@ -21,7 +21,7 @@ from registry.errors import (
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
 from registry.live import Container, Live
-from registry.netns import NetNSIdentity
+from registry.namespaces import NetNSIdentity
 from registry.rows import AnyRow, Row
 from registry.sql import Fetch
 from registry.status import State
@@ -351,7 +351,7 @@ class _NoteIdentities:
 
 def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:
     """Return which network namespace is at *path*; None when none is to be seen."""
-    return netns.look(path, vantage).identity if path else None
+    return namespaces.look(path, vantage).identity if path else None
 
 
 def check_function(doing: str, fn: object) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import ClosedNetNSError, InvalidArgumentError, NetNS, NetNSError, kernel, netns
+from registry import ClosedNetNSError, InvalidArgumentError, NetNS, NetNSError, kernel, namespaces
 from registry.kernel import Vantage
-from registry.netns import NetNSIdentity, Presence
+from registry.namespaces import NetNSIdentity, Presence
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import run
@@ -596,7 +596,7 @@ def test_the_number_is_the_cookie_of_a_socket_inside(made: NetNS) -> None:
         return int(struct.unpack("=Q", option)[0])
 
     with open(made.path, "rb") as file:
-        assert made.identity.number == netns._cookie(file.fileno()) == made.do(cookie)
+        assert made.identity.number == namespaces._cookie(file.fileno()) == made.do(cookie)
         if kernel.namespace_number(file.fileno()) is None:
             pytest.skip("this kernel has no NS_GET_ID to compare with")
         assert made.identity.number == kernel.namespace_number(file.fileno())
@@ -623,7 +623,7 @@ def test_all_looks_tell_namespaces_apart_in_one_thread_at_most(
             monkeypatch.setattr(kernel, "namespace_at", lambda *_: None)
             monkeypatch.setattr(kernel, "namespace_number", lambda _: None)
         started.clear()
-        looker = netns.Looker([*paths, paths[0]], Vantage.here())
+        looker = namespaces.Looker([*paths, paths[0]], Vantage.here())
         sights = {path: looker.look(path) for path in paths}
         assert sights[paths[0]] is looker.look(paths[0])
         assert numbers == [
@@ -634,7 +634,7 @@ def test_all_looks_tell_namespaces_apart_in_one_thread_at_most(
         ]
         assert old_kernel == len(started)
     assert here == os.stat("/proc/thread-self/ns/net").st_ino
-    netns.Looker([], Vantage.here())
+    namespaces.Looker([], Vantage.here())
     for each in made:
         each.remove()
 
@@ -644,7 +644,7 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
     out = run(
         """
         import errno, os, sys
-        from registry import kernel, netns
+        from registry import kernel, namespaces
         from registry.kernel import Vantage
         from tests.netns.seccomp import IOCTL, NAME_TO_HANDLE_AT, refuse
         directory = sys.argv[1]
@@ -667,7 +667,7 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
             with open(f"{directory}/made") as file:
                 numbered = kernel.namespace_number(file.fileno()) is not None
             print(told, numbered)
-            seen.append([netns.look(path, vantage) for path in paths])
+            seen.append([namespaces.look(path, vantage) for path in paths])
         first = seen[0]
         print(all(first == other for other in seen[1:]))
         print(*(sight.presence.name for sight in first), first[0].identity.number)
@@ -689,13 +689,13 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
 
 def test_a_look_takes_no_lock_and_no_reference(made: NetNS) -> None:
     """A namespace that is looked at without pause can be removed."""
-    sight = netns.look(made.path, Vantage.here())
+    sight = namespaces.look(made.path, Vantage.here())
     assert Presence.OPEN is sight.presence
     with open(os.path.dirname(made.path) + "/lock", "w", encoding="utf-8") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert Presence.OPEN is netns.look(made.path, Vantage.here()).presence
+        assert Presence.OPEN is namespaces.look(made.path, Vantage.here()).presence
     made.remove()
-    assert Presence.ABSENT is netns.look(made.path, Vantage.here()).presence
+    assert Presence.ABSENT is namespaces.look(made.path, Vantage.here()).presence
     assert stat.S_ISDIR(os.stat(os.path.dirname(made.path)).st_mode)
 
 
@@ -705,7 +705,7 @@ def test_descriptors_are_not_inherited(made: NetNS, sleeper: Sleeper) -> None:
 
     def churn() -> None:
         while not stop.is_set():
-            netns.look(made.path, Vantage.here())
+            namespaces.look(made.path, Vantage.here())
             made.do(inside)
 
     thread = threading.Thread(target=churn)

@@ -24,9 +24,9 @@ from registry import (
     Store,
     Verdict,
     kernel,
+    namespaces,
     recover,
 )
-from registry import netns as netns_module
 from registry.cri import NamespaceMode
 from tests import needs
 from tests.conftest import OpenStore
@@ -387,7 +387,7 @@ def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None
     out = run(
         """
         import os, subprocess, sys
-        from registry import kernel, netns
+        from registry import kernel, namespaces
         from registry.kernel import Vantage
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
@@ -400,7 +400,7 @@ def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None
         if not child:
             os.setgroups([]); os.setgid(65534); os.setuid(65534)
             for pid in (living.pid, dead.pid, 10**20):
-                sight = netns.look(f"/proc/{pid}/ns/net", vantage)
+                sight = namespaces.look(f"/proc/{pid}/ns/net", vantage)
                 print(sight.presence.name, sight.detail == f"{sight.path!r} cannot be seen: "
                       f"process {pid} is hidden from us", flush=True)
             os._exit(0)
@@ -1125,13 +1125,13 @@ def test_identities_are_looked_up_outside_the_lock(
     store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever call it is: when the host is looked at, no transaction is open."""
-    look, held = netns_module.look, []
+    look, held = namespaces.look, []
 
     def watched(*args: object) -> object:
         held.append(store._session.engine.writes.mutex.holder)
         return look(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(netns_module, "look", watched)
+    monkeypatch.setattr(namespaces, "look", watched)
     planned = f"{base_dir}/later"
     handle = store.add(sandbox("a", netns_path=planned), UNKNOWN)
     store.update_metadata("a", lambda old: replace(old, ip="10.0.0.1"))

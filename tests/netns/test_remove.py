@@ -17,7 +17,7 @@ import pytest
 
 from registry import NetNS, NetNSError, Sandbox, Store, kernel, reconcile
 from registry.kernel import Vantage
-from registry.netns import NetNSIdentity
+from registry.namespaces import NetNSIdentity
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import (

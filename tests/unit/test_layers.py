@@ -27,6 +27,7 @@ ORDER = [
     "cri.gojson",
     "cni",
     "metadata",
+    "namespaces",
     "netns",
     "process",
     "schema",

@@ -9,7 +9,7 @@ import pytest
 from registry import State, Verdict
 from registry.evidence import Clue, Weight
 from registry.kernel import Vantage
-from registry.netns import NetNSIdentity, NetNSSight, Presence
+from registry.namespaces import NetNSIdentity, NetNSSight, Presence
 from registry.process import Life, ProcessSight
 from registry.reconcile import Looks, plan, report
 from registry.rows import AnyRow, Row, StatusRow, load_status
