@@ -62,6 +62,12 @@ def inspect(path: str, *, create: bool, upgrade: bool) -> None:
 
 
 def _require_openable(path: str, look: Look, *, create: bool, upgrade: bool) -> None:
+    if paths.size(path) == 1:  # SQLite treats it as empty, and would write over the byte
+        raise DataLossError(
+            f"open registry {path!r}: it has one byte and is no SQLite database; is the path "
+            f"right? If it was a registry, {driver.RESTORE}",
+            path=path,
+        )
     if look.file is None:
         if not look.has_log or not paths.size(path):
             require_beginnable(path, create=create)

@@ -66,6 +66,11 @@ def short_text(path: str) -> None:
     Path(path).write_bytes(b"short")
 
 
+def one_byte(path: str) -> None:
+    """SQLite treats such a file as empty."""
+    Path(path).write_bytes(b"\n")
+
+
 def another_database(path: str, mode: str) -> None:
     """With tables of the same names, in any of SQLite's journal modes."""
     tables = ("CREATE TABLE registry (one)", "CREATE TABLE sandboxes (id)")
@@ -200,6 +205,7 @@ KINDS = {
     for each in [
         Kind(text, DataLossError),
         Kind(short_text, DataLossError),
+        Kind(one_byte, DataLossError),
         Kind(another_database_with_a_log, DataLossError),
         Kind(another_database_with_a_log_and_no_index, DataLossError),
         Kind(another_database_to_be_rolled_back, DataLossError),
