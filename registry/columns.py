@@ -98,4 +98,4 @@ _RANGES: Final[tuple[tuple[Callable[[str], bool], Callable[[Any], object], str],
     (lambda field: field in {"pid", "creator_pid"}, range(PID_MAX + 1).__contains__, "a pid"),
     (is_number, lambda number: number >= 0, "a positive number"),
 )
-"""Of which fields, what a value of the right type must be, and how to say that."""
+"""Fields, the test that a value of the right type must pass, and what it must be, for messages."""

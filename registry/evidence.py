@@ -6,7 +6,7 @@ mount may hide the host's. So it is weighed against everything else that is obse
 1. The recorded process, known by its start time, still runs: the host was not booted since.
 2. A recorded process started later after its boot than this boot is old: the host was booted since.
 3. Something exists that may be the recorded one: a process that cannot be compared, or a namespace
-   with the recorded kernel id. Pids and kernel ids begin anew on each boot, so this may be chance.
+   with the recorded kernel id. Pids and kernel ids start again on each boot, so this may be chance.
    It counts unless 2 holds, since what cannot be told is not called dead.
 
 What holds for one sandbox holds for all that were recorded under the same boot id.
@@ -150,7 +150,7 @@ def _is_elsewhere(identity: ProcessIdentity, vantage: Vantage) -> bool:
 
 
 def _is_hidden(identity: ProcessIdentity, vantage: Vantage) -> bool:
-    """Return whether the process is one of the host, of which a container sees nothing."""
+    """Return whether it is a process of the host, whose processes a container cannot see."""
     recorded = identity.pid_ns
     of_host = recorded is not None and kernel.may_be_initial(recorded)
     return of_host and recorded != vantage.pid_ns and not vantage.in_initial_pid_ns

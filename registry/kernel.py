@@ -195,7 +195,7 @@ def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | N
 
 
 def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
-    """Return whether a namespace exists, wherever it is mounted and whoever is in it.
+    """Return whether a namespace exists, mounted or not, with or without processes.
 
     None: cannot be told, before Linux 6.18 or without CAP_SYS_ADMIN in the initial user namespace.
 
@@ -362,7 +362,7 @@ def mount(source: str | bytes, target: str | bytes, kind: str, flags: int) -> No
 def umount(target: str | bytes, flags: int) -> None:
     """Unmount what is at *target*, following symlinks. Raises OSError with it as its file name.
 
-    A path is resolved only now. To unmount a mount that was looked at, hold it by a descriptor
+    A path is resolved only now. To unmount a mount that was inspected, hold it by a descriptor
     (O_PATH) and pass the path of that in /proc/thread-self/fd.
     """
     _call("umount2", os.fsencode(target), flags, path=target)

@@ -130,7 +130,7 @@ class NetNS:
                 namespace.
         """
         vantage = Vantage.here()
-        doing = f"look at network namespace {self.path!r}"
+        doing = f"inspect network namespace {self.path!r}"
         return not is_at(self.identity, look(self.path, vantage), vantage, doing)
 
     def do(self, fn: Callable[[], T]) -> T:

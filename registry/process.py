@@ -303,7 +303,7 @@ class Process:
                 f"it was recorded under boot {identity.boot_id!r} and this is boot "
                 f"{vantage.boot_id!r}, and a process with the recorded {sight.matched[0]} runs"
             )
-        raise FailedPreconditionError(f"{doing}: {why}; look which process it is")
+        raise FailedPreconditionError(f"{doing}: {why}; find out which process it is")
 
     def __enter__(self) -> Self:
         return self
@@ -331,7 +331,7 @@ class Process:
     @property
     def ended(self) -> bool:
         """Whether it has exited; a zombie has."""
-        with self._pidfd.use(f"look at process {self.pid}") as fd:
+        with self._pidfd.use(f"inspect process {self.pid}") as fd:
             return _ended(fd)
 
     def kill(self, number: int = signal.SIGKILL) -> bool:

@@ -326,6 +326,6 @@ def _living_in(path: str, identity: NetNSIdentity) -> list[int]:
         return process.living_in(identity.inode)
     except OSError as error:
         reraise_interrupt(error)
-        doing = f"remove orphaned network namespace {path!r}: look who lives in it"
+        doing = f"remove orphaned network namespace {path!r}: find the processes in it"
         message = f"{doing}: {error.strerror}"
         raise NetNSError(message, path=path, errno=error.errno or 0) from error

@@ -367,7 +367,7 @@ def load_process(row: AnyRow) -> ProcessIdentity | None:
 
 
 def process_noted(row: AnyRow) -> bool:
-    """Return whether the identity of the process is recorded, be it as one not determined."""
+    """Return whether the identity of the process is recorded, also if as not determined."""
     identity = (row.process_boot_id, row.process_pid_ns, row.process_time_ns)
     return any(part is not None for part in (*identity, row.process_inode, row.process_start_time))
 
@@ -501,7 +501,7 @@ def _id_of(parameter: str) -> ScalarSelect[str]:
 
 
 def _is_past_unknown() -> ColumnElement[bool]:
-    """Include a state that is damaged, be it NULL: nothing hides such a record."""
+    """Include a state that is damaged, NULL too: nothing hides such a record."""
     return sandbox_statuses.c.state.is_distinct_from(_literal(str(State.UNKNOWN)))
 
 

@@ -142,7 +142,7 @@ class Sandbox:
                 mount namespace.
             StoreClosedError: the store is closed, so that the latest record cannot be read.
         """
-        doing = f"look at network namespace of sandbox {self.id!r}"
+        doing = f"inspect network namespace of sandbox {self.id!r}"
         row = self._latest(doing)
         if row.host_network or not row.netns_path:
             return None

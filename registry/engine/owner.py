@@ -22,7 +22,7 @@ _scopes: Final[ContextVar[tuple[object, ...]]] = ContextVar("registry_transactio
 
 
 def current_owner() -> object:
-    """Return what stands for the running task, or else for the running thread."""
+    """Return the running task, or else an object that stands for the running thread."""
     return _asyncio_task() or _trio_task() or _greenlet() or _thread()
 
 

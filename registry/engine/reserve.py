@@ -69,7 +69,7 @@ class Reserve:
     def shrink(self, bytes: int) -> int:
         """Give *bytes* of `-spare` back to the file system; return what is left of it.
 
-        Others who write to the full disk cannot take then what we need later.
+        So no other program that writes to the full disk can take what is needed later.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with suppress_os_errors():

@@ -48,9 +48,9 @@ class Room:
         """Of the open transaction: whether it made sure of the reserve; see `require`."""
 
     def begin(self, connection: Connection) -> None:
-        """See what is free for a transaction that *connection* is about to begin.
+        """Measure the free space for a transaction that *connection* is about to begin.
 
-        This is the one place that looks whether the disk is full.
+        This is the one place that decides whether the disk is full.
         """
         free = paths.free(self._directory)
         short = free.bytes < MARGIN or (self.reserve.released and not self.reserve.take())

@@ -105,7 +105,7 @@ class Sandboxer:
             wanted: whether the caller still waits; once it does not, this raises.
         Raises:
             NameReservedError: there is a sandbox of that name; `.holder` is its id.
-            InvalidArgumentError: *config* cannot be had.
+            InvalidArgumentError: *config* asks for what is not supported.
             RegistryError: a step failed.
         """
         if runtime_handler:

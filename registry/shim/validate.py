@@ -92,7 +92,7 @@ def _refusals(config: PodSandboxConfig) -> Iterator[Refusal]:
     yield from _hostname(config)
     yield from _ports(config)
     for path, _, value in _leaves(config.windows, "windows."):
-        yield Refusal(path, value, "cannot be had: this is Linux")
+        yield Refusal(path, value, "is not supported: this is Linux")
     for _ in sysctls(config):
         pass
 
@@ -119,14 +119,14 @@ def _namespaces(options: NamespaceOption) -> Iterator[Refusal]:
         mode: NamespaceMode = getattr(options, kind)
         if mode not in possible:
             names = " or ".join(map(NamespaceMode.Name, possible))
-            why = f"cannot be had: there are no containers here; use {names}"
+            why = f"is not supported: there are no containers here; use {names}"
             yield Refusal(f"{OPTIONS}.{kind}", NamespaceMode.Name(mode), why)
     if options.target_id:
         why = "names a container, and there are none here"
         yield Refusal(f"{OPTIONS}.target_id", options.target_id, why)
     users, at = options.userns_options, f"{OPTIONS}.userns_options"
     if options.HasField("userns_options") and users.mode != NamespaceMode.NODE:
-        why = "cannot be had: a sandbox here uses the user namespace of the node; use NODE"
+        why = "is not supported: a sandbox here uses the user namespace of the node; use NODE"
         yield Refusal(f"{at}.mode", NamespaceMode.Name(users.mode), why)
     for field in ("uids", "gids"):
         for ids in getattr(users, field):
@@ -150,18 +150,18 @@ def _confinement(context: LinuxSandboxSecurityContext) -> Iterator[Refusal]:
     yield from _profile("seccomp", context.seccomp)
     yield from _profile("apparmor", context.apparmor)
     if context.seccomp_profile_path not in DEFAULT_PROFILES:
-        why = "cannot be had: no profile of the node is loaded here"
+        why = "is not supported: no profile of the node is loaded here"
         yield Refusal(f"{CONTEXT}.seccomp_profile_path", context.seccomp_profile_path, why)
     for path, _, value in _leaves(context.selinux_options, f"{CONTEXT}.selinux_options."):
-        yield Refusal(path, value, "cannot be had: no SELinux label is set here")
+        yield Refusal(path, value, "is not supported: no SELinux label is set here")
     if context.readonly_rootfs:
-        why = "cannot be had: a sandbox here has no root file system of its own"
+        why = "is not supported: a sandbox here has no root file system of its own"
         yield Refusal(f"{CONTEXT}.readonly_rootfs", value=True, why=why)
 
 
 def _profile(name: str, profile: SecurityProfile) -> Iterator[Refusal]:
     if profile.profile_type == ProfileType.Localhost or profile.localhost_ref:
-        why = "cannot be had: no profile of the node is loaded here"
+        why = "is not supported: no profile of the node is loaded here"
         yield Refusal(f"{CONTEXT}.{name}.localhost_ref", profile.localhost_ref, why)
 
 
@@ -176,7 +176,7 @@ def _ports(config: PodSandboxConfig) -> Iterator[Refusal]:
     """Yield the ports that would be forwarded; on the host network none needs to be."""
     for port in () if is_host_network(config) else config.port_mappings:
         if port.host_port:
-            why = "cannot be had: no port of the node is forwarded into a sandbox here"
+            why = "is not supported: no port of the node is forwarded into a sandbox here"
             yield Refusal("port_mappings.host_port", port.host_port, why)
 
 

@@ -1,4 +1,4 @@
-"""The ends of processes: who is told of them, and that nothing is taken from their parents."""
+"""Exits tells every end, and takes no exit status from the parent of a process."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ for watcher in WATCHERS if sys.version_info < (3, 12) else []:
 def test_the_exit_status_of_a_child_is_told_to_its_parent_and_to_the_watcher(
     how: str, path: str
 ) -> None:
-    """Each once, whoever is first: the library reaps nothing."""
+    """Each once, in any order: the library reaps nothing."""
     if not kernel_tells_exits():
         pytest.skip("only Linux 6.15 tells of a process that its parent has reaped")
     code = EMBEDDER + "\n".join(text[8:] for text in BESIDE[how].splitlines())
