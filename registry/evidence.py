@@ -32,7 +32,7 @@ SLACK: Final = 1.0
 
 
 class Weight(Enum):
-    """What an observation says of the boot under whose id something was recorded."""
+    """Conclusion from an observation about the boot under whose id something was recorded."""
 
     SAME = "it is this boot"
     MAYBE = "it may be this boot"
@@ -48,7 +48,7 @@ class Clue(NamedTuple):
 
 
 class Survey:
-    """What exists on this host now; looked up when it is first asked for, and only once."""
+    """Inventory of this host; each part is observed once, when it is first asked for."""
 
     def __init__(self, vantage: Vantage) -> None:
         """Observe from *vantage*."""
@@ -174,7 +174,7 @@ def of_netns(recorded: NetNSIdentity, sight: NetNSSight | None, survey: Survey) 
 
 
 class Boots:
-    """What all clues together say of the boots under whose ids sandboxes were recorded."""
+    """Sum of all clues about the boots under whose ids sandboxes were recorded."""
 
     def __init__(self, clues: Iterable[Clue]) -> None:
         """Weigh *clues*, of all sandboxes; one of each weight is kept for a boot id."""

@@ -1,4 +1,4 @@
-"""Watcher of the ends of init processes, told by the kernel as they happen.
+"""Watcher of the ends of init processes, which the kernel reports as they happen.
 
 A pidfd tells of the recorded process and of no other, and no end is missed. What an end means is
 for the embedder to record.

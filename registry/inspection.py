@@ -1,4 +1,4 @@
-"""What is at the path of a registry, observed before SQLite may change anything of it.
+"""Inspection of the path of a registry, before SQLite may change anything there.
 
 SQLite applies the log beside a database as soon as the database is read, and moves it into the
 database when the last connection is closed, also after an open that was refused. Therefore whether

@@ -257,9 +257,10 @@ def _open_by_handle_at(root: int, handle: bytes) -> int:
 
 @cache
 def _name_to_handle_at() -> tuple[Callable[..., int], Callable[[bytearray], object], object]:
-    """Return name_to_handle_at(2) or what fails in its stead, and what it needs beside the path.
+    """Return name_to_handle_at(2), and two of its arguments.
 
-    That is what makes a pointer to its answer, and where the mount id goes, which nobody reads.
+    These are a function that returns a pointer to a buffer, and a pointer to the mount id, which is
+    not read. Where libc has no such call, the function that is returned always fails.
     """
     import ctypes  # noqa: PLC0415
 

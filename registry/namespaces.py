@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 class NetNSIdentity(NamedTuple):
-    """Which network namespace it is, on one host for all time."""
+    """Identity of a network namespace on one host, across boots."""
 
     boot_id: str
     number: int | None
-    """Kernel id (NS_GET_ID, or the same number as SO_NETNS_COOKIE); None where neither is had."""
+    """Kernel id (NS_GET_ID, or as SO_NETNS_COOKIE, the same); None: the kernel gives neither."""
     inode: int
     mount_ns: int | None
     """The mount namespace in which it was seen."""
@@ -81,7 +81,7 @@ class NetNSIdentity(NamedTuple):
 
 
 class Presence(Enum):
-    """What is at a path, and how that is said."""
+    """Kind of object at a path, with its text for messages."""
 
     OPEN = "{!r} is a network namespace"
     ABSENT = "nothing is at {!r}"
@@ -91,18 +91,18 @@ class Presence(Enum):
 
 
 class NetNSSight(NamedTuple):
-    """What a look at a path saw; *identity* only where a network namespace is."""
+    """Observation of a path; *identity* is None unless a network namespace is there."""
 
     path: str
     presence: Presence
     identity: NetNSIdentity | None = None
     errno: int = 0
     more: str = ""
-    """What is known beside: which type, or why nothing can be seen."""
+    """Further text: the type of the namespace, or why the path cannot be observed."""
 
     @property
     def detail(self) -> str:
-        """What was seen, for messages; not in advance, since of most nobody asks."""
+        """Text of the observation for messages, formatted on demand: few are ever shown."""
         return self.presence.value.format(self.path) + self.more
 
 
@@ -150,7 +150,7 @@ def look_held(fd: int, path: str, vantage: Vantage) -> NetNSSight:
     if found is not None:
         return _sight(path, vantage, found.type, found.number, found.inode)
     # All namespaces lie in one file system. So a file beneath a mount is known without a further
-    # descriptor, for want of which a removal would stop half-way.
+    # descriptor; without one that is free, a removal would stop half-way.
     if os.fstat(fd).st_dev != os.stat("/proc/thread-self/ns/net").st_dev:
         return NetNSSight(path, Presence.NOT_A_NAMESPACE)
     opened = os.open(path_of(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

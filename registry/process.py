@@ -35,7 +35,7 @@ from registry.values import check_integer
 
 
 class ProcessIdentity(NamedTuple):
-    """Which process it is, as seen from one pid namespace and one time namespace.
+    """Identity of a process, as seen from one pid namespace and one time namespace.
 
     Without inode and start time it could not be determined, and can be compared with no process.
     """
@@ -59,7 +59,7 @@ class Life(Enum):
 
 
 class ProcessSight(NamedTuple):
-    """What was seen of a process."""
+    """Observation of a process."""
 
     life: Life
     detail: str
@@ -471,7 +471,7 @@ def _ended(fd: int, timeout: float = 0.0) -> bool:
 
 
 class _Stat(NamedTuple):
-    """What /proc/PID/stat tells of a process."""
+    """Fields of /proc/PID/stat."""
 
     ended: bool
     start_time: int
@@ -495,7 +495,7 @@ def _read_stat(pid: int) -> _Stat | None:
 
 
 def _inode(fd: int) -> int | None:
-    """Return the inode of a pidfd; None where it has none of its own, or that cannot be told."""
+    """Return the inode of a pidfd; None where it has none of its own, or that is unknown."""
     found, shared = os.fstat(fd), _device_of_shared_inode()
     return None if shared in {None, found.st_dev} else found.st_ino
 
@@ -503,7 +503,7 @@ def _inode(fd: int) -> int | None:
 def _device_of_shared_inode() -> int | None:
     """Return the device of the inode that descriptors without a file share, pidfds too at first.
 
-    None: it cannot be told now, since no descriptor is left.
+    None: unknown, since no descriptor is left.
     """
     if not _shared_inode:
         try:

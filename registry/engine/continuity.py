@@ -1,4 +1,4 @@
-"""Whether the log beside a database file continues that file.
+"""Check that the log beside a database file continues that file.
 
 SQLite applies any valid log to any database. A log of another registry, an older log, or a backup
 that was copied over a registry without removing its log, then give a mixture of both, or the wrong
@@ -43,7 +43,7 @@ _SCHEMA_OF_BACKUP: Final = 32
 
 
 class Continuity(Enum):
-    """Whether a log continues the database file beside it."""
+    """Relation of a log to the database file beside it."""
 
     CONTINUES = "continues"
     REPLACES = "replaces"

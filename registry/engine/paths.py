@@ -217,7 +217,7 @@ def stamp(path: str) -> object:
 
 
 class Free(NamedTuple):
-    """What is left on a file system; infinite where it has no limit, or does not tell."""
+    """Free space of a file system; infinite where it has no limit, or does not report one."""
 
     bytes: float
     inodes: float

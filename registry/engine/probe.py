@@ -1,4 +1,4 @@
-"""What the system refuses, where SQLite says only that it cannot open a file or do I/O.
+"""Search for the error of the system behind an error of SQLite in opening a file or in I/O.
 
 SQLite keeps the errno to itself: Python's sqlite3 has no sqlite3_system_errno. So what SQLite needs
 is tried again: the database and the files beside it, and a new file with some bytes in its

@@ -1,4 +1,4 @@
-"""Decides what a write transaction may write, by what is free on the disk when it begins.
+"""Limits of a write transaction, by the space that is free on the disk when it begins.
 
 Additions need a disk that is not full, and the reserve. Marking a sandbox NOTREADY may use the
 first part of the reserve, deleting one all of it.
@@ -33,7 +33,7 @@ GROWTH_MAX: Final = 128 * 1024
 
 
 class Room:
-    """What may be written to the disk of one database."""
+    """Limits of the writes to one database, by the free space of its disk."""
 
     def __init__(self, path: str) -> None:
         """Allow anything; *path* is the database."""

@@ -48,7 +48,7 @@ class Header(NamedTuple):
 
 
 class Log(NamedTuple):
-    """What a log holds."""
+    """Contents of a log."""
 
     salts: bytes
     """Chosen by SQLite each time that it begins to write the log from its start."""
