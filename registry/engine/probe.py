@@ -20,6 +20,8 @@ PATH_MAX: Final = 512
 """Bytes of the longest path that SQLite opens, the suffix and the NUL at its end counted."""
 PAGE: Final = 4096
 """Bytes that are tried to be written."""
+DESCRIPTORS: Final = 4
+"""Of one connection: the database, its log, the index of the log, and the directory at a sync."""
 _NO_TMPFILE: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 """Of a file system or a kernel without O_TMPFILE."""
 
@@ -38,6 +40,7 @@ def cause(code: int, database: str) -> OSError | None:
             for suffix in ("", "-journal", "-wal", "-shm"):
                 _require_openable(f"{database}{suffix}", there=suffix == "")
         _require_new_file(os.path.dirname(database))
+        _require_descriptors(os.path.dirname(database))
     except OSError as error:
         reraise_interrupt(error)
         used_up = error.errno in paths.NO_ROOM | paths.NO_RESOURCES
@@ -62,6 +65,20 @@ def _require_new_file(directory: str) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def _require_descriptors(directory: str) -> None:
+    """Raise OSError unless as many files can be open as SQLite needs for a connection.
+
+    SQLite has closed by now those that it could open.
+    """
+    opened: list[int] = []
+    try:
+        while len(opened) < DESCRIPTORS:
+            opened.append(os.open(directory, os.O_PATH | os.O_CLOEXEC))
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def _require_room(directory: str) -> None:

@@ -26,18 +26,22 @@ from tests.tools import READY, ids, query, run, sandbox, small_file_system
 
 
 @contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Let the process open no file more in the body."""
+def no_descriptors(but: int = 0) -> Iterator[None]:
+    """Let the process open no file more in the body, *but* some."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ExitStack() as opened:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    opened: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
         with pytest.raises(OSError, match="Too many open files"):
             while True:
-                opened.callback(os.close, os.open("/", os.O_PATH))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                opened.append(os.open("/", os.O_PATH))
+        for _ in range(but):
+            os.close(opened.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in opened:
+            os.close(fd)
 
 
 def test_a_read_without_descriptors_says_so(path: str) -> None:
@@ -63,6 +67,21 @@ def test_an_open_without_descriptors_says_so(path: str, read_only: bool) -> None
         Store.open(path, read_only=read_only)
     assert errno.EMFILE == caught.value.errno
     assert os.path.exists(f"{path}-reserve")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_open_with_too_few_descriptors_says_so(path: str, read_only: bool) -> None:
+    """However few are left: SQLite has closed again those that it could open."""
+    Store.open(path).close()
+    refused = []
+    for left in range(20):
+        try:
+            with no_descriptors(but=left):
+                Store.open(path, read_only=read_only).close()
+        except ResourceExhaustedError as error:
+            refused.append(error.errno)
+    assert {errno.EMFILE} == set(refused)
+    assert len(refused) in range(3, 20)
 
 
 def make_directory(path: str) -> None:
