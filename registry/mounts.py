@@ -17,6 +17,9 @@ from registry.interrupts import reraise_interrupt
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 """A space, tab, newline or backslash, as mountinfo has it (proc_pid_mountinfo(5))."""
 
+_NET: Final = re.compile(rb"net:\[([0-9]+)\]")
+"""A network namespace that is mounted, by its inode."""
+
 _UNSEEN: Final = {errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM}
 
 
@@ -35,11 +38,20 @@ class _Mount(NamedTuple):
         return self.device, os.path.join(self.root, path[len(self.point) :].lstrip(b"/"))
 
 
-def points_elsewhere(fd: int) -> list[str]:
-    """Return where other mount namespaces have something mounted on the file open as *fd*.
+class Elsewhere(NamedTuple):
+    """A mount on a file in another mount namespace."""
 
-    Each path leads there through the root of a process of that mount namespace. A mount namespace
-    of which no process is visible is left out: none returned does not prove that there is none.
+    path: str
+    """Leads there through the root of a process; a mount on a directory above may cover it."""
+    net_inode: int | None
+    """Inode of the network namespace that is mounted; None if something else is."""
+
+
+def elsewhere(fd: int) -> list[Elsewhere]:
+    """Return the mounts on the file open as *fd* in other mount namespaces.
+
+    A mount namespace of which no process is visible is left out: an empty list does not prove that
+    there is none.
 
     Raises:
         OSError: /proc is not mounted, no descriptor is left, or /proc does not show the mount in
@@ -51,7 +63,7 @@ def points_elsewhere(fd: int) -> list[str]:
     if mount is None:
         raise OSError(errno.ENODEV, "its mount is not in mountinfo; is this a chroot?")
     place = mount.place(os.readlink(f"/proc/thread-self/fd/{fd}".encode()))
-    found = []
+    found: list[Elsewhere] = []
     for pid in _one_of_each_other_namespace():
         try:
             mounts = _mounts(pid)
@@ -62,7 +74,9 @@ def points_elsewhere(fd: int) -> list[str]:
         for each in mounts.values():
             parent = mounts.get(each.parent)
             if parent is not None and parent.place(each.point) == place:
-                found.append(f"/proc/{pid}/root{each.point.decode(errors='surrogateescape')}")
+                path = f"/proc/{pid}/root{each.point.decode(errors='surrogateescape')}"
+                net = _NET.fullmatch(each.root)
+                found.append(Elsewhere(path, int(net[1]) if net else None))
     return found
 
 

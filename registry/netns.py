@@ -322,14 +322,19 @@ class _Removal(NamedTuple):
         elsewhere = self.identity is not None and self.identity.was_seen_elsewhere(self.vantage)
         if elsewhere and not self.own:
             return False
-        for point in mounts.points_elsewhere(fd):
+        for mount in mounts.elsewhere(fd):
             if self.identity is None:
                 raise self._error(
-                    f"another mount namespace has something mounted on it, at {point!r}; remove it "
-                    "there if it is this sandbox's",
+                    f"another mount namespace has something mounted on it, at {mount.path!r}; "
+                    "remove it there if it is this sandbox's",
                     errno.EXDEV,
                 )
-            if not self.is_wanted(look(point, self.vantage)):
+            if mount.net_inode != self.identity.inode:
+                return False
+            sight = look(mount.path, self.vantage)
+            # Where another mount covers it, only the inode can tell.
+            covered = sight.presence in {Presence.ABSENT, Presence.NOT_A_NAMESPACE}
+            if not covered and not self.is_wanted(sight):
                 return False
         return True
 

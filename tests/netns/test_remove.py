@@ -415,6 +415,25 @@ def test_an_empty_file_on_which_the_recorded_namespace_is_mounted_elsewhere_is_r
         child.communicate()
 
 
+def test_an_empty_file_is_removed_although_a_mount_elsewhere_covers_the_namespace(
+    store: Store, base_dir: str
+) -> None:
+    """As in a mount namespace that began as a copy of ours and has a /run/netns of its own."""
+    made, handle = add(store, store.new_netns_path(base_dir))
+    cover = f"mount -t tmpfs none {base_dir}; echo ready; exec sleep 1000"
+    child = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", cover], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert "ready" == line(child)
+        kernel.umount(made.path, kernel.MNT_DETACH)  # as a removal that was killed after it
+        handle.remove_netns()
+        assert not os.path.lexists(made.path)
+    finally:
+        child.kill()
+        child.communicate()
+
+
 def test_a_mount_of_another_mount_namespace_is_not_unmounted_through_proc(
     store: Store, path: str, base_dir: str
 ) -> None:
