@@ -448,20 +448,22 @@ def reconcile(
         counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
         write_json(asdict(report) | {"counts": counts, "removed": removed, "dry_run": dry_run})
     else:
-        write(_report(report, removed, dry_run=dry_run))
+        tried = remove_orphans and not dry_run
+        write(_report(report, removed, dry_run=dry_run, tried=tried))
     return code
 
 
-def _report(report: Report, removed: Sequence[str], *, dry_run: bool) -> str:
+def _report(report: Report, removed: Sequence[str], *, dry_run: bool, tried: bool) -> str:
     findings = [asdict(finding) for finding in report.findings]
     columns = ("sandbox_id", "verdict", "changed", "reason", "message")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(report.counts.items()))
     lines = [f"sandboxes: {counts or 'none'}"]
     if dry_run:
         lines.append("dry run: nothing was changed")
-    for path in report.orphans:
-        what = "removed" if path in removed else "no sandbox owns it; --remove-orphans removes it"
-        lines.append(f"orphan {plain(path)}: {what}")
+    left = "not removed" if tried else "no sandbox owns it; --remove-orphans removes it"
+    lines += [
+        f"orphan {plain(path)}: {'removed' if path in removed else left}" for path in report.orphans
+    ]
     return (table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
 
 

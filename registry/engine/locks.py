@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 WRITE_LOCK: Final = 120
 """Byte of `-shm` that SQLite locks to write (wal.c, WAL_WRITE_LOCK)."""
-READ_MARKS: Final = range(124, 128)
-"""Bytes of `-shm` that SQLite locks to read a snapshot that is partly in the log (WAL_READ_LOCK);
-byte 123 is for snapshots that need no log."""
+READ_MARKS: Final = range(123, 128)
+"""Bytes of `-shm` that SQLite locks to read a snapshot (wal.c, WAL_READ_LOCK). The first is for a
+snapshot that needs no log: it keeps all of the log from being moved into the database."""
 
 
 class Held(NamedTuple):

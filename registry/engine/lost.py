@@ -43,7 +43,7 @@ def _what_is_there(path: str) -> str:
     if not paths.size(path):
         return "the database file is empty"
     # Of a young registry, the file has the first page only: the rest is in the log.
-    return f"the database file holds no table, and there is no log '{path}-wal'; was it left behind"
+    return f"the database file holds no table, and its log '{path}-wal' is missing"
 
 
 def _proofs(path: str) -> list[str]:

@@ -163,13 +163,17 @@ def test_history_prints_a_line_for_each_transition(path: str) -> None:
 
 
 def test_reconcile_marks_what_is_gone_and_says_so(path: str) -> None:
-    """The history names the program."""
+    """Beside one that is being created, and one whose namespace was never made."""
+    gone = sandbox("6def", netns_path="/run/netns/which-nobody-made")
+    with Store.open(path, reconcile=False) as store:
+        store.add(gone, Status(State.READY, created_at=CREATED + 2))
     code, out, err = run("--db", path, "reconcile")
     assert (0, "") == (code, err)
-    verdicts = {line.split()[0]: line.split()[1:4] for line in out.splitlines()}
-    assert ["CLOSED", "no", "NetNSClosed"] == verdicts[LONG]
-    assert ["CREATING", "no", "-"] == verdicts["5abc"]
-    assert "sandboxes: 1 CLOSED, 1 CREATING, 1 HOST" == out.splitlines()[-1]
+    verdicts = {line.split()[0]: line.split()[1:5] for line in out.splitlines()}
+    assert ["CLOSED", "yes", "NetNSClosed"] == verdicts["6def"][:3]
+    assert ["CREATING", "no", "-"] == verdicts["5abc"][:3]
+    assert LONG not in verdicts
+    assert "sandboxes: 1 CLOSED, 1 CREATING, 1 HOST, 1 OPEN" == out.splitlines()[-1]
 
 
 def test_check_finds_nothing_in_a_registry_that_is_whole(path: str) -> None:

@@ -114,7 +114,7 @@ def test_a_database_whose_log_was_removed_before_anything_was_moved_into_it_is_l
     files("", "-lock", "-queue", "-reserve", "-spare")
     before = contents(os.path.dirname(path))
     for options in ({}, {"create": False}, {"read_only": True}):
-        with pytest.raises(DataLossError, match="there is no log") as caught:
+        with pytest.raises(DataLossError, match="is missing") as caught:
             Store.open(path, **options)  # type: ignore[arg-type]
         assert f"{path}-wal" in str(caught.value)
     assert before == contents(os.path.dirname(path))
@@ -126,7 +126,7 @@ def test_a_copy_without_its_log_is_told_that_the_log_may_be_missing(
     """Nothing beside it proves anything: an interrupted creation leaves the same."""
     files("")
     for options in ({"create": False}, {"read_only": True}):
-        with pytest.raises(NotFoundError, match="left behind") as caught:
+        with pytest.raises(NotFoundError, match="is missing") as caught:
             Store.open(path, **options)  # type: ignore[arg-type]
         assert f"{path}-wal" in str(caught.value)
     assert ["registry.db"] == os.listdir(os.path.dirname(path))

@@ -10,7 +10,7 @@ from registry import Store
 from registry.engine.driver import WAL_MAX
 from registry.engine.locks import snapshot_keepers
 from tests.convoy import more
-from tests.tools import READY, line, pod, running, sandbox, say
+from tests.tools import READY, line, pod, query, running, sandbox, say
 
 READER = """
     import sqlite3, sys
@@ -47,11 +47,14 @@ def found(store: Store) -> list[str]:
     return [each.found for each in violations]
 
 
+@pytest.mark.parametrize("log", ["with commits", "empty"])
 def test_another_process_that_keeps_a_snapshot_is_named(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture, log: str
 ) -> None:
-    """Once for each growth, until its transaction has ended."""
+    """Once for each growth, until its transaction has ended; whether it reads the log or not."""
     store.add(sandbox("a"), READY)
+    if log == "empty":
+        assert [(0, 0, 0)] == query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
     with running(READER, store.path) as reader:
         assert "reading" == line(reader)
         name = f"process {reader.pid} ("
