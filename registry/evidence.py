@@ -21,7 +21,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from registry import kernel, namespaces
+from registry import kernel, namespaces, process
 from registry.interrupts import reraise_interrupt
 from registry.kernel import Vantage
 from registry.namespaces import NetNSIdentity, NetNSSight, Presence
@@ -127,7 +127,7 @@ def of_process(identity: ProcessIdentity, sight: ProcessSight, survey: Survey) -
     elif _started_later(identity, survey):
         text = f"process {identity.pid} had started later after the boot than it is now"
         yield Clue(boot_id, Weight.OVER, text)
-    if sight.life is Life.UNSEEN and not _is_elsewhere(identity, vantage):
+    if sight.life is Life.UNSEEN and _may_live_here(identity, vantage):
         yield Clue(boot_id, Weight.MAYBE, sight.detail)
     if survey.has("pid", identity.pid_ns):
         yield Clue(boot_id, Weight.MAYBE, f"pid namespace {identity.pid_ns} still exists")
@@ -143,10 +143,17 @@ def _started_later(identity: ProcessIdentity, survey: Survey) -> bool:
     return identity.start_time > survey.uptime + SLACK * os.sysconf("SC_CLK_TCK")
 
 
-def _is_elsewhere(identity: ProcessIdentity, vantage: Vantage) -> bool:
-    """Return whether the process was recorded in a pid or time namespace that is not ours."""
-    recorded = (identity.pid_ns, vantage.pid_ns), (identity.time_ns, vantage.time_ns)
-    return any(theirs not in {None, ours} for theirs, ours in recorded)
+def _may_live_here(identity: ProcessIdentity, vantage: Vantage) -> bool:
+    """Return whether what has the pid may be the recorded process, which could not be seen.
+
+    From another time namespace the start time cannot be compared, and the pidfd inode can.
+    """
+    if identity.pid_ns not in {None, vantage.pid_ns}:
+        return False
+    comparable = identity._replace(time_ns=vantage.time_ns, start_time=None)
+    if identity.time_ns in {None, vantage.time_ns}:
+        comparable = identity
+    return process.look(comparable, vantage).life is not Life.GONE
 
 
 def _is_hidden(identity: ProcessIdentity, vantage: Vantage) -> bool:

@@ -87,9 +87,9 @@ class Vantage:
     def here(cls) -> Vantage:
         """Return the host context of the calling thread."""
         _read_boot_id()
-        mount_ns, pid_ns, time_ns = (_own_namespace(kind) for kind in ("mnt", "pid", "time"))
+        mount_ns, time_ns = _own_namespace("mnt"), _own_namespace("time")
         shown = frozenset(_boot_ids)
-        return cls(boot_id(), mount_ns, pid_ns, time_ns, _in_initial_pid_ns(), shown)
+        return cls(boot_id(), mount_ns, _own_pid_ns(), time_ns, _in_initial_pid_ns(), shown)
 
     def is_other_boot(self, boot_id: str | None) -> bool:
         """Return whether *boot_id* is one that was not shown of this boot; False if unknown."""
@@ -312,6 +312,23 @@ def _own_namespace(kind: str) -> int | None:
         return os.fstat(fd).st_ino if number is None else number
     finally:
         os.close(fd)
+
+
+def _own_pid_ns() -> int | None:
+    """Return the pid namespace of this process, which it cannot leave; None: not readable so far.
+
+    Kept, since a pid says nothing without it, and there may be no descriptor to read it later.
+    """
+    if not _pid_ns:
+        number = _own_namespace("pid")
+        if number is None:
+            return None
+        _pid_ns[:] = [number]
+    return _pid_ns[0]
+
+
+_pid_ns: Final[list[int]] = []
+os.register_at_fork(after_in_child=_pid_ns.clear)
 
 
 def file_at(path: bytes) -> tuple[tuple[int, int] | None, int]:

@@ -148,7 +148,10 @@ def _find(
     The caller closes the pidfd.
     """
     sight, fd, refusal = _find_by_pid(identity, vantage)
-    if sight.life is Life.GONE and not vantage.is_other_boot(identity.boot_id):
+    if sight.life is Life.GONE and identity.pid_ns is None and vantage.pid_ns is not None:
+        detail = f"{sight.detail} here, but it is not known in which pid namespace it was recorded"
+        sight = ProcessSight(Life.UNSEEN, detail)
+    elif sight.life is Life.GONE and not vantage.is_other_boot(identity.boot_id):
         other = kernel.pid_of_inode(identity.inode) if identity.inode is not None else 0
         if other not in {0, identity.pid}:
             detail = f"{sight.detail}, but the recorded process runs with pid {other}"

@@ -259,6 +259,32 @@ def test_a_process_of_the_host_is_not_called_dead_in_a_container(
     assert "was recorded outside of our pid namespace" in seen.findings["a"][1]
 
 
+def test_a_process_is_not_called_dead_from_another_time_namespace(
+    tmp_path: Path, path: str, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Its start time cannot be compared from there, but it has the pid; once that is free it is."""
+    if not os.path.exists("/proc/self/ns/time"):
+        pytest.skip("this kernel has no time namespaces")
+    run(
+        """
+        import sys
+        from registry import Metadata, State, Status, Store
+        with Store.open(sys.argv[1]) as store:
+            store.add(Metadata("a", "a", None), Status(State.READY, pid=int(sys.argv[2])))
+        """,
+        path,
+        sleeper.pid,
+    )
+    seen = open_under(tmp_path, BOOTS[1], "--mount --time --fork")
+    assert ("SANDBOX_READY", "") == seen.statuses["a"]
+    assert "UNREACHABLE" == seen.findings["a"][0]
+    assert "was recorded in time namespace" in seen.findings["a"][1]
+    sleeper.kill()
+    sleeper.wait()
+    seen = open_under(tmp_path, BOOTS[1], "--mount --time --fork")
+    assert ("SANDBOX_NOTREADY", "HostRebooted") == seen.statuses["a"]
+
+
 def test_an_id_that_changes_between_two_observations_of_one_process_is_no_reboot(
     tmp_path: Path, path: str, sleeper: subprocess.Popen[bytes]
 ) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from ast import literal_eval
 from pathlib import Path
 
 import pytest
 
-from registry import Store, Verdict
+from registry import Store, Verdict, process
+from registry.kernel import Vantage
+from registry.process import Life, ProcessIdentity
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import environment, python, run
@@ -183,6 +186,56 @@ print("done")
     command = ["unshare", "--pid", "--fork", "--kill-child", *python(code)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert (0, "done") == (done.returncode, done.stdout.strip()), done.stderr
+
+
+@needs.namespaces
+def test_a_process_recorded_without_proc_is_not_gone_where_its_pid_means_another() -> None:
+    """Without /proc nothing tells in which pid namespace it is recorded."""
+    code = """
+        from registry import process
+        from registry.kernel import Vantage
+        identity = process.identify(1, Vantage.here())
+        print(repr(tuple(identity)), flush=True)
+        input()
+        """
+    hide = 'mount -t tmpfs none /proc && exec "$@"'
+    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", hide, "sh"]
+    with subprocess.Popen(
+        [*command, *python(code)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as container:
+        assert container.stdout is not None
+        recorded = ProcessIdentity(*literal_eval(container.stdout.readline()))
+        assert (1, None) == (recorded.pid, recorded.pid_ns)
+        known = recorded._replace(pid=2**22 + 1)
+        for each in (recorded, known, known._replace(inode=None)):
+            sight = process.look(each, Vantage.here())
+            assert Life.UNSEEN is sight.life, sight.detail
+        container.communicate("\n")
+
+
+@needs.namespaces
+def test_the_pid_namespace_is_known_although_proc_is_hidden_later() -> None:
+    """No process leaves it; a forked child looks for itself."""
+    out = run(
+        START
+        + """
+kernel.unshare(0x20000)  # CLONE_NEWNS
+kernel.mount("", "/", "none", 0x44000)  # private
+subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
+later = Vantage.here()
+print(later.pid_ns == here.pid_ns, later.mount_ns, flush=True)
+child = os.fork()
+if child == 0:
+    print(Vantage.here().pid_ns, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+    )
+    assert ["True None", "None"] == out.splitlines()
 
 
 def test_a_process_that_neither_pidfd_nor_kill_shows_is_not_gone() -> None:
