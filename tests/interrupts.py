@@ -139,9 +139,12 @@ class Attempt:
         """Show where it was interrupted."""
         return f"interrupted in{' and then in'.join(self._stacks) or ' no function'}"
 
-    def run(self, call: Callable[[], object]) -> None:
+    def run(self, call: Callable[[], object], meanwhile: Callable[[], object] = int) -> None:
         """Run *call*, and catch the exception of the signal handler.
 
+        Args:
+            call: is interrupted.
+            meanwhile: called in the `except` block, while the traceback of the exception exists.
         Raises:
             BaseException: another exception of *call*, with a note that says where the call was
                 interrupted.
@@ -155,6 +158,7 @@ class Attempt:
             if not self.raised:
                 error.add_note(repr(self))
                 raise
+            meanwhile()
         finally:
             self._errors.clear()
             sys.unraisablehook = hook

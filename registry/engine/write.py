@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+from collections.abc import Callable
+from functools import partial
+from types import MethodType, TracebackType
+from typing import Final
 
 from registry.engine import owner
 from registry.engine.file import Engine
 from registry.engine.transaction import Transaction
 from registry.errors import FailedPreconditionError
+
+
+class _End(partial[None]):
+    """The end of one `with`, which alone refers to it, and drops it as soon as it has called it.
+
+    An interrupt before the first bytecode of an `__exit__` leaves a traceback that refers to the
+    object of the `with`: its finalizer runs when the caller has handled the exception, and not
+    before. This finalizer runs before, so that the caller can write while it handles the exception.
+    """
+
+    def __del__(self) -> None:
+        self.args[0].abandon()
+
+
+class _Exit:
+    """Descriptor of `Write.__exit__`, which returns an `_End` to a `with`.
+
+    A `with` reads the attribute before it enters. Later on it is an ordinary method.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function: Final = function
+
+    def __get__(self, write: Write | None, _: type[Write]) -> Callable[..., None]:
+        if write is None:
+            return self._function
+        bind = MethodType if write.entered else _End
+        return bind(self._function, write)
 
 
 class Write:
@@ -17,7 +48,7 @@ class Write:
     All that it waits for, it waits for no longer than *timeout* seconds in all.
     """
 
-    _entered = _nested = _ended = False  # of the class: __init__ may be interrupted
+    entered = _nested = _ended = False  # of the class: __init__ may be interrupted
     _scopes: tuple[object, ...] = ()
 
     def __init__(self, engine: Engine, doing: str, timeout: float, *, alone: bool = False) -> None:
@@ -33,13 +64,13 @@ class Write:
         self._alone = alone
 
     def __enter__(self) -> Transaction:
-        if self._entered:
+        if self.entered:
             raise FailedPreconditionError(
                 f"{self._doing}: it was entered before; call transaction() for each `with`"
             )
         engine = self._engine
         self._transaction = engine.new_transaction(self._doing, alone=self._alone)
-        self._entered = True
+        self.entered = True
         outer = engine.writes.transaction
         if outer is not None and outer.owner is self._transaction.owner:
             self._enter_nested(outer)
@@ -57,10 +88,10 @@ class Write:
         else:
             try:
                 engine.writes.begin(self._transaction, self._timeout)
+                self._scopes = owner.enter_scope(self._transaction.scope)
             except BaseException:
                 engine.end(self._transaction)
                 raise
-            self._scopes = owner.enter_scope(self._transaction.scope)
         return self._transaction
 
     def _enter_nested(self, outer: Transaction) -> None:
@@ -73,11 +104,12 @@ class Write:
                 outer.end_nested(error)
             raise
 
+    @_Exit
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        _kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        _traceback: TracebackType | None,
     ) -> None:
         engine, transaction = self._engine, self._transaction
         if self._nested:
@@ -98,10 +130,12 @@ class Write:
             self._ended = True
             transaction.group = None  # which has it among its members: no work for the collector
 
-    def __del__(self) -> None:
-        # Where a signal handler's exception struck before the first bytecode of __exit__.
-        if self._entered and not self._nested and not self._ended:
+    def abandon(self) -> None:
+        """Roll back what was begun, unless it has come to its end."""
+        if self.entered and not self._nested and not self._ended:
             self._engine.abandon(self._transaction)
+
+    __del__ = abandon
 
     def _finish(self) -> None:
         engine, transaction = self._engine, self._transaction

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from registry import Metadata, NotFoundError, State, Status, Store
 from tests import interrupts
@@ -47,9 +48,9 @@ class Calls:
                 lambda n: store.delete(f"s{n}"), lambda n: not self._is_there(n), self._add
             ),
             "update_metadata": Call(self._complete, self._is_complete, self._begin),
-            "get": Call(lambda _: store.get("ours").status.get(), prepare=self._commit),
-            "list": Call(lambda _: store.list(namespace=""), prepare=self._commit),
-            "history": Call(lambda _: store.history("ours"), prepare=self._commit),
+            "get": Call(lambda _: store.get("ours").status.get(), prepare=self.write),
+            "list": Call(lambda _: store.list(namespace=""), prepare=self.write),
+            "history": Call(lambda _: store.history("ours"), prepare=self.write),
             "reconcile": Call(lambda _: store.reconcile(), self._is_marked, self._bring_back),
         }[name]
 
@@ -88,7 +89,7 @@ class Calls:
         except NotFoundError:
             return False
 
-    def _commit(self, n: int) -> None:
+    def write(self, n: int) -> None:
         """Commit something, after which nothing is answered from the cache."""
         self._lost.status.update(lambda old: replace(old, exited_at=n))
 
@@ -122,12 +123,13 @@ def main(path: str, name: str, action: str, options: str) -> None:
     """
     attempts = interrupts.Interrupts(getattr(interrupts, action), **json.loads(options))
     with two_processes() as pids, Store.open(path, timeout=5) as store:
-        call = Calls(store, pids).named(name)
+        calls = Calls(store, pids)
+        call = calls.named(name)
         call.prepare(1)
         call.run(1)  # without interrupts: imports are not tested
         for n, attempt in enumerate(attempts, 2):
             call.prepare(n)
-            attempt.run(lambda n=n: call.run(n))  # type: ignore[misc]
+            attempt.run(partial(call.run, n), meanwhile=partial(calls.write, n))
             assert [] == interrupts.held(store), attempt
             assert attempt.raised or attempt.unraisable or not attempt.points, attempt
             assert call.is_stored(n) or attempt.raised, attempt

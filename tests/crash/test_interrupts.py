@@ -40,7 +40,10 @@ def interrupt(path: str, call: str, action: str, **options: object) -> set[str]:
 def test_an_interrupt_comes_out_and_leaves_the_change_whole_or_absent(
     path: str, call: str, action: str
 ) -> None:
-    """A TimeoutError is an OSError, but not an answer of the system."""
+    """The `except` block of the caller can write at once.
+
+    A TimeoutError is an OSError, but not an answer of the system.
+    """
     everywhere = LONG or action == "time_out" or call in {"update", "add"}
     assert INTERRUPTED[call] <= interrupt(path, call, action, selected=not everywhere)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -953,3 +953,16 @@ def test_a_function_that_closes_the_store_is_told_so(open_store: OpenStore, path
         handle.status.update(close)
     with Store.open(path) as again:
         assert "" == again.get("a").status.get().message
+
+
+def test_a_transaction_that_is_looked_at_goes_on(store: Store) -> None:
+    """Reading its `__exit__` ends nothing; an ExitStack ends it as a `with` does."""
+    transaction = store.transaction()
+    with transaction:
+        store.add(sandbox("a"), READY)
+        assert hasattr(transaction, "__exit__")
+        store.add(sandbox("b"), READY)
+    with ExitStack() as stack:
+        stack.enter_context(store.transaction())
+        store.add(sandbox("c"), READY)
+    assert ["a", "b", "c"] == ids(store.list())
