@@ -171,6 +171,8 @@ class Exits:
     def retry(self, work: Callable[[], None]) -> None:
         """Call *work*, which has failed, after a second, and again until it does not raise.
 
+        It is given up if it raises `StoreClosedError`.
+
         Raises:
             FailedPreconditionError: this watcher is closed.
         """
@@ -303,7 +305,7 @@ class Exits:
             if len(ended) > 1:
                 for each in ended:
                     self._note_together([each])
-            elif isinstance(error, StoreClosedError):
+            elif isinstance(error, StoreClosedError) and _is_of_closed_store(ended[0].sandbox):
                 log.warning("%s; the end is not noted", error)
                 ended[0].done = True
             else:
@@ -326,3 +328,14 @@ class Exits:
                 each.fail(error)
                 left.append(each)
         self._work = left
+
+
+def _is_of_closed_store(sandbox: Sandbox) -> bool:
+    """Return whether the store of *sandbox* is closed; *note* may have used another one."""
+    try:
+        sandbox.status.get()
+    except StoreClosedError:
+        return True
+    except RegistryError:
+        pass
+    return False

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -404,6 +405,30 @@ def test_the_end_of_a_sandbox_of_a_closed_store_is_dropped(
         assert 1 == calls.count(["a"])
         with pytest.raises(FailedPreconditionError):
             closed.fileno()
+
+
+def test_an_end_is_not_dropped_since_another_store_is_closed(
+    store: Store, start: Start, tmp_path: Path
+) -> None:
+    """What *note* uses beside the store of the sandbox says nothing about that one."""
+    other = Store.open(f"{tmp_path}/other.db")
+    other.close()
+    refused = threading.Event()
+
+    def note(ended: Sequence[Exit]) -> None:
+        if not refused.is_set():
+            refused.set()
+            other.list()
+        for found, _ in ended:
+            found.status.update(lambda old: replace(old, state=State.NOTREADY, pid=0))
+
+    child = start()
+    with closing(Exits(note)) as exits:
+        handle = added(store, "a", child.pid)
+        watch(exits, handle)
+        child.kill()
+        assert refused.wait(60)
+        until(lambda: handle.status.get().state is State.NOTREADY)
 
 
 # Work to be tried again.
