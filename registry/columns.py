@@ -90,12 +90,18 @@ def is_path(text: str) -> bool:
     return text == "" or (text[0] == "/" and "\0" not in text)
 
 
+def is_inode(number: int) -> bool:
+    """Return whether *number*, not negative, can be the inode of a namespace, which has 32 bits."""
+    return number < kernel.INODES.stop
+
+
 _RANGES: Final[tuple[tuple[Callable[[str], bool], Callable[[Any], object], str], ...]] = (
     ("state".__eq__, _STATES.__contains__, "a sandbox state"),
     ("host_network".__eq__, {0, 1}.__contains__, "0 or 1"),
     ("netns_path".__eq__, is_path, "an absolute path"),
     (lambda field: field.endswith("boot_id"), kernel.UUID.fullmatch, "a boot id"),
     (lambda field: field in {"pid", "creator_pid"}, range(PID_MAX + 1).__contains__, "a pid"),
+    ("netns_inode".__eq__, is_inode, "an inode of a namespace"),
     (is_number, lambda number: number >= 0, "a positive number"),
 )
 """Fields, the test that a value of the right type must pass, and what it must be, for messages."""

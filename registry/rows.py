@@ -223,6 +223,7 @@ def _is_plain(row: StatusRow) -> bool:
         and _words_of(row) in _plain_words
         and min(numbers_of(row)) >= 0
         and row.pid <= PID_MAX
+        and columns.is_inode(row.netns_inode or 0)
         and columns.is_path(row.netns_path)
     )
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import DataLossError, NetNS, RegistryError, State, Store, Verdict
+from registry import DataLossError, MetadataError, NetNS, RegistryError, State, Store, Verdict
 from registry.rows import Row
 from tests import needs
 from tests.pages import Place, flip, places
-from tests.tools import READY, UNKNOWN, query, sandbox
+from tests.tools import READY, UNKNOWN, query, sandbox, tamper
 
 pytestmark = needs.namespaces
 
@@ -137,3 +137,20 @@ def test_a_blob_in_the_place_of_a_boot_id_is_reported_and_stops_no_other(
         with pytest.raises(RegistryError, match=said):
             alive.open_process()
         assert {"alive"} == {each.sandbox_id for each in store.check() if said in each.found}
+
+
+@pytest.mark.parametrize("closed", ["READY"], indirect=True)
+def test_an_inode_that_no_namespace_can_have_is_damage(closed: str) -> None:
+    """Its namespace is neither looked up in the kernel nor removed, and the error names it."""
+    tamper(closed, "UPDATE sandboxes SET netns_inode = 1 << 40, netns_mount_ns = 1, netns_number = 9")
+    said = "netns_inode is 1099511627776, not an inode of a namespace"
+    with Store.open(closed) as store:
+        assert store.recovery is not None
+        (finding,) = store.recovery.findings
+        assert (Verdict.UNREACHABLE, False) == (finding.verdict, finding.changed)
+        alive = store.get("alive")
+        with pytest.raises(MetadataError, match=said):
+            _ = alive.netns
+        with pytest.raises(MetadataError, match=said):
+            alive.remove_netns()
+        assert State.READY is alive.status.get().state

@@ -91,6 +91,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "huge pid": ({"pid": 2**31}, "pid is 2147483648, not a pid"),
     "negative number": ({"netns_number": -7}, "netns_number is -7, not a positive number"),
     "negative inode": ({"process_inode": -1}, "process_inode is -1, not a positive number"),
+    "huge inode": ({"netns_inode": 2**32}, "netns_inode is 4294967296, not an inode of a namesp"),
     "boot id": ({"process_boot_id": "boot-1"}, "process_boot_id is 'boot-1', not a boot id"),
     "relative path": ({"netns_path": "run/a"}, "netns_path is 'run/a', not an absolute path"),
     "NUL in a path": ({"netns_path": "/a\0b"}, "netns_path is '/a\\x00b', not an absolute path"),
