@@ -142,7 +142,9 @@ def test_a_blob_in_the_place_of_a_boot_id_is_reported_and_stops_no_other(
 @pytest.mark.parametrize("closed", ["READY"], indirect=True)
 def test_an_inode_that_no_namespace_can_have_is_damage(closed: str) -> None:
     """Its namespace is neither looked up in the kernel nor removed, and the error names it."""
-    tamper(closed, "UPDATE sandboxes SET netns_inode = 1 << 40, netns_mount_ns = 1, netns_number = 9")
+    tamper(
+        closed, "UPDATE sandboxes SET netns_inode = 1 << 40, netns_mount_ns = 1, netns_number = 9"
+    )
     said = "netns_inode is 1099511627776, not an inode of a namespace"
     with Store.open(closed) as store:
         assert store.recovery is not None
