@@ -111,7 +111,9 @@ def demonstrate(shim: subprocess.Popen[str], path: str) -> None:
         (web_0,) = store.list(pod="web-0")
         (web_1,) = store.list(pod="web-1")
         NetNS.load(web_0.netns_path).remove()
-        os.kill(web_1.status.get().pid, signal.SIGKILL)
+        with web_1.open_process() or sys.exit("its pause process has ended by itself") as pause:
+            pause.kill()
+            pause.wait(10)
 
     say("Before: what the registry says when nobody has looked.")
     overview = "SELECT pod, state, pid, ip, reason FROM sandbox_overview"

@@ -10,8 +10,6 @@ All of it is removed at the end.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from typing import Any
 import grpc
 
 from examples.demo import in_namespaces, say, show
+from registry import Process
 from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.shim import runtime_pb2 as api
 
@@ -92,7 +91,9 @@ def demonstrate(folder: str) -> None:
         pid = runtime.info(ids["web-1"])["pid"]
         server.kill()
         server.wait()
-        os.kill(pid, signal.SIGKILL)
+        with Process.of_pid(pid) as pause:
+            pause.kill()
+            pause.wait(10)
         show(f"{folder}/registry.db", overview)
 
         say("Another server takes over: ListPodSandbox says")

@@ -222,8 +222,13 @@ def test_a_pause_process_has_nothing_of_the_server(server: Server, cri: Client) 
     """No descriptor, session, directory, environment or ignored signal."""
     id = cri.run(pod_config("web"))
     pid = cri.info(id)["pid"]
-    files = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    assert dict.fromkeys("012", os.devnull) == files
+
+    def files() -> dict[str, str]:
+        opened = f"/proc/{pid}/fd"
+        return {fd: os.readlink(f"{opened}/{fd}") for fd in os.listdir(opened)}
+
+    # It is let go by its input, which it then changes for /dev/null.
+    until(lambda: dict.fromkeys("012", os.devnull) == files(), files)
     assert (pid, "/") == (os.getsid(pid), os.readlink(f"/proc/{pid}/cwd"))
     with open(f"/proc/{pid}/environ", encoding="ascii") as environ:
         variables = dict(entry.partition("=")[::2] for entry in environ.read().split("\0"))

@@ -154,6 +154,7 @@ def test_what_ran_goes_on_and_is_watched_again(mortal: Server) -> None:
         before = [cri.info(id) for id in ids]
     mortal.kill()
     os.kill(before[1]["pid"], signal.SIGKILL)
+    until(lambda: before[1]["pid"] not in pauses(mortal.db))
     mortal.start()
     with Client(mortal.socket) as cri:
         assert [READY, NOTREADY, READY] == [cri.status(id).state for id in ids]
