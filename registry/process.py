@@ -148,7 +148,9 @@ def _find(
     The caller closes the pidfd.
     """
     sight, fd, refusal = _find_by_pid(identity, vantage)
-    if sight.life is Life.GONE and identity.pid_ns is None and vantage.pid_ns is not None:
+    # Of a process of which nothing is recorded but its pid, nothing says that it lived elsewhere.
+    nowhere = identity.pid_ns is None and any(identity[1:])
+    if sight.life is Life.GONE and nowhere and vantage.pid_ns is not None:
         detail = f"{sight.detail} here, but it is not known in which pid namespace it was recorded"
         sight = ProcessSight(Life.UNSEEN, detail)
     elif sight.life is Life.GONE and not vantage.is_other_boot(identity.boot_id):

@@ -639,6 +639,21 @@ def test_a_process_whose_identity_could_not_be_determined_is_unreachable_until_i
     marked(store, Verdict.EXITED, "ProcessExited")
 
 
+def test_a_process_is_gone_if_only_its_pid_is_recorded_and_no_process_has_it(
+    store: Store, path: str, sleeper: Sleeper
+) -> None:
+    """The shim died after it had recorded the pid, and before the identity."""
+    process = sleeper()
+    store.add(sandbox("a"), replace(READY, pid=process.pid))
+    columns = ("boot_id", "pid_ns", "time_ns", "inode", "start_time")
+    nothing = ", ".join(f"process_{column} = NULL" for column in columns)
+    tamper(path, f"UPDATE sandbox_statuses SET {nothing}")
+    unmarked(store, Verdict.UNREACHABLE)
+    process.kill()
+    process.wait()
+    marked(store, Verdict.EXITED, "ProcessExited")
+
+
 def test_a_record_whose_process_runs_under_another_pid_is_not_exited(
     store: Store, path: str, sleeper: Sleeper
 ) -> None:
