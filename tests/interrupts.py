@@ -26,6 +26,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any, Final
 
@@ -146,23 +147,31 @@ class Attempt:
             call: is interrupted.
             meanwhile: called in the `except` block, while the traceback of the exception exists.
         Raises:
-            BaseException: another exception of *call*, with a note that says where the call was
-                interrupted.
+            BaseException: another exception of *call*, or one of *meanwhile*, with a note that says
+                where the call was interrupted.
         """
         handler, hook = signal.signal(NUMBER, self._handle), sys.unraisablehook
         sys.unraisablehook = self._note_unraisable
         try:
-            self._run(call)
+            self._note_point_of(partial(self._run, call))
         except BaseException as error:
             self.raised = any(error is each for each in self._errors)
-            if not self.raised:
-                error.add_note(repr(self))
+            if self.raised:
+                self._note_point_of(meanwhile)
+            else:
                 raise
-            meanwhile()
         finally:
             self._errors.clear()
             sys.unraisablehook = hook
             signal.signal(NUMBER, handler)
+
+    def _note_point_of(self, call: Callable[[], object]) -> None:
+        """Run *call*, and add to its exception where the call under test was interrupted."""
+        try:
+            call()
+        except BaseException as error:
+            error.add_note(repr(self))
+            raise
 
     def _run(self, call: Callable[[], object]) -> None:
         try:

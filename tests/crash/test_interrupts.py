@@ -128,6 +128,58 @@ def test_an_interrupted_member_of_a_group_leaves_the_others_theirs(
     assert interrupted <= set(run(BESIDE_OTHERS, path, place, timeout=TIMEOUT).splitlines())
 
 
+WHILE_IT_WAITS = """
+    import signal, sys, threading, time
+    from contextlib import closing
+    from registry import Metadata, Store
+    from registry.engine.turnstile import Turnstile
+    from tests.convoy import more
+    from tests.interrupts import Interrupt, held, interrupt
+    from tests.tools import READY, until
+
+    path, wait = sys.argv[1:]
+    main, gate = threading.main_thread().ident, threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: interrupt())
+
+    def hold_mutex():
+        theirs.status.update(lambda old: gate.wait(60) and more(old))
+
+    def hold_process_lock():
+        with closing(Turnstile(path)) as other:
+            assert other.acquire(time.monotonic() + 60)
+            gate.wait(60)
+            other.release()
+
+    def send():
+        until(lambda: sys._current_frames()[main].f_code.co_qualname == wait)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    with Store.open(path, timeout=60) as store:
+        ours, theirs = (store.add(Metadata(id, id, None), READY) for id in "ab")
+        hold = hold_mutex if wait == "Mutex.acquire" else hold_process_lock
+        holder, sender = threading.Thread(target=hold), threading.Thread(target=send)
+        holder.start()
+        until(lambda: held(store))
+        sender.start()
+        try:
+            ours.status.update(more)
+        except Interrupt:
+            print("interrupted", ours.status.get().exited_at)
+        gate.set()
+        holder.join()
+        sender.join()
+        until(lambda: not held(store), lambda: held(store))
+        ours.status.update(more)
+        print(ours.status.get().exited_at, store.check())
+    """
+
+
+@pytest.mark.parametrize("wait", ["Mutex.acquire", "Sleepers.wait"])
+def test_an_interrupt_ends_the_wait_for_another_writer(path: str, wait: str) -> None:
+    """For a thread at the mutex, for a process at its lock: nothing is written, nor held after."""
+    assert ["interrupted 0", "1 []"] == run(WHILE_IT_WAITS, path, wait).splitlines()
+
+
 AT_THE_PROCESS_LOCK = """
     import os, sys, time
     from registry.engine.turnstile import Turnstile
