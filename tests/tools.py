@@ -120,8 +120,8 @@ def is_recent(moment: int) -> bool:
 
 
 def until(condition: Callable[[], object], found: Callable[[], object] = lambda: "") -> None:
-    """Wait until *condition* is true, for a minute at most; *found* tells what is there instead."""
-    deadline = time.monotonic() + 60
+    """Wait until *condition* is true, for four minutes; *found* tells what is there instead."""
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain {found()}"
         time.sleep(0.002)

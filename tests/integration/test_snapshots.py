@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+import threading
+from contextlib import closing
 
 import pytest
 
 from registry import Store
+from registry.engine import driver, wal
 from registry.engine.driver import WAL_MAX
-from registry.engine.locks import snapshot_keepers
+from registry.engine.locks import READ_MARKS, held, snapshot_keepers
+from tests.conftest import OpenStore
 from tests.convoy import more
-from tests.tools import READY, line, pod, query, running, sandbox, say
+from tests.tools import (
+    READY,
+    line,
+    pod,
+    query,
+    running,
+    sandbox,
+    say,
+    until,
+)
 
 READER = """
     import sqlite3, sys
@@ -65,10 +79,11 @@ def test_another_process_that_keeps_a_snapshot_is_named(
         assert store.path in told(caplog)[0]
         store.get("a").status.update(more)
         assert 1 == len(told(caplog))
-        (violation,) = found(store)
-        assert violation.startswith(name)
+        assert [] == found(store)  # a snapshot that began just now would look the same
         grow(store, "c")
         assert 2 == len(told(caplog))
+        (violation,) = found(store)
+        assert violation.startswith(name)
         say(reader, "")
         assert "done" == line(reader)
         grow(store, "d")
@@ -85,8 +100,67 @@ def test_a_snapshot_of_this_process_is_named(
         assert reader.fetch("SELECT count(*) FROM sandboxes")
         grow(store, "b")
         assert "this process keeps a snapshot" in told(caplog)[0]
+        grow(store, "c")
         (violation,) = found(store)
         assert violation.startswith("this process keeps a snapshot")
-    grow(store, "c")
+    grow(store, "d")
     assert [] == found(store)
     assert [] == snapshot_keepers(store.path)
+
+
+def test_a_reader_of_a_log_that_has_just_passed_its_bound_is_no_violation(store: Store) -> None:
+    """The next write resets that log; who merely reads then keeps nobody from it."""
+    grow(store, "a")
+    with store._session.engine.snapshot("hold") as reader:
+        assert reader.fetch("SELECT count(*) FROM sandboxes")
+        assert snapshot_keepers(store.path)
+        assert [] == found(store)
+
+
+def reads(connection: sqlite3.Connection) -> None:
+    """Begin a snapshot."""
+    connection.execute("BEGIN")
+    connection.execute("SELECT count(*) FROM sandboxes").fetchall()
+
+
+def test_readers_of_which_one_is_always_there_do_not_keep_the_log(
+    open_store: OpenStore,
+    path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A write waits until the database has all of the log: who reads then needs no log."""
+    monkeypatch.setattr(driver, "WAL_MAX", wal.AHEAD)
+    monkeypatch.setattr(wal, "RESET_WAIT", 300.0)
+    store, waits = open_store(timeout=300.0), threading.Event()
+    handle = store.add(sandbox("a"), READY)
+    writing = store._session.engine.writer.connection
+    writing.set_trace_callback(lambda sql: waits.set() if "RESTART" in sql else None)
+
+    def outgrow() -> None:
+        while not waits.is_set():
+            handle.status.update(more)
+
+    def needs_no_log() -> bool:
+        reads(third)
+        if any(lock.first <= READ_MARKS[0] <= lock.last for lock in held(f"{path}-shm")):
+            return True
+        third.execute("ROLLBACK")
+        return False
+
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as first,
+        closing(sqlite3.connect(path, isolation_level=None)) as second,
+        closing(sqlite3.connect(path, isolation_level=None)) as third,
+    ):
+        reads(first)
+        writer = threading.Thread(target=outgrow)
+        writer.start()
+        waits.wait()
+        reads(second)
+        first.execute("ROLLBACK")
+        until(needs_no_log)
+        second.execute("ROLLBACK")
+        writer.join()
+        assert third.in_transaction
+    assert [] == told(caplog)
