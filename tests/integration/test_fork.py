@@ -232,9 +232,9 @@ def test_a_child_of_a_closing_store_keeps_no_lock(path: str) -> None:
             time.sleep(60)
         threading.Thread(target=lambda: handle.status.update(slow), daemon=True).start()
         begun.wait()
+        mutex = store._session.engine.writes.mutex
         threading.Thread(target=store.close, daemon=True).start()
-        from registry.engine import shared
-        while shared._engines:
+        while mutex.next is None:
             time.sleep(0.001)
         child = os.fork()
         if child == 0:
