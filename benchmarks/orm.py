@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import create_engine, event, select
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from registry import schema
+from registry.tables import schema
 
 
 class _Base(DeclarativeBase):

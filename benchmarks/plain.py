@@ -10,8 +10,9 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
-from registry import Metadata, Status, Store, rows
-from registry.rows import Row
+from registry import Metadata, Status, Store
+from registry.tables import rows
+from registry.tables.rows import Row
 
 COLUMNS = ", ".join(Row._fields)
 ROW = (

@@ -11,10 +11,10 @@ from functools import partial
 import sqlalchemy
 from alembic import context
 
-from registry import migrate, schema
 from registry.engine import Write, attach, detach
 from registry.errors import InvalidArgumentError
-from registry.inspection import inspect
+from registry.tables import migrations, schema
+from registry.tables.inspection import inspect
 
 
 def run(connection: sqlalchemy.Connection) -> None:
@@ -43,7 +43,7 @@ def run_on_path() -> None:
         )
         with (
             Write(engine, "run alembic", 30) as transaction,
-            migrate.alchemy(transaction.connection) as connection,
+            migrations.alchemy(transaction.connection) as connection,
         ):
             run(connection)
     finally:

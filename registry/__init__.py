@@ -5,50 +5,24 @@
     with Store.open("/var/lib/shim/registry.db") as store:
         sandbox = store.add(Metadata(id="4a33", name="web", config=None), Status(State.READY))
 
-Modules, each importing only from those before it:
+Packages, each importing only from those before it; the docstring of each lists its modules:
 
     errors        what can go wrong
-    values        checks of single values
-    interrupts    exceptions that a signal handler raises into our code
-    waiting       waiting for other threads
-    descriptor    file descriptors of several threads
-    kernel        boot, mounts and namespaces of the host
-    mounts        mounts on a file in other mount namespaces
-    status        State, Status, UpdateFunc
+    sync          locks, calls in other threads, and interrupts
     cri           the CRI's PodSandboxConfig, and Go's JSON of it
-    cni           the answer of the CNI plugins
-    metadata      what a sandbox is
-    namespaces    network namespaces at paths, without side effects
-    netns         network namespaces, made, entered and removed
-    process       which process a pid names
-    schema        tables, triggers, views
-    columns       types and ranges of stored values
-    sql, rows     statements, and values to rows and back
+    model         what a sandbox is: metadata, status, CNI result, as values
+    host          boot and namespaces of the host, mounts, network namespaces, processes
     engine        the file: locks and transactions
-    migrate       which schema a file has
-    inspection    what is at a path, before anything is changed
-    evidence      evidence for and against a reboot of the host
-    reconcile     what became of the sandboxes: look, plan
-    live          what is in this process and not in the file
-    cache         what was read of the latest commit
-    changes       what is written in one transaction
-    session       what a store and its handles share
-    sandbox       Sandbox and its status
-    additions     sandboxes that are to be added
-    exits         whose init processes have ended
-    recover       reconcile on this host: looking, marking, orphans
+    tables        schema, statements, rows, writes, migrations, integrity
+    handles       sandboxes, their runtime state, the session that they share
+    recovery      what a start does: evidence, verdicts, reconcile
     store         Store
-    check         what must hold of the data
-    documents     the documents in a file of JSON
-    transfer      sandboxes in and out, as containerd's JSON
-    output, cli   the command line
+    cli           the command line
     shim          a runtime shim, which embeds all of this: the CRI on a unix socket
 """
 
 from __future__ import annotations
 
-from registry.check import Violation
-from registry.cni import DNS, CNIResult, Interface, IPConfig, Route
 from registry.errors import (
     AlreadyExistsError,
     AmbiguousPrefixError,
@@ -69,16 +43,18 @@ from registry.errors import (
     StoreClosedError,
     UnavailableError,
 )
-from registry.exits import Exit, Exits
-from registry.live import Container, StopCh
-from registry.metadata import Metadata
-from registry.netns import NetNS
-from registry.process import Process
-from registry.reconcile import Finding, Report, Verdict
-from registry.rows import Transition
-from registry.sandbox import Sandbox
-from registry.status import State, Status, StatusStorage, UpdateFunc
+from registry.handles.exit_watcher import Exit, Exits
+from registry.handles.runtime_state import Container, StopCh
+from registry.handles.sandbox import Sandbox
+from registry.host.netns import NetNS
+from registry.host.process import Process
+from registry.model.cni import DNS, CNIResult, Interface, IPConfig, Route
+from registry.model.metadata import Metadata
+from registry.model.status import State, Status, StatusStorage, UpdateFunc
+from registry.recovery.verdicts import Finding, Report, Verdict
 from registry.store import Store
+from registry.tables.integrity import Violation
+from registry.tables.rows import Transition
 
 __all__ = [
     "DNS",

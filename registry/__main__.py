@@ -12,10 +12,10 @@ EXTRAS: Final = {"typer": "cli", "rich": "cli", "grpc": "shim"}
 def main() -> int:
     """Run the command line and return its exit code; see docs/cli.md."""
     try:
-        from registry import cli  # noqa: PLC0415 - typer and rich are an extra
+        from registry.cli import commands  # noqa: PLC0415 - typer and rich are an extra
         from registry.shim import command  # noqa: F401, PLC0415 - it adds its verb
 
-        return cli.main()
+        return commands.main()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = EXTRAS.get(missing)

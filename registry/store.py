@@ -26,22 +26,18 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from registry import additions, changes, migrate, netns, recover, rows
-from registry.changes import Author
 from registry.engine import attach, detach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
-from registry.inspection import inspect
-from registry.kernel import Vantage
-from registry.live import Container
-from registry.metadata import Metadata, check_prefix
-from registry.metadata import validate as validate_metadata
-from registry.reconcile import Report
-from registry.recover import ContainerLoader
-from registry.rows import Row, Transition
-from registry.sandbox import Sandbox
-from registry.session import Session, check_function
-from registry.status import State, Status
-from registry.values import (
+from registry.handles import additions
+from registry.handles.runtime_state import Container
+from registry.handles.sandbox import Sandbox
+from registry.handles.session import Session, check_function
+from registry.host import netns
+from registry.host.kernel import Vantage
+from registry.model.metadata import Metadata, check_prefix
+from registry.model.metadata import validate as validate_metadata
+from registry.model.status import State, Status
+from registry.model.validation import (
     check_integer,
     check_line,
     check_path,
@@ -49,9 +45,15 @@ from registry.values import (
     check_text,
     invalid,
 )
+from registry.recovery.reconcile import ContainerLoader, load_containers, remove_orphans, run
+from registry.recovery.verdicts import Report
+from registry.tables import migrations, rows, writes
+from registry.tables.inspection import inspect
+from registry.tables.rows import Row, Transition
+from registry.tables.writes import Author
 
 if TYPE_CHECKING:
-    from registry.check import Violation
+    from registry.tables.integrity import Violation
 
 ACTOR_MAX: Final = 256
 """Characters of who writes."""
@@ -76,7 +78,7 @@ class Store:
             raise TypeError(f"Store({session!r}): use Store.open(path)")
         self._session = session
         self.recovery = None
-        found = session.fetch(migrate.REGISTRY_ID.sql, {}, "open registry")
+        found = session.fetch(migrations.REGISTRY_ID.sql, {}, "open registry")
         self._registry_id = str(found[0][0])
 
     @classmethod
@@ -127,9 +129,9 @@ class Store:
                 read_only=read_only,
                 timeout=timeout,
                 inspect=partial(inspect, create=create, upgrade=upgrade),
-                prepare=partial(migrate.prepare, create=create, upgrade=upgrade),
-                guard=migrate.guard,
-                admit=migrate.admit,
+                prepare=partial(migrations.prepare, create=create, upgrade=upgrade),
+                guard=migrations.guard,
+                admit=migrations.admit,
             )
             session = Session(engine, user, timeout, author)
         except BaseException:
@@ -140,7 +142,7 @@ class Store:
             may_write = _admit(session)
             store = cls(session)
             if container_loader is not None:
-                recover.load_containers(session, container_loader)
+                load_containers(session, container_loader)
             if reconcile and not read_only and may_write:
                 store.recovery = store.reconcile()
         except BaseException:
@@ -288,11 +290,11 @@ class Store:
 
     def check(self) -> builtins.list[Violation]:
         """Return every broken invariant of the registry, none hidden by the first; read-only."""
-        from registry import check  # noqa: PLC0415 - it stands above the store, and is rarely asked
+        from registry.tables import integrity  # noqa: PLC0415 - it stands above the store, and is rarely asked
 
         self._session.require_open("check registry")
         with self._session.engine.snapshot("check registry") as connection:
-            return check.run(connection)
+            return integrity.run(connection)
 
     # Writing.
 
@@ -369,12 +371,12 @@ class Store:
         check_function(doing, fn)
         with self._session.write(doing) as transaction:
             self._session.engine.writer.room.require(doing, grows=True)
-            row = changes.find(prefix, doing, transaction.fetch)
+            row = writes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
             metadata = self._session.ask(transaction, row, fn, row.metadata())
             _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
-            after = changes.replace_metadata(transaction, row, metadata)
+            after = writes.replace_metadata(transaction, row, metadata)
             self._session.note_later(transaction, after, after.pid)
             found = self._session.found(after)
         return Sandbox(self._session, found)
@@ -389,7 +391,7 @@ class Store:
         doing = f"delete sandbox {id!r}"
         prefix = check_prefix(doing, id)
         with self._session.write(doing) as transaction:
-            row = changes.find(prefix, doing, transaction.fetch)
+            row = writes.find(prefix, doing, transaction.fetch)
             if row is None:
                 return False
             self._session.delete(transaction, row)
@@ -407,7 +409,7 @@ class Store:
         Raises:
             UnavailableError: the store's timeout passed before the changes could be written.
         """
-        return recover.run(self._session, self._registry_id, dry_run=dry_run)
+        return run(self._session, self._registry_id, dry_run=dry_run)
 
     def remove_orphans(self, paths: Iterable[str]) -> builtins.list[str]:
         """Remove those namespaces of *paths* that are orphans still, and return their paths.
@@ -425,7 +427,7 @@ class Store:
         if isinstance(paths, str) or not isinstance(paths, Iterable):
             raise invalid(doing, "paths", paths, "is not several paths")
         wanted = [check_path(doing, "paths", path) for path in paths]
-        return recover.remove_orphans(self._session, self._registry_id, wanted)
+        return remove_orphans(self._session, self._registry_id, wanted)
 
     def new_netns_path(self, base_dir: str = netns.BASE_DIR) -> str:
         """Return a fresh path for a network namespace, by which it is known as this registry's.
@@ -443,7 +445,7 @@ def _admit(session: Session) -> bool:
     path = session.engine.path
     doing = f"open registry {path!r}"
     with session.reading(doing) as reading:
-        return migrate.admit(reading.fetch, doing, path)
+        return migrations.admit(reading.fetch, doing, path)
 
 
 def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:

@@ -16,8 +16,9 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import registry
-from registry import Metadata, Sandbox, State, Status, kernel
+from registry import Metadata, Sandbox, State, Status
 from registry.cri import PodSandboxConfig
+from registry.host import kernel
 
 T = TypeVar("T")
 

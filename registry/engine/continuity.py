@@ -30,8 +30,8 @@ import sqlite3
 from enum import Enum
 from typing import Final, NamedTuple
 
-from registry.engine import driver, paths, walfile
-from registry.engine.walfile import Header, Log
+from registry.engine import driver, paths, wal_file
+from registry.engine.wal_file import Header, Log
 
 _NUMBER_MAX: Final = 0x7FFFFFFF
 """Of a signed 32-bit integer; 0 is the number of a database that has none."""
@@ -101,7 +101,7 @@ def look(path: str) -> Look:
         RegistryError: the log cannot be read.
     """
     file = _header(path)  # first: the log, as it is later, has all that the file may have got
-    return Look(file, walfile.read(path, file))
+    return Look(file, wal_file.read(path, file))
 
 
 def _header(path: str) -> Header | None:

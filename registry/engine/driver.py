@@ -6,12 +6,12 @@ import ctypes
 import errno
 import os
 import sqlite3
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from weakref import WeakSet
 
-from registry import threads
 from registry.engine import paths, probe
 from registry.errors import (
     DataLossError,
@@ -21,10 +21,13 @@ from registry.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from registry.sync import threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
+Fetch = Callable[[str, Mapping[str, object]], list[tuple[Any, ...]]]
+"""Runs a query and returns all its rows: in a transaction, or of what is committed."""
 WAL_PAGES: Final = 1000
 """Pages after which a commit moves the log into the database, as far as readers let it."""
 WAL_MAX: Final = 16 * 1024 * 1024

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from registry.engine import paths, reserve, walfile
+from registry.engine import disk_reserve, paths, wal_file
 from registry.errors import DataLossError, NotFoundError
 
-BESIDE: Final = ("-wal", "-shm", "-lock", "-queue", *reserve.SIZES)
+BESIDE: Final = ("-wal", "-shm", "-lock", "-queue", *disk_reserve.SIZES)
 """What is added to the path of a database for the names of its other files."""
 
 
@@ -49,10 +49,10 @@ def _what_is_there(path: str) -> str:
 def _proofs(path: str) -> list[str]:
     """Say what proves that there was a registry at *path*."""
     found = []
-    log = walfile.read(path, None)
+    log = wal_file.read(path, None)
     if log is not None and log.committed:
         found.append("'-wal' holds commits")
-    for suffix, size in reserve.SIZES.items():
+    for suffix, size in disk_reserve.SIZES.items():
         if paths.size(f"{path}{suffix}") == size:
             found.append(f"{suffix!r} is allocated")
     if paths.size(f"{path}-lock"):

@@ -16,7 +16,7 @@ from registry.errors import (
     RegistryError,
     ResourceExhaustedError,
 )
-from registry.interrupts import reraise_interrupt, suppress_os_errors
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Of a file system without free bytes or inodes."""

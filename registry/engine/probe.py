@@ -14,7 +14,7 @@ import stat
 from typing import Final
 
 from registry.engine import paths
-from registry.interrupts import reraise_interrupt
+from registry.sync.interrupts import reraise_interrupt
 
 PATH_MAX: Final = 512
 """Bytes of the longest path that SQLite opens, the suffix and the NUL at its end counted."""

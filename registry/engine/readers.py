@@ -23,7 +23,7 @@ from registry.errors import DataLossError, FailedPreconditionError, ReadOnlyErro
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from registry.sql import Fetch
+    from registry.engine.driver import Fetch
 
 IDLE: Final = 4
 """Readers that are kept open for the next look."""

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
 
-from registry.engine import driver, lockfile
-from registry.engine.file import Engine, living
+from registry.engine import driver, lock_file
+from registry.engine.driver import Fetch
+from registry.engine.engine import Engine, living
+from registry.engine.file_identity import spoiled
 from registry.engine.lost import require_beginnable
 from registry.engine.paths import identity, make_directories, resolve, size
 from registry.engine.transaction import Transaction
-from registry.engine.tripwire import spoiled
 from registry.errors import DataLossError, StoreClosedError, UnavailableError
-from registry.sql import Fetch
-from registry.waiting import Mutex
+from registry.sync.locks import Mutex
 
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ def _in_child() -> None:
         _open_at_fork.add(engine.path)
     _engines.clear()
     driver.leak_all()
-    lockfile.close_all()
+    lock_file.close_all()
 
 
 os.register_at_fork(after_in_child=_in_child)

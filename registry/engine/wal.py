@@ -19,12 +19,12 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
-from registry.engine.locks import snapshot_keepers
+from registry.engine.file_locks import snapshot_keepers
 from registry.engine.paths import free
-from registry.interrupts import reraise_interrupt
+from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
-    from registry.engine.tripwire import Tripwire
+    from registry.engine.file_identity import Tripwire
 
 log = logging.getLogger("registry")
 

@@ -9,7 +9,7 @@ from types import MethodType, TracebackType
 from typing import Final
 
 from registry.engine import owner
-from registry.engine.file import Engine
+from registry.engine.engine import Engine
 from registry.engine.transaction import Transaction
 from registry.errors import FailedPreconditionError
 

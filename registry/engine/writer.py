@@ -16,12 +16,12 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
-from registry.engine.blame import unavailable
 from registry.engine.continuity import following, give_number, next_number
+from registry.engine.disk_space import Room
 from registry.engine.driver import translate
+from registry.engine.lock_holder import unavailable
 from registry.engine.paths import create_file, refused, size
-from registry.engine.room import Room
-from registry.engine.turnstile import Turnstile
+from registry.engine.process_lock import Turnstile
 from registry.engine.wal import Wal
 from registry.errors import (
     CommitUnknownError,
@@ -29,13 +29,13 @@ from registry.errors import (
     RegistryError,
     UnavailableError,
 )
-from registry.interrupts import reraise_interrupt, suppress_os_errors
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from registry.engine.lockfile import Holder
-    from registry.engine.tripwire import Tripwire
+    from registry.engine.file_identity import Tripwire
+    from registry.engine.lock_file import Holder
 
 log = logging.getLogger("registry")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import FINE, Db, app, path_of
+from registry.cli.commands import FINE, Db, app, path_of
 
 
 @app.command()

@@ -15,10 +15,11 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from registry import FailedPreconditionError, NetNS, Process, RegistryError, kernel
+from registry import FailedPreconditionError, NetNS, Process, RegistryError
 from registry.cri import NamespaceMode, PodSandboxConfig
-from registry.interrupts import reraise_interrupt, suppress_os_errors
+from registry.host import kernel
 from registry.shim.validate import is_host_network, options_of, refused_sysctl, sysctls
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
 """Ends at the end of its input, which comes when the server dies."""

@@ -17,9 +17,9 @@ from typing import Final
 import grpc
 
 from registry import FailedPreconditionError, InvalidArgumentError, Store
-from registry.interrupts import reraise_interrupt, suppress_os_errors
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.service import services
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 log = logging.getLogger("registry.shim")
 

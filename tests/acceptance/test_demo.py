@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from registry import kernel
+from registry.host import kernel
 from tests import needs
 from tests.tools import ROOT, environment, until
 

@@ -22,16 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import registry
-from registry import (
-    CNIResult,
-    Metadata,
-    NetNSError,
-    Report,
-    State,
-    Status,
-    Store,
-    cli,
-)
+from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store
+from registry.cli import commands
 from registry.cri import NamespaceMode
 from tests import needs
 from tests.tools import NOTREADY, environment, execute, pod, query, sandbox
@@ -111,7 +103,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.delenv("SANDBOX_REGISTRY_DB", raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        code = cli.main(args)
+        code = commands.main(args)
         return Done(code, *capsys.readouterr())
 
     return main
@@ -619,7 +611,7 @@ def test_no_error_names_a_parameter_of_the_library() -> None:
             if isinstance(node.value, str):
                 found |= set(re.findall(r"[^;]*\b\w+=(?:True|False)\b", node.value))
                 assert "include_unknown" not in node.value
-    assert {text.strip() for text in found} == cli.ADVICE.keys()
+    assert {text.strip() for text in found} == commands.ADVICE.keys()
 
 
 @needs.namespaces

@@ -15,7 +15,8 @@ import pytest
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from registry import Metadata, State, Status, Store, cli
+from registry import Metadata, State, Status, Store
+from registry.cli import commands
 from registry.cri import LinuxPodSandboxConfig, NamespaceMode
 from registry.shim.command import serve  # noqa: F401 - so that it is there
 from tests.tools import ROOT, environment, execute, pod
@@ -26,7 +27,7 @@ SECTIONS = dict(
 )
 EXAMPLES = re.findall(r"^```console\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 
-GROUP = typer.main.get_command(cli.app)
+GROUP = typer.main.get_command(commands.app)
 assert isinstance(GROUP, TyperGroup)
 COMMANDS: dict[str, TyperCommand] = dict(GROUP.commands)  # type: ignore[arg-type]
 
@@ -70,7 +71,7 @@ def printed(path: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]
     """Return a function that returns the JSON which a verb prints."""
 
     def printed(*args: str) -> Any:
-        cli.main(["--db", path, *args, "--json"])
+        commands.main(["--db", path, *args, "--json"])
         return json.loads(capsys.readouterr().out)
 
     return printed
@@ -155,7 +156,14 @@ def test_fields_of_import_are_as_documented(tmp_path: Path, printed: Callable[..
 
 def test_exit_codes_are_as_documented() -> None:
     """Those of the program, and 130 of Ctrl-C."""
-    codes = [cli.FINE, cli.FOUND, cli.USAGE, cli.UNAVAILABLE, 130, cli.CLOSED_PIPE]
+    codes = [
+        commands.FINE,
+        commands.FOUND,
+        commands.USAGE,
+        commands.UNAVAILABLE,
+        130,
+        commands.CLOSED_PIPE,
+    ]
     text = " ".join(re.findall(r"^\| ([\d, ]+) \|", SECTIONS["Exit codes"], re.MULTILINE))
     assert codes == [int(code) for code in re.findall(r"\d+", text)]
 

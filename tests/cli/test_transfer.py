@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
-from registry import Metadata, State, Status, Store, Verdict, documents, transfer
-from registry.documents import Document
-from registry.metadata import DOCUMENT_MAX
+import registry
+from registry import Metadata, State, Status, Store, Verdict
+from registry.cli import documents, import_export
+from registry.cli.documents import Document
+from registry.model.metadata import DOCUMENT_MAX
 from tests.golden import DATA
 from tests.tools import (
     NOTREADY,
@@ -347,7 +349,7 @@ def test_closed_streams_are_no_traceback(path: str, tmp_path: Path, redirect: st
 
 def test_stdin_is_read_before_the_registry_is_locked(path: str) -> None:
     """A slow writer of documents holds up nobody."""
-    code = "import sys; from registry import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = "import sys; from registry.cli.commands import main; sys.exit(main(sys.argv[1:]))"
     with running(code, "--db", path, "import", "-") as process:
         assert process.stdin is not None
         process.stdin.write(line("a").decode())
@@ -376,12 +378,12 @@ def test_statuses_that_the_memory_does_not_hold_are_no_traceback(path: str, tmp_
     (tmp_path / "s").write_text(json.dumps(many))
     code = """
         import resource, sys
-        from registry import cli
+        from registry.cli import commands
         with open("/proc/self/statm") as statm:
             pages = int(statm.read().split()[0])
         limit = pages * resource.getpagesize() + 2**25
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        sys.exit(cli.main(sys.argv[1:]))
+        sys.exit(commands.main(sys.argv[1:]))
         """
     done = subprocess.run(
         python(code, "--db", path, "import", "-", "--status", tmp_path / "s"),
@@ -514,13 +516,13 @@ def traced(path: str, documents: int) -> tuple[int, set[str]]:
     is refused, since all have one name.
     """
     found = [documents_of(f"s{n}", name="n") for n in range(documents)]
-    candidates = transfer.prepare(found, {})
+    candidates = import_export.prepare(found, {})
     steps, files = 0, set()
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal steps
         files.add(frame.f_code.co_filename)
-        if frame.f_code.co_filename != transfer.__file__:
+        if frame.f_code.co_filename != import_export.__file__:
             return None
         steps += event == "line"
         return trace
@@ -528,7 +530,7 @@ def traced(path: str, documents: int) -> tuple[int, set[str]]:
     with Store.open(path, reconcile=False) as store:
         sys.settrace(trace)
         try:
-            outcomes = transfer.load(store, candidates, keep_going=True)
+            outcomes = import_export.load(store, candidates, keep_going=True)
         finally:
             sys.settrace(None)
     assert [True] + [False] * (documents - 1) == [each.imported for each in outcomes]
@@ -550,11 +552,11 @@ def test_an_import_of_twice_as_many_documents_takes_twice_as_many_steps(tmp_path
 def test_documents_are_encoded_and_observed_before_the_lock_is_taken(tmp_path: Path) -> None:
     """While it is held nothing is decoded, validated, or looked up on the host."""
     _, files = traced(str(tmp_path / "registry.db"), 10)
-    folder = os.path.dirname(transfer.__file__)
-    modules = {os.path.relpath(file, folder) for file in files if file.startswith(folder)}
-    assert "changes.py" in modules
-    assert modules.isdisjoint({"metadata.py", "cni.py", "netns.py", "process.py"})
-    assert not [each for each in modules if each.startswith("cri")]
+    package = os.path.dirname(registry.__file__)
+    modules = {os.path.relpath(file, package) for file in files if file.startswith(package)}
+    assert "tables/writes.py" in modules
+    assert modules.isdisjoint({"model/metadata.py", "model/cni.py"})
+    assert not [each for each in modules if each.startswith(("cri/", "host/netns", "host/process"))]
 
 
 # Exporting.

@@ -132,7 +132,7 @@ WHILE_IT_WAITS = """
     import signal, sys, threading, time
     from contextlib import closing
     from registry import Metadata, Store
-    from registry.engine.turnstile import Turnstile
+    from registry.engine.process_lock import Turnstile
     from tests.convoy import more
     from tests.interrupts import Interrupt, held, interrupt
     from tests.tools import READY, until
@@ -182,7 +182,7 @@ def test_an_interrupt_ends_the_wait_for_another_writer(path: str, wait: str) -> 
 
 AT_THE_PROCESS_LOCK = """
     import os, sys, time
-    from registry.engine.turnstile import Turnstile
+    from registry.engine.process_lock import Turnstile
     from tests.interrupts import Interrupts
 
     database, kind = sys.argv[1:]
@@ -232,7 +232,7 @@ def test_an_interrupted_close_keeps_no_process_out(path: str) -> None:
     code = """
         import os, sys, time
         from registry import Metadata, Store
-        from registry.engine.turnstile import Turnstile
+        from registry.engine.process_lock import Turnstile
         from tests.interrupts import Interrupts
         from tests.tools import READY
 
@@ -258,7 +258,7 @@ def test_an_interrupted_open_keeps_no_process_out(path: str) -> None:
     code = """
         import gc, os, sys, time
         from registry import Metadata, Store
-        from registry.engine.turnstile import Turnstile
+        from registry.engine.process_lock import Turnstile
         from tests.interrupts import Interrupts
         from tests.tools import READY
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from registry import State, Status, Store, Verdict, schema
+from registry import State, Status, Store, Verdict
+from registry.tables import schema
 from tests import needs
 from tests.tools import ROOT, environment, execute, pod, query, sandbox
 

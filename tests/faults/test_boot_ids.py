@@ -15,10 +15,20 @@ from typing import NamedTuple
 
 import pytest
 
-from registry import NetNS, State, Status, Store, Verdict, kernel
-from registry.kernel import BOOT_ID
+from registry import NetNS, State, Status, Store, Verdict
+from registry.host import kernel
+from registry.host.kernel import BOOT_ID
 from tests import needs
-from tests.tools import READY, environment, line, python, query, run, sandbox, tamper
+from tests.tools import (
+    READY,
+    environment,
+    line,
+    python,
+    query,
+    run,
+    sandbox,
+    tamper,
+)
 
 pytestmark = needs.namespaces
 
@@ -187,7 +197,7 @@ def test_a_namespace_that_is_at_no_path_here_still_exists(
 CONTAINER = """
     import os, subprocess, sys
     from registry import Metadata, State, Status, Store
-    from registry.kernel import Vantage
+    from registry.host.kernel import Vantage
     with Store.open(sys.argv[1]) as store:
         child = subprocess.Popen(["sleep", "1000"])
         store.add(Metadata("a", "a", None), Status(State.READY, pid=child.pid))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import NetNS, State, Status, Store, Verdict, kernel
-from registry.kernel import BOOT_ID
+from registry import NetNS, State, Status, Store, Verdict
+from registry.host import kernel
+from registry.host.kernel import BOOT_ID
 from tests import needs
 from tests.tools import READY, environment, python, query, run, sandbox
 
@@ -24,7 +25,8 @@ pytestmark = needs.namespaces
 ALIVE = {Verdict.OPEN, Verdict.HOST, Verdict.UNREACHABLE}
 OPEN = """
     import json, os, sys
-    from registry import Store, kernel
+    from registry import Store
+    from registry.host import kernel
 
     def look():
         with Store.open(sys.argv[1]) as store:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import FailedPreconditionError, ReadOnlyError, RegistryError, Store, kernel
+from registry import FailedPreconditionError, ReadOnlyError, RegistryError, Store
+from registry.host import kernel
 from tests import needs
 from tests.conftest import RunInLocale
 from tests.tools import READY, ids, line, running, sandbox

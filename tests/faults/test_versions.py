@@ -49,7 +49,8 @@ STRANGE = [
 UNREADABLE = ["UPDATE registry SET level = 2, min_writer = 2, min_reader = 2", READABLE[1]]
 UPGRADE = """
     import sys
-    from registry import Store, schema
+    from registry import Store
+    from registry.tables import schema
     assert "0002" == schema.REVISION
     Store.open(sys.argv[1], reconcile=False).close()
     """
@@ -59,7 +60,7 @@ def newer(folder: Path, statements: list[str]) -> str:
     """Return where a newer program is, whose revision 0002 consists of *statements*."""
     for name in ("registry", "migrations"):
         shutil.copytree(f"{ROOT}/{name}", folder / name, ignore=shutil.ignore_patterns("*.pyc"))
-    schema = folder / "registry" / "schema.py"
+    schema = folder / "registry" / "tables" / "schema.py"
     text = schema.read_text()
     text = text.replace('REVISION: Final = "0001"', 'REVISION: Final = "0002"')
     schema.write_text(text.replace("LEVEL: Final = 1", "LEVEL: Final = 2"))

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from registry import Metadata, NotFoundError, Sandbox, State, Status, Store, cache
+from registry import Metadata, NotFoundError, Sandbox, State, Status, Store
 from registry.cri import PodSandboxConfig
+from registry.handles import cache
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import READY, execute, ids, line, run, running, sandbox, say

@@ -26,8 +26,8 @@ from registry import (
     UnavailableError,
 )
 from registry.engine import shared
-from registry.engine.turnstile import Turnstile
-from registry.waiting import Mutex
+from registry.engine.process_lock import Turnstile
+from registry.sync.locks import Mutex
 from tests.conftest import OpenStore
 from tests.tools import READY, ids, is_locked, is_recent, line, query, running, sandbox, say, until
 

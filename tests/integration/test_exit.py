@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from registry import Store
-from registry.engine.turnstile import Turnstile
+from registry.engine.process_lock import Turnstile
 from tests import needs
 from tests.tools import READY, contents, environment, ids, python, sandbox
 

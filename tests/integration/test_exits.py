@@ -730,7 +730,7 @@ def test_an_interrupted_close_can_be_called_again(path: str) -> None:
         def interrupt(number, frame):
             raise Interrupt
         signal.signal(signal.SIGUSR1, interrupt)
-        FILES = ("exits.py", "descriptor.py", "process.py")
+        FILES = ("exit_watcher.py", "descriptor.py", "process.py")
 
         def interrupted(nth, call):
             # Whether the nth line that the call runs was reached, and interrupted.

@@ -25,8 +25,8 @@ LEAVE = """
             store.close()
             sys.exit(0)
         if how == "collected":
-            from registry.engine import file
-            for engine in [o for o in gc.get_objects() if isinstance(o, file.Engine)]:
+            from registry.engine import Engine
+            for engine in [o for o in gc.get_objects() if isinstance(o, Engine)]:
                 engine.__dict__.clear()
             del store
             gc.collect()

@@ -8,7 +8,7 @@ import pytest
 
 from registry import MetadataError
 from registry.cri import PodSandboxConfig
-from registry.metadata import CONFIG_MAX, DOCUMENT_MAX
+from registry.model.metadata import CONFIG_MAX, DOCUMENT_MAX
 from tests.golden import ours
 from tests.tools import run, sandbox
 

@@ -25,7 +25,7 @@ from registry import (
     StoreClosedError,
     UnavailableError,
 )
-from registry.engine import Connection, group
+from registry.engine import Connection, group_commit
 from registry.engine.transaction import Group, Transaction
 from tests.conftest import OpenStore
 from tests.convoy import Call, convoy, more
@@ -300,7 +300,7 @@ def test_a_group_is_bounded(
     store: Store, handles: list[Sandbox], blocker: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many wait, also when those that join only fail."""
-    monkeypatch.setattr(group, "TURNS_MAX", 3)
+    monkeypatch.setattr(group_commit, "TURNS_MAX", 3)
     failing = [lambda: handles[0].status.update(fail)] * 4
     with (
         statements(store) as seen,

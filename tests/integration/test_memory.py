@@ -11,16 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import (
-    NameReservedError,
-    NotFoundError,
-    ResourceExhaustedError,
-    State,
-    StopCh,
-    Store,
-    live,
-)
+from registry import NameReservedError, NotFoundError, ResourceExhaustedError, State, StopCh, Store
 from registry.engine import shared
+from registry.handles import runtime_state
 from tests.tools import NOTREADY, READY, execute, ids, in_another_thread, sandbox
 
 
@@ -139,7 +132,7 @@ def test_a_process_that_only_adds_forgets_what_others_delete(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never reads a list, from which it would learn of the deletions."""
-    monkeypatch.setattr(live, "BURIED", 10)
+    monkeypatch.setattr(runtime_state, "BURIED", 10)
     store._session._lives._bound = 10
     before = channels()
     for n in range(200):

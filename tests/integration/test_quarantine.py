@@ -23,8 +23,8 @@ from registry import (
     Status,
     Store,
     Verdict,
-    cli,
 )
+from registry.cli import commands
 from tests.tools import READY, UNKNOWN, execute, ids, pod, query, sandbox, tamper
 
 DAMAGES = {
@@ -193,7 +193,7 @@ def test_it_appears_in_the_views(store: Store, path: str) -> None:
 
 def call(capfd: pytest.CaptureFixture[str], path: str, *args: str) -> tuple[int, str, str]:
     """Run the command line in this process."""
-    code = cli.main(["--db", path, *args])
+    code = commands.main(["--db", path, *args])
     return code, *capfd.readouterr()
 
 
@@ -457,7 +457,7 @@ def test_cli_history_shows_all_but_the_damaged_transitions(
 
     for pages in (1000, 2, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli, "PAGE", pages)
+            patch.setattr(commands, "PAGE", pages)
             found, errors = shown()
             assert ([2, 4, 5, 6], 2) == (found, len(errors))
             assert "read transition 1 of sandbox 'bad': 'SANDBOX_NEWER'" in errors[0]

@@ -111,7 +111,7 @@ def test_a_slow_update_func_is_warned_of(
     with caplog.at_level(logging.WARNING, "registry"):
         handle.status.update(lambda old: old)
         assert [] == caplog.messages
-        monkeypatch.setattr("registry.session.SLOW", 0.0)
+        monkeypatch.setattr("registry.handles.session.SLOW", 0.0)
         handle.status.update(lambda old: old)
         with pytest.raises(ZeroDivisionError):
             handle.status.update(lambda _: 1 // 0)  # type: ignore[arg-type, return-value]

@@ -12,7 +12,7 @@ import pytest
 from registry import Store
 from registry.engine import driver, wal
 from registry.engine.driver import WAL_MAX
-from registry.engine.locks import READ_MARKS, held, snapshot_keepers
+from registry.engine.file_locks import READ_MARKS, held, snapshot_keepers
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import (

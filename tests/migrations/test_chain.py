@@ -16,13 +16,14 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from registry import DataLossError, RegistryError, Store, check, migrate, schema
+from registry import DataLossError, RegistryError, Store
+from registry.tables import integrity, migrations, schema
 from tests.tools import READY, ROOT, contents, environment, execute, query, run, sandbox
 
 
 def words(path: str) -> dict[str, str]:
     """Return what SQLite keeps of each object."""
-    return check.words(query(path, check.OBJECTS))
+    return integrity.words(query(path, integrity.OBJECTS))
 
 
 def test_the_chain_and_the_schema_build_the_same_database(path: str, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_the_chain_and_the_schema_build_the_same_database(path: str, tmp_path: P
 def test_every_revision_is_in_one_line_that_ends_in_ours() -> None:
     """One head, one base, and the level counts them."""
     config = Config()
-    config.set_main_option("script_location", migrate.scripts())
+    config.set_main_option("script_location", migrations.scripts())
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
     chain = [script.revision for script in scripts.walk_revisions()]
@@ -68,13 +69,13 @@ def test_tables_are_strict_and_every_constraint_has_a_name(store: Store, path: s
 
 def test_a_revision_that_fails_leaves_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tables and the record of it are one transaction; the next open begins anew."""
-    run_alembic = migrate._run_alembic
+    run_alembic = migrations._run_alembic
 
     def fail(connection: sqlite3.Connection) -> None:
         run_alembic(connection)
         raise OSError("power is out")
 
-    monkeypatch.setattr(migrate, "_run_alembic", fail)
+    monkeypatch.setattr(migrations, "_run_alembic", fail)
     with pytest.raises(OSError, match="power"):
         Store.open(path)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import kernel
+from registry.host import kernel
 
 Sleeper = Callable[[], subprocess.Popen[bytes]]
 

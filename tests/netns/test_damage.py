@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from registry import DataLossError, MetadataError, NetNS, RegistryError, State, Store, Verdict
-from registry.rows import Row
+from registry.tables.rows import Row
 from tests import needs
 from tests.pages import Place, flip, places
 from tests.tools import READY, UNKNOWN, query, sandbox, tamper

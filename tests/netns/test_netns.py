@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import ClosedNetNSError, InvalidArgumentError, NetNS, NetNSError, kernel, namespaces
-from registry.kernel import Vantage
-from registry.namespaces import NetNSIdentity, Presence
+from registry import ClosedNetNSError, InvalidArgumentError, NetNS, NetNSError
+from registry.host import kernel, namespaces
+from registry.host.kernel import Vantage
+from registry.host.namespaces import NetNSIdentity, Presence
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import run
@@ -325,7 +326,8 @@ def test_ip_netns_beside_ours_does_not_keep_it_busy(tmp_path: Path) -> None:
     out = run(
         """
         import os, subprocess, sys
-        from registry import NetNS, kernel
+        from registry import NetNS
+        from registry.host import kernel
         kernel.unshare(0x20000)  # CLONE_NEWNS: /run/netns is ours alone
         os.makedirs("/run/netns", exist_ok=True)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
@@ -428,7 +430,8 @@ def test_a_look_from_another_mount_namespace_changes_nothing(base_dir: str, made
     out = run(
         """
         import sys
-        from registry import ClosedNetNSError, NetNS, kernel
+        from registry import ClosedNetNSError, NetNS
+        from registry.host import kernel
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.umount(sys.argv[1], 0)
         try:
@@ -644,8 +647,8 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
     out = run(
         """
         import errno, os, sys
-        from registry import kernel, namespaces
-        from registry.kernel import Vantage
+        from registry.host import kernel, namespaces
+        from registry.host.kernel import Vantage
         from tests.netns.seccomp import IOCTL, NAME_TO_HANDLE_AT, refuse
         directory = sys.argv[1]
         open(f"{directory}/file", "w").close()

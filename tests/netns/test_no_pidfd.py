@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import Store, Verdict, process
-from registry.kernel import Vantage
-from registry.process import Life, ProcessIdentity
+from registry import Store, Verdict
+from registry.host import process
+from registry.host.kernel import Vantage
+from registry.host.process import Life, ProcessIdentity
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import environment, python, run
@@ -24,9 +25,9 @@ from contextlib import suppress
 from registry import (
     FailedPreconditionError, Metadata, Process, ResourceExhaustedError, State, Status, Store,
 )
-from registry import kernel, process
-from registry.kernel import Vantage
-from registry.process import Life
+from registry.host import kernel, process
+from registry.host.kernel import Vantage
+from registry.host.process import Life
 from tests.netns import seccomp
 
 def sleeper():
@@ -192,8 +193,8 @@ print("done")
 def test_a_process_recorded_without_proc_is_not_gone_where_its_pid_means_another() -> None:
     """Without /proc nothing tells in which pid namespace it is recorded."""
     code = """
-        from registry import process
-        from registry.kernel import Vantage
+        from registry.host import process
+        from registry.host.kernel import Vantage
         identity = process.identify(1, Vantage.here())
         print(repr(tuple(identity)), flush=True)
         input()

@@ -20,11 +20,10 @@ from registry import (
     Store,
     StoreClosedError,
     UpdateFunc,
-    kernel,
-    process,
 )
-from registry.kernel import Vantage
-from registry.process import INODE, START_TIME, Life, ProcessIdentity
+from registry.host import kernel, process
+from registry.host.kernel import Vantage
+from registry.host.process import INODE, START_TIME, Life, ProcessIdentity
 from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
@@ -179,8 +178,8 @@ def test_the_vantage_is_the_threads_own() -> None:
     out = run(
         """
         import threading
-        from registry import kernel
-        from registry.kernel import Vantage
+        from registry.host import kernel
+        from registry.host.kernel import Vantage
         before, seen = Vantage.here(), []
         def elsewhere():
             kernel.unshare(0x20000 | 0x200)  # CLONE_NEWNS, CLONE_FS

@@ -14,20 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import (
-    Finding,
-    NetNS,
-    NetNSError,
-    Report,
-    State,
-    Status,
-    Store,
-    Verdict,
-    kernel,
-    namespaces,
-    recover,
-)
+from registry import Finding, NetNS, NetNSError, Report, State, Status, Store, Verdict
 from registry.cri import NamespaceMode
+from registry.host import kernel, namespaces
+from registry.recovery import reconcile
 from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
@@ -226,7 +216,8 @@ def test_a_namespace_of_another_type_is_replaced(store: Store, base_dir: str) ->
 
 IN_OTHER_MOUNT_NS = """
     import os, sys
-    from registry import Metadata, NetNS, State, Status, Store, kernel
+    from registry import Metadata, NetNS, State, Status, Store
+    from registry.host import kernel
     path, base_dir, pid = sys.argv[1:]
     os.makedirs(base_dir, exist_ok=True)
     netns = NetNS.create(os.path.join(base_dir, "theirs"))
@@ -341,7 +332,8 @@ def test_another_process_under_the_pid_of_a_path_replaces_the_namespace(tmp_path
     """In a pid namespace of its own, where numbers come again."""
     code = """
         import os, sys
-        from registry import Metadata, State, Status, Store, kernel
+        from registry import Metadata, State, Status, Store
+        from registry.host import kernel
         def spawn():
             pid = os.fork()
             if not pid:
@@ -387,8 +379,8 @@ def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None
     out = run(
         """
         import os, subprocess, sys
-        from registry import kernel, namespaces
-        from registry.kernel import Vantage
+        from registry.host import kernel, namespaces
+        from registry.host.kernel import Vantage
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
         subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
@@ -1079,7 +1071,7 @@ def test_what_another_writer_changes_meanwhile_is_judged_again(
     )
     with subprocess.Popen(["true"]) as gone:
         store.add(sandbox("mended"), replace(READY, pid=gone.pid))
-    mark = recover._mark
+    mark = reconcile._mark
     rounds: list[object] = []
 
     def interfere(*args: object) -> object:
@@ -1097,7 +1089,7 @@ def test_what_another_writer_changes_meanwhile_is_judged_again(
         store.update_metadata("given up", lambda old: replace(old, ip="10.0.0.1"))
         store.add(sandbox("added", netns_path=f"{base_dir}/none"), READY)
 
-    monkeypatch.setattr(recover, "_mark", interfere)
+    monkeypatch.setattr(reconcile, "_mark", interfere)
     report = store.reconcile()
     assert ["given up", "interrupted", "kept", "moved"] == sorted(
         finding.sandbox_id for finding in report.findings

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import NetNS, NetNSError, Sandbox, Store, kernel, reconcile
-from registry.kernel import Vantage
-from registry.namespaces import NetNSIdentity
+from registry import NetNS, NetNSError, Sandbox, Store
+from registry.host import kernel
+from registry.host.kernel import Vantage
+from registry.host.namespaces import NetNSIdentity
+from registry.recovery import verdicts
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import (
@@ -41,7 +43,8 @@ pytestmark = [
 ELSEWHERE = "00000000-0000-4000-8000-000000000000"
 IN_OTHER_MOUNT_NS = """
     import os, sys
-    from registry import Metadata, NetNS, State, Status, Store, kernel
+    from registry import Metadata, NetNS, State, Status, Store
+    from registry.host import kernel
     path, directory, name, id, prepare = sys.argv[1:]
     exec(prepare)
     made = NetNS.create(os.path.join(directory, name))
@@ -190,7 +193,7 @@ def renamed_elsewhere(victim: str, path: str) -> None:
     run(
         """
         import os, sys
-        from registry import kernel
+        from registry.host import kernel
         from tests.netns.conftest import unmount_all
         victim, path = sys.argv[1:]
         kernel.unshare(0x20000)  # CLONE_NEWNS
@@ -335,7 +338,8 @@ def test_what_another_mount_namespace_recorded_is_removed_where_it_is_seen(
     out = run(
         """
         import os, sys
-        from registry import Store, kernel
+        from registry import Store
+        from registry.host import kernel
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
         with Store.open(sys.argv[1], reconcile=False) as store:
@@ -450,7 +454,8 @@ def test_without_proc_nothing_is_removed_and_the_error_says_so(base_dir: str) ->
     out = run(
         """
         import os, sys
-        from registry import NetNS, NetNSError, kernel
+        from registry import NetNS, NetNSError
+        from registry.host import kernel
         made = NetNS.load(sys.argv[1])
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
@@ -472,7 +477,8 @@ def test_in_a_chroot_an_empty_file_is_left_and_the_error_says_so(base_dir: str) 
     out = run(
         """
         import os, sys
-        from registry import NetNSError, kernel, netns
+        from registry import NetNSError
+        from registry.host import kernel, netns
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
         os.mkdir(f"{sys.argv[1]}/proc")
@@ -596,7 +602,8 @@ def test_a_kernel_that_tells_less_removes_as_well(base_dir: str) -> None:
     out = run(
         """
         import errno, os, sys
-        from registry import NetNS, kernel
+        from registry import NetNS
+        from registry.host import kernel
         from tests.netns.seccomp import IOCTL, NAME_TO_HANDLE_AT, refuse
         for lack in (
             lambda: refuse(NAME_TO_HANDLE_AT, errno.EPERM),
@@ -732,12 +739,12 @@ def test_an_orphan_that_is_gone_by_then_is_not_removed(
 ) -> None:
     """Another process was faster: no error, and it is not among the removed."""
     orphan = NetNS.create(store.new_netns_path(base_dir))
-    find = reconcile.find_orphans
+    find = verdicts.find_orphans
 
     def racing(found: Iterable[str], owned: Iterable[str]) -> list[str]:
         orphans = find(found, owned)
         orphan.remove()
         return orphans
 
-    monkeypatch.setattr(reconcile, "find_orphans", racing)
+    monkeypatch.setattr(verdicts, "find_orphans", racing)
     assert [] == store.remove_orphans([orphan.path])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.cri import gojson, sandbox_config_pb2
-from registry.metadata import CONFIG_MAX
+from registry.model.metadata import CONFIG_MAX
 
 pytestmark = pytest.mark.property
 

@@ -19,7 +19,8 @@ from typing import Any, Final
 import pyroute2  # noqa: F401 - once, not in every shim
 
 import registry.shim
-from registry import Store, netns
+from registry import Store
+from registry.host import netns
 from registry.shim.sandboxer import Sandboxer
 from tests.tools import pod
 

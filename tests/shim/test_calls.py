@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from registry import Metadata, State, Status, Store, kernel
+from registry import Metadata, State, Status, Store
 from registry.cri import PodSandboxConfig
+from registry.host import kernel
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import DEADLINE, NODE, NOTREADY, READY, Client, pod_config, upstream
@@ -522,7 +523,7 @@ def test_the_end_of_a_pause_process_fires_stopch(
 ) -> None:
     """A waiting thread of this process is woken by the end itself, and by no timer."""
     for timer in ("RETRY", "LOOK"):
-        monkeypatch.setattr(f"registry.exits.{timer}", 3600.0)
+        monkeypatch.setattr(f"registry.handles.exit_watcher.{timer}", 3600.0)
     config = PodSandboxConfig.FromString(pod_config("web").SerializeToString())
     with Store.open(tmp_path / "registry.db") as store, closing(Sandboxer(store)) as sandboxer:
         sandbox = store.get(sandboxer.run(config))

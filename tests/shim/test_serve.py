@@ -357,7 +357,7 @@ def test_a_run_whose_undo_fails_is_undone_later(
     db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once the database can be written again its name is free, while the server goes on."""
-    monkeypatch.setattr("registry.exits.RETRY", 0.01)
+    monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
     reached, go = threading.Event(), threading.Event()
     create = NetNS.create
 
@@ -390,9 +390,9 @@ def test_a_run_that_cannot_be_undone_is_seen_and_removed_later(
 ) -> None:
     """Its record stays, says why, and names what is left; the first error comes out."""
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
-        monkeypatch.setattr("registry.exits.RETRY", 60)
+        monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 60)
         with monkeypatch.context() as trouble:
-            trouble.setattr("registry.sandbox.Sandbox.remove_netns", _stuck)
+            trouble.setattr("registry.handles.sandbox.Sandbox.remove_netns", _stuck)
             bad = config()
             bad.linux.sysctls["net.ipv4.no_such_thing"] = "1"
             with pytest.raises(RegistryError, match="no_such_thing"):
@@ -414,7 +414,7 @@ def test_an_end_that_cannot_be_noted_at_once_is_noted_later(
     db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While somebody else writes for long, with the exit status that it had."""
-    monkeypatch.setattr("registry.exits.RETRY", 0.01)
+    monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
     with Store.open(db, timeout=0.05) as store, closing(Sandboxer(store)) as sandboxer:
         id = sandboxer.run(config())
         pid = store.get(id).seen.pid
@@ -431,7 +431,7 @@ def test_what_goes_wrong_by_our_own_fault_does_not_end_the_watch(
     db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Any exception is logged, and what raised it is tried again."""
-    monkeypatch.setattr("registry.exits.RETRY", 0.01)
+    monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         first, second = (store.get(sandboxer.run(config(name))) for name in ("a", "b"))
         with monkeypatch.context() as trouble:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import Store, Violation, check, schema
+from registry import Store, Violation
+from registry.tables import integrity, schema
 from tests.tools import READY, UNKNOWN, execute, pod, query, sandbox, tamper
 
 
@@ -185,7 +186,7 @@ def test_the_rules_are_as_many_as_their_tests() -> None:
         "history_is_true",
         "history_is_whole",
     }
-    assert tested == {rule.__name__ for rule in check.RULES}
+    assert tested == {rule.__name__ for rule in integrity.RULES}
 
 
 def test_what_other_tools_keep_in_the_file_is_no_violation(store: Store, path: str) -> None:

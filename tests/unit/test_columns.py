@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from registry import rows
 from registry.errors import MetadataError
-from registry.rows import Row, StatusRow
+from registry.tables import rows
+from registry.tables.rows import Row, StatusRow
 
 BOOT = "00000000-0000-4000-8000-000000000001"
 SOUND: dict[str, Any] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from registry import kernel
-from registry.evidence import Survey
-from registry.kernel import Vantage
+from registry.host import kernel
+from registry.host.kernel import Vantage
+from registry.recovery.evidence import Survey
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 
-from registry import (
-    DNS,
-    CNIResult,
-    Interface,
-    IPConfig,
-    Metadata,
-    MetadataError,
-    Route,
-    cni,
-)
+from registry import DNS, CNIResult, Interface, IPConfig, Metadata, MetadataError, Route
 from registry.cri import NamespaceOption, PodSandboxConfig, gojson
 from registry.cri.gojson.scan import DEPTH_MAX
+from registry.model import cni
 from tests.golden import DATA, FOLDERS, cases, documents, encoded, ours
 from tests.tools import ROOT, sandbox
 

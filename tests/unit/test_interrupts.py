@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 import registry
-from registry.interrupts import is_interrupt, reraise_interrupt, suppress_os_errors
+from registry.sync.interrupts import is_interrupt, reraise_interrupt, suppress_os_errors
 
 PACKAGE = os.path.dirname(registry.__file__)
 
@@ -113,7 +113,7 @@ OS_ERRORS = {
     for name, each in vars(__import__("builtins")).items()
     if isinstance(each, type) and issubclass(each, OSError)
 } | {"Exception"}
-IN_A_THREAD_OF_ITS_OWN = {"engine/turnstile.py", "exits.py"}
+IN_A_THREAD_OF_ITS_OWN = {"engine/process_lock.py", "handles/exit_watcher.py"}
 """Handlers run in the main thread alone."""
 
 

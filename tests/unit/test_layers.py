@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 
 import registry
@@ -11,70 +12,77 @@ from tests.tools import run
 PACKAGE = os.path.dirname(registry.__file__)
 ORDER = [
     "errors",
-    "values",
-    "interrupts",
-    "waiting",
-    "threads",
-    "descriptor",
-    "kernel",
-    "mounts",
-    "status",
-    "cri",
+    "sync.interrupts",
+    "sync.locks",
+    "sync.threads",
+    "sync",
     "cri.gojson.scan",
     "cri.gojson.shapes",
     "cri.gojson.messages",
     "cri.gojson.write",
     "cri.gojson",
-    "cni",
-    "metadata",
-    "namespaces",
-    "netns",
-    "process",
-    "schema",
-    "columns",
-    "sql",
-    "rows",
+    "cri",
+    "model.validation",
+    "model.status",
+    "model.cni",
+    "model.metadata",
+    "model",
+    "host.descriptor",
+    "host.kernel",
+    "host.mounts",
+    "host.namespaces",
+    "host.netns",
+    "host.process",
+    "host",
     "engine.paths",
     "engine.probe",
     "engine.driver",
-    "engine.walfile",
+    "engine.wal_file",
     "engine.continuity",
-    "engine.reserve",
+    "engine.disk_reserve",
     "engine.lost",
-    "engine.room",
-    "engine.lockfile",
-    "engine.locks",
-    "engine.turnstile",
+    "engine.disk_space",
+    "engine.lock_file",
+    "engine.file_locks",
+    "engine.process_lock",
     "engine.owner",
     "engine.transaction",
-    "engine.blame",
-    "engine.tripwire",
+    "engine.lock_holder",
+    "engine.file_identity",
     "engine.readers",
     "engine.watch",
     "engine.wal",
     "engine.writer",
-    "engine.group",
-    "engine.file",
+    "engine.group_commit",
+    "engine.engine",
     "engine.write",
     "engine.shared",
     "engine",
-    "migrate",
-    "inspection",
-    "evidence",
-    "reconcile",
-    "live",
-    "cache",
-    "changes",
-    "session",
-    "sandbox",
-    "additions",
-    "exits",
-    "recover",
+    "tables.schema",
+    "tables.columns",
+    "tables.statements",
+    "tables.rows",
+    "tables.migrations",
+    "tables.inspection",
+    "tables.writes",
+    "tables.integrity",
+    "tables",
+    "handles.runtime_state",
+    "handles.cache",
+    "handles.session",
+    "handles.sandbox",
+    "handles.additions",
+    "handles.exit_watcher",
+    "handles",
+    "recovery.evidence",
+    "recovery.verdicts",
+    "recovery.reconcile",
+    "recovery",
     "store",
-    "check",
-    "documents",
-    "transfer",
-    "output",
+    "cli.documents",
+    "cli.import_export",
+    "cli.output",
+    "cli.commands",
     "cli",
     "shim.validate",
     "shim.pause",
@@ -85,8 +93,9 @@ ORDER = [
     "shim",
     "__main__",
 ]
-LATE = {("store", "check")}
+LATE = {("store", "tables.integrity")}
 """Upwards, and only when it is called."""
+PACKAGES = {name.partition(".")[0] for name in ORDER if "." in name}
 
 
 def modules() -> dict[str, str]:
@@ -113,8 +122,7 @@ def imports(source: str) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module]
-            if node.module in {"registry", "registry.engine"}:
-                names += [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             short = name.removeprefix("registry.")
             short = short.removesuffix(".sandbox_config_pb2")
@@ -141,9 +149,18 @@ def test_a_module_imports_only_what_stands_before_it() -> None:
 def test_the_package_lists_its_modules_in_this_order() -> None:
     """The docstring that a reader meets first is true."""
     assert registry.__doc__ is not None
-    listed = registry.__doc__.split("before them:\n")[-1].split()
-    places = [listed.index(name) for name in ("errors", "status", "metadata", "store", "check")]
-    assert sorted(places) == places
+    lines = registry.__doc__.split("lists its modules:\n")[-1].strip().split("\n")
+    listed = [line.split()[0] for line in lines]
+    assert listed == [name for name in ORDER if "." not in name and name != "__main__"]
+
+
+def test_each_package_lists_its_modules_in_this_order() -> None:
+    """All of them, below what the package is."""
+    for package in PACKAGES - {"cri", "shim"}:
+        doc = importlib.import_module(f"registry.{package}").__doc__ or ""
+        lines = doc.partition("\n\n")[2].strip().split("\n")
+        inside = [name for name in ORDER if name.startswith(f"{package}.")]
+        assert inside == [f"{package}.{line.split()[0]}" for line in lines]
 
 
 def test_a_module_that_is_imported_alone_pulls_in_none_above_it() -> None:
@@ -160,9 +177,9 @@ def test_a_module_that_is_imported_alone_pulls_in_none_above_it() -> None:
             package.__path__ = [path]
             importlib.import_module(f"registry.{name}")
             above = {f"registry.{each}" for each in order[place + 1:]}
-            inside = f"registry.{name}".rpartition(".")[0]
-            if inside != "registry":  # its package imports all that is in it
-                above = {each for each in above if not each.startswith(inside)}
+            inside = name.partition(".")[0]
+            if inside != name:  # its package, and what that imports of itself
+                above = {each for each in above if not each.startswith(f"registry.{inside}")}
             print(*(above & sys.modules.keys()))
         """,
         PACKAGE,
@@ -176,9 +193,10 @@ def test_the_shim_gets_by_with_what_anybody_can_import() -> None:
     """But for interrupts, system calls that Python lacks, and the program of `serve`."""
     for name, source in modules().items():
         if name.startswith("shim."):
-            allowed = {"cri", "interrupts", "kernel", "shim"}
-            allowed |= {"cli"} if name == "shim.command" else set()
-            assert allowed >= {each.partition(".")[0] for each in imports(source)}, name
+            allowed = {"cri", "sync.interrupts", "host.kernel"}
+            allowed |= {"cli.commands"} if name == "shim.command" else set()
+            others = {each for each in imports(source) if not each.startswith("shim")}
+            assert allowed >= {each for each in others if each not in PACKAGES - {"cri"}}, name
 
 
 def test_everything_exported_is_there_and_documented() -> None:

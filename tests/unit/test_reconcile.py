@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pytest
 
 from registry import State, Verdict
-from registry.evidence import Clue, Weight
-from registry.kernel import Vantage
-from registry.namespaces import NetNSIdentity, NetNSSight, Presence
-from registry.process import Life, ProcessSight
-from registry.reconcile import Looks, plan, report
-from registry.rows import AnyRow, Row, StatusRow, load_status
+from registry.host.kernel import Vantage
+from registry.host.namespaces import NetNSIdentity, NetNSSight, Presence
+from registry.host.process import Life, ProcessSight
+from registry.recovery.evidence import Clue, Weight
+from registry.recovery.verdicts import Looks, plan, report
+from registry.tables.rows import AnyRow, Row, StatusRow, load_status
 
 HERE = Vantage(boot_id="boot-1", mount_ns=10, pid_ns=20, time_ns=30)
 NETNS = NetNSIdentity("boot-1", number=7, inode=70, mount_ns=10)

@@ -21,11 +21,11 @@ from registry import (
     State,
     Status,
     Store,
-    cni,
-    rows,
 )
 from registry.cri import NamespaceMode, PodSandboxConfig
-from registry.status import TRANSITIONS
+from registry.model import cni
+from registry.model.status import TRANSITIONS
+from registry.tables import rows
 from tests.tools import READY, ROOT, execute, ids, query, sandbox
 
 CONFIGS = sorted(Path(ROOT, "tests/data/containerd").glob("*.config.pb"))

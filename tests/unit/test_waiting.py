@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.engine.turnstile import Turnstile
-from registry.live import BURIED, Lives, StopCh
-from registry.waiting import Mutex, Sleepers
+from registry.engine.process_lock import Turnstile
+from registry.handles.runtime_state import BURIED, Lives, StopCh
+from registry.sync.locks import Mutex, Sleepers
 from tests.tools import in_another_thread, is_locked, is_recent, line, running, say, until
 
 
@@ -156,7 +156,7 @@ def test_the_turnstile_names_the_process_that_holds_it_and_since_when(tmp_path: 
     """Nothing is written for it, and what a killed holder held is gone with it."""
     code = """
         import sys, time
-        from registry.engine.turnstile import Turnstile
+        from registry.engine.process_lock import Turnstile
         turnstile = Turnstile(sys.argv[1])
         assert turnstile.acquire(time.monotonic() + 120)
         print("held", flush=True)
@@ -292,7 +292,7 @@ def test_acquire_that_can_start_no_thread_leaves_no_place_in_the_queue(tmp_path:
     """Other processes get the lock, then and later; another thread of the process does, too."""
     code = """
         import sys, threading, time
-        from registry.engine.turnstile import Turnstile
+        from registry.engine.process_lock import Turnstile
         from tests.netns.seccomp import refuse_threads
         turnstile = Turnstile(sys.argv[1])
         def in_vain():
@@ -326,7 +326,7 @@ def test_between_processes_the_turnstile_is_a_queue(tmp_path: object) -> None:
     """Who holds it and wants it again stands behind the one who waits."""
     code = """
         import os, sys, time
-        from registry.engine.turnstile import Turnstile
+        from registry.engine.process_lock import Turnstile
         turnstile = Turnstile(sys.argv[1])
         print("up", flush=True)
         sys.stdin.readline()

@@ -1,0 +1,140 @@
+"""Limits of a write transaction, by the space that is free on the disk when it begins.
+
+Additions need a disk that is not full, and the reserve. Marking a sandbox NOTREADY may use the
+first part of the reserve, deleting one all of it.
+
+On a full disk a checkpoint comes before the transaction, since SQLite then writes over the log in
+place, which takes no room. A checkpoint makes the database longer by the pages that only the log
+has. So they are kept few while there is room: without that, one checkpoint used up the reserve and
+could not even be completed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from registry.engine import paths
+from registry.engine.disk_reserve import SIZES, Reserve
+from registry.errors import ResourceExhaustedError
+
+if TYPE_CHECKING:
+    from registry.engine.driver import Connection
+
+MARGIN: Final = 64 * 1024
+"""Bytes that must be free for an addition."""
+DELETIONS: Final = 64 * 1024
+"""Bytes of `-spare` that are kept for deletions."""
+GROWTH_MAX: Final = 128 * 1024
+"""Bytes by which a checkpoint may make the database longer: half of what marking may use."""
+
+
+class Room:
+    """Limits of the writes to one database, by the free space of its disk."""
+
+    def __init__(self, path: str) -> None:
+        """Allow anything; *path* is the database."""
+        self.reserve: Final = Reserve(path)
+        self._path: Final = path
+        self._directory: Final = os.path.dirname(path)
+        self._full = False
+        """Whether the open transaction began on a full disk."""
+        self._last = False
+        """Whether only deletions may use what is left; until one has, or the disk is not full."""
+        self._has_reserve = self._grows = False
+        """Of the open transaction: whether it made sure of the reserve; see `require`."""
+
+    def begin(self, connection: Connection) -> None:
+        """Measure the free space for a transaction that *connection* is about to begin.
+
+        This is the one place that decides whether the disk is full.
+        """
+        free = paths.free(self._directory)
+        short = free.bytes < MARGIN or (self.reserve.released and not self.reserve.take())
+        self._full = short or free.inodes < 1
+        self._has_reserve = self._grows = False
+        if short:
+            self._make(connection)
+        else:
+            self._last = False
+
+    def is_short(self) -> bool:
+        """Return whether there may be no room for more than some tens of changes."""
+        return self.reserve.released or paths.free(self._directory).bytes < MARGIN
+
+    def require(self, doing: str, *, grows: bool = False) -> None:
+        """Refuse an addition if the open transaction began on a full disk.
+
+        Nothing is added either while there is no room for the reserve, which is made first.
+
+        Args:
+            doing: for messages.
+            grows: whether the database gets longer by it.
+        Raises:
+            ResourceExhaustedError: the disk is full.
+        """
+        self._grows |= grows
+        if not (self._full or self._has_reserve):
+            self._has_reserve = self.reserve.take()
+            self._full = not self._has_reserve
+        if self._full:
+            raise self._exhausted(doing, "marking sandboxes NOTREADY and deleting them")
+
+    def require_to_mark(self, doing: str) -> None:
+        """Refuse to mark a sandbox if what is left of a full disk is needed for deletions.
+
+        Raises:
+            ResourceExhaustedError: the disk is full.
+        """
+        if self._last:
+            raise self._exhausted(doing, "deleting sandboxes")
+
+    def use_last(self) -> None:
+        """Let the open transaction, which deletes, use all that is left on a full disk."""
+        if self._full:
+            self.reserve.release(*SIZES)
+            self._last = False  # marking then finds room in the database
+
+    def is_unsettled(self, connection: Connection) -> bool:
+        """Return whether `settle` has something to do after a commit."""
+        return self.reserve.released or (self._grows and self._growth(connection) > GROWTH_MAX)
+
+    def settle(self, connection: Connection) -> None:
+        """Prepare for a full disk, after a commit and before another process may write."""
+        if self._grows and self._growth(connection) > GROWTH_MAX:
+            _checkpoint(connection)
+        if self.reserve.released:
+            self.reserve.take()
+
+    def _make(self, connection: Connection) -> None:
+        """Make room on a full disk."""
+        self.reserve.release("-reserve")
+        lacking = self._growth(connection) - paths.free(self._directory).bytes
+        if lacking > self.reserve.spare():
+            return  # the log is written on as far as there is room
+        if lacking > 0 and self.reserve.shrink(int(lacking)) < DELETIONS:
+            self._last = True
+        _checkpoint(connection)
+
+    def _growth(self, connection: Connection) -> int:
+        """Return the bytes by which a checkpoint would make the database longer."""
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        return int(pages * page - paths.size(self._path))
+
+    def _exhausted(self, doing: str, reserved_for: str) -> ResourceExhaustedError:
+        return ResourceExhaustedError(
+            f"{doing}: the disk of {self._path!r} is full, and what is left is reserved for "
+            f"{reserved_for}; {paths.how_to_free(self._path)}",
+            path=self._path,
+            errno=errno.ENOSPC,
+        )
+
+
+def _checkpoint(connection: Connection) -> None:
+    """Move the log into the database, as far as readers and the disk allow."""
+    with contextlib.suppress(sqlite3.Error):  # the log is then written on
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -1,0 +1,84 @@
+"""Locks that processes hold on the files of a database, as the kernel lists them in /proc/locks."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from registry.engine import paths
+from registry.sync.interrupts import reraise_interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WRITE_LOCK: Final = 120
+"""Byte of `-shm` that SQLite locks to write (wal.c, WAL_WRITE_LOCK)."""
+READ_MARKS: Final = range(123, 128)
+"""Bytes of `-shm` that SQLite locks to read a snapshot (wal.c, WAL_READ_LOCK). The first is for a
+snapshot that needs no log: it keeps all of the log from being moved into the database."""
+
+
+class Held(NamedTuple):
+    """A lock; *pid* holds it on the bytes from *first* to *last*."""
+
+    kind: str
+    access: str
+    pid: int
+    first: int
+    last: float
+
+
+def held(path: str) -> Iterator[Held]:
+    """Yield the locks on the file at *path* of processes that are visible here."""
+    found = paths.identity(path)
+    if found is None:
+        return
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                if "->" in line:  # of a process that waits for the lock of the line before
+                    continue
+                _, kind, _, access, pid, file, first, last, *_ = line.split()
+                if int(file.rpartition(":")[2]) == found[1]:
+                    end = math.inf if last == "EOF" else int(last)
+                    yield Held(kind, access, int(pid), int(first), end)
+    except (OSError, ValueError) as error:
+        reraise_interrupt(error)
+
+
+def writer(path: str, kind: str, start: int) -> int | None:
+    """Return the process that has locked the file at *path* for writing from byte *start* on."""
+    for lock in held(path):
+        if (lock.kind, lock.access, lock.first) == (kind, "WRITE", start):
+            return lock.pid
+    return None
+
+
+def snapshot_keepers(database: str, *, ours: int = 0) -> list[str]:
+    """Name the processes whose snapshots keep the log of *database* from being reset.
+
+    Args:
+        database: its path.
+        ours: snapshots of this process that do not count.
+    """
+    marks: dict[int, int] = {os.getpid(): -ours}
+    for lock in held(f"{database}-shm"):
+        if (lock.kind, lock.access) == ("POSIX", "READ"):
+            count = sum(lock.first <= mark <= lock.last for mark in READ_MARKS)
+            marks[lock.pid] = marks.get(lock.pid, 0) + count
+    return [
+        "this process" if pid == os.getpid() else f"process {pid}{name_of(pid)}"
+        for pid, count in sorted(marks.items())
+        if count > 0
+    ]
+
+
+def name_of(pid: int) -> str:
+    """Return the name of process *pid* in parentheses after a space; "" where it is not told."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return f" ({file.read().strip()})"
+    except OSError as error:
+        reraise_interrupt(error)
+        return ""

@@ -1,0 +1,166 @@
+"""The write-ahead log read as a file: what SQLite would apply to the database beside it.
+
+SQLite applies any valid log to any database: salts and checksums tie the frames of a log to one
+another, and nothing ties them to the database. This package numbers its commits in the first page
+of the database (`continuity`); this module finds the copies of that page in a log.
+
+The log is opened here beside SQLite, which the database must never be: no lock is on the log.
+
+Source: https://www.sqlite.org/fileformat2.html, sections 1.3 and 4.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+
+from registry.engine.paths import refused
+from registry.sync.interrupts import reraise_interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOG_HEADER: Final = struct.Struct(">IIII8s8s")
+"""Magic, version, page size, checkpoint sequence, salts, checksum."""
+_FRAME_HEADER: Final = struct.Struct(">II8s8s")
+"""Page number, pages of the database (0: no commit), salts, checksum."""
+_MAGIC: Final = 0x377F0682
+"""Of a log with little-endian checksums; the lowest bit is set for big-endian ones."""
+_VERSION: Final = 3007000
+
+_DATABASE_HEADER: Final = 100
+"""Bytes at the beginning of the first page of a database."""
+_PAGE_SIZE, _FREE_PAGES, _SCHEMA, _NUMBER, _APPLICATION_ID = 16, 36, 40, 60, 68
+"""Offsets in the first page of a database."""
+
+
+class Header(NamedTuple):
+    """Fields of the first page of a database, which together identify one of its commits."""
+
+    application_id: int
+    number: int
+    """`PRAGMA user_version`: see `continuity`."""
+    schema: int
+    """`PRAGMA schema_version`: changes with the schema, and when a backup is made."""
+    free_pages: int
+    page_size: int
+
+
+class Log(NamedTuple):
+    """Contents of a log."""
+
+    salts: bytes
+    """Chosen by SQLite each time that it begins to write the log from its start."""
+    committed: bool
+    """Whether a whole transaction is in it."""
+    first: Header | None
+    """Of the oldest copy of the first page; None where no copy is in it."""
+    has_file: bool
+    """Whether a copy of the first page is the one that the database file has."""
+    replaces_file: bool
+    """Whether the transaction of the oldest copy of the first page writes all pages of the
+    database, so that nothing of the file is left."""
+
+
+def read(database: str, file: Header | None) -> Log | None:
+    """Return what the log of *database* holds; None where SQLite would apply nothing of it.
+
+    Args:
+        database: the path of the database.
+        file: header of the database file.
+    Raises:
+        RegistryError: the log cannot be read.
+    """
+    path = f"{database}-wal"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as log:
+            return _read(log, file)
+    except FileNotFoundError as error:
+        reraise_interrupt(error)
+        return None
+    except OSError as error:
+        reraise_interrupt(error)
+        doing = f"open registry {database!r}"
+        raise refused(doing, database, f"read {path!r}", error) from error
+
+
+def _read(log: BinaryIO, file: Header | None) -> Log | None:
+    header = log.read(_LOG_HEADER.size)
+    if len(header) < _LOG_HEADER.size:
+        return None
+    magic, version, page_size, _, salts, checksum = _LOG_HEADER.unpack(header)
+    order = ">" if magic & 1 else "<"
+    whole = _checksum(header[:24], bytes(8), order) == checksum
+    if magic & ~1 != _MAGIC or version != _VERSION or not whole:
+        return None
+    committed, first, has_file = False, None, False
+    for offset, frame in _frames(log, page_size, salts):
+        number, pages, _, its_checksum = _FRAME_HEADER.unpack(frame)
+        if number == 1 and not (first and has_file):
+            page = os.pread(log.fileno(), page_size, offset + _FRAME_HEADER.size)
+            found = _header_of(page)
+            if first is None or found == file:
+                whole = len(page) == page_size
+                if not whole or _checksum(frame[:8] + page, checksum, order) != its_checksum:
+                    break  # torn: SQLite applies nothing from here on
+                first, has_file = first or found, found == file
+        committed, checksum = committed or pages > 0, its_checksum
+    replaces_file = first is not None and _writes_all_pages(log, page_size, salts)
+    return Log(salts, committed, first, has_file, replaces_file)
+
+
+def _writes_all_pages(log: BinaryIO, page_size: int, salts: bytes) -> bool:
+    """Return whether the first transaction that writes the first page writes all pages."""
+    written: set[int] = set()
+    for _, frame in _frames(log, page_size, salts):
+        number, pages, _, _ = _FRAME_HEADER.unpack(frame)
+        written.add(number)
+        if pages > 0:  # the end of a transaction
+            if 1 in written:
+                return len(written) == int(pages)
+            written.clear()
+    return False
+
+
+def _frames(log: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return the offset and the header of each frame that was written since the log was reset."""
+    offset = _LOG_HEADER.size
+    while True:
+        frame = os.pread(log.fileno(), _FRAME_HEADER.size, offset)
+        if len(frame) < _FRAME_HEADER.size:
+            return
+        number, _, its_salts, _ = _FRAME_HEADER.unpack(frame)
+        if number == 0 or its_salts != salts:
+            return
+        yield offset, frame
+        offset += _FRAME_HEADER.size + page_size
+
+
+def _header_of(page: bytes) -> Header | None:
+    """Return the header in the first page of a database; None where it is cut off."""
+    if len(page) < _DATABASE_HEADER:
+        return None
+    (size,) = struct.unpack_from(">H", page, _PAGE_SIZE)
+    (application_id, number, schema, free_pages) = (
+        struct.unpack_from(">i", page, offset)[0]
+        for offset in (_APPLICATION_ID, _NUMBER, _SCHEMA, _FREE_PAGES)
+    )
+    return Header(application_id, number, schema, free_pages, 65536 if size == 1 else size)
+
+
+def _checksum(data: bytes, before: bytes, order: str) -> bytes:
+    """Return the checksum of *data* and of all that *before* is the checksum of.
+
+    Args:
+        data: whole pairs of 32-bit words.
+        before: the checksum of what comes before it in the log.
+        order: `>` or `<`: of the bytes in a word.
+    """
+    first, second = struct.unpack(">II", before)
+    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    for word in words:
+        first = (first + word + second) & 0xFFFFFFFF
+        second = (second + next(words) + first) & 0xFFFFFFFF
+    return struct.pack(">II", first, second)

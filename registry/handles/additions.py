@@ -1,0 +1,81 @@
+"""Sandboxes to be added: encoded and observed before the lock is taken, inserted under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from registry.handles.runtime_state import Container
+from registry.handles.sandbox import Sandbox
+from registry.handles.session import Session, netns_at
+from registry.host import process
+from registry.host.kernel import Vantage
+from registry.model.metadata import Metadata
+from registry.model.metadata import validate as validate_metadata
+from registry.model.status import Status
+from registry.model.status import validate as validate_status
+from registry.tables import rows, writes
+from registry.tables.writes import Identities
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A sandbox that is valid and not yet in the database.
+
+    *doing* begins the messages of errors; *columns* and *labels* are rows; *identities* are of the
+    objects that exist already.
+    """
+
+    doing: str
+    columns: dict[str, object]
+    labels: list[dict[str, object]]
+    status: Status
+    identities: Identities
+
+
+def prepare(
+    verb: str, metadata: Metadata, status: Status, creator: int, vantage: Vantage
+) -> Addition:
+    """Return what is to be inserted; this takes no lock.
+
+    Args:
+        verb: what the caller does, for messages.
+        metadata: of the sandbox.
+        status: of the sandbox.
+        creator: pid of the process that is creating it; 0: none is.
+        vantage: of this process.
+    Raises:
+        InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
+    """
+    doing = f"{verb} sandbox {getattr(metadata, 'id', None)!r}"
+    columns = rows.metadata_columns(validate_metadata(metadata, doing))
+    labels = rows.label_rows(metadata)
+    validate_status(status, doing)
+    identities = Identities(
+        netns=netns_at(metadata.netns_path, vantage) if not metadata.host_network else None,
+        process=process.identify(status.pid, vantage) if status.pid else None,
+        creator=process.identify(creator, vantage) if creator else None,
+    )
+    return Addition(doing, columns, labels, status, identities)
+
+
+def insert(session: Session, addition: Addition, container: Container | None = None) -> Sandbox:
+    """Insert *addition*, in the caller's transaction or one of its own, and attach *container*.
+
+    Raises:
+        AlreadyExistsError, NameReservedError: the id or the name is taken.
+        ResourceExhaustedError: the disk is full.
+        UnavailableError: the store's timeout passed before the write could begin.
+    """
+    with session.write(addition.doing) as transaction:
+        session.engine.writer.room.require(addition.doing, grows=True)
+        row = writes.insert(
+            transaction,
+            addition.columns,
+            addition.labels,
+            addition.status,
+            identities=addition.identities,
+            author=session.author,
+        )
+        sandbox = Sandbox(session, session.created(transaction, row))
+        sandbox.attach(container)
+    return sandbox

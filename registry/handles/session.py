@@ -1,0 +1,376 @@
+"""What a Store and its handles share: the engine, who writes, what lives in this process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+from registry.engine import Engine, Transaction, Write, detach
+from registry.engine.driver import Fetch
+from registry.errors import (
+    FailedPreconditionError,
+    RegistryError,
+    StoreClosedError,
+)
+from registry.handles import runtime_state
+from registry.handles.cache import Cache, Found
+from registry.handles.runtime_state import Container, Live
+from registry.host import namespaces, process
+from registry.host.kernel import Vantage
+from registry.host.namespaces import NetNSIdentity
+from registry.model.status import State
+from registry.model.validation import invalid
+from registry.sync.interrupts import reraise_interrupt
+from registry.tables import rows, writes
+from registry.tables.rows import AnyRow, Row
+from registry.tables.writes import Author
+
+T = TypeVar("T")
+
+log = logging.getLogger("registry")
+
+SLOW: Final = 1.0
+"""Seconds that a caller's function may take before a warning is logged: nobody else writes."""
+
+
+class Reading(NamedTuple):
+    """One commit, to be read: *settled* is how far deletions were known before it was taken."""
+
+    fetch: Fetch
+    settled: int
+
+
+class Session:
+    """One use of an engine, from the opening of a Store to its closing."""
+
+    def __init__(self, engine: Engine, user: object, timeout: float, author: Author) -> None:
+        """Begin open.
+
+        Args:
+            engine: of the database.
+            user: has the engine open.
+            timeout: seconds that a write waits in all.
+            author: of what is written.
+        """
+        self.engine: Final = engine
+        self.author: Final = author
+        self.closed = self._closing = False
+        self._user: Final = user
+        self._timeout = timeout
+        self._lives = runtime_state.table.join(engine.path, user)
+        self._cache = Cache(engine.watch.look)
+
+    def close(self) -> None:
+        """End it; idempotent.
+
+        After an interrupt another call resumes it. In a signal handler that interrupts a close,
+        another call returns at once.
+        """
+        if self._closing:
+            return
+        self.closed = self._closing = True
+        try:
+            self._cache.forget()  # handles may live on
+            runtime_state.table.leave(self.engine.path, self._lives, self._user)
+            detach(self._user, self._timeout)
+        finally:
+            self._closing = False
+
+    def require_open(self, doing: str) -> None:
+        """Raise StoreClosedError if it was closed, or belongs to the process that forked us."""
+        if self.closed:
+            raise StoreClosedError(f"{doing}: the store is closed", path=self.engine.path)
+        self.engine.require_open(doing)
+
+    def require_own(self, doing: str) -> None:
+        """Raise StoreClosedError in a forked child; a closed store's handles may still look."""
+        if self.engine.abandoned:
+            self.engine.require_open(doing)
+
+    # Ways into the engine.
+
+    def write(self, doing: str, *, alone: bool = False) -> AbstractContextManager[Transaction]:
+        """Return a context manager whose body is a write transaction, or a part of one.
+
+        Args:
+            doing: what, for messages.
+            alone: it shares no commit with others: it has many parts, or takes long.
+        """
+        self.require_open(doing)
+        return Write(self.engine, doing, self._timeout, alone=alone)
+
+    def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
+        """Return all rows of a query: of the caller's open transaction, else as committed."""
+        self.require_open(doing)
+        return self.engine.fetch(sql, params, doing)
+
+    def find(self, prefix: str, doing: str) -> Found | None:
+        """Return the sandbox that *prefix* names, see `changes.find`; of the latest commit."""
+
+        def read() -> tuple[Found, ...]:
+            with self.reading(doing) as reading:
+                row = writes.find(prefix, doing, reading.fetch)
+            return () if row is None else (self.found(row, reading.settled),)
+
+        for found in self._known(prefix, doing, read):
+            return found
+        return None
+
+    def find_creation(self, creation: int, doing: str) -> Found | None:
+        """Return the sandbox of *creation*, of the latest commit; None when it was deleted."""
+        self.require_open(doing)
+
+        def read() -> Found | None:
+            settled = self._lives.settled
+            found = self.engine.fetch(rows.ROW_BY_CREATION.sql, {"creation": creation}, doing)
+            return self.found(Row(*found[0]), settled) if found else None
+
+        if self.engine.own_transaction() is not None:
+            return read()
+        return self._cache.one(creation, doing, read)
+
+    def latest_commit(self, doing: str) -> int | None:
+        """Return the number of the latest commit of anybody; None where there is none to be had."""
+        self.require_open(doing)
+        return self.engine.watch.look(doing)
+
+    def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Found, ...]:
+        """Return the sandboxes of a query for whole rows, of the latest commit."""
+
+        def read() -> tuple[Found, ...]:
+            with self.reading(doing) as reading:
+                found = reading.fetch(sql, params)
+            settled = reading.settled
+            return tuple([self.found(Row._make(row), settled) for row in found])
+
+        return self._known((sql, *params.items()), doing, read)
+
+    def _known(
+        self, question: Hashable, doing: str, read: Callable[[], tuple[Found, ...]]
+    ) -> tuple[Found, ...]:
+        self.require_open(doing)
+        if self.engine.own_transaction() is not None:
+            return read()
+        return self._cache.several((self._lives.lowered, question), doing, read)
+
+    @contextmanager
+    def reading(self, doing: str) -> Iterator[Reading]:
+        """Lend a snapshot, whose queries all see one commit; what is deleted in it stops."""
+        self.require_open(doing)
+        seen, settled = self._lives.seen, self._lives.settled
+        with self.engine.snapshot(doing) as connection:
+
+            def fetch(sql: str, params: Mapping[str, object]) -> list[tuple[Any, ...]]:
+                return connection.fetch(sql, params)
+
+            yield Reading(fetch, settled)
+            if self.engine.own_transaction() is None:
+                self._bury_deleted(seen, fetch)
+
+    # What lives in this process.
+
+    def found(self, row: Row, settled: int | None = None) -> Found:
+        """Return *row* with what its sandbox has in this process; arguments as `live_of`."""
+        return Found(row, self.live_of(row, settled))
+
+    def live_of(self, row: AnyRow, settled: int | None = None) -> Live:
+        """Return what the sandbox of *row* has in this process.
+
+        Args:
+            row: as it was just read.
+            settled: of the reading; None: in the caller's transaction, beside which nobody deletes
+                what is committed.
+        """
+        creation, lives = row.creation, self._lives
+        settled = lives.settled if settled is None else settled
+        transaction = self.engine.own_transaction()
+        if transaction is not None and lives.is_pending(creation):
+            # It was added by this one, or by another that waits for the same commit.
+            transaction.after_commit(lambda: lives.see(creation, settled))
+        else:
+            lives.see(creation, settled)
+        if row.state == str(State.NOTREADY):
+            self.stop(creation)
+        return lives.of(creation)
+
+    def container_of(self, row: AnyRow, settled: int) -> Container | None:
+        """Return what was attached to the sandbox of *row*; arguments as `live_of`."""
+        return self.live_of(row, settled).container if self._lives.known(row.creation) else None
+
+    def stop(self, creation: int) -> None:
+        """Set the StopCh of a sandbox that is NOTREADY: now, or when that is committed."""
+        lives, transaction = self._lives, self.engine.own_transaction()
+        if transaction is None:
+            lives.of(creation).stopped.stop()
+        else:
+            settled = lives.settled
+            transaction.after_commit(lambda: lives.stop(creation, settled))
+
+    def created(self, transaction: Transaction, row: Row) -> Found:
+        """Return *row*, which *transaction* has inserted, with what it has in this process."""
+        creation, lives = row.creation, self._lives
+        lives.begin(creation)
+        transaction.at_end(lambda: lives.end(creation))
+        transaction.after_commit(self._tidy)
+        return self.found(row)
+
+    def _tidy(self) -> None:
+        """Look for what other processes have deleted, in a process that adds and never reads."""
+        if self._lives.are_many():
+            doing = "look for deleted sandboxes"
+            try:
+                with self.reading(doing):
+                    pass
+            except RegistryError as error:
+                reraise_interrupt(error)
+                log.warning("%s: %s", doing, error)  # what was to be added is stored
+
+    def delete(self, transaction: Transaction, row: Row) -> None:
+        """Delete the sandbox of *row*, and stop it for good when that is committed."""
+        self.engine.writer.room.use_last()
+        writes.delete(transaction, row, self.author)
+        transaction.after_commit(lambda: self._lives.bury(row.creation))
+
+    def bury_missing(self, creation: int) -> None:
+        """Stop a sandbox that was not to be found, if it has been in a commit."""
+        if self.engine.own_transaction() is None and self._lives.was_seen(creation):
+            self._lives.bury(creation)
+
+    def _bury_deleted(self, seen: int, fetch: Fetch) -> None:
+        """Stop what another process has deleted; the history says whether there is any.
+
+        Args:
+            seen: how many sandboxes had been seen in a commit when the snapshot was taken.
+            fetch: reads the snapshot.
+        """
+        lives = self._lives
+        oldest, newest = (seq or 0 for seq in fetch(rows.KEPT.sql, {})[0])
+        if newest == lives.settled:
+            return
+        complete = oldest <= lives.settled + 1 <= newest
+        if seen and (not complete or fetch(rows.DELETIONS.sql, {"after": lives.settled})):
+            lives.bury_all_but((creation for (creation,) in fetch(rows.CREATIONS.sql, {})), seen)
+        lives.settle(newest, seen)
+
+    # What a caller's function makes of a row.
+
+    def ask(self, transaction: Transaction, row: AnyRow, fn: Callable[[T], T], value: T) -> T:
+        """Return what *fn* makes of *value*, a part of *row*, inside the transaction.
+
+        Raises:
+            FailedPreconditionError: *fn* itself has changed or deleted that sandbox, which what it
+                returned would overwrite.
+        """
+        doing, before = transaction.doing, transaction.connection.total_changes
+        result = timed(doing, fn, value)
+        self.engine.require_open(doing)  # it may have been closed by *fn* itself
+        find = writes.find_creation if isinstance(row, Row) else writes.find_status
+        wrote = transaction.connection.total_changes != before
+        if wrote and find(row.creation, transaction.fetch) != row:
+            raise FailedPreconditionError(
+                f"{doing}: its own function changed or deleted it; return the new value instead",
+                id=row.id,
+            )
+        return result
+
+    # What is looked up outside the lock.
+
+    def note_later(self, transaction: Transaction, row: AnyRow, pid: int) -> None:
+        """Once it is committed, record which namespace and process it names, if not yet known.
+
+        In a transaction of its own, since whoever looks at the host holds no lock. It shares the
+        deadline; where it fails the next write tries again.
+
+        Args:
+            transaction: the open one.
+            row: the sandbox as it was.
+            pid: what it has now.
+        """
+        new_process = pid != 0 and (pid != row.pid or not rows.process_noted(row))
+        new_netns = row.netns_inode is None and row.netns_path != "" and not row.host_network
+        if new_process or new_netns:
+            new_pid = pid if pid != row.pid else 0
+            transaction.after_commit(
+                _NoteIdentities(self._note, row.creation, new_pid, transaction.deadline)
+            )
+
+    def identifies_later(self, row: Row) -> bool:
+        """Return whether the caller's open transaction has set the pid that *row* has.
+
+        The identity of that process is recorded after the commit.
+        """
+        transaction = self.engine.own_transaction()
+        if transaction is None or rows.process_noted(row):
+            return False
+        effects = (each for each in transaction.effects() if isinstance(each, _NoteIdentities))
+        return any(effect.names(row) for effect in effects)
+
+    def _note(self, creation: int, deadline: float) -> None:
+        """Record which namespace and which process the row of *creation* names, if not known."""
+        doing = "note identities"
+        try:
+            row = writes.find_creation(creation, lambda sql, params: self.fetch(sql, params, doing))
+            if row is None:
+                return
+            rows.require_sound(row, doing)
+            vantage = Vantage.here()
+            of_netns = None if row.host_network else netns_at(row.netns_path, vantage)
+            of_process = process.identify(row.pid, vantage) if row.pid else None
+            if of_netns is not None or of_process is not None:
+                remaining = max(0.0, deadline - time.monotonic())
+                with Write(self.engine, doing, remaining) as transaction:
+                    writes.note(transaction, row, of_netns, of_process)
+        except (RegistryError, OSError) as error:
+            reraise_interrupt(error)
+            # What the caller asked for is stored; the next write tries again.
+            log.warning("%s: %r", doing, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _NoteIdentities:
+    """Effect of a commit that records the identities of one sandbox."""
+
+    record: Callable[[int, float], None]
+    creation: int
+    new_pid: int
+    """The pid that the transaction has set; 0: it was set before."""
+    deadline: float
+    """Monotonic time in seconds after which waiting stops."""
+
+    def __call__(self) -> None:
+        self.record(self.creation, self.deadline)
+
+    def names(self, row: Row) -> bool:
+        """Return whether the pid of *row* is the one that was set."""
+        return (row.creation, row.pid) == (self.creation, self.new_pid)
+
+
+def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:
+    """Return which network namespace is at *path*; None when none is to be seen."""
+    return namespaces.look(path, vantage).identity if path else None
+
+
+def check_function(doing: str, fn: object) -> None:
+    """Raise InvalidArgumentError unless *fn* can be called."""
+    if not callable(fn):
+        raise invalid(doing, "fn", fn, "is not a function of the old value")
+
+
+def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
+    """Run a caller's function inside the transaction, and say when it took long."""
+    began = time.monotonic()
+    try:
+        return fn(value)
+    finally:
+        took = time.monotonic() - began
+        if took > SLOW:
+            log.warning(
+                "%s: its function took %.1f s, and nobody else could write meanwhile; "
+                "do what is slow before or after it",
+                doing,
+                took,
+            )

@@ -1,0 +1,411 @@
+"""What the `os` module of Python 3.11 lacks, and from where we look: boot and namespaces.
+
+A number that identifies a namespace is the one of `ioctl NS_GET_ID`, which is in its file handle
+too, and which the kernel never uses again until it is booted; on a kernel without it, the inode,
+which it may use again at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import struct
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from registry.sync.interrupts import reraise_interrupt
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable
+
+CLONE_NEWUTS: Final = 0x04000000  # linux/sched.h
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWNET: Final = 0x40000000
+NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
+NS_GET_ID: Final = 0x8008B70D
+SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h
+MS_BIND: Final = 0x1000  # linux/mount.h
+MS_REC: Final = 0x4000
+MS_SHARED: Final = 0x100000
+MNT_DETACH: Final = 2
+P_PIDFD: Final = getattr(os, "P_PIDFD", 3)  # linux/wait.h; Python has it from glibc 2.36 on
+PIDFD_GET_INFO: Final = 0xC040FF0B  # linux/pidfd.h, _IOWR(0xFF, 11, struct pidfd_info), 64 bytes
+PIDFD_INFO_EXIT: Final = 8
+AT_FDCWD: Final = -100  # linux/fcntl.h
+AT_HANDLE_FID: Final = 0x200
+AT_SYMLINK_FOLLOW: Final = 0x400
+AT_EMPTY_PATH: Final = 0x1000
+STATX_INO: Final = 0x100  # linux/stat.h
+STATX_SIZE: Final = 0x200
+_STATX: Final = struct.Struct("=32xQQ88xII112x")
+"""struct statx: inode and size, major and minor number of the device."""
+FILEID_NSFS: Final = 0xF1  # linux/exportfs.h
+FD_NSFS_ROOT: Final = -10003  # linux/fcntl.h
+CAP_SYS_ADMIN: Final = 21  # linux/capability.h
+_HANDLE: Final = struct.Struct("=IiQII")
+"""struct file_handle of a namespace: bytes of what follows its type, which is struct
+nsfs_file_handle: number, type, inode."""
+_NO_HANDLE: Final = _HANDLE.pack(16, 0, 0, 0, 0)
+
+INITIAL_INODES: Final = range(0xEFFFFFF8, 0xF0000000)  # linux/nsfs.h, enum init_ns_ino
+INITIAL_PID_NS: Final = 0xEFFFFFFC
+INODES: Final = range(0xEFFFFFF8, 2**32)
+"""Of namespaces: those after the initial ones are handed out from the smallest free one."""
+IDS_PER_CPU: Final = 4096
+"""Kernel ids of namespaces that a CPU takes at a time."""
+INITIAL_IDS: Final = 8
+"""The initial namespaces have the first ids of one CPU, or of several, at most so many each."""
+FD_PIDFS_ROOT: Final = -10002  # linux/fcntl.h
+FILEID_KERNFS: Final = 0xFE  # linux/exportfs.h
+_PIDFD_HANDLE: Final = struct.Struct("=IiQ")
+"""struct file_handle of a pidfd: bytes of what follows its type, which is the inode."""
+BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Vantage:
+    """Host context of an observation; read once for many. None is what could not be read."""
+
+    boot_id: str
+    mount_ns: int | None
+    pid_ns: int | None
+    time_ns: int | None
+    in_initial_pid_ns: bool = True
+    """Whether the processes of the whole host can be seen from here."""
+    boot_ids: frozenset[str] = frozenset()
+    """Every boot id that was shown to this process. No process outlives the boot, so all of them
+    are of this boot: a container shows an id of its own, and a mount may hide the host's."""
+
+    @classmethod
+    def here(cls) -> Vantage:
+        """Return the host context of the calling thread."""
+        _read_boot_id()
+        mount_ns, time_ns = _own_namespace("mnt"), _own_namespace("time")
+        shown = frozenset(_boot_ids)
+        return cls(boot_id(), mount_ns, _own_pid_ns(), time_ns, _in_initial_pid_ns(), shown)
+
+    def is_other_boot(self, boot_id: str | None) -> bool:
+        """Return whether *boot_id* is one that was not shown of this boot; False if unknown."""
+        if not boot_id or boot_id == self.boot_id:
+            return False
+        return self.boot_id != "" and boot_id not in self.boot_ids
+
+
+def boot_id() -> str:
+    """Return the id of this boot as this process was last shown it; "" if it cannot be read."""
+    if not _boot_ids:
+        _read_boot_id()
+    return _boot_ids[-1] if _boot_ids else ""
+
+
+_boot_ids: Final[list[str]] = []
+"""Every boot id that was shown to this process, the latest one last."""
+
+
+def _read_boot_id() -> None:
+    try:
+        with open(BOOT_ID, encoding="ascii") as file:
+            text = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reraise_interrupt(error)
+        return
+    if UUID.fullmatch(text) and text not in _boot_ids[-1:]:
+        _boot_ids[:] = [*(each for each in _boot_ids if each != text), text]
+
+
+def _in_initial_pid_ns() -> bool:
+    try:
+        return os.stat("/proc/thread-self/ns/pid").st_ino == INITIAL_PID_NS
+    except OSError as error:
+        reraise_interrupt(error)
+        return False
+
+
+def may_be_initial(number: int) -> bool:
+    """Return whether the number of a namespace may be that of one the host was booted with."""
+    if number in INODES:
+        return number in INITIAL_INODES
+    return number % IDS_PER_CPU <= INITIAL_IDS
+
+
+def recurs(number: int) -> bool:
+    """Return whether the number of a namespace recurs on each boot, and so proves nothing."""
+    return number in INODES or may_be_initial(number)
+
+
+def namespace_number(fd: int) -> int | None:
+    """Return the kernel's id of the namespace open as *fd*; None where it gives none."""
+    try:
+        number = fcntl.ioctl(fd, NS_GET_ID, bytes(8))
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
+    return int.from_bytes(number, sys.byteorder)
+
+
+def namespace_number_at(path: str) -> int | None:
+    """Return the kernel's id of the namespace at *path*; None where none can be seen or is given.
+
+    Args:
+        path: below /proc: other files may block when they are opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
+    try:
+        return namespace_number(fd)
+    finally:
+        os.close(fd)
+
+
+class NamespaceHandle(NamedTuple):
+    """Which namespace is at a path: its kernel id, its type (one of CLONE_NEW*), and its inode."""
+
+    number: int
+    type: int
+    inode: int
+
+
+def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | None:
+    """Return which namespace is at *path*, without opening it.
+
+    None: none is there, or the kernel (before Linux 6.18) or a seccomp filter does not say.
+
+    Args:
+        path: without a NUL.
+        directory: descriptor to which a relative *path* refers, or AT_FDCWD.
+        flags: AT_SYMLINK_FOLLOW; AT_EMPTY_PATH with an empty *path*: *directory* itself.
+    """
+    buffer = bytearray(_NO_HANDLE)
+    name_to_handle_at, address, mount_id = _name_to_handle_at()
+    # A handle to compare with, not one to open: the file system has nothing to prepare for it.
+    if name_to_handle_at(directory, path, address(buffer), mount_id, flags | AT_HANDLE_FID):
+        return None
+    _, kind, *told = _HANDLE.unpack(buffer)
+    return NamespaceHandle(*told) if kind == FILEID_NSFS else None
+
+
+def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
+    """Return whether a namespace exists, mounted or not, with or without processes.
+
+    None: cannot be told, before Linux 6.18 or without CAP_SYS_ADMIN in the initial user namespace.
+
+    Args:
+        number: its kernel id.
+        kind: its type, one of CLONE_NEW*.
+        inode: of its file.
+    """
+    import ctypes  # noqa: PLC0415
+
+    handle = _HANDLE.pack(_HANDLE.size - 8, FILEID_NSFS, number, kind, inode)
+    ctypes.set_errno(0)
+    fd = _open_by_handle_at(FD_NSFS_ROOT, handle)
+    if fd >= 0:
+        os.close(fd)
+        return True
+    # The kernel says ESTALE too where it does not let us see the namespace.
+    stale = ctypes.get_errno() == errno.ESTALE
+    return False if stale and _is_privileged() else None
+
+
+def _is_privileged() -> bool:
+    """Return whether the calling thread has CAP_SYS_ADMIN in the initial user namespace."""
+    try:
+        with open("/proc/thread-self/status", encoding="utf-8", errors="replace") as file:
+            effective = next(line for line in file if line.startswith("CapEff:")).split()[1]
+        with open("/proc/thread-self/uid_map", encoding="ascii") as file:
+            initial = file.read().split() == ["0", "0", str(2**32 - 1)]
+    except (OSError, StopIteration, ValueError) as error:
+        reraise_interrupt(error)
+        return False
+    return initial and bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
+
+
+def pid_of_inode(inode: int) -> int:
+    """Return the pid of the running process whose pidfd has *inode*; 0 if none is found.
+
+    None is found before Linux 6.17 either, nor in another pid namespace.
+    """
+    fd = _open_by_handle_at(FD_PIDFS_ROOT, _PIDFD_HANDLE.pack(8, FILEID_KERNFS, inode))
+    if fd < 0:
+        return 0
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file.read().splitlines())
+        return max(0, int(fields.get(b"Pid", b"0")))  # -1: it has ended
+    except (OSError, ValueError) as error:
+        reraise_interrupt(error)
+        return 0
+    finally:
+        os.close(fd)
+
+
+def _open_by_handle_at(root: int, handle: bytes) -> int:
+    """Return a descriptor of what *handle* identifies in the file system *root*; -1 for none."""
+    open_by_handle_at = getattr(_libc(), "open_by_handle_at", lambda *_: -1)
+    return int(open_by_handle_at(root, handle, os.O_RDONLY | os.O_CLOEXEC))
+
+
+@cache
+def _name_to_handle_at() -> tuple[Callable[..., int], Callable[[bytearray], object], object]:
+    """Return name_to_handle_at(2), and two of its arguments.
+
+    These are a function that returns a pointer to a buffer, and a pointer to the mount id, which is
+    not read. Where libc has no such call, the function that is returned always fails.
+    """
+    import ctypes  # noqa: PLC0415
+
+    answer = ctypes.c_char * _HANDLE.size
+    call = getattr(_libc(), "name_to_handle_at", lambda *_: -1)
+    return call, answer.from_buffer, ctypes.byref(ctypes.c_int())
+
+
+def wait_status(pidfd: int) -> int | None:
+    """Return how a process ended, as wait() tells its parent, who has to have reaped it.
+
+    None while it runs or is a zombie, and before Linux 6.15.
+    """
+    info = bytearray(PIDFD_INFO_EXIT.to_bytes(8, sys.byteorder).ljust(64, b"\0"))
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, info)
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
+    told = int.from_bytes(info[:8], sys.byteorder) & PIDFD_INFO_EXIT
+    return int.from_bytes(info[60:], sys.byteorder) if told else None
+
+
+def is_absent(pid: int) -> bool:
+    """Return whether certainly no process has the pid; a zombie still has it. Needs no /proc."""
+    try:
+        if pid > 0:  # else kill(2) means a process group, or all processes
+            os.kill(pid, 0)
+            return False
+    except (ProcessLookupError, OverflowError) as error:
+        reraise_interrupt(error)
+    except OSError as error:  # it is there and not ours, or a seccomp filter refuses
+        reraise_interrupt(error)
+        return False
+    return True
+
+
+def _own_namespace(kind: str) -> int | None:
+    path = f"/proc/thread-self/ns/{kind}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        reraise_interrupt(error)
+        # No descriptor may be left, and this needs none.
+        handle = namespace_at(os.fsencode(path), AT_FDCWD, AT_SYMLINK_FOLLOW)
+        return None if handle is None else handle.number
+    try:
+        number = namespace_number(fd)
+        return os.fstat(fd).st_ino if number is None else number
+    finally:
+        os.close(fd)
+
+
+def _own_pid_ns() -> int | None:
+    """Return the pid namespace of this process, which it cannot leave; None: not readable so far.
+
+    Kept, since a pid says nothing without it, and there may be no descriptor to read it later.
+    """
+    if not _pid_ns:
+        number = _own_namespace("pid")
+        if number is None:
+            return None
+        _pid_ns[:] = [number]
+    return _pid_ns[0]
+
+
+_pid_ns: Final[list[int]] = []
+os.register_at_fork(after_in_child=_pid_ns.clear)
+
+
+def file_at(path: bytes) -> tuple[tuple[int, int] | None, int]:
+    """Return which file is at *path*, where a symlink leads too (device and inode), and its bytes.
+
+    None and 0 where none can be seen.
+
+    Asks for no times, as `os.stat` does: from Linux 6.13 on, a file whose times somebody has seen
+    notes a new one at its next write, and the sync after that takes half as long again.
+    """
+    buffer = bytearray(_STATX.size)
+    statx, address = _statx()
+    if statx(AT_FDCWD, path, 0, STATX_INO | STATX_SIZE, address(buffer)):
+        # There is none, or this libc or this container has no such call.
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            reraise_interrupt(error)
+            return None, 0
+        return (found.st_dev, found.st_ino), found.st_size
+    inode, size, major, minor = _STATX.unpack(buffer)
+    return (os.makedev(major, minor), inode), size
+
+
+@cache
+def _statx() -> tuple[Callable[..., int], Callable[[bytearray], object]]:
+    """Return statx(2), or what fails in its stead, and what makes a pointer to its answer."""
+    import ctypes  # noqa: PLC0415
+
+    answer = ctypes.c_char * _STATX.size
+    return getattr(_libc(), "statx", lambda *_: -1), answer.from_buffer
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces. Raises OSError."""
+    _call("unshare", flags, path=None)
+
+
+def setns(fd: int, flags: int) -> None:
+    """Move the calling thread into the namespace open as *fd*. Raises OSError."""
+    _call("setns", fd, flags, path=None)
+
+
+def mount(source: str | bytes, target: str | bytes, kind: str, flags: int) -> None:
+    """Mount *source* at *target*. Raises OSError with the target as its file name."""
+    _call("mount", *map(os.fsencode, (source, target, kind)), flags, None, path=target)
+
+
+def umount(target: str | bytes, flags: int) -> None:
+    """Unmount what is at *target*, following symlinks. Raises OSError with it as its file name.
+
+    A path is resolved only now. To unmount a mount that was inspected, hold it by a descriptor
+    (O_PATH) and pass the path of that in /proc/thread-self/fd.
+    """
+    _call("umount2", os.fsencode(target), flags, path=target)
+
+
+def _call(name: str, *args: object, path: str | bytes | None) -> None:
+    import ctypes  # noqa: PLC0415 - only who changes namespaces needs it
+
+    if getattr(_libc(), name)(*args) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    import ctypes  # noqa: PLC0415
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    text, number, flags = ctypes.c_char_p, ctypes.c_int, ctypes.c_ulong
+    libc.unshare.argtypes = [number]
+    libc.setns.argtypes = [number, number]
+    libc.mount.argtypes = [text, text, text, flags, ctypes.c_void_p]
+    libc.umount2.argtypes = [text, number]
+    with contextlib.suppress(AttributeError):  # a libc from before 2018
+        libc.name_to_handle_at.argtypes = [number, text, ctypes.c_void_p, ctypes.c_void_p, number]
+        libc.open_by_handle_at.argtypes = [number, text, number]
+        libc.statx.argtypes = [number, text, number, ctypes.c_uint, ctypes.c_void_p]
+    return libc

@@ -1,0 +1,453 @@
+"""Network namespaces: made, entered and removed.
+
+1. What is removed is held. umount(2) follows symlinks and a path may lead elsewhere a moment later,
+   so the directory and the entry in it are opened once, and the namespace is compared and unmounted
+   through that descriptor.
+2. Everything runs in threads of its own, never in a forked child: a child would have the caller's
+   SQLite connections. In a thread, /proc/thread-self is the right one, not /proc/self.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import stat
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from registry.errors import ClosedNetNSError, NetNSError
+from registry.host import kernel, mounts
+from registry.host.kernel import Vantage
+from registry.host.namespaces import (
+    NetNSIdentity,
+    NetNSSight,
+    Presence,
+    absent,
+    encode,
+    failed,
+    is_at,
+    look,
+    look_held,
+    opened,
+    own_identity,
+    path_of,
+)
+from registry.model.validation import check_path
+from registry.sync import threads
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+log = logging.getLogger("registry")
+
+BASE_DIR: Final = "/run/netns"
+
+
+def own_path(directory: str, registry_id: str) -> str:
+    """Return a fresh path in *directory* that carries the registry's own name."""
+    return os.path.join(directory, f"sr-{registry_id}-{uuid.uuid4()}")
+
+
+def is_own_path(path: str, registry_id: str) -> bool:
+    """Return whether *path* carries the registry's own name, as `own_path` returns it."""
+    return os.path.basename(path).startswith(f"sr-{registry_id}-")
+
+
+class NetNS:
+    """A network namespace at a path.
+
+    Source: containerd pkg/netns, NetNS; differs: it knows which namespace it stands for.
+    """
+
+    def __init__(self, path: str, identity: NetNSIdentity) -> None:
+        """Stand for the namespace *identity* at *path*; use `create` or `load`."""
+        self.path: Final = path
+        self.identity: Final = identity
+
+    def __repr__(self) -> str:
+        """Show the path and the kernel's number."""
+        return f"NetNS({self.path!r}, number={self.identity.number})"
+
+    @classmethod
+    def create(cls, path: str | None = None) -> NetNS:
+        """Make a new network namespace, with its loopback up, at *path*.
+
+        Its directory is made if it is missing, and becomes a shared mount onto itself, which stays:
+        so does `ip netns`, which could not be used beside us otherwise.
+
+        Args:
+            path: absolute, UTF-8 in every locale; nothing may be there. None: a fresh name in
+                /run/netns, which no registry takes for its own.
+        Raises:
+            InvalidArgumentError: *path* is no absolute path.
+            NetNSError: with `.errno`; nothing of it is left.
+        """
+        target = f"{BASE_DIR}/sr-{uuid.uuid4()}" if path is None else path
+        doing = f"create network namespace {target!r}"
+        check_path(doing, "path", target)
+        made: list[NetNSIdentity] = []
+        try:
+            threads.run(lambda: made.append(_make(target)))
+            return cls(target, made[0])
+        except BaseException as error:
+            for identity in made:
+                with contextlib.suppress(NetNSError):
+                    remove(target, identity)
+            if isinstance(error, OSError):
+                reraise_interrupt(error)
+                raise failed(doing, target, error) from error
+            raise
+
+    @classmethod
+    def load(cls, path: str) -> NetNS:
+        """Return the network namespace that is at *path*.
+
+        Raises:
+            ClosedNetNSError: none is there.
+            NetNSError: with `.errno`; it cannot be seen.
+        """
+        check_path(f"load network namespace {path!r}", "path", path)
+        sight = look(path, Vantage.here())
+        if sight.presence is Presence.UNSEEN:
+            message = f"load network namespace {path!r}: {sight.detail}"
+            raise NetNSError(message, path=path, errno=sight.errno)
+        if sight.identity is None:
+            raise _closed("load", path, sight.detail)
+        return cls(path, sight.identity)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the namespace is no longer at its path; another one in its place is not it.
+
+        Raises:
+            NetNSError: with `.errno`; it cannot be seen, or, EXDEV, not from here, another mount
+                namespace.
+        """
+        vantage = Vantage.here()
+        doing = f"inspect network namespace {self.path!r}"
+        return not is_at(self.identity, look(self.path, vantage), vantage, doing)
+
+    def do(self, fn: Callable[[], T]) -> T:
+        """Run *fn* inside, in a thread of its own, and return its result or raise its exception.
+
+        Raises:
+            ClosedNetNSError: the namespace is no longer at its path.
+            NetNSError: with `.errno`; it cannot be entered, or, EXDEV, not from here, another mount
+                namespace.
+        """
+        doing = f"enter network namespace {self.path!r}"
+
+        def inside() -> T:
+            vantage = Vantage.here()
+            with opened(self.path, vantage) as (sight, fd):
+                if not is_at(self.identity, sight, vantage, doing):
+                    raise _closed("enter", self.path, "it was removed")
+                try:
+                    kernel.setns(fd, kernel.CLONE_NEWNET)
+                except OSError as error:
+                    reraise_interrupt(error)
+                    raise failed(doing, self.path, error) from error
+            return fn()
+
+        try:
+            return threads.run(inside)
+        except threads.NoThreadError as error:
+            raise failed(doing, self.path, error) from error
+
+    def remove(self) -> None:
+        """Unmount the namespace and remove its file; a second time does nothing.
+
+        Another namespace at the path is left alone, and so is anything but an empty file. So is the
+        namespace of a process (/proc/PID/ns/net), which lasts as long as the process.
+
+        Raises:
+            NetNSError: with `.errno`, see `remove`.
+        """
+        remove(self.path, self.identity)
+
+
+# Removing.
+
+
+def remove(path: str, identity: NetNSIdentity | None, *, own: bool = False) -> None:
+    """Remove the namespace at *path*, and the empty file that it is mounted on; or that file alone.
+
+    Nothing is removed through a symlink. The namespace of a process, /proc/PID/ns/net, lasts as
+    long as the process: there is nothing to remove. An empty file is left where another mount
+    namespace is seen to have another namespace mounted on it.
+
+    Args:
+        path: absolute.
+        identity: which namespace it must be, any other is left alone; None: it was not recorded.
+        own: whether *path* carries the registry's own name. What is at such a path is the
+            registry's, also where *identity* is None; at any other it may be a stranger's.
+    Raises:
+        NetNSError: with `.errno`: EXDEV: it was recorded in another mount namespace, or another one
+            has it mounted; EEXIST: it was not recorded which one it is, and *path* is not the
+            registry's own; ELOOP: a symlink leads to it; or what the kernel said.
+    """
+    doing = f"remove network namespace {path!r}"
+    removal = _Removal(path, identity, own, Vantage.here(), doing)
+    try:
+        name = encode(path)
+        with contextlib.ExitStack() as stack:
+            try:
+                directory = stack.enter_context(_locked(os.path.dirname(name)))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                reraise_interrupt(error)
+                removal.is_wanted(absent(path))
+            else:
+                removal.run(directory, os.path.basename(name))
+    except (OSError, ValueError) as error:
+        reraise_interrupt(error)
+        raise failed(doing, path, error) from error
+
+
+class _Removal(NamedTuple):
+    """Removal of one namespace, with the arguments of `remove`."""
+
+    path: str
+    identity: NetNSIdentity | None
+    own: bool
+    vantage: Vantage
+    doing: str
+
+    def run(self, directory: int, name: bytes) -> None:
+        """Remove it from the entry *name* of the open *directory*."""
+        if _is_of_process(directory, name):
+            log.info("%s: nothing to remove, it lasts as long as its process", self.doing)
+            return
+        unmounted = self._unmount(directory, name)
+        self._unlink(directory, name, unmounted=unmounted)
+
+    def is_wanted(self, sight: NetNSSight) -> bool:
+        """Return whether *sight* is of the namespace to be removed.
+
+        Raises:
+            NetNSError: it cannot be told.
+        """
+        if self.identity is None and not self.own and sight.identity is not None:
+            raise self._error(
+                f"{sight.detail}, but it was not recorded which one is the sandbox's; if it is "
+                f"this one, remove it by NetNS.load({self.path!r}).remove()",
+                errno.EEXIST,
+            )
+        return is_at(self.identity, sight, self.vantage, self.doing)
+
+    def _error(self, why: str, code: int) -> NetNSError:
+        return NetNSError(f"{self.doing}: {why}", path=self.path, errno=code)
+
+    def _unmount(self, directory: int, name: bytes) -> bool:
+        """Unmount it as often as it is mounted there, and return whether it was."""
+        unmounted = refused = False
+        while True:
+            with _held(directory, name) as fd:
+                sight = self._look(fd)
+                if unmounted and self.identity is not None:
+                    # What lay beneath; the mount namespace no longer matters.
+                    there = sight.identity
+                    wanted = there is not None and self.identity.same_as(there)
+                else:
+                    wanted = self.is_wanted(sight)
+                if not wanted:
+                    return unmounted
+                try:
+                    # The mount that is held, whatever the path leads to by now.
+                    kernel.umount(path_of(fd), kernel.MNT_DETACH)
+                except OSError as error:
+                    reraise_interrupt(error)
+                    # EINVAL: another process has unmounted it meanwhile; or else again.
+                    if error.errno != errno.EINVAL or refused:
+                        raise
+                    refused = True
+                else:
+                    unmounted, refused = True, False
+
+    def _look(self, fd: int) -> NetNSSight:
+        """Return what is at the held entry *fd*, a symlink not followed.
+
+        Raises:
+            NetNSError: a symlink leads to the namespace to be removed.
+        """
+        if fd < 0:
+            return NetNSSight(self.path, Presence.ABSENT)
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            return look_held(fd, self.path, self.vantage)
+        if self.identity is not None and self.is_wanted(look(self.path, self.vantage)):
+            raise self._error(
+                "a symlink leads to it, and nothing is unmounted through one; remove the namespace "
+                "by the path at which it is mounted, then the symlink",
+                errno.ELOOP,
+            )
+        return NetNSSight(self.path, Presence.NOT_A_NAMESPACE)
+
+    def _unlink(self, directory: int, name: bytes, *, unmounted: bool) -> None:
+        """Remove the entry if it is an empty file on which nothing is mounted.
+
+        Args:
+            directory: open.
+            name: of the entry.
+            unmounted: whether the namespace to be removed was mounted on it.
+        """
+        with _held(directory, name) as fd:
+            if self._look(fd).presence is not Presence.NOT_A_NAMESPACE or not _is_empty(fd):
+                return
+            if not (unmounted or self._may_unlink(fd)):
+                return
+            try:
+                there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if os.path.samestat(there, os.fstat(fd)):
+                    os.unlink(name, dir_fd=directory)
+            except FileNotFoundError as error:
+                reraise_interrupt(error)
+
+    def _may_unlink(self, fd: int) -> bool:
+        """Return whether the empty file *fd* is no stranger's mount point, as far as can be seen.
+
+        Raises:
+            NetNSError: it cannot be told.
+        """
+        if self.identity is None and not self.own:
+            raise self._error(
+                "an empty file is there, on which another mount namespace may have a network "
+                "namespace mounted; remove it by hand if it is left over",
+                errno.EEXIST,
+            )
+        elsewhere = self.identity is not None and self.identity.was_seen_elsewhere(self.vantage)
+        if elsewhere and not self.own:
+            return False
+        for mount in mounts.elsewhere(fd):
+            if self.identity is None:
+                raise self._error(
+                    f"another mount namespace has something mounted on it, at {mount.path!r}; "
+                    "remove it there if it is this sandbox's",
+                    errno.EXDEV,
+                )
+            if mount.net_inode != self.identity.inode:
+                return False
+            sight = look(mount.path, self.vantage)
+            # Where another mount covers it, only the inode can tell.
+            covered = sight.presence in {Presence.ABSENT, Presence.NOT_A_NAMESPACE}
+            if not covered and not self.is_wanted(sight):
+                return False
+        return True
+
+
+def _is_of_process(directory: int, name: bytes) -> bool:
+    """Return whether the entry is that of a process's namespace, /proc/PID/ns/net."""
+    try:
+        return os.readlink(name, dir_fd=directory).startswith(b"net:[")
+    except OSError as error:
+        reraise_interrupt(error)
+        return False
+
+
+def _is_empty(fd: int) -> bool:
+    """Return whether *fd* is of an empty regular file."""
+    found = os.fstat(fd)
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
+
+
+@contextmanager
+def _held(directory: int, name: bytes) -> Iterator[int]:
+    """Lend a descriptor of the entry *name* of the open *directory*; -1 where there is none.
+
+    It is of the entry itself: a symlink is not followed. Of a mount point it is what is mounted on
+    top.
+    """
+    fd = -1
+    try:
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError as error:
+            reraise_interrupt(error)
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+@contextmanager
+def _locked(directory: bytes) -> Iterator[int]:
+    """Lend *directory*, opened, under the lock by which `ip netns` too changes it."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# Making.
+
+
+def _make(path: str) -> NetNSIdentity:
+    """Make a namespace, in the calling thread, mount it at *path*, and return which it is.
+
+    Raises:
+        OSError: nothing of it is left.
+    """
+    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - 144 ms that only this needs
+
+    kernel.unshare(kernel.CLONE_NEWNET)
+    try:
+        with IPRoute() as netlink:
+            netlink.link("set", index=1, state="up")
+    except NetlinkError as error:
+        raise OSError(error.code, f"loopback: {os.strerror(error.code)}") from error
+    identity = own_identity(path)
+    name = encode(path)
+    directory = os.path.dirname(name)
+    os.makedirs(directory, 0o755, exist_ok=True)
+    with _locked(directory):
+        _share(directory)
+        # Opened again: the descriptor from before lies beneath the mount that it has become.
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _mount(fd, os.path.basename(name))
+        finally:
+            os.close(fd)
+    return identity
+
+
+def _mount(directory: int, name: bytes) -> None:
+    """Make the file *name* in the open *directory*, and mount the thread's namespace on it."""
+    flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o444, dir_fd=directory)
+    try:
+        kernel.mount("/proc/thread-self/ns/net", path_of(fd), "none", kernel.MS_BIND)
+    except BaseException:
+        with suppress_os_errors():
+            there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if os.path.samestat(there, os.fstat(fd)):
+                os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _share(directory: bytes) -> None:
+    """Make *directory* a shared mount onto itself, as `ip netns` does.
+
+    Otherwise the next `ip netns add` does so, copies the mounts that are there, and removing ours
+    ends in EBUSY.
+    """
+    try:
+        kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
+    except OSError as error:
+        reraise_interrupt(error)
+        if error.errno != errno.EINVAL:
+            raise
+        kernel.mount(directory, directory, "none", kernel.MS_BIND | kernel.MS_REC)
+        kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)
+
+
+def _closed(verb: str, path: str, why: str) -> ClosedNetNSError:
+    return ClosedNetNSError(f"{verb} network namespace {path!r}: it is closed, {why}", path=path)

@@ -1,0 +1,7 @@
+"""What a sandbox is, as values without input or output.
+
+validation    checks of single values
+status        State, Status, UpdateFunc
+cni           the answer of the CNI plugins
+metadata      Metadata: what is fixed when a sandbox is created
+"""

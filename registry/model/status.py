@@ -1,0 +1,139 @@
+"""The state of a sandbox, and the life cycle that it goes through.
+
+      add               update                  update
+    ───────▶ UNKNOWN ──────────▶ READY ──────────────────▶ NOTREADY ──────▶ (deleted)
+                │                                             ▲      delete
+                └─────────────────────────────────────────────┘
+                      update: the creation was given up
+
+UNKNOWN: the record of a creation under way; namespace and process may or may not exist yet.
+READY: the sandbox runs.
+NOTREADY: it no longer runs, and nothing more is implied: the namespace may still have to be
+removed, and its name stays reserved until it is deleted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from registry.model.validation import check_integer, check_text, invalid
+
+
+class State(IntEnum):
+    """State of a sandbox; `str()` is the CRI's name for it, which is also what SQL stores.
+
+    The numbers are those of containerd/cri v1.0. containerd 2 renumbered its own, hence they are
+    never stored.
+    """
+
+    UNKNOWN = 0
+    READY = 1
+    NOTREADY = 2
+
+    def __str__(self) -> str:
+        """Return `SANDBOX_UNKNOWN`, `SANDBOX_READY` or `SANDBOX_NOTREADY`."""
+        return _TEXTS[self]
+
+    @classmethod
+    def parse(cls, text: str) -> State:
+        """Return the state that *text*, as `str()` wrote it, names.
+
+        Raises:
+            ValueError: *text* names none.
+        """
+        state = _BY_TEXT.get(text)
+        if state is None:
+            raise ValueError(f"{text!r} is not a sandbox state")
+        return state
+
+
+_TEXTS: Final = tuple(f"SANDBOX_{state.name}" for state in State)
+_BY_TEXT: Final[Mapping[str, State]] = {str(state): state for state in State}
+
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
+    {
+        State.UNKNOWN: frozenset({State.READY, State.NOTREADY}),
+        State.READY: frozenset({State.NOTREADY}),
+        State.NOTREADY: frozenset(),
+    }
+)
+"""The life cycle as data. The reconciler keeps to it; the store, like containerd's, accepts any
+change but one back to UNKNOWN, and an UpdateFunc that wants strictness consults it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What changes in the life of a sandbox.
+
+    Times are integer nanoseconds since the Unix epoch, UTC; 0 is unset. *state* has no default:
+    containerd's zero value is READY, which has called many a half-made sandbox ready.
+
+    Source: containerd pkg/store/sandbox/status.go, Status; reason and message are ours.
+    """
+
+    state: State
+    pid: int = 0
+    """Process id of the init (pause) process; 0 when there is none."""
+    created_at: int = 0
+    exited_at: int = 0
+    exit_status: int | None = None
+    """Exit status of the init process; None while it runs or when nobody saw it."""
+    reason: str = ""
+    """Why the sandbox is in this state: a CamelCase word, as in Kubernetes conditions."""
+    message: str = ""
+    """The same for people."""
+
+
+UpdateFunc = Callable[[Status], Status]
+"""Takes the latest committed status and returns the one to store; raising changes nothing."""
+
+
+class StatusStorage(Protocol):
+    """The status of one sandbox, read and changed atomically.
+
+    Source: containerd pkg/store/sandbox/status.go, StatusStorage.
+    """
+
+    def get(self) -> Status:
+        """Return the latest committed status."""
+
+    def update(self, fn: UpdateFunc, /) -> Status:
+        """Store what *fn* makes of the latest status, and return it once it is committed."""
+
+
+PID_MAX: Final = 2**31 - 1
+TIME_MAX: Final = 2**63 - 1
+REASON_MAX: Final = 1024
+MESSAGE_MAX: Final = 32 * 1024
+"""Characters; both bounds are those of Kubernetes conditions."""
+_REASON: Final = re.compile(r"([A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?)?")
+
+
+def validate(status: object, doing: str) -> Status:
+    """Return *status* if every field can be stored, and say what is wrong with it otherwise.
+
+    Args:
+        status: what a caller or an UpdateFunc handed over.
+        doing: what is being done and to which object; it begins the message.
+    Raises:
+        InvalidArgumentError: with `.field` and `.value`.
+    """
+    if not isinstance(status, Status):
+        raise invalid(doing, "status", status, "is not a registry.Status")
+    if not isinstance(status.state, State):
+        raise invalid(doing, "state", status.state, "is not a registry.State")
+    check_integer(doing, "pid", status.pid, 0, PID_MAX)
+    check_integer(doing, "created_at", status.created_at, 0, TIME_MAX)
+    check_integer(doing, "exited_at", status.exited_at, 0, TIME_MAX)
+    if status.exit_status is not None:
+        check_integer(doing, "exit_status", status.exit_status, -(2**31), 2**32 - 1)
+    reason = check_text(doing, "reason", status.reason, REASON_MAX)
+    if not _REASON.fullmatch(reason):
+        raise invalid(doing, "reason", reason, "is not a CamelCase word")
+    check_text(doing, "message", status.message, MESSAGE_MAX)
+    return status

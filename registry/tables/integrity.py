@@ -1,0 +1,338 @@
+"""What must hold of the data in a registry, one function for each rule.
+
+`run` reports everything that is broken, none hidden by the first; a rule that cannot even be asked
+is reported itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from sqlalchemy import CheckConstraint, create_engine
+
+from registry.cri import PodSandboxConfig
+from registry.engine.driver import WAL_MAX, Connection
+from registry.engine.file_locks import snapshot_keepers
+from registry.engine.paths import size
+from registry.errors import RegistryError
+from registry.model.metadata import validate as validate_metadata
+from registry.model.status import validate as validate_status
+from registry.sync.interrupts import reraise_interrupt
+from registry.tables.rows import (
+    ROWS,
+    Row,
+    as_text,
+    config_json,
+    damage,
+    label_rows,
+    load_status,
+    metadata_columns,
+)
+from registry.tables.schema import HISTORY_MAX, LEVEL, REVISION, metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule that does not hold; *sandbox_id* is "" where it is about the whole file."""
+
+    rule: str
+    sandbox_id: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        whose = f" of sandbox {self.sandbox_id!r}" if self.sandbox_id else ""
+        return f"{self.rule}{whose}: found {self.found}, expected {self.expected}"
+
+
+Rule = Callable[[Connection], Iterator[Violation]]
+
+
+def run(connection: Connection) -> list[Violation]:
+    """Return every violation that *connection* sees in one snapshot; writes nothing."""
+    violations: list[Violation] = []
+    for rule in RULES:
+        name = rule.__name__
+        try:
+            violations.extend(rule(connection))
+        except (sqlite3.Error, RegistryError, ValueError) as error:
+            violations.append(Violation(name, "", f"{error}", "a rule that can be asked"))
+    return violations
+
+
+def file_is_whole(connection: Connection) -> Iterator[Violation]:
+    """SQLite finds its own structure in order, and every constraint met."""
+    for (line,) in connection.fetch("PRAGMA integrity_check"):
+        if line != "ok":
+            yield Violation("file_is_whole", "", line, "ok")
+    for table, rowid, parent, _ in connection.fetch("PRAGMA foreign_key_check"):
+        if table not in metadata.tables:
+            continue  # of another tool
+        found = f"{table} row {rowid} without its row in {parent}"
+        yield Violation("file_is_whole", "", found, "no row without its parent")
+
+
+def _is_ours(connection: Connection) -> bool:
+    """Whether the schema is the one that we know; a newer one may allow more."""
+    return connection.fetch("SELECT level FROM registry") == [(LEVEL,)]
+
+
+def log_can_be_reset(connection: Connection) -> Iterator[Violation]:
+    """No process keeps a snapshot for so long that the write-ahead log grows past its bound.
+
+    A log of up to twice the bound says nothing of who reads now: it may have grown long since, and
+    waits for the next write to be reset, as each write then waits for readers.
+    """
+    path = connection.fetch("PRAGMA database_list")[0][2]
+    bytes = size(f"{path}-wal")
+    if bytes > 2 * WAL_MAX:
+        for keeper in snapshot_keepers(path, ours=1):  # the one of this check
+            found = f"{keeper} keeps a snapshot, and the log has {bytes} bytes"
+            yield Violation("log_can_be_reset", "", found, f"at most {WAL_MAX} bytes")
+
+
+def constraints_hold(connection: Connection) -> Iterator[Violation]:
+    """Every CHECK is met; SQLite's own check leaves them out where a file is only read."""
+    if not _is_ours(connection):
+        return
+    for table in metadata.tables.values():
+        whose = next((name for name in ("sandbox_id", "id") if name in table.c), "''")
+        for check in table.constraints:
+            if isinstance(check, CheckConstraint):
+                query = f"SELECT {whose} FROM {table.name} WHERE NOT ({check.sqltext})"  # noqa: S608
+                for (id,) in connection.fetch(query):
+                    yield Violation("constraints_hold", id, f"not so: {check.sqltext}", "so")
+
+
+def schema_is_whole(connection: Connection) -> Iterator[Violation]:
+    """Every object of the schema is there, word for word, and its tables and views have no others.
+
+    Tables and views of other tools in the file, Litestream's say, are left alone.
+    """
+    if not _is_ours(connection):
+        return
+    expected = _expected_words()
+    names = [key.partition(" ")[2] for key in expected if key.startswith(("table ", "view "))]
+    ours = ", ".join(f"'{name}'" for name in names)
+    found = words(connection.fetch(f"{OBJECTS} AND tbl_name IN ({ours})"))
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            shown = f"{key}: {found.get(key, 'nothing')}"
+            yield Violation("schema_is_whole", "", shown, expected.get(key, "nothing"))
+
+
+OBJECTS: Final = (
+    "SELECT type || ' ' || name, sql FROM sqlite_master"
+    " WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%' AND name <> 'alembic_version'"
+)
+
+
+def words(objects: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return what SQLite keeps of each object, by type and name, white space made alike."""
+    return {key: re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split())) for key, sql in objects}
+
+
+@cache
+def _expected_words() -> dict[str, str]:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        expected = words(tuple(row) for row in connection.exec_driver_sql(OBJECTS).all())
+    engine.dispose()
+    return expected
+
+
+def registry_says_who_it_is(connection: Connection) -> Iterator[Violation]:
+    """Once, with an id that can be part of a file's name, and the revision that made it."""
+    rule = "registry_says_who_it_is"
+    found = connection.fetch("SELECT registry_id, level, min_reader, min_writer FROM registry")
+    if len(found) != 1:
+        yield Violation(rule, "", f"{len(found)} rows", "one row")
+    for registry_id, level, *oldest in found:
+        if not re.fullmatch("[0-9a-f]{32}", registry_id):
+            yield Violation(rule, "", f"registry_id {registry_id!r}", "32 hexadecimal digits")
+        if not all(1 <= each <= level for each in oldest):
+            yield Violation(rule, "", f"level {level}, readable from {oldest}", "1 to its level")
+        revisions = connection.fetch("SELECT version_num FROM alembic_version")
+        if level == LEVEL and revisions != [(REVISION,)]:
+            yield Violation(rule, "", f"revisions {revisions}", REVISION)
+
+
+def sandbox_has_status(connection: Connection) -> Iterator[Violation]:
+    """Neither row of a sandbox exists without the other."""
+    query = (
+        "SELECT id, 'no status' FROM sandboxes WHERE id NOT IN"
+        " (SELECT sandbox_id FROM sandbox_statuses)"
+        " UNION ALL SELECT sandbox_id, 'no sandbox' FROM sandbox_statuses WHERE sandbox_id NOT IN"
+        " (SELECT id FROM sandboxes)"
+        " UNION ALL SELECT DISTINCT sandbox_id, 'labels without a sandbox' FROM sandbox_labels"
+        " WHERE sandbox_id NOT IN (SELECT id FROM sandboxes)"
+    )
+    for id, found in connection.fetch(query):
+        yield Violation("sandbox_has_status", id, found, "a sandbox and its status")
+
+
+def identities_are_of_something(connection: Connection) -> Iterator[Violation]:
+    """Which process or namespace it is, is noted only of a pid or a path that there is."""
+    rule, expected = "identities_are_of_something", "no identity"
+    query = (
+        "SELECT sandbox_id, 'of process 0' FROM sandbox_statuses WHERE pid = 0 AND"
+        " coalesce(process_boot_id, process_pid_ns, process_time_ns, process_inode,"
+        " process_start_time) IS NOT NULL UNION ALL"
+        " SELECT id, 'of no namespace' FROM sandboxes WHERE netns_path = '' AND"
+        " netns_inode IS NOT NULL UNION ALL"
+        " SELECT id, 'of no creator' FROM sandboxes WHERE creator_pid IS NULL AND"
+        " coalesce(creator_boot_id, creator_inode, creator_start_time) IS NOT NULL"
+    )
+    for id, found in connection.fetch(query):
+        yield Violation(rule, id, found, expected)
+
+
+def nobody_is_leaving(connection: Connection) -> Iterator[Violation]:
+    """A deletion is announced and done in one transaction."""
+    query = "SELECT sandbox_id FROM sandbox_statuses WHERE leaving"
+    for (id,) in connection.fetch(query):
+        yield Violation("nobody_is_leaving", id, "leaving = 1", "leaving = 0")
+
+
+def values_are_valid(connection: Connection) -> Iterator[Violation]:
+    """Every row decodes, to values that the store would accept."""
+    ours = _is_ours(connection)
+    for row in _rows(connection):
+        found = damage(row)
+        if found:
+            yield Violation("values_are_valid", as_text(row.id), found, "values of the schema")
+        try:
+            metadata, status = row.metadata(), load_status(row)
+            if ours:
+                validate_metadata(metadata, "check")
+                validate_status(status, "check")
+        except (RegistryError, ValueError) as error:
+            yield Violation("values_are_valid", row.id, str(error), "values that can be added")
+
+
+def columns_are_true(connection: Connection) -> Iterator[Violation]:
+    """What is taken out of a config to be filtered by is what the config says."""
+    for row in _rows(connection):
+        try:
+            expected = metadata_columns(row.metadata())
+        except RegistryError:
+            continue  # values_are_valid says so
+        names = ("pod", "namespace", "uid", "attempt", "host_network")
+        query = f"SELECT {', '.join(names)} FROM sandboxes WHERE creation = :of"  # noqa: S608
+        (found,) = connection.fetch(query, {"of": row.creation})
+        for name, value in zip(names, found, strict=True):
+            if value != expected[name]:
+                yield Violation(
+                    "columns_are_true", row.id, f"{name} = {value!r}", repr(expected[name])
+                )
+
+
+def labels_are_true(connection: Connection) -> Iterator[Violation]:
+    """The label rows are the labels of the config."""
+    query = (
+        "SELECT key, value FROM sandbox_labels JOIN sandboxes ON id = sandbox_id"
+        " WHERE creation = :of"
+    )
+    for row in _rows(connection):
+        try:
+            expected = {label["key"]: label["value"] for label in label_rows(row.metadata())}
+        except RegistryError:
+            continue
+        found = dict(connection.fetch(query, {"of": row.creation}))
+        if found != expected:
+            yield Violation("labels_are_true", row.id, repr(found), repr(expected))
+
+
+def config_json_is_true(connection: Connection) -> Iterator[Violation]:
+    """The config for people means what the config for the program means.
+
+    But for fields that we do not know: of those that a newer program knows it writes both forms.
+    """
+    from google.protobuf import json_format  # noqa: PLC0415 - see rows.config_json
+
+    query = "SELECT id, config, config_json FROM sandboxes WHERE config IS NOT NULL"
+    for id, data, text in connection.fetch(query):
+        try:
+            stored = PodSandboxConfig.FromString(data)
+            stored.DiscardUnknownFields()
+            known = stored.ByteSize() == len(data)
+            shown = PodSandboxConfig()
+            json_format.ParseDict(json.loads(text), shown, ignore_unknown_fields=not known)
+            by_proto_names = not known or json.loads(text) == json.loads(config_json(stored))
+        except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
+            reraise_interrupt(error)
+            yield Violation("config_json_is_true", id, str(error), "a config in both forms")
+            continue
+        if stored != shown or not by_proto_names:
+            yield Violation("config_json_is_true", id, text, json_format.MessageToJson(stored))
+
+
+def history_is_whole(connection: Connection) -> Iterator[Violation]:
+    """No transition is missing between the oldest that is kept and the newest."""
+    query = "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0), count(*) FROM sandbox_transitions"
+    ((oldest, newest, count),) = connection.fetch(query)
+    if count != newest - oldest + 1:
+        found = f"{count} transitions from seq {oldest} to {newest}"
+        yield Violation("history_is_whole", "", found, str(newest - oldest + 1))
+    if oldest > 1 and newest - oldest + 1 < HISTORY_MAX:
+        yield Violation("history_is_whole", "", f"it begins with seq {oldest}", "seq 1")
+
+
+def history_is_true(connection: Connection) -> Iterator[Violation]:
+    """Transitions follow one upon another, and the last one says what is so now."""
+    query = (
+        "SELECT sandbox_id, seq, event, from_state, to_state FROM sandbox_transitions ORDER BY seq"
+    )
+    last: dict[str, str | None] = {}
+    first_seq = None
+    for id, seq, event, from_state, to_state in connection.fetch(query):
+        first_seq = first_seq or seq
+        known = last.get(id)
+        if event == "changed" and from_state == to_state:
+            yield Violation("history_is_true", id, f"seq {seq} changes nothing", "another state")
+        if id not in last and event != "created" and first_seq == 1:
+            yield Violation("history_is_true", id, f"seq {seq} is its first", "its creation")
+        if id in last and event != "created" and from_state != known:
+            yield Violation("history_is_true", id, f"seq {seq} from {from_state}", f"from {known}")
+        if id in last and event == "created" and known is not None:
+            yield Violation("history_is_true", id, f"seq {seq} creates it again", "one creation")
+        last[id] = to_state
+    states = connection.fetch("SELECT sandbox_id, state FROM sandbox_statuses")
+    now = dict(states)
+    for id, state in last.items():
+        if now.get(id) != state:
+            found = f"last transition to {state}, status {now.get(id)}"
+            yield Violation("history_is_true", id, found, "both the same")
+    if first_seq in {None, 1}:  # else the beginning of its history may be compacted
+        for id in now.keys() - last.keys():
+            yield Violation("history_is_true", id, "no transition", "its creation")
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    file_is_whole,
+    log_can_be_reset,
+    constraints_hold,
+    schema_is_whole,
+    registry_says_who_it_is,
+    sandbox_has_status,
+    identities_are_of_something,
+    nobody_is_leaving,
+    values_are_valid,
+    columns_are_true,
+    labels_are_true,
+    config_json_is_true,
+    history_is_whole,
+    history_is_true,
+)
+
+
+def _rows(connection: Connection) -> list[Row]:
+    return [Row(*row) for row in connection.fetch(ROWS.sql)]

@@ -1,0 +1,296 @@
+"""Whether this code may use a file, and bringing an older one up to date.
+
+The number in `registry.level` answers for an up-to-date file, so that opening one imports no
+Alembic. The revisions themselves are in `migrations/`, beside this package in a checkout and inside
+it when installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import select
+
+from registry.engine import Connection, Transaction
+from registry.engine.continuity import give_number, next_number
+from registry.engine.driver import RESTORE, Fetch
+from registry.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    NotFoundError,
+    SchemaVersionError,
+)
+from registry.sync.locks import Mutex
+from registry.tables.schema import APPLICATION_ID, LEVEL, REVISION
+from registry.tables.schema import metadata as schema_metadata
+from registry.tables.schema import registry as registry_table
+from registry.tables.statements import Statement
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+
+class Version(NamedTuple):
+    """What a registry says of itself: its level, and the oldest that may read and write it."""
+
+    level: int
+    min_reader: int
+    min_writer: int
+
+
+_VERSION: Final = Statement(lambda: select(*(registry_table.c[name] for name in Version._fields)))
+REGISTRY_ID: Final = Statement(lambda: select(registry_table.c.registry_id))
+
+
+def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -> None:
+    """Create or upgrade the registry that *connection* has open, where it is needed.
+
+    Called under the write lock, outside a transaction. An empty file becomes a registry if
+    *create*, an older one is brought up to date if *upgrade*, each in one transaction.
+
+    Raises:
+        DataLossError, NotFoundError, SchemaVersionError: as `verify`.
+    """
+    if verify(connection, path, create=create, upgrade=upgrade):
+        doing = f"open registry {path!r}"
+        _upgrade(connection, doing, path)
+        admit(connection.fetch, doing, path)
+
+
+def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) -> bool:
+    """Return whether what *connection* has open must be upgraded before this code may use it.
+
+    Writes nothing.
+
+    Args:
+        connection: a database.
+        path: of its file.
+        create: an empty one may be upgraded.
+        upgrade: an older registry may be.
+    Raises:
+        DataLossError: the database is not a registry.
+        NotFoundError: it is empty, and may not be upgraded.
+        SchemaVersionError: its schema is too new, or too old and may not be upgraded.
+        FailedPreconditionError: it must be upgraded, and the revisions cannot be read.
+    """
+    doing = f"open registry {path!r}"
+    if _is_empty(connection):
+        if not create:
+            raise NotFoundError(f"{doing}: the database file is empty", path=path)
+        require_revisions(doing, path)
+        return True
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise not_a_registry(connection, doing, path)
+    old = _version(connection.fetch, doing, path).level < LEVEL
+    if old and not upgrade:
+        advice = "open it for writing with upgrade=True"
+        raise _refused(connection.fetch, doing, path, advice)
+    if old:
+        require_revisions(doing, path)
+    else:
+        admit(connection.fetch, doing, path)
+    return old
+
+
+def not_a_registry(connection: Connection, doing: str, path: str) -> DataLossError:
+    """Return the error for an SQLite database that has another application_id than a registry."""
+    advice = "is the path right?"
+    with suppress(sqlite3.Error):
+        tables = connection.fetch("SELECT name FROM sqlite_master WHERE type = 'table'")
+        if {(name,) for name in schema_metadata.tables} <= set(tables):
+            advice = (
+                "it has the tables of one: if it was made from a .dump, which leaves the id out, "
+                f"run PRAGMA application_id = {APPLICATION_ID} in it, and check it then"
+            )
+    return DataLossError(
+        f"{doing}: it is an SQLite database but no registry (application_id); {advice}", path=path
+    )
+
+
+def admit(fetch: Fetch, doing: str, path: str) -> bool:
+    """Tell whether code of this level may write the registry, which it may read.
+
+    Raises:
+        SchemaVersionError: it may not even read it.
+        DataLossError: it is no registry.
+    """
+    version = _version(fetch, doing, path)
+    if version.min_reader > LEVEL:
+        raise _refused(fetch, doing, path, "upgrade this program")
+    return version.min_writer <= LEVEL
+
+
+def guard(transaction: Transaction) -> None:
+    """Refuse to write where another process has upgraded the registry past what we know.
+
+    Raises:
+        SchemaVersionError: with both revisions.
+    """
+    fetch, doing, path = transaction.fetch, transaction.doing, transaction.path
+    if not admit(fetch, doing, path):
+        raise _refused(fetch, doing, path, "upgrade this program")
+
+
+def _version(fetch: Fetch, doing: str, path: str) -> Version:
+    try:
+        found = fetch(_VERSION.sql, {})
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise  # it may be a registry, but cannot be read now
+        raise _damaged(doing, path, str(error)) from error
+    if len(found) != 1:
+        raise _damaged(doing, path, f"table registry has {len(found)} rows")
+    return Version(*map(int, found[0]))
+
+
+def _damaged(doing: str, path: str, why: str) -> DataLossError:
+    return DataLossError(
+        f"{doing}: it says that it is a registry (application_id), but not of which schema: {why}; "
+        f"{RESTORE}",
+        path=path,
+    )
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    """Whether nobody has put anything in; a creation that was interrupted has not either."""
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    return (tables, application_id) == (0, 0)
+
+
+def _refused(fetch: Fetch, doing: str, path: str, advice: str) -> SchemaVersionError:
+    revisions = fetch("SELECT version_num FROM alembic_version", {})
+    found = ", ".join(str(revision) for (revision,) in revisions) or "none"
+    return SchemaVersionError(
+        f"{doing}: its schema is at revision {found!r}, this program's at {REVISION!r}; {advice}",
+        path=path,
+        found=found,
+        supported=REVISION,
+    )
+
+
+def _upgrade(connection: Connection, doing: str, path: str) -> None:
+    """Apply all revisions that are missing, in one transaction with the record of them.
+
+    Raises:
+        DataLossError: they do not fit what is there.
+        RegistryError: for a driver error, by its code.
+    """
+    # Off, or rebuilding a table deletes the rows that refer to it; and not to be changed inside.
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        if not _is_empty(connection):
+            # A log must begin with the schema of the file: by it a backup is told from the file.
+            _numbered(connection, lambda _: None)
+        _numbered(connection, _run_alembic)
+    except Exception as error:
+        _roll_back(connection)
+        if type(error).__module__.partition(".")[0] not in {"alembic", "sqlalchemy"}:
+            raise
+        cause = getattr(error, "orig", None)
+        if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise cause from error
+        raise DataLossError(
+            f"{doing}: bringing its schema up to date failed, and it is as it was: {error}; "
+            f"if its schema was changed by hand, {RESTORE}",
+            path=path,
+        ) from error
+    except BaseException:
+        _roll_back(connection)
+        raise
+    finally:
+        connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _numbered(connection: sqlite3.Connection, change: Callable[[sqlite3.Connection], None]) -> None:
+    """Run *change* in a transaction and commit it under the next number."""
+    connection.execute("BEGIN IMMEDIATE")
+    number = next_number(connection)
+    change(connection)
+    give_number(connection, number)
+    connection.execute("COMMIT")
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+def _run_alembic(connection: sqlite3.Connection) -> None:
+    visitor = object()
+    try:
+        _alembic.acquire(visitor, None)
+        _run_alembic_alone(connection)
+    finally:
+        _alembic.release(visitor)
+
+
+# What a revision calls, `alembic.op`, is one for the whole process.
+_alembic: Final = Mutex()
+os.register_at_fork(after_in_child=_alembic.__init__)  # type: ignore[misc]
+
+
+def _run_alembic_alone(connection: sqlite3.Connection) -> None:
+    from alembic import command  # noqa: PLC0415 - 322 ms that an up-to-date registry is spared
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", scripts().replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    with alchemy(connection) as joined:
+        config.attributes["connection"] = joined
+        command.upgrade(config, "head")
+
+
+def scripts() -> str:
+    """Return the directory of the revisions: inside the package, or beside it in a checkout."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    inside = os.path.join(package, "migrations")
+    return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(package), "migrations")
+
+
+def require_revisions(doing: str, path: str) -> None:
+    """Raise unless Alembic can read the revisions, which it reads as files.
+
+    Raises:
+        FailedPreconditionError: it cannot, since the package is in a zip file for example.
+    """
+    folder = scripts()
+    if not os.access(os.path.join(folder, "versions"), os.R_OK | os.X_OK):
+        raise FailedPreconditionError(
+            f"{doing}: the migrations, which create or upgrade it, cannot be read as files in "
+            f"{folder!r}; install the package unpacked",
+            path=path,
+        )
+
+
+@contextmanager
+def alchemy(connection: sqlite3.Connection) -> Iterator[sqlalchemy.Connection]:
+    """Lend *connection* to SQLAlchemy inside the transaction that it is in.
+
+    Whatever SQLAlchemy thinks it commits or rolls back, who began the transaction ends it.
+    """
+    from sqlalchemy import StaticPool, create_engine  # noqa: PLC0415
+
+    engine = create_engine("sqlite://", creator=lambda: _Lent(connection), poolclass=StaticPool)
+    with engine.connect() as lent:
+        yield lent
+
+
+class _Lent:
+    """A driver connection whose transaction is somebody else's."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def commit(self) -> None:
+        """Leave the transaction as it is."""
+
+    rollback = close = commit

@@ -1,0 +1,230 @@
+"""What a call changes in the tables, inside the transaction of whoever calls.
+
+Nothing here looks at the host, takes a lock or has an effect outside the file.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from registry.engine import Transaction
+from registry.engine.driver import Fetch
+from registry.errors import (
+    AlreadyExistsError,
+    AmbiguousPrefixError,
+    FailedPreconditionError,
+    NameReservedError,
+)
+from registry.host import kernel
+from registry.host.namespaces import NetNSIdentity
+from registry.host.process import ProcessIdentity
+from registry.model.metadata import Metadata
+from registry.model.status import TIME_MAX, State, Status
+from registry.model.validation import check_integer
+from registry.tables import rows
+from registry.tables.rows import AnyRow, Row, StatusRow
+
+NAMED: Final = 10
+"""Ids that a message names before it only counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who writes, and by which clock (ns since the Unix epoch)."""
+
+    actor: str
+    clock: Callable[[], int]
+
+    def sign(self, previous: int | None) -> dict[str, object]:
+        """Return the columns that say who wrote a status row; never at the time *previous*.
+
+        The triggers take a row whose changed_at stands still for one written by plain SQL.
+        """
+        now = check_integer("read the clock", "clock", self.clock(), 0, TIME_MAX - 1)
+        return {
+            "changed_at": now + 1 if now == previous else now,
+            "actor": self.actor,
+            "boot_id": kernel.boot_id() or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """What was there when a sandbox was added."""
+
+    netns: NetNSIdentity | None
+    process: ProcessIdentity | None
+    creator: ProcessIdentity | None
+
+
+def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
+    """Return the sandbox whose id is *prefix*, else the only one whose id begins with it.
+
+    Raises:
+        AmbiguousPrefixError: several ids begin so.
+    """
+    exact = fetch(rows.ROW_BY_ID.sql, {"id": prefix})
+    if exact:
+        return Row(*exact[0])
+    known = fetch(rows.IDS_BY_PREFIX.sql, rows.prefix_params(prefix))
+    ids = tuple(str(id) for id, _ in known)
+    if len(ids) > 1:
+        named = ", ".join(repr(id) for id in ids[:NAMED])
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        raise AmbiguousPrefixError(
+            f"{doing}: {len(ids)} ids begin so: {named}{more}; give more of it",
+            field="id",
+            value=prefix,
+            prefix=prefix,
+            ids=ids,
+        )
+    return find_creation(known[0][1], fetch) if known else None
+
+
+def find_creation(creation: int, fetch: Fetch) -> Row | None:
+    """Return the sandbox of *creation*; None when it has been deleted."""
+    found = fetch(rows.ROW_BY_CREATION.sql, {"creation": creation})
+    return Row(*found[0]) if found else None
+
+
+def find_status(creation: int, fetch: Fetch) -> StatusRow | None:
+    """Return the status of *creation*; None when it has been deleted."""
+    found = fetch(rows.STATUS_BY_CREATION.sql, {"creation": creation})
+    return StatusRow._make(found[0]) if found else None
+
+
+def find_changeable(creation: int, fetch: Fetch) -> AnyRow | None:
+    """Return what of *creation* can be changed; None when it has been deleted."""
+    row = find_status(creation, fetch)
+    unknown = row is not None and row.state == str(State.UNKNOWN)
+    return find_creation(creation, fetch) if unknown else row
+
+
+def insert(
+    transaction: Transaction,
+    metadata: dict[str, object],
+    labels: list[dict[str, object]],
+    status: Status,
+    *,
+    identities: Identities,
+    author: Author,
+) -> Row:
+    """Insert both rows of a sandbox, and its labels.
+
+    Args:
+        transaction: the open one.
+        metadata: its columns, encoded before the lock was taken.
+        labels: their rows.
+        status: of the new sandbox.
+        identities: what was looked up before the lock was taken.
+        author: who writes.
+    Raises:
+        AlreadyExistsError, NameReservedError: the id or the name is taken.
+    """
+    _refuse_taken(transaction, str(metadata["id"]), str(metadata["name"]))
+    # Random: a number from a sequence would be given again after a rollback, and a handle that
+    # the rollback left behind would stand for another sandbox.
+    creation = secrets.randbits(62)
+    transaction.execute(
+        rows.INSERT_SANDBOX.sql,
+        {
+            "creation": creation,
+            **metadata,
+            **rows.netns_columns(identities.netns),
+            **rows.creator_columns(identities.creator),
+        },
+    )
+    transaction.execute_many(rows.INSERT_LABEL.sql, labels)
+    transaction.execute(
+        rows.INSERT_STATUS.sql,
+        {
+            "sandbox_id": metadata["id"],
+            **rows.status_columns(status),
+            **rows.process_columns(identities.process),
+            **author.sign(None),
+        },
+    )
+    return _written(transaction, creation)
+
+
+def _refuse_taken(transaction: Transaction, id: str, name: str) -> None:
+    taken = dict(transaction.fetch(rows.TAKEN.sql, {"id": id, "name": name}))
+    if id in taken:
+        raise AlreadyExistsError(
+            f"{transaction.doing}: the id is taken; delete that sandbox first", id=id
+        )
+    for holder in taken:
+        raise NameReservedError(
+            f"{transaction.doing}: name {name!r} is reserved for {holder!r}; "
+            "delete that sandbox first",
+            id=id,
+            name=name,
+            holder=holder,
+        )
+
+
+def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> Row:
+    """Store *metadata* for the sandbox of *row*; another path is another, unknown namespace."""
+    recorded = rows.load_netns(row) if metadata.netns_path == row.netns_path else None
+    transaction.execute(
+        rows.UPDATE_METADATA.sql,
+        {**rows.metadata_columns(metadata), **rows.netns_columns(recorded), "of": row.creation},
+    )
+    transaction.execute(rows.DELETE_LABELS.sql, {"id": row.id})
+    transaction.execute_many(rows.INSERT_LABEL.sql, rows.label_rows(metadata))
+    return _written(transaction, row.creation)
+
+
+def replace_status(transaction: Transaction, row: AnyRow, status: Status, author: Author) -> None:
+    """Store *status* for the sandbox of *row*; another pid is another, unknown process.
+
+    Args:
+        transaction: the open one, in which *row* was read.
+        row: the sandbox as it is.
+        status: that it is to have.
+        author: who writes.
+    Raises:
+        FailedPreconditionError: it leads back to UNKNOWN.
+    """
+    if status.state is State.UNKNOWN and row.state != str(State.UNKNOWN):
+        raise FailedPreconditionError(
+            f"{transaction.doing}: no way leads from {row.state} back to {status.state}", id=row.id
+        )
+    before, columns = rows.status_of(row), rows.status_columns(status)
+    pairs = zip(columns.items(), before, strict=True)
+    changed = {name: value for (name, value), old in pairs if value != old}
+    if "pid" in changed:
+        changed |= rows.process_columns(None)
+    changed |= author.sign(row.changed_at)
+    transaction.execute(rows.updating_status(tuple(changed)), {**changed, "of": row.creation})
+
+
+def delete(transaction: Transaction, row: Row, author: Author) -> None:
+    """Delete the sandbox of *row*, which is there; the history says who did it."""
+    signature = author.sign(row.changed_at)
+    transaction.execute(rows.ANNOUNCE_DELETION.sql, {"of": row.creation, "leaving": 1, **signature})
+    transaction.execute(rows.DELETE.sql, {"creation": row.creation})
+
+
+def note(
+    transaction: Transaction,
+    row: Row,
+    netns: NetNSIdentity | None,
+    process: ProcessIdentity | None,
+) -> None:
+    """Record identities where none is recorded and *row* still names the same path and pid."""
+    if netns is not None:
+        where = {"of": row.creation, "at_path": row.netns_path}
+        transaction.execute(rows.NOTE_NETNS.sql, {**where, **rows.netns_columns(netns)})
+    if process is not None:
+        where = {"of": row.creation, "of_pid": row.pid}
+        transaction.execute(rows.NOTE_PROCESS.sql, {**where, **rows.process_columns(process)})
+
+
+def _written(transaction: Transaction, creation: int) -> Row:
+    row = find_creation(creation, transaction.fetch)
+    assert row is not None, "it was written in this transaction"
+    return row
