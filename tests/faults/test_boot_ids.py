@@ -21,6 +21,7 @@ from registry.host.kernel import BOOT_ID
 from tests import needs
 from tests.tools import (
     READY,
+    end_pid_namespaces,
     environment,
     line,
     python,
@@ -161,6 +162,7 @@ def test_what_was_recorded_under_another_id_from_the_start_lives_on(
         assert State.READY is store.get("a").seen.state
     sleeper.kill()
     sleeper.wait()
+    end_pid_namespaces(path)
     assert ("SANDBOX_NOTREADY", "HostRebooted") == open_under(tmp_path, BOOTS[1]).statuses["a"]
     assert [(0,)] == query(path, "SELECT pid FROM sandbox_statuses")
 
@@ -291,6 +293,7 @@ def test_a_process_is_not_called_dead_from_another_time_namespace(
     assert "was recorded in time namespace" in seen.findings["a"][1]
     sleeper.kill()
     sleeper.wait()
+    end_pid_namespaces(path)
     seen = open_under(tmp_path, BOOTS[1], "--mount --time --fork")
     assert ("SANDBOX_NOTREADY", "HostRebooted") == seen.statuses["a"]
 
@@ -363,5 +366,6 @@ def test_a_registry_of_another_boot_is_marked_as_a_whole(tmp_path: Path, path: s
         """,
         path,
     )
+    end_pid_namespaces(path)
     seen = open_under(tmp_path, BOOTS[1])
     assert dict.fromkeys("abc", ("SANDBOX_NOTREADY", "HostRebooted")) == seen.statuses

@@ -25,6 +25,7 @@ from tests.tools import (
     NOTREADY,
     READY,
     UNKNOWN,
+    end_pid_namespaces,
     environment,
     execute,
     line,
@@ -484,6 +485,7 @@ def test_another_boot_clears_the_pid(store: Store, path: str) -> None:
         f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}',"
         " process_inode = process_inode + 1, process_start_time = process_start_time + 1",
     )
+    end_pid_namespaces(path)
     finding = marked(store, Verdict.CLOSED, "HostRebooted")
     assert f"process {os.getpid()} ran before the host was booted" in finding.message
     assert 0 == store.get("a").status.get().pid
