@@ -1,4 +1,4 @@
-"""Where Alembic runs the revisions.
+"""Environment in which Alembic runs the revisions.
 
 Inside `Store.open`: on the connection, and in the transaction, that it is handed. From the command
 line (see alembic.ini): on the registry named by `-x db=PATH`, under its lock.
