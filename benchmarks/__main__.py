@@ -167,7 +167,7 @@ class Bench:
             )
 
             def cold(_: int) -> object:
-                store._session._cache.forget()  # noqa: SLF001
+                store._session._cache.invalidate()  # noqa: SLF001
                 return store.list()
 
             yield single(

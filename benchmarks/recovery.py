@@ -76,7 +76,7 @@ def recover(path: str, count: int) -> None:
         assert store.recovery is not None
         changed = [finding for finding in store.recovery.findings if finding.changed]
         assert len(changed) == count // CLOSED_ONE_OF
-        assert store.get(samples.name(0)).seen.state is State.NOTREADY
+        assert store.get(samples.name(0)).status_as_read.state is State.NOTREADY
 
 
 def recover_plainly(path: str, count: int) -> None:

@@ -378,7 +378,7 @@ class Store:
             _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
             after = writes.replace_metadata(transaction, row, metadata)
             self._session.note_later(transaction, after, after.pid)
-            found = self._session.found(after)
+            found = self._session.entry(after)
         return Sandbox(self._session, found)
 
     def delete(self, id: str) -> bool:

@@ -221,5 +221,5 @@ def status_line(sandbox: Sandbox) -> str:
     Raises:
         MetadataError: its state is none that is known here.
     """
-    fields = asdict(sandbox.seen) | {"state": str(sandbox.seen.state)}
+    fields = asdict(sandbox.status_as_read) | {"state": str(sandbox.status_as_read.state)}
     return json.dumps({"id": sandbox.id} | fields, ensure_ascii=False) + "\n"

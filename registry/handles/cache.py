@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
-from registry.handles.runtime_state import Live
+from registry.handles.runtime_state import RuntimeState
 from registry.model.status import Status
 from registry.tables.rows import Row, load_status
 
@@ -23,15 +23,15 @@ ANSWER_BYTES: Final = 512
 """Of an answer without its sandboxes and the question's text, about."""
 
 
-class Found:
+class Entry:
     """A sandbox as it was read, and what it has in this process."""
 
-    __slots__ = ("_status", "live", "row")
+    __slots__ = ("_status", "row", "runtime_state")
 
-    def __init__(self, row: Row, live: Live) -> None:
+    def __init__(self, row: Row, runtime_state: RuntimeState) -> None:
         """Keep both."""
         self.row: Final = row
-        self.live: Final = live
+        self.runtime_state: Final = runtime_state
         self._status: Status | None = None
 
     def status(self) -> Status:
@@ -55,11 +55,11 @@ class Found:
 class _Commit:
     """The answers that are known of one commit."""
 
-    __slots__ = ("answers", "found", "version", "weight")
+    __slots__ = ("answers", "entries", "version", "weight")
 
     def __init__(self, version: int | None) -> None:
         self.version = version
-        self.found: dict[int, Found] = {}
+        self.entries: dict[int, Entry] = {}
         """By creation; shared by all answers."""
         self.answers: dict[Hashable, Any] = {}
         self.weight = 0
@@ -73,7 +73,7 @@ class Cache:
         self._look: Final = look
         self._commit = _Commit(None)
 
-    def one(self, creation: int, doing: str, read: Callable[[], Found | None]) -> Found | None:
+    def one(self, creation: int, doing: str, read: Callable[[], Entry | None]) -> Entry | None:
         """Return what *read* returns, or has returned since the last commit.
 
         Args:
@@ -84,7 +84,7 @@ class Cache:
         version = self._look(doing)
         commit = self._commit
         if version == commit.version and version is not None:
-            known = commit.found.get(creation)
+            known = commit.entries.get(creation)
             if known is not None:
                 return known
         found = read()
@@ -93,32 +93,32 @@ class Cache:
         return found
 
     def several(
-        self, question: Hashable, doing: str, read: Callable[[], tuple[Found, ...]]
-    ) -> tuple[Found, ...]:
+        self, question: Hashable, doing: str, read: Callable[[], tuple[Entry, ...]]
+    ) -> tuple[Entry, ...]:
         """Return what *read* returns, or has returned to that *question* since the last commit."""
         version = self._look(doing)
         commit = self._commit
         if version == commit.version and version is not None:
-            known: tuple[Found, ...] | None = commit.answers.get(question)
+            known: tuple[Entry, ...] | None = commit.answers.get(question)
             if known is not None:
                 return known
         found = read()
         return self._keep(version, doing, question, *found)
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Begin with none again."""
         self._commit = _Commit(None)
 
     def _keep(
-        self, version: int | None, doing: str, question: Hashable, *found: Found
-    ) -> tuple[Found, ...]:
+        self, version: int | None, doing: str, question: Hashable, *found: Entry
+    ) -> tuple[Entry, ...]:
         """Keep *found*, and return what is known already of each instead of it."""
         if version is None or self._look(doing) != version:
             return found
         commit = self._commit
         if commit.version != version:
             commit = _Commit(version)
-        known = commit.found
+        known = commit.entries
         weight = commit.weight + 8 * len(found)
         if question is not None:
             weight += ANSWER_BYTES + len(repr(question))

@@ -1,12 +1,12 @@
 """What a sandbox has in this process and not in the file: its StopCh and its container.
 
-One `Live` for each creation, shared by all handles of all Stores of one file. It outlives the
+All handles of all Stores of one file share one `RuntimeState` for each creation. It outlives the
 handles, since a StopCh that is set stays so; after a deletion it is kept for a while, for a reader
 that found the sandbox just before.
 
 What another process deletes is found out by comparing with the file. Only what has been seen in a
 commit can be missing from a later one: a sandbox that is being added right now is in no snapshot of
-anybody else, and lives.
+any other reader, and exists.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Final, Protocol
 
 from registry.sync.locks import Sleepers
 
-BURIED: Final = 1024
-"""Deleted sandboxes whose `Live` is still known."""
+DELETED_MAX: Final = 1024
+"""Deleted sandboxes whose `RuntimeState` is still known."""
 
 
 class Container(Protocol):
@@ -64,7 +64,7 @@ class StopCh:
         return sleepers.wait(self.is_set, deadline)
 
 
-class Live:
+class RuntimeState:
     """What one creation of a sandbox has in this process."""
 
     __slots__ = ("container", "seen", "stopped")
@@ -77,33 +77,33 @@ class Live:
         """Its place among those that were seen in a commit, from 1 on; 0 before that."""
 
 
-class Lives:
-    """Every `Live` of one file, by creation."""
+class RuntimeStates:
+    """Every `RuntimeState` of one file, by creation."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self.users: Final[set[object]] = set()
         """Those that have it open."""
-        self._of: dict[int, Live] = {}
+        self._of: dict[int, RuntimeState] = {}
         self._pending: set[int] = set()
         """Creations in a transaction that has not ended."""
-        self._bound = BURIED
+        self._bound = DELETED_MAX
         """How many there may be until deletions in other processes are looked for."""
-        self._buried: dict[int, None] = {}
+        self._deleted: dict[int, None] = {}
         self._counting = threading.Lock()
         self.seen = 0
         """How many have been seen in a commit."""
-        self.settled = 0
+        self.watermark = 0
         """Up to which transition it is known what became of them."""
-        self.lowered = 0
+        self.resets = 0
         """How often that was less than it had been: what was answered before has to be read again.
         """
 
-    def of(self, creation: int) -> Live:
+    def of(self, creation: int) -> RuntimeState:
         """Return the one of *creation*, made when it is first asked for."""
         live = self._of.get(creation)
         # setdefault is one step for all threads; the look before it spares making one in vain.
-        return self._of.setdefault(creation, Live()) if live is None else live
+        return self._of.setdefault(creation, RuntimeState()) if live is None else live
 
     def known(self, creation: int) -> bool:
         """Whether anybody in this process has asked for the one of *creation*."""
@@ -132,12 +132,12 @@ class Lives:
         """Return whether there are so many that deletions in other processes may be among them."""
         return len(self._of) > self._bound
 
-    def see(self, creation: int, settled: int) -> Live:
+    def see(self, creation: int, watermark: int) -> RuntimeState:
         """Return the one of *creation*, which is in a commit.
 
         Args:
             creation: of the sandbox.
-            settled: what `settled` was before that commit was read: it may be deleted since.
+            watermark: what `watermark` was before that commit was read: it may be deleted since.
         """
         live = self.of(creation)
         if live.seen == 0:
@@ -145,24 +145,24 @@ class Lives:
                 live.seen = self.seen + 1
                 self.seen = live.seen
                 # No call in here: a signal handler that reads would wait for this lock.
-                if settled < self.settled:
-                    self.settled = settled
-                    self.lowered += 1
+                if watermark < self.watermark:
+                    self.watermark = watermark
+                    self.resets += 1
         return live
 
-    def stop(self, creation: int, settled: int) -> None:
+    def stop(self, creation: int, watermark: int) -> None:
         """Set the StopCh of *creation*, which is in a commit; arguments as `see`."""
-        self.see(creation, settled).stopped.stop()
+        self.see(creation, watermark).stopped.stop()
 
-    def bury(self, creation: int) -> None:
+    def mark_deleted(self, creation: int) -> None:
         """Stop a deleted sandbox, and forget it when enough others have been deleted after it."""
         self.of(creation).stopped.stop()
-        self._buried[creation] = None
-        for oldest in tuple(self._buried)[:-BURIED]:
+        self._deleted[creation] = None
+        for oldest in tuple(self._deleted)[:-DELETED_MAX]:
             self._of.pop(oldest, None)
-            self._buried.pop(oldest, None)
+            self._deleted.pop(oldest, None)
 
-    def bury_all_but(self, creations: Iterable[int], seen: int) -> None:
+    def mark_deleted_except(self, creations: Iterable[int], seen: int) -> None:
         """Stop those that are not among *creations*, all there are in a snapshot.
 
         Args:
@@ -170,38 +170,38 @@ class Lives:
             seen: how many had been seen before it was taken; later ones may not be in it.
         """
         known = {n for n, live in tuple(self._of.items()) if 0 < live.seen <= seen}
-        for creation in known - set(creations) - self._buried.keys():
-            self.bury(creation)
+        for creation in known - set(creations) - self._deleted.keys():
+            self.mark_deleted(creation)
 
-    def settle(self, newest: int, seen: int) -> None:
+    def advance(self, newest: int, seen: int) -> None:
         """Note that nothing up to the transition *newest* has deleted one of the first *seen*."""
         with self._counting:
             if self.seen == seen:  # else one that was seen meanwhile may be gone already
-                self.settled = newest
-        self._bound = BURIED + 2 * len(self._of)
+                self.watermark = newest
+        self._bound = DELETED_MAX + 2 * len(self._of)
 
 
 class Table:
-    """The lives of the files that are open, by their real paths."""
+    """The states of the files that are open, by their real paths."""
 
     def __init__(self) -> None:
         """Begin with none; in a forked child again, where another thread may have held the lock."""
         self._lock = threading.Lock()
-        self._lives: dict[str, Lives] = {}
+        self._runtime_states: dict[str, RuntimeStates] = {}
 
-    def join(self, path: str, user: object) -> Lives:
-        """Return the lives that all open Stores of the file at *path* share."""
+    def join(self, path: str, user: object) -> RuntimeStates:
+        """Return the states that all open Stores of the file at *path* share."""
         with self._lock:
-            lives = self._lives.setdefault(path, Lives())
-            lives.users.add(user)
-            return lives
+            states = self._runtime_states.setdefault(path, RuntimeStates())
+            states.users.add(user)
+            return states
 
-    def leave(self, path: str, lives: Lives, user: object) -> None:
+    def leave(self, path: str, states: RuntimeStates, user: object) -> None:
         """End the use of *lives* by *user*; the last user removes it. Idempotent."""
         with self._lock:
-            lives.users.discard(user)
-            if not lives.users and self._lives.get(path) is lives:
-                del self._lives[path]
+            states.users.discard(user)
+            if not states.users and self._runtime_states.get(path) is states:
+                del self._runtime_states[path]
 
 
 table: Final = Table()

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from registry.cri import PodSandboxConfig
 from registry.errors import NotFoundError
-from registry.handles.cache import Found
+from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.session import Session, check_function
 from registry.host import namespaces, netns, process
@@ -35,13 +35,13 @@ class Sandbox:
     Source: containerd pkg/store/sandbox/sandbox.go, Sandbox.
     """
 
-    __slots__ = ("__weakref__", "_found", "_last", "_metadata", "_session")
+    __slots__ = ("__weakref__", "_entry", "_last", "_metadata", "_session")
 
-    def __init__(self, session: Session, found: Found) -> None:
+    def __init__(self, session: Session, entry: Entry) -> None:
         """Stand for the sandbox that was *found*; use `Store.add` and the like."""
         self._session = session
-        self._found = found
-        self._last = found.row
+        self._entry = entry
+        self._last = entry.row
         """The last reading of this handle; `_latest` falls back to it after the deletion."""
         self._metadata: Metadata | None = None
 
@@ -52,32 +52,32 @@ class Sandbox:
     @property
     def id(self) -> str:
         """`metadata.id`."""
-        return rows.as_text(self._found.row.id)
+        return rows.as_text(self._entry.row.id)
 
     @property
     def name(self) -> str:
         """`metadata.name`."""
-        return rows.as_text(self._found.row.name)
+        return rows.as_text(self._entry.row.name)
 
     @property
     def netns_path(self) -> str:
         """`metadata.netns_path`."""
-        return rows.as_text(self._found.row.netns_path)
+        return rows.as_text(self._entry.row.netns_path)
 
     @property
     def ip(self) -> str:
         """`metadata.ip`."""
-        return rows.as_text(self._found.row.ip)
+        return rows.as_text(self._entry.row.ip)
 
     @property
     def runtime_handler(self) -> str:
         """`metadata.runtime_handler`."""
-        return rows.as_text(self._found.row.runtime_handler)
+        return rows.as_text(self._entry.row.runtime_handler)
 
     @property
     def process_label(self) -> str:
         """`metadata.process_label`."""
-        return rows.as_text(self._found.row.process_label)
+        return rows.as_text(self._entry.row.process_label)
 
     @property
     def metadata(self) -> Metadata:
@@ -87,13 +87,13 @@ class Sandbox:
             MetadataError: the stored bytes cannot be decoded.
         """
         if self._metadata is None:
-            self._metadata = self._found.row.metadata()
+            self._metadata = self._entry.row.metadata()
         return self._metadata
 
     @property
     def stored(self) -> dict[str, Any]:
-        """The columns that `seen` and `metadata` are decoded from, for when they cannot be."""
-        row = self._found.row
+        """The columns of `status_as_read` and `metadata`, for when they cannot be decoded."""
+        row = self._entry.row
         columns = {name: getattr(row, name) for name in STORED}
         texts = {
             name: rows.as_text(value)
@@ -120,16 +120,16 @@ class Sandbox:
     @property
     def status(self) -> StatusStorage:
         """The status, to be read and changed."""
-        return _StoredStatus(self._session, self._found.row)
+        return _StoredStatus(self._session, self._entry.row)
 
     @property
-    def seen(self) -> Status:
+    def status_as_read(self) -> Status:
         """The status when this handle was read, at the same moment as its neighbours in a list.
 
         Raises:
             MetadataError: its state is none that is known here.
         """
-        return self._found.status()
+        return self._entry.status()
 
     @property
     def netns(self) -> NetNS | None:
@@ -204,11 +204,11 @@ class Sandbox:
                 that is not known here is no such damage.
             StoreClosedError: the store is closed, or belongs to the process that forked this one.
         """
-        found = self._session.find_creation(self._found.row.creation, doing)
-        if found is None:
-            self._session.bury_missing(self._found.row.creation)
+        entry = self._session.find_creation(self._entry.row.creation, doing)
+        if entry is None:
+            self._session.mark_missing_deleted(self._entry.row.creation)
         else:
-            self._last = found.row
+            self._last = entry.row
         row = self._last
         if isinstance(row.state, str):
             # A state of a newer program says nothing about process and namespace, which can still
@@ -220,12 +220,12 @@ class Sandbox:
     @property
     def container(self) -> Container | None:
         """What was attached by `add` or the container loader in this process."""
-        return self._found.live.container
+        return self._entry.runtime_state.container
 
     def attach(self, container: Container | None) -> None:
         """Give the sandbox its container, for all handles of this process; None changes nothing."""
         if container is not None:
-            self._found.live.container = container
+            self._entry.runtime_state.container = container
 
     @property
     def stopped(self) -> StopCh:
@@ -234,7 +234,7 @@ class Sandbox:
         What another process has done sets it at the next read of the sandbox here, not before. It
         stays set, also where somebody calls the sandbox READY again.
         """
-        return self._found.live.stopped
+        return self._entry.runtime_state.stopped
 
     def stop(self) -> None:
         """Set `stopped` without touching the status."""
@@ -243,14 +243,14 @@ class Sandbox:
     def delete(self) -> bool:
         """Delete this creation of the sandbox; False when it was gone already."""
         doing = f"delete sandbox {self.id!r}"
-        session, creation = self._session, self._found.row.creation
+        session, creation = self._session, self._entry.row.creation
         with session.write(doing) as transaction:
             row = writes.find_creation(creation, transaction.fetch)
             if row is not None:
                 self._last = row
                 session.delete(transaction, row)
         if row is None:
-            session.bury_missing(creation)
+            session.mark_missing_deleted(creation)
         return row is not None
 
 
@@ -271,7 +271,7 @@ class _StoredStatus:
         doing = f"read status of sandbox {handle.id!r}"
         found = self._session.find_creation(handle.creation, doing)
         if found is None:
-            self._session.bury_missing(handle.creation)
+            self._session.mark_missing_deleted(handle.creation)
             raise _deleted(doing, handle)
         return found.status()
 
@@ -307,7 +307,7 @@ class _StoredStatus:
                     session.stop(row.creation)
                 session.note_later(transaction, row, status.pid)
                 return status
-        session.bury_missing(handle.creation)
+        session.mark_missing_deleted(handle.creation)
         raise _deleted(doing, handle)
 
 

@@ -1,4 +1,4 @@
-"""What a Store and its handles share: the engine, who writes, what lives in this process."""
+"""What a Store and its handles share: the engine, who writes, and runtime state."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from registry.errors import (
     StoreClosedError,
 )
 from registry.handles import runtime_state
-from registry.handles.cache import Cache, Found
-from registry.handles.runtime_state import Container, Live
+from registry.handles.cache import Cache, Entry
+from registry.handles.runtime_state import Container, RuntimeState
 from registry.host import namespaces, process
 from registry.host.kernel import Vantage
 from registry.host.namespaces import NetNSIdentity
@@ -38,10 +38,10 @@ SLOW: Final = 1.0
 
 
 class Reading(NamedTuple):
-    """One commit, to be read: *settled* is how far deletions were known before it was taken."""
+    """One commit, to be read: *watermark* is how far deletions were known before it was taken."""
 
     fetch: Fetch
-    settled: int
+    watermark: int
 
 
 class Session:
@@ -61,7 +61,7 @@ class Session:
         self.closed = self._closing = False
         self._user: Final = user
         self._timeout = timeout
-        self._lives = runtime_state.table.join(engine.path, user)
+        self._runtime_states = runtime_state.table.join(engine.path, user)
         self._cache = Cache(engine.watch.look)
 
     def close(self) -> None:
@@ -74,8 +74,8 @@ class Session:
             return
         self.closed = self._closing = True
         try:
-            self._cache.forget()  # handles may live on
-            runtime_state.table.leave(self.engine.path, self._lives, self._user)
+            self._cache.invalidate()  # handles may live on
+            runtime_state.table.leave(self.engine.path, self._runtime_states, self._user)
             detach(self._user, self._timeout)
         finally:
             self._closing = False
@@ -108,26 +108,26 @@ class Session:
         self.require_open(doing)
         return self.engine.fetch(sql, params, doing)
 
-    def find(self, prefix: str, doing: str) -> Found | None:
+    def find(self, prefix: str, doing: str) -> Entry | None:
         """Return the sandbox that *prefix* names, see `changes.find`; of the latest commit."""
 
-        def read() -> tuple[Found, ...]:
+        def read() -> tuple[Entry, ...]:
             with self.reading(doing) as reading:
                 row = writes.find(prefix, doing, reading.fetch)
-            return () if row is None else (self.found(row, reading.settled),)
+            return () if row is None else (self.entry(row, reading.watermark),)
 
         for found in self._known(prefix, doing, read):
             return found
         return None
 
-    def find_creation(self, creation: int, doing: str) -> Found | None:
+    def find_creation(self, creation: int, doing: str) -> Entry | None:
         """Return the sandbox of *creation*, of the latest commit; None when it was deleted."""
         self.require_open(doing)
 
-        def read() -> Found | None:
-            settled = self._lives.settled
+        def read() -> Entry | None:
+            watermark = self._runtime_states.watermark
             found = self.engine.fetch(rows.ROW_BY_CREATION.sql, {"creation": creation}, doing)
-            return self.found(Row(*found[0]), settled) if found else None
+            return self.entry(Row(*found[0]), watermark) if found else None
 
         if self.engine.own_transaction() is not None:
             return read()
@@ -138,89 +138,93 @@ class Session:
         self.require_open(doing)
         return self.engine.watch.look(doing)
 
-    def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Found, ...]:
+    def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Entry, ...]:
         """Return the sandboxes of a query for whole rows, of the latest commit."""
 
-        def read() -> tuple[Found, ...]:
+        def read() -> tuple[Entry, ...]:
             with self.reading(doing) as reading:
                 found = reading.fetch(sql, params)
-            settled = reading.settled
-            return tuple([self.found(Row._make(row), settled) for row in found])
+            watermark = reading.watermark
+            return tuple([self.entry(Row._make(row), watermark) for row in found])
 
         return self._known((sql, *params.items()), doing, read)
 
     def _known(
-        self, question: Hashable, doing: str, read: Callable[[], tuple[Found, ...]]
-    ) -> tuple[Found, ...]:
+        self, question: Hashable, doing: str, read: Callable[[], tuple[Entry, ...]]
+    ) -> tuple[Entry, ...]:
         self.require_open(doing)
         if self.engine.own_transaction() is not None:
             return read()
-        return self._cache.several((self._lives.lowered, question), doing, read)
+        return self._cache.several((self._runtime_states.resets, question), doing, read)
 
     @contextmanager
     def reading(self, doing: str) -> Iterator[Reading]:
         """Lend a snapshot, whose queries all see one commit; what is deleted in it stops."""
         self.require_open(doing)
-        seen, settled = self._lives.seen, self._lives.settled
+        seen, watermark = self._runtime_states.seen, self._runtime_states.watermark
         with self.engine.snapshot(doing) as connection:
 
             def fetch(sql: str, params: Mapping[str, object]) -> list[tuple[Any, ...]]:
                 return connection.fetch(sql, params)
 
-            yield Reading(fetch, settled)
+            yield Reading(fetch, watermark)
             if self.engine.own_transaction() is None:
-                self._bury_deleted(seen, fetch)
+                self._mark_deleted_elsewhere(seen, fetch)
 
-    # What lives in this process.
+    # Runtime state.
 
-    def found(self, row: Row, settled: int | None = None) -> Found:
-        """Return *row* with what its sandbox has in this process; arguments as `live_of`."""
-        return Found(row, self.live_of(row, settled))
+    def entry(self, row: Row, watermark: int | None = None) -> Entry:
+        """Return *row* with its runtime state; arguments as `runtime_state_of`."""
+        return Entry(row, self.runtime_state_of(row, watermark))
 
-    def live_of(self, row: AnyRow, settled: int | None = None) -> Live:
-        """Return what the sandbox of *row* has in this process.
+    def runtime_state_of(self, row: AnyRow, watermark: int | None = None) -> RuntimeState:
+        """Return the runtime state of the sandbox of *row*.
 
         Args:
             row: as it was just read.
-            settled: of the reading; None: in the caller's transaction, beside which nobody deletes
-                what is committed.
+            watermark: of the reading; None: in the caller's transaction, beside which no other
+                deletes what is committed.
         """
-        creation, lives = row.creation, self._lives
-        settled = lives.settled if settled is None else settled
+        creation, states = row.creation, self._runtime_states
+        watermark = states.watermark if watermark is None else watermark
         transaction = self.engine.own_transaction()
-        if transaction is not None and lives.is_pending(creation):
+        if transaction is not None and states.is_pending(creation):
             # It was added by this one, or by another that waits for the same commit.
-            transaction.after_commit(lambda: lives.see(creation, settled))
+            transaction.after_commit(lambda: states.see(creation, watermark))
         else:
-            lives.see(creation, settled)
+            states.see(creation, watermark)
         if row.state == str(State.NOTREADY):
             self.stop(creation)
-        return lives.of(creation)
+        return states.of(creation)
 
-    def container_of(self, row: AnyRow, settled: int) -> Container | None:
-        """Return what was attached to the sandbox of *row*; arguments as `live_of`."""
-        return self.live_of(row, settled).container if self._lives.known(row.creation) else None
+    def container_of(self, row: AnyRow, watermark: int) -> Container | None:
+        """Return what was attached to the sandbox of *row*; arguments as `runtime_state_of`."""
+        return (
+            self.runtime_state_of(row, watermark).container
+            if self._runtime_states.known(row.creation)
+            else None
+        )
 
     def stop(self, creation: int) -> None:
         """Set the StopCh of a sandbox that is NOTREADY: now, or when that is committed."""
-        lives, transaction = self._lives, self.engine.own_transaction()
+        states, transaction = self._runtime_states, self.engine.own_transaction()
         if transaction is None:
-            lives.of(creation).stopped.stop()
+            states.of(creation).stopped.stop()
         else:
-            settled = lives.settled
-            transaction.after_commit(lambda: lives.stop(creation, settled))
+            watermark = states.watermark
+            transaction.after_commit(lambda: states.stop(creation, watermark))
 
-    def created(self, transaction: Transaction, row: Row) -> Found:
+    def created(self, transaction: Transaction, row: Row) -> Entry:
         """Return *row*, which *transaction* has inserted, with what it has in this process."""
-        creation, lives = row.creation, self._lives
-        lives.begin(creation)
-        transaction.at_end(lambda: lives.end(creation))
+        creation, states = row.creation, self._runtime_states
+        states.begin(creation)
+        transaction.at_end(lambda: states.end(creation))
         transaction.after_commit(self._tidy)
-        return self.found(row)
+        return self.entry(row)
 
     def _tidy(self) -> None:
         """Look for what other processes have deleted, in a process that adds and never reads."""
-        if self._lives.are_many():
+        if self._runtime_states.are_many():
             doing = "look for deleted sandboxes"
             try:
                 with self.reading(doing):
@@ -233,28 +237,30 @@ class Session:
         """Delete the sandbox of *row*, and stop it for good when that is committed."""
         self.engine.writer.room.use_last()
         writes.delete(transaction, row, self.author)
-        transaction.after_commit(lambda: self._lives.bury(row.creation))
+        transaction.after_commit(lambda: self._runtime_states.mark_deleted(row.creation))
 
-    def bury_missing(self, creation: int) -> None:
+    def mark_missing_deleted(self, creation: int) -> None:
         """Stop a sandbox that was not to be found, if it has been in a commit."""
-        if self.engine.own_transaction() is None and self._lives.was_seen(creation):
-            self._lives.bury(creation)
+        if self.engine.own_transaction() is None and self._runtime_states.was_seen(creation):
+            self._runtime_states.mark_deleted(creation)
 
-    def _bury_deleted(self, seen: int, fetch: Fetch) -> None:
+    def _mark_deleted_elsewhere(self, seen: int, fetch: Fetch) -> None:
         """Stop what another process has deleted; the history says whether there is any.
 
         Args:
             seen: how many sandboxes had been seen in a commit when the snapshot was taken.
             fetch: reads the snapshot.
         """
-        lives = self._lives
+        states = self._runtime_states
         oldest, newest = (seq or 0 for seq in fetch(rows.KEPT.sql, {})[0])
-        if newest == lives.settled:
+        if newest == states.watermark:
             return
-        complete = oldest <= lives.settled + 1 <= newest
-        if seen and (not complete or fetch(rows.DELETIONS.sql, {"after": lives.settled})):
-            lives.bury_all_but((creation for (creation,) in fetch(rows.CREATIONS.sql, {})), seen)
-        lives.settle(newest, seen)
+        complete = oldest <= states.watermark + 1 <= newest
+        if seen and (not complete or fetch(rows.DELETIONS.sql, {"after": states.watermark})):
+            states.mark_deleted_except(
+                (creation for (creation,) in fetch(rows.CREATIONS.sql, {})), seen
+            )
+        states.advance(newest, seen)
 
     # What a caller's function makes of a row.
 

@@ -49,7 +49,7 @@ def load_containers(session: Session, loader: ContainerLoader) -> None:
     with session.reading("load containers") as reading:
         found = reading.fetch(rows.ROWS.sql, {})
     for row in found:
-        sandbox = Sandbox(session, session.found(Row(*row), reading.settled))
+        sandbox = Sandbox(session, session.entry(Row(*row), reading.watermark))
         try:
             sandbox.attach(loader(sandbox))
         except Exception as error:
@@ -77,7 +77,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     changed: set[int] = set()
     survey = Survey(vantage)
     for _ in range(ROUNDS):
-        observed = _observe(session, pending, survey, reading.settled, directories)
+        observed = _observe(session, pending, survey, reading.watermark, directories)
         clues = _clues_of_creators(session, survey)
         asked = []
         for judgement in verdicts.plan(observed, vantage, session.author.clock(), clues):
@@ -125,7 +125,7 @@ def _observe(
     session: Session,
     pending: Iterable[AnyRow],
     survey: Survey,
-    settled: int,
+    watermark: int,
     directories: set[str],
 ) -> Iterator[tuple[AnyRow, Looks]]:
     """Yield each row with what is observed of it; add the directories of namespaces."""
@@ -143,7 +143,7 @@ def _observe(
         if row.creation in damaged:
             yield row, Looks(failure=f"its record is damaged: {damaged[row.creation]}")
         else:
-            yield row, _look(session, row, survey, looker, settled)
+            yield row, _look(session, row, survey, looker, watermark)
 
 
 def _look(
@@ -151,10 +151,10 @@ def _look(
     row: AnyRow,
     survey: Survey,
     looker: Looker,
-    settled: int,
+    watermark: int,
 ) -> Looks:
     try:
-        container = session.container_of(row, settled)
+        container = session.container_of(row, watermark)
         return verdicts.look(row, survey, looker, _look_at_container(container))
     except Exception as error:
         reraise_interrupt(error)

@@ -251,7 +251,7 @@ class Sandboxer:
 
     def _recover_one(self, sandbox: Sandbox) -> Work | None:
         """Watch a sandbox that runs; return what is to be done where process and namespace go."""
-        state, reason = sandbox.seen.state, sandbox.seen.reason
+        state, reason = sandbox.status_as_read.state, sandbox.status_as_read.reason
         if state is State.UNKNOWN:
             return None  # another process is creating it
         if state is State.READY:
@@ -260,7 +260,7 @@ class Sandboxer:
             return self._take_back
         elif reason == REMOVED:
             return self._clean_up_and_delete
-        elif reason == STOPPED or sandbox.seen.message.endswith(STOPPED_TOO):
+        elif reason == STOPPED or sandbox.status_as_read.message.endswith(STOPPED_TOO):
             return self._clean_up
         else:
             self._watch(sandbox)
@@ -282,12 +282,12 @@ class Sandboxer:
         process = sandbox.open_process()
         if process is not None:
             self._exits.watch(sandbox, process)
-        elif sandbox.seen.pid or _ended_unseen(sandbox.seen):
+        elif sandbox.status_as_read.pid or _ended_unseen(sandbox.status_as_read):
             self._note_exit(sandbox, None)
 
     def _never_ran(self, sandbox: Sandbox) -> bool:
         """Whether its run was interrupted, or failed and could not be undone."""
-        return not sandbox.seen.created_at and any(
+        return not sandbox.status_as_read.created_at and any(
             (change.from_state, change.to_state) == (State.UNKNOWN, State.NOTREADY)
             for change in self._store.history(sandbox.id)
         )

@@ -195,7 +195,9 @@ class RuntimeService:
     ) -> api.PodSandboxStatusResponse:
         sandbox = self._store.get(request.pod_sandbox_id)
         config = sandbox.config or PodSandboxConfig()
-        _ = sandbox.seen  # a state that cannot be read is an error here, and none in a list
+        _ = (
+            sandbox.status_as_read
+        )  # a state that cannot be read is an error here, and none in a list
         told = api.PodSandboxStatus(**self._told(sandbox, config))
         told.network.ip = sandbox.ip
         for ip in sandbox.additional_ips or ():
@@ -224,7 +226,7 @@ class RuntimeService:
         """Return a sandbox as a list has it; of a damaged one what its columns tell."""
         try:
             config = sandbox.config or PodSandboxConfig()
-            _ = sandbox.seen
+            _ = sandbox.status_as_read
         except MetadataError as error:
             if str(error) not in self._damages:  # a kubelet lists once a second
                 self._damages.add(str(error))
@@ -282,7 +284,7 @@ def _metadata_of(name: str) -> PodSandboxMetadata:
 
 def _info(sandbox: Sandbox) -> dict[str, Any]:
     """Return what crictl shows beneath a status; containerd's names where it has one."""
-    status = sandbox.seen
+    status = sandbox.status_as_read
     return {
         "pid": status.pid,
         "netNamespaceClosed": _is_closed(sandbox),

@@ -80,7 +80,10 @@ def found(path: str) -> dict[str, tuple[Metadata, Status]]:
     """Return every sandbox in the registry."""
     with Store.open(path, reconcile=False) as store:
         assert [] == store.check()
-        return {each.id: (each.metadata, each.seen) for each in store.list(include_unknown=True)}
+        return {
+            each.id: (each.metadata, each.status_as_read)
+            for each in store.list(include_unknown=True)
+        }
 
 
 def line(id: str, **fields: Any) -> bytes:

@@ -122,7 +122,7 @@ def test_what_lives_stays_ready_and_what_is_gone_is_marked(
     assert "under the same boot id was recorded: process" in seen.findings["bare"][1]
     with Store.open(path) as store:
         assert {"lives": State.READY, "gone": State.NOTREADY, "bare": State.READY} == {
-            each.id: each.seen.state for each in store.list()
+            each.id: each.status_as_read.state for each in store.list()
         }
         assert store.recovery is not None
         assert Verdict.OPEN in store.recovery.counts
@@ -159,7 +159,7 @@ def test_what_was_recorded_under_another_id_from_the_start_lives_on(
         assert "UNREACHABLE" == seen.findings["a"][0]
     assert {} == open_under(tmp_path, BOOTS[0]).findings
     with Store.open(path) as store:
-        assert State.READY is store.get("a").seen.state
+        assert State.READY is store.get("a").status_as_read.state
     sleeper.kill()
     sleeper.wait()
     end_pid_namespaces(path)
@@ -234,7 +234,7 @@ def test_a_container_that_lives_keeps_its_sandboxes_and_one_that_ended_does_not(
         with container(command, path) as pid_ns:
             recurs = kernel.recurs(pid_ns)
             with Store.open(path) as store:
-                assert recurs or State.READY is store.get("a").seen.state
+                assert recurs or State.READY is store.get("a").status_as_read.state
                 assert store.recovery is not None
                 (finding,) = store.recovery.findings
                 assert recurs or Verdict.UNREACHABLE is finding.verdict
@@ -246,7 +246,7 @@ def test_a_container_that_lives_keeps_its_sandboxes_and_one_that_ended_does_not(
     else:
         pytest.skip("this kernel gives no ids to namespaces")
     with Store.open(path) as store:
-        status = store.get("a").seen
+        status = store.get("a").status_as_read
     assert (State.NOTREADY, "HostRebooted", 0) == (status.state, status.reason, status.pid)
 
 
@@ -316,7 +316,7 @@ def test_an_id_that_changes_between_two_observations_of_one_process_is_no_reboot
             os.execv(sys.executable, sys.orig_argv)
         print(*(each.verdict for each in store.recovery.findings))
         subprocess.run(["umount", boot_id], check=True)
-        print(*store.reconcile().findings, store.get("a").seen.state)
+        print(*store.reconcile().findings, store.get("a").status_as_read.state)
         """
     command = ["unshare", "--mount", *python(code, path, boot, BOOT_ID, sleeper.pid)]
     environment_ = environment() | {"PYTHONWARNINGS": "ignore"}  # the store that exec leaves open

@@ -325,7 +325,9 @@ def test_processes_that_come_and_go_agree_on_what_happened(
         assert [each.seq for each in history] == list(range(1, len(history) + 1))
         last = {each.sandbox_id: each for each in history}
         left = {id: each.message for id, each in last.items() if each.event != "deleted"}
-        assert left == {each.id: each.seen.message for each in store.list(include_unknown=True)}
+        assert left == {
+            each.id: each.status_as_read.message for each in store.list(include_unknown=True)
+        }
     wrong = wrong_in(noted, history)
     assert [] == wrong + stranger.wrong, f"CHURN_SEED={seed}\n" + "\n".join(wrong[:20])
     kept = ("", "-lock", "-queue", "-reserve", "-spare")

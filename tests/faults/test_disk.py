@@ -143,7 +143,7 @@ def test_inside_a_transaction_a_full_disk_is_told_as_such(small_disk: str) -> No
         with pytest.raises(ResourceExhaustedError), store.transaction():
             for n in range(30):
                 store.get(f"s{n}").status.update(lambda _: gone)
-        assert {State.READY} == {each.seen.state for each in store.list()}
+        assert {State.READY} == {each.status_as_read.state for each in store.list()}
 
 
 def test_it_can_be_looked_at_while_nobody_has_it_open(small_disk: str) -> None:
@@ -358,12 +358,12 @@ def test_a_commit_that_fails_fails_its_group_and_nothing_else(small_disk: str) -
         for error, handle in zip(failed, (blocker, *others, last), strict=True):
             assert str(error).startswith(f"update status of sandbox {handle.id!r}: ")
         last.status.update(lambda old: replace(old, state=State.NOTREADY))
-        assert [0] * 6 == [each.seen.exited_at for each in store.list()]
+        assert [0] * 6 == [each.status_as_read.exited_at for each in store.list()]
         assert State.NOTREADY is last.status.get().state
         make_space(small_disk)
         with convoy(store, blocker, *map(update, others)):
             pass
-        assert [1] * 5 == [each.seen.exited_at for each in store.list(state=State.READY)]
+        assert [1] * 5 == [each.status_as_read.exited_at for each in store.list(state=State.READY)]
         assert [] == store.check()
 
 

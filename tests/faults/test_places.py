@@ -92,7 +92,7 @@ def assert_alive(path: str) -> None:
     with Store.open(path) as store:
         assert store.recovery is not None
         assert {Verdict.OPEN: 2} == dict(store.recovery.counts)
-        assert [State.READY] * 2 == [each.seen.state for each in store.list()]
+        assert [State.READY] * 2 == [each.status_as_read.state for each in store.list()]
         assert [] == store.check()
     assert [("created",)] * 2 == query(path, "SELECT event FROM sandbox_transitions")
 
@@ -188,12 +188,12 @@ def test_what_was_recorded_without_a_boot_id_is_not_of_another_boot(path: str) -
         from tests.tools import sandbox
         with Store.open(sys.argv[1]) as store:
             alive = store.get("alive")
-            store.add(sandbox("blind", netns_path=alive.netns_path), alive.seen)
+            store.add(sandbox("blind", netns_path=alive.netns_path), alive.status_as_read)
         """
     run_in(PLACES["no boot id"], code, path)
     with Store.open(path) as store:
-        assert State.READY is store.get("blind").seen.state
-        assert State.READY is store.get("alive").seen.state
+        assert State.READY is store.get("blind").status_as_read.state
+        assert State.READY is store.get("alive").status_as_read.state
 
 
 def test_a_pid_that_is_used_again_at_once_is_another_process(path: str) -> None:
@@ -228,7 +228,7 @@ def test_a_pid_that_is_used_again_at_once_is_another_process(path: str) -> None:
             marked = [each for each in store.reconcile().findings if each.changed]
             print(*(f"{each.sandbox_id} {each.verdict}" for each in marked))
             for id in ("gone", "lives", "alive"):
-                print(id, store.get(id).seen.state)
+                print(id, store.get(id).status_as_read.state)
         """
     marked, *states = run_in("unshare --pid --fork --mount-proc", code, path).splitlines()
     assert "gone EXITED" == marked

@@ -192,7 +192,7 @@ def verify(path: str) -> dict[str, Any]:
     with Store.open(path, reconcile=False) as store:
         return {
             "sandboxes": {
-                each.id: [str(each.seen.state), each.seen.message, each.ip]
+                each.id: [str(each.status_as_read.state), each.status_as_read.message, each.ip]
                 for each in store.list(include_unknown=True)
             },
             "check": [str(violation) for violation in store.check()],

@@ -77,11 +77,11 @@ def test_a_read_is_never_older_than_a_commit_of_another_process(store: Store, pa
             acknowledged = int(line(child))
             assert n == acknowledged
             assert handle.status.get().exited_at >= n
-            assert store.get("b").seen.exited_at >= n
+            assert store.get("b").status_as_read.exited_at >= n
             if n % 10 == 0:
                 with pytest.raises(NotFoundError):
                     store.get(f"n{n - 10}")
-            found = {each.id: each.seen.exited_at for each in store.list()}
+            found = {each.id: each.status_as_read.exited_at for each in store.list()}
             assert found["a"] == found["b"] >= n
         say(child)
 
@@ -105,7 +105,7 @@ def test_threads_that_read_see_what_threads_that_write_have_committed(store: Sto
             least = committed[0]
             assert one.status.get().exited_at >= least
             first, second = store.list()
-            assert first.seen.exited_at == second.seen.exited_at >= least
+            assert first.status_as_read.exited_at == second.status_as_read.exited_at >= least
             reads += 1
         return reads
 
@@ -122,8 +122,8 @@ def test_a_commit_of_the_shell_is_seen_by_the_next_read(store: Store, path: str)
         execute(path, f"UPDATE sandbox_statuses SET message = '{n}'")
         reads: list[Callable[[], Status]] = [
             handle.status.get,
-            lambda: store.get("a").seen,
-            lambda: store.list()[0].seen,
+            lambda: store.get("a").status_as_read,
+            lambda: store.list()[0].status_as_read,
         ]
         for read in (*reads[n % 3 :], *reads[: n % 3]):
             assert str(n) == read().message
@@ -137,10 +137,10 @@ def test_what_is_read_while_somebody_commits_is_not_kept(store: Store, path: str
     """It may be of before or of after; the next one reads again."""
     handle = store.add(sandbox("a"), READY)
     session = store._session
-    known, row = session._cache, handle._found.row
+    known, row = session._cache, handle._entry.row
 
-    def read() -> cache.Found:
-        found = session.found(row)
+    def read() -> cache.Entry:
+        found = session.entry(row)
         handle.status.update(more)
         return found
 
@@ -158,7 +158,11 @@ def test_an_open_transaction_reads_its_own_and_nobody_keeps_it(store: Store) -> 
     handle = store.add(sandbox("a"), READY)
 
     def seen() -> list[int]:
-        return [handle.status.get().exited_at, store.get("a").seen.exited_at, len(store.list())]
+        return [
+            handle.status.get().exited_at,
+            store.get("a").status_as_read.exited_at,
+            len(store.list()),
+        ]
 
     assert [0, 0, 1] == seen()
     with pytest.raises(LookupError), store.transaction():
@@ -189,11 +193,11 @@ def test_what_is_kept_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) 
     for n in range(1, 4):
         for handle in handles:
             handle.status.update(more)
-        assert [n] * 20 == [each.seen.exited_at for each in store.list()]
+        assert [n] * 20 == [each.status_as_read.exited_at for each in store.list()]
         assert [n] * 20 == [each.status.get().exited_at for each in handles]
-        assert [n] * 20 == [store.get(each.id).seen.exited_at for each in handles]
+        assert [n] * 20 == [store.get(each.id).status_as_read.exited_at for each in handles]
         commit = store._session._cache._commit
-        assert len(commit.found) <= 3
+        assert len(commit.entries) <= 3
         assert commit.weight <= 3 * cache.ROW_BYTES
 
 
@@ -205,7 +209,11 @@ def test_two_stores_of_one_file_see_each_other(open_store: OpenStore) -> None:
     for n in range(10):
         (one, two)[n % 2].get("a").status.update(more)
         for store in (one, two, reader):
-            assert n + 1 == store.get("a").status.get().exited_at == store.list()[0].seen.exited_at
+            assert (
+                n + 1
+                == store.get("a").status.get().exited_at
+                == store.list()[0].status_as_read.exited_at
+            )
 
 
 def test_a_stranger_that_holds_a_lock_does_not_keep_a_read_waiting(store: Store, path: str) -> None:
@@ -214,9 +222,9 @@ def test_a_stranger_that_holds_a_lock_does_not_keep_a_read_waiting(store: Store,
     with closing(sqlite3.connect(path, isolation_level=None)) as shell:
         shell.execute("BEGIN IMMEDIATE")
         shell.execute("UPDATE sandbox_statuses SET message = 'open'")
-        assert "" == handle.status.get().message == store.list()[0].seen.message
+        assert "" == handle.status.get().message == store.list()[0].status_as_read.message
         shell.execute("COMMIT")
-        assert "open" == handle.status.get().message == store.list()[0].seen.message
+        assert "open" == handle.status.get().message == store.list()[0].status_as_read.message
 
 
 def test_a_signal_handler_may_read_in_the_middle_of_a_call(path: str) -> None:
@@ -234,7 +242,7 @@ def test_a_signal_handler_may_read_in_the_middle_of_a_call(path: str) -> None:
 
             def read():
                 least = committed
-                one, two = handle.status.get(), store.list()[0].seen
+                one, two = handle.status.get(), store.list()[0].status_as_read
                 answers.add(least <= one.exited_at == two.exited_at)
 
             def call():
@@ -288,7 +296,7 @@ def test_long_messages_are_weighed(store: Store, monkeypatch: pytest.MonkeyPatch
     handle = store.add(sandbox("a"), READY)
     handle.status.update(lambda old: replace(old, message="x" * 32_000))
     assert 32_000 == len(handle.status.get().message)
-    assert not store._session._cache._commit.found
+    assert not store._session._cache._commit.entries
 
 
 def test_a_signal_handler_may_close_the_store_in_the_middle_of_a_read(path: str) -> None:

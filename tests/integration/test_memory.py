@@ -90,7 +90,7 @@ def test_a_handle_of_what_was_rolled_back_leaves_nothing(store: Store) -> None:
     with pytest.raises(TakenBack), store.transaction():
         handles.append(store.add(sandbox("a"), READY))
         raise TakenBack
-    assert not store._session._lives.known(handles[0]._found.row.creation)
+    assert not store._session._runtime_states.known(handles[0]._entry.row.creation)
     for ask in (
         handles[0].status.get,
         lambda: handles[0].status.update(lambda old: old),
@@ -99,7 +99,7 @@ def test_a_handle_of_what_was_rolled_back_leaves_nothing(store: Store) -> None:
             ask()
     assert not handles[0].delete()
     assert not handles[0].stopped.is_set()
-    assert not store._session._lives.known(handles[0]._found.row.creation)
+    assert not store._session._runtime_states.known(handles[0]._entry.row.creation)
 
 
 def test_a_handle_that_was_added_in_a_transaction_shares_its_stop_channel(store: Store) -> None:
@@ -132,8 +132,8 @@ def test_a_process_that_only_adds_forgets_what_others_delete(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never reads a list, from which it would learn of the deletions."""
-    monkeypatch.setattr(runtime_state, "BURIED", 10)
-    store._session._lives._bound = 10
+    monkeypatch.setattr(runtime_state, "DELETED_MAX", 10)
+    store._session._runtime_states._bound = 10
     before = channels()
     for n in range(200):
         store.add(sandbox(f"s{n}"), READY)

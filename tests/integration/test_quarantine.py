@@ -112,7 +112,7 @@ def test_it_is_listed_and_found(store: Store) -> None:
     assert ["bad", "good"] == ids(store.list()) == ids(store.list(labels={"app": "x"}))
     assert ["bad"] == ids(store.list(pod="lost")) == ids(store.list(id="ba"))
     found = store.get("b")
-    assert ("bad", READY) == (found.id, found.seen)
+    assert ("bad", READY) == (found.id, found.status_as_read)
     assert repr(found)
     assert store.get("good").metadata == sandbox("good", config=pod(app="x"))
 
@@ -318,7 +318,7 @@ def test_a_damaged_time_does_not_keep_a_sandbox_from_being_marked(tmp_path: Path
         store.add(sandbox("bad", netns_path="/run/netns/none"), READY)
     tamper(path, DAMAGED.format("created_at = -9"))
     with Store.open(path) as store:
-        assert State.NOTREADY is store.get("bad").seen.state
+        assert State.NOTREADY is store.get("bad").status_as_read.state
         assert "bad" in {violation.sandbox_id for violation in store.check()}
 
 
@@ -330,13 +330,17 @@ def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path) -> Non
             store.add(sandbox(id, netns_path=f"/run/netns/none-{id}"), READY)
     tamper(path, DAMAGED.format("state = 'SANDBOX_NEWER'"))
     with Store.open(path) as store:
-        assert State.NOTREADY is store.get("good").seen.state
+        assert State.NOTREADY is store.get("good").status_as_read.state
         assert store.recovery is not None
         told = {each.sandbox_id: each.message for each in store.recovery.findings}
         assert "its record is damaged: state is 'SANDBOX_NEWER'" in told["bad"]
         assert "bad" in {violation.sandbox_id for violation in store.check()}
         bad = store.get("bad")
-        for read in (bad.status.get, lambda: bad.seen, lambda: bad.status.update(lambda s: s)):
+        for read in (
+            bad.status.get,
+            lambda: bad.status_as_read,
+            lambda: bad.status.update(lambda s: s),
+        ):
             with pytest.raises(MetadataError, match=r"'bad'.*SANDBOX_NEWER") as caught:
                 read()
             assert "bad" == caught.value.id

@@ -893,10 +893,10 @@ def test_a_handle_has_the_status_with_which_it_was_read(open_store: OpenStore) -
     store.add(sandbox("b"), READY)
     listed = store.list()
     other.get("a").status.update(lambda old: replace(old, state=State.NOTREADY))
-    assert [READY, READY] == [each.seen for each in listed]
-    assert READY == added.seen
+    assert [READY, READY] == [each.status_as_read for each in listed]
+    assert READY == added.status_as_read
     assert State.NOTREADY is listed[0].status.get().state
-    assert [State.NOTREADY, State.READY] == [each.seen.state for each in store.list()]
+    assert [State.NOTREADY, State.READY] == [each.status_as_read.state for each in store.list()]
 
 
 def test_a_store_knows_its_file(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_what_is_recorded_in_utf_8_is_open_in_latin_1(
         from registry import Store
         with Store.open(sys.argv[1]) as store:
             handle = store.get("a")
-            print(sys.getfilesystemencoding(), *store.recovery.counts, handle.seen.state)
+            print(sys.getfilesystemencoding(), *store.recovery.counts, handle.status_as_read.state)
             print(handle.netns.do(os.getpid) == os.getpid())
             handle.remove_netns()
             print(handle.netns)

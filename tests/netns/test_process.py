@@ -384,7 +384,7 @@ def test_open_process_follows_the_latest_record(
         third,
     )
     assert third == open_pid(handle)
-    assert (0, third) == (handle.seen.pid, handle.status.get().pid)
+    assert (0, third) == (handle.status_as_read.pid, handle.status.get().pid)
 
 
 def test_open_process_sees_the_change_of_the_callers_transaction(

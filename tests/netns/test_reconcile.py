@@ -943,7 +943,7 @@ def test_a_damaged_path_stops_nothing_else(
         assert store.recovery is not None
         assert (orphan.path,) == store.recovery.orphans
         assert 2 == sum(store.recovery.counts.values())
-        assert State.READY is store.get("a").seen.state
+        assert State.READY is store.get("a").status_as_read.state
         assert [orphan.path] == store.remove_orphans([orphan.path])
     assert (True, False) == (orphan.closed, other.closed)
     other.remove()

@@ -528,6 +528,6 @@ def test_the_end_of_a_pause_process_fires_stopch(
     with Store.open(tmp_path / "registry.db") as store, closing(Sandboxer(store)) as sandboxer:
         sandbox = store.get(sandboxer.run(config))
         assert not sandbox.stopped.wait(0.05)
-        os.kill(sandbox.seen.pid, signal.SIGKILL)
+        os.kill(sandbox.status_as_read.pid, signal.SIGKILL)
         assert sandbox.stopped.wait(60)
         sandboxer.remove(sandbox.id)

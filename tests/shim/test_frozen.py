@@ -80,8 +80,8 @@ def interrupt_stops(db: str, reasons: Sequence[str]) -> list[int]:
         for n, reason in enumerate(reasons):
             (config,) = configs(f"frozen-{n}")
             sandbox = store.get(sandboxer.run(config))
-            pids.append(sandbox.seen.pid)
-            intent = replace(sandbox.seen, state=State.NOTREADY, reason=reason)
+            pids.append(sandbox.status_as_read.pid)
+            intent = replace(sandbox.status_as_read, state=State.NOTREADY, reason=reason)
             sandbox.status.update(lambda _, intent=intent: intent)  # type: ignore[misc]
         return pids
 
@@ -120,8 +120,10 @@ def test_what_was_frozen_is_ended_once_it_is_thawed(
         with closing(sandboxer):
             until(lambda: set(pids).isdisjoint(pauses(db)))
             until(lambda: namespaces(db) == set())
-            until(lambda: ["SandboxStopped"] == [each.seen.reason for each in store.list()])
-            until(lambda: [0] == [each.seen.pid for each in store.list()])
+            until(
+                lambda: ["SandboxStopped"] == [each.status_as_read.reason for each in store.list()]
+            )
+            until(lambda: [0] == [each.status_as_read.pid for each in store.list()])
 
 
 def test_a_stop_of_a_frozen_process_says_so(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +132,10 @@ def test_a_stop_of_a_frozen_process_says_so(db: str, monkeypatch: pytest.MonkeyP
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         (config,) = configs("web")
         id = sandboxer.run(config)
-        pid = store.get(id).seen.pid
+        pid = store.get(id).status_as_read.pid
         with frozen([pid]), pytest.raises(RegistryError, match=f"process {pid}: .*frozen"):
             sandboxer.stop(id)
-        assert State.NOTREADY is store.get(id).seen.state
+        assert State.NOTREADY is store.get(id).status_as_read.state
         sandboxer.stop(id)
         assert pid not in pauses(db)
 

@@ -60,7 +60,7 @@ def recovered(db: str) -> list[tuple[str, State]]:
     with Store.open(db) as store, closing(Sandboxer(store)):
         assert [] == store.check()
         found = store.list(include_unknown=True)
-        return [(each.id, each.seen.state) for each in found]
+        return [(each.id, each.status_as_read.state) for each in found]
 
 
 @every_line
@@ -128,14 +128,14 @@ def test_a_stop_of_what_has_ended_that_dies_before_any_line_is_finished(
         with Store.open(db, reconcile=False) as store:
             sandbox = store.get(id)
             if reason == "ProcessExited":
-                os.kill(sandbox.seen.pid, signal.SIGKILL)
+                os.kill(sandbox.status_as_read.pid, signal.SIGKILL)
                 until(lambda: not pauses(db))
             else:
                 sandbox.remove_netns()
         end = not died(shims, db, "stop", id, place)
         assert [(id, State.NOTREADY)] == recovered(db)
         with Store.open(db, read_only=True) as store:
-            status = store.get(id).seen
+            status = store.get(id).status_as_read
         assert reason == status.reason
         begun = begun or status.message.endswith("; then it was stopped")
         assert begun == status.message.endswith("; then it was stopped")
@@ -283,7 +283,7 @@ def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
     """Its config is damaged, or its process cannot be told from another; it is said, and stays."""
     first, second = ran(shims, db, "a"), ran(shims, db, "b")
     with Store.open(db, read_only=True) as store:
-        pid = store.get(first).seen.pid
+        pid = store.get(first).status_as_read.pid
     execute(
         db,
         "UPDATE sandbox_statuses SET process_boot_id = NULL, process_pid_ns = NULL, "
@@ -291,10 +291,10 @@ def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
         f"WHERE pid = {pid}",
     )
     with Store.open(db) as store, closing(Sandboxer(store)):
-        assert {State.READY} == {each.seen.state for each in store.list()}
+        assert {State.READY} == {each.status_as_read.state for each in store.list()}
         assert f"recover sandbox {first!r}" in caplog.text
-        os.kill(store.get(second).seen.pid, signal.SIGKILL)
-        until(lambda: store.get(second).seen.state is State.NOTREADY)
+        os.kill(store.get(second).status_as_read.pid, signal.SIGKILL)
+        until(lambda: store.get(second).status_as_read.state is State.NOTREADY)
     os.kill(pid, signal.SIGKILL)
     until(lambda: pid not in pauses(db))
 

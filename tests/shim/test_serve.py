@@ -146,7 +146,9 @@ def test_an_end_in_peace_removes_the_socket_and_loses_no_call(mortal: Server) ->
         answered = {run.result() for run in runs if run.exception() is None}
     with Store.open(mortal.db, reconcile=False) as store:
         assert answered <= {each.id for each in store.list(state=State.READY)}
-        assert [] == [each for each in store.list(include_unknown=True) if not each.seen.pid]
+        assert [] == [
+            each for each in store.list(include_unknown=True) if not each.status_as_read.pid
+        ]
 
 
 # Many calls at once.
@@ -378,7 +380,7 @@ def test_a_run_whose_undo_fails_is_undone_later(
             go.set()
             assert isinstance(run.exception(), UnavailableError)
             (left,) = store.list(include_unknown=True)
-            assert State.UNKNOWN is left.seen.state
+            assert State.UNKNOWN is left.status_as_read.state
             assert f"undo run of sandbox {left.id!r}" in caplog.text
         until(lambda: [] == store.list(include_unknown=True))
         assert NOTHING == left_of(db)
@@ -398,8 +400,11 @@ def test_a_run_that_cannot_be_undone_is_seen_and_removed_later(
             with pytest.raises(RegistryError, match="no_such_thing"):
                 sandboxer.run(bad)
         (left,) = store.list()
-        assert (State.NOTREADY, "CreationFailed") == (left.seen.state, left.seen.reason)
-        assert "stuck" in left.seen.message
+        assert (State.NOTREADY, "CreationFailed") == (
+            left.status_as_read.state,
+            left.status_as_read.reason,
+        )
+        assert "stuck" in left.status_as_read.message
         assert f"undo run of sandbox {left.id!r}" in caplog.text
         assert not NetNS.load(left.netns_path).closed
         sandboxer.remove(left.id)
@@ -417,13 +422,13 @@ def test_an_end_that_cannot_be_noted_at_once_is_noted_later(
     monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
     with Store.open(db, timeout=0.05) as store, closing(Sandboxer(store)) as sandboxer:
         id = sandboxer.run(config())
-        pid = store.get(id).seen.pid
+        pid = store.get(id).status_as_read.pid
         with Store.open(db, timeout=5) as other, other.transaction():
             os.kill(pid, 15)
             until(lambda: "trying again" in caplog.text)
-            assert State.READY is store.get(id).seen.state
-        until(lambda: store.get(id).seen.state is State.NOTREADY)
-        assert 143 == store.get(id).seen.exit_status
+            assert State.READY is store.get(id).status_as_read.state
+        until(lambda: store.get(id).status_as_read.state is State.NOTREADY)
+        assert 143 == store.get(id).status_as_read.exit_status
         assert "Traceback" not in caplog.text
 
 
@@ -436,9 +441,9 @@ def test_what_goes_wrong_by_our_own_fault_does_not_end_the_watch(
         first, second = (store.get(sandboxer.run(config(name))) for name in ("a", "b"))
         with monkeypatch.context() as trouble:
             trouble.setattr(Sandboxer, "_note_exit", None)
-            os.kill(first.seen.pid, 15)
+            os.kill(first.status_as_read.pid, 15)
             until(lambda: "Traceback" in caplog.text)
-        os.kill(second.seen.pid, 15)
+        os.kill(second.status_as_read.pid, 15)
         until(lambda: State.NOTREADY is first.status.get().state is second.status.get().state)
 
 
@@ -448,7 +453,7 @@ def test_an_end_is_dropped_once_its_store_is_closed(
     """It cannot be noted any more: that is logged once, and the process is reaped."""
     with Store.open(db) as store:
         sandboxer = Sandboxer(store)
-        pid = store.get(sandboxer.run(config())).seen.pid
+        pid = store.get(sandboxer.run(config())).status_as_read.pid
     with closing(sandboxer):
         os.kill(pid, 15)
         until(lambda: "the end is not noted" in caplog.text)
@@ -462,13 +467,21 @@ def test_no_zombie_stays_of_processes_that_were_killed_stopped_or_removed(db: st
         for n in range(5):
             killed, stopped, removed, both = (sandboxer.run(config(f"{n}-{m}")) for m in range(4))
             for id in (killed, both):
-                os.kill(store.get(id).seen.pid, 9)
+                os.kill(store.get(id).status_as_read.pid, 9)
             sandboxer.stop(stopped)
             for id in (removed, both):
                 sandboxer.remove(id)
         until(lambda: set() == pauses(db))
         ends = {(State.NOTREADY, 137)}
-        until(lambda: ends == {(each.seen.state, each.seen.exit_status) for each in store.list()})
+        until(
+            lambda: (
+                ends
+                == {
+                    (each.status_as_read.state, each.status_as_read.exit_status)
+                    for each in store.list()
+                }
+            )
+        )
         for each in store.list():
             sandboxer.remove(each.id)
     assert NOTHING == left_of(db)
@@ -485,7 +498,7 @@ def test_exits_can_be_closed_while_they_watch(db: str) -> None:
         exits.close()
         with pytest.raises(FailedPreconditionError):
             process.fileno()
-        assert sandbox.seen.pid in pauses(db)
+        assert sandbox.status_as_read.pid in pauses(db)
 
 
 def test_a_namespace_that_goes_is_no_exit(cri: Client) -> None:

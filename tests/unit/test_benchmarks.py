@@ -42,7 +42,11 @@ def test_all_ways_read_and_write_the_same(files: tuple[str, str]) -> None:
             update(names[3], update.__qualname__)
             assert update.__qualname__ in reference.status(names[3])
         assert names[3] == reference.get(names[3])[1]
-        assert "SANDBOX_READY" == mapped.status(names[3]) == str(store.get(names[3]).seen.state)
+        assert (
+            "SANDBOX_READY"
+            == mapped.status(names[3])
+            == str(store.get(names[3]).status_as_read.state)
+        )
 
 
 def test_calls_alternate_and_a_figure_is_the_median_of_rounds() -> None:

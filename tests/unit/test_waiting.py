@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from registry.engine.process_lock import Turnstile
-from registry.handles.runtime_state import BURIED, Lives, StopCh
+from registry.handles.runtime_state import DELETED_MAX, RuntimeStates, StopCh
 from registry.sync.locks import Mutex, Sleepers
 from tests.tools import in_another_thread, is_locked, is_recent, line, running, say, until
 
@@ -98,28 +98,28 @@ def test_a_stop_ch_wakes_all_who_wait() -> None:
 
 def test_lives_of_deleted_sandboxes_are_forgotten_in_the_end() -> None:
     """The table of a process that creates and deletes for months does not grow."""
-    lives = Lives()
-    first = lives.of(-1)
-    kept = lives.of(-2)
-    assert first is lives.of(-1)
-    for creation in range(3 * BURIED):
-        lives.of(creation)
-        lives.bury(creation)
-    lives.bury(-1)
+    states = RuntimeStates()
+    first = states.of(-1)
+    kept = states.of(-2)
+    assert first is states.of(-1)
+    for creation in range(3 * DELETED_MAX):
+        states.of(creation)
+        states.mark_deleted(creation)
+    states.mark_deleted(-1)
     assert first.stopped.is_set()
-    assert len(lives._of) <= BURIED + 2
-    lives.bury_all_but([-2], lives.seen)
+    assert len(states._of) <= DELETED_MAX + 2
+    states.mark_deleted_except([-2], states.seen)
     assert not kept.stopped.is_set()
-    assert kept is lives.of(-2)
+    assert kept is states.of(-2)
 
 
 def test_only_what_was_seen_in_an_earlier_commit_can_be_missing() -> None:
-    """What is being added, and what was added after the snapshot, lives."""
-    lives = Lives()
-    before, adding = lives.see(1, 0), lives.of(2)
-    seen = lives.seen
-    after = lives.see(3, 0)
-    lives.bury_all_but([], seen)
+    """What is being added, and what was added after the snapshot, exists."""
+    states = RuntimeStates()
+    before, adding = states.see(1, 0), states.of(2)
+    seen = states.seen
+    after = states.see(3, 0)
+    states.mark_deleted_except([], seen)
     assert before.stopped.is_set()
     assert not adding.stopped.is_set()
     assert not after.stopped.is_set()
@@ -127,14 +127,14 @@ def test_only_what_was_seen_in_an_earlier_commit_can_be_missing() -> None:
 
 def test_what_is_seen_late_is_looked_for_from_when_it_was_read() -> None:
     """Another reader may have gone past its deletion in between."""
-    lives = Lives()
-    settled = lives.settled  # one reads a commit, in which the sandbox is
-    lives.settle(7, lives.seen)  # another one reads a later commit, in which it is not
-    assert 7 == lives.settled
-    lives.see(1, settled)
-    assert 0 == lives.settled
-    lives.settle(7, 0)
-    assert 0 == lives.settled
+    states = RuntimeStates()
+    watermark = states.watermark  # one reads a commit, in which the sandbox is
+    states.advance(7, states.seen)  # another one reads a later commit, in which it is not
+    assert 7 == states.watermark
+    states.see(1, watermark)
+    assert 0 == states.watermark
+    states.advance(7, 0)
+    assert 0 == states.watermark
 
 
 def test_the_turnstile_is_given_back(tmp_path: object) -> None:
