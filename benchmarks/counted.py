@@ -77,7 +77,7 @@ def statements(path: str, plain_path: str) -> Iterator[Figure]:
         engine = store._session.engine  # noqa: SLF001
         connections = [
             engine.writer.connection,
-            engine.watch._connection,  # noqa: SLF001
+            engine.data_version._connection,  # noqa: SLF001
             *engine._readers._idle,  # noqa: SLF001
         ]
         for connection in (*connections, reference.connection):

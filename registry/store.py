@@ -370,7 +370,7 @@ class Store:
         prefix = check_prefix(doing, id)
         check_function(doing, fn)
         with self._session.write(doing) as transaction:
-            self._session.engine.writer.room.require(doing, grows=True)
+            self._session.engine.writer.disk_space.require(doing, grows=True)
             row = writes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)

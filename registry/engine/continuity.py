@@ -52,7 +52,7 @@ class Continuity(Enum):
     UNDETERMINED = "undetermined"
 
 
-class Look(NamedTuple):
+class FileAndLog(NamedTuple):
     """A database file and its log as they were observed, without changing anything."""
 
     file: Header | None
@@ -93,7 +93,7 @@ def _by_number(file: Header, first: Header) -> Continuity:
     return Continuity.STRANGE
 
 
-def look(path: str) -> Look:
+def read(path: str) -> FileAndLog:
     """Observe the database at *path* and its log.
 
     Raises:
@@ -101,7 +101,7 @@ def look(path: str) -> Look:
         RegistryError: the log cannot be read.
     """
     file = _header(path)  # first: the log, as it is later, has all that the file may have got
-    return Look(file, wal_file.read(path, file))
+    return FileAndLog(file, wal_file.read(path, file))
 
 
 def _header(path: str) -> Header | None:

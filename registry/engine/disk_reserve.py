@@ -21,7 +21,7 @@ SIZES: Final = {"-spare": 128 * 1024, "-reserve": 256 * 1024}
 """Bytes of the files: of some deletions, and of some tens of changes."""
 
 
-class Reserve:
+class DiskReserve:
     """The disk reserve of one database, which all processes that have it open share."""
 
     def __init__(self, database: str) -> None:
@@ -30,7 +30,7 @@ class Reserve:
         self.released = False
         """Whether a part of it was removed here, and has not been made again since."""
 
-    def take(self) -> bool:
+    def allocate(self) -> bool:
         """Make what is missing of it; return False if the file system has no room for that.
 
         Where it cannot be made for another reason, an unwritable directory say, return True.
@@ -38,14 +38,14 @@ class Reserve:
         try:
             for suffix, size in SIZES.items():
                 if paths.size(f"{self._database}{suffix}") != size:
-                    self._make(f"{self._database}{suffix}", size)
+                    self._allocate(f"{self._database}{suffix}", size)
         except OSError as error:
             reraise_interrupt(error)
-            return error.errno not in paths.NO_ROOM
+            return error.errno not in paths.NO_SPACE
         self.released = False
         return True
 
-    def _make(self, path: str, size: int) -> None:
+    def _allocate(self, path: str, size: int) -> None:
         """Make the file at *path* with *size* bytes, or leave it as it was if there is no room."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = os.open(path, flags, 0o600)
@@ -54,15 +54,15 @@ class Reserve:
             paths.give_to_owner(fd, self._database)
             os.posix_fallocate(fd, 0, size)
         except OSError as error:
-            if error.errno in paths.NO_ROOM and before:
+            if error.errno in paths.NO_SPACE and before:
                 os.ftruncate(fd, before)
-            elif error.errno in paths.NO_ROOM:
+            elif error.errno in paths.NO_SPACE:
                 _remove(path)
             raise
         finally:
             os.close(fd)
 
-    def spare(self) -> int:
+    def spare_size(self) -> int:
         """Return the bytes of `-spare`."""
         return paths.size(f"{self._database}-spare")
 

@@ -18,7 +18,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import paths
-from registry.engine.disk_reserve import SIZES, Reserve
+from registry.engine.disk_reserve import SIZES, DiskReserve
 from registry.errors import ResourceExhaustedError
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ GROWTH_MAX: Final = 128 * 1024
 """Bytes by which a checkpoint may make the database longer: half of what marking may use."""
 
 
-class Room:
+class DiskSpace:
     """Limits of the writes to one database, by the free space of its disk."""
 
     def __init__(self, path: str) -> None:
         """Allow anything; *path* is the database."""
-        self.reserve: Final = Reserve(path)
+        self.reserve: Final = DiskReserve(path)
         self._path: Final = path
         self._directory: Final = os.path.dirname(path)
         self._full = False
@@ -53,15 +53,15 @@ class Room:
         This is the one place that decides whether the disk is full.
         """
         free = paths.free(self._directory)
-        short = free.bytes < MARGIN or (self.reserve.released and not self.reserve.take())
+        short = free.bytes < MARGIN or (self.reserve.released and not self.reserve.allocate())
         self._full = short or free.inodes < 1
         self._has_reserve = self._grows = False
         if short:
-            self._make(connection)
+            self._make_space(connection)
         else:
             self._last = False
 
-    def is_short(self) -> bool:
+    def is_low(self) -> bool:
         """Return whether there may be no room for more than some tens of changes."""
         return self.reserve.released or paths.free(self._directory).bytes < MARGIN
 
@@ -78,7 +78,7 @@ class Room:
         """
         self._grows |= grows
         if not (self._full or self._has_reserve):
-            self._has_reserve = self.reserve.take()
+            self._has_reserve = self.reserve.allocate()
             self._full = not self._has_reserve
         if self._full:
             raise self._exhausted(doing, "marking sandboxes NOTREADY and deleting them")
@@ -98,22 +98,22 @@ class Room:
             self.reserve.release(*SIZES)
             self._last = False  # marking then finds room in the database
 
-    def is_unsettled(self, connection: Connection) -> bool:
-        """Return whether `settle` has something to do after a commit."""
+    def needs_maintenance(self, connection: Connection) -> bool:
+        """Return whether `maintain` has something to do after a commit."""
         return self.reserve.released or (self._grows and self._growth(connection) > GROWTH_MAX)
 
-    def settle(self, connection: Connection) -> None:
+    def maintain(self, connection: Connection) -> None:
         """Prepare for a full disk, after a commit and before another process may write."""
         if self._grows and self._growth(connection) > GROWTH_MAX:
             _checkpoint(connection)
         if self.reserve.released:
-            self.reserve.take()
+            self.reserve.allocate()
 
-    def _make(self, connection: Connection) -> None:
+    def _make_space(self, connection: Connection) -> None:
         """Make room on a full disk."""
         self.reserve.release("-reserve")
         lacking = self._growth(connection) - paths.free(self._directory).bytes
-        if lacking > self.reserve.spare():
+        if lacking > self.reserve.spare_size():
             return  # the log is written on as far as there is room
         if lacking > 0 and self.reserve.shrink(int(lacking)) < DELETIONS:
             self._last = True

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.engine import driver
 from registry.engine.disk_reserve import SIZES
-from registry.engine.file_identity import Tripwire
+from registry.engine.file_identity import FileIdentity
 from registry.engine.group_commit import GroupCommit
 from registry.engine.owner import current_owner
-from registry.engine.paths import NO_ROOM
+from registry.engine.paths import NO_SPACE
 from registry.engine.readers import Readers
 from registry.engine.transaction import Transaction
-from registry.engine.watch import Watch
+from registry.engine.watch import DataVersion
 from registry.engine.writer import Writer
 from registry.errors import (
     FailedPreconditionError,
@@ -64,17 +64,17 @@ class Engine:
         """Those that have it open; the last one to leave closes it."""
         self.closed = ""
         """Why nothing can be done any more."""
-        self._tripwire = Tripwire(path)
-        self.writer: Final = Writer(path, self._tripwire)
+        self._file_identity = FileIdentity(path)
+        self.writer: Final = Writer(path, self._file_identity)
         """What writes; closed where the engine is read-only."""
         self.writes: Final = GroupCommit(path, self.writer, guard, self.require_open)
         self._readers = Readers(
             path,
             read_only=read_only,
             admit=admit,
-            require_same_file=self._tripwire.require_database,
+            require_same_file=self._file_identity.require_database,
         )
-        self.watch: Final = Watch(path, self._readers)
+        self.data_version: Final = DataVersion(path, self._readers)
 
     # Opening and closing.
 
@@ -105,7 +105,9 @@ class Engine:
                 self._open(inspect, prepare, timeout, deadline)
             except ResourceExhaustedError as error:
                 # SQLite has no room for -wal and -shm, without which it reads nothing.
-                if error.errno not in NO_ROOM or not self.writer.room.reserve.release(*SIZES):
+                if error.errno not in NO_SPACE or not self.writer.disk_space.reserve.release(
+                    *SIZES
+                ):
                     raise
                 self._open(inspect, prepare, timeout, deadline)
         except BaseException:
@@ -121,7 +123,7 @@ class Engine:
     ) -> None:
         if self.read_only:
             self._readers.open(inspect, prepare, timeout)
-            self._tripwire.set(log=False)
+            self._file_identity.record(log=False)
         else:
             self.writer.open(inspect, prepare, timeout, deadline)
 
@@ -162,7 +164,7 @@ class Engine:
     def _close_all(self, deadline: float) -> None:
         try:
             if self.read_only:
-                self._close_readers(self._tripwire.close)
+                self._close_readers(self._file_identity.close)
             else:
                 self.writer.close(deadline, self._close_readers)
         finally:
@@ -170,7 +172,7 @@ class Engine:
 
     def _close_readers(self, close: Callable[[driver.Connection], None]) -> None:
         self._readers.close(close)
-        self.watch.close(close)
+        self.data_version.close(close)
 
     def abandon_in_child(self) -> None:
         """Make every use raise in a forked child."""
@@ -197,7 +199,7 @@ class Engine:
         Raises:
             DataLossError: it was removed or replaced.
         """
-        self._tripwire.require_database(doing)
+        self._file_identity.require_database(doing)
 
     def own_transaction(self) -> Transaction | None:
         """Return the open transaction if it is the caller's."""

@@ -15,14 +15,14 @@ from registry.engine.paths import identity
 from registry.errors import DataLossError
 from registry.host.kernel import file_at
 
-spoiled: Final[dict[str, object]] = {}
+replaced_files: Final[dict[str, object]] = {}
 """Which databases, by their paths, have connections that must not be closed.
 
 Their log is not the one at its path: SQLite would write the one down and remove the other.
 """
 
 
-class Tripwire:
+class FileIdentity:
     """The files of one database as this process has opened them."""
 
     def __init__(self, path: str) -> None:
@@ -34,34 +34,34 @@ class Tripwire:
         """Bytes of the log, when it was last looked at: before a transaction, or after its commit.
         """
 
-    def set(self, *, log: bool) -> None:
+    def record(self, *, log: bool) -> None:
         """Remember what is open; *log*: the log too, which exists while somebody writes."""
-        database, found = self._look()
+        database, found = self._observe()
         self._files = (database, found if log else None)
 
-    def holds(self) -> bool:
+    def matches(self) -> bool:
         """Whether others find the database and the log that we have open."""
-        return self._look() == self._files
+        return self._observe() == self._files
 
     def is_log(self, found: os.stat_result) -> bool:
         """Whether *found* is the log that we have open."""
         return (found.st_dev, found.st_ino) == self._files[1]
 
-    def _look(self) -> tuple[object, object]:
+    def _observe(self) -> tuple[object, object]:
         log, self.log_size = file_at(self._log)
         return (identity(self._path), log)
 
     def require(self, doing: str) -> None:
         """Raise DataLossError unless it holds."""
-        if not self.holds():
-            raise self.replaced(doing)
+        if not self.matches():
+            raise self.replaced_error(doing)
 
     def require_database(self, doing: str) -> None:
         """Raise DataLossError unless the database, of which the log is not known, is the same."""
         if identity(self._path) != self._files[0]:
-            raise self.replaced(doing)
+            raise self.replaced_error(doing)
 
-    def replaced(self, doing: str) -> DataLossError:
+    def replaced_error(self, doing: str) -> DataLossError:
         """Return the error of *doing* something with files that are no longer there."""
         return DataLossError(
             f"{doing}: {self._path!r} or its -wal was removed or replaced while it was open, so "
@@ -70,22 +70,22 @@ class Tripwire:
             path=self._path,
         )
 
-    def spoil(self) -> None:
+    def mark_replaced(self) -> None:
         """Let no connection to these files be closed any more."""
-        spoiled[self._path] = self._files[0]
+        replaced_files[self._path] = self._files[0]
 
-    def spoil_if_replaced(self) -> None:
+    def mark_if_replaced(self) -> None:
         """Do so if others find another database or log, which a close of ours would ruin.
 
         Where there is none at all, the close writes our log down, and nothing of it is lost.
         """
-        pairs = zip(self._look(), self._files, strict=True)
+        pairs = zip(self._observe(), self._files, strict=True)
         if any(there not in {None, ours} for there, ours in pairs):
-            self.spoil()
+            self.mark_replaced()
 
     def close(self, connection: driver.Connection) -> None:
         """Close *connection*, or leave it open for good where that would do harm."""
-        if self._path in spoiled and spoiled[self._path] == self._files[0]:
+        if self._path in replaced_files and replaced_files[self._path] == self._files[0]:
             driver.leak(connection)
         else:
             driver.close(connection)

@@ -18,7 +18,7 @@ from registry.errors import (
 )
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Of a file system without free bytes or inodes."""
 NO_RESOURCES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Of a process or host without threads, descriptors or memory."""
@@ -157,7 +157,7 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
     """
     message = f"{doing}: {what}: {error.strerror}"
     operands = {"path": path, "errno": error.errno}
-    if error.errno in NO_ROOM:
+    if error.errno in NO_SPACE:
         return ResourceExhaustedError(f"{message}; {how_to_free(path)}", **operands)
     if error.errno in NO_RESOURCES:
         return ResourceExhaustedError(f"{message}; {_ADVICE[errno.EMFILE]}", **operands)

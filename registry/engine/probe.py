@@ -43,7 +43,7 @@ def cause(code: int, database: str) -> OSError | None:
         _require_descriptors(os.path.dirname(database))
     except OSError as error:
         reraise_interrupt(error)
-        used_up = error.errno in paths.NO_ROOM | paths.NO_RESOURCES
+        used_up = error.errno in paths.NO_SPACE | paths.NO_RESOURCES
         return error if used_up or code & 0xFF == sqlite3.SQLITE_CANTOPEN else None
     return None
 
@@ -56,7 +56,7 @@ def _require_new_file(directory: str) -> None:
         reraise_interrupt(error)
         if error.errno not in _NO_TMPFILE:
             raise
-        _require_room(directory)
+        _require_space(directory)
         return
     try:
         os.pwrite(fd, bytes(PAGE), 0)
@@ -81,7 +81,7 @@ def _require_descriptors(directory: str) -> None:
             os.close(fd)
 
 
-def _require_room(directory: str) -> None:
+def _require_space(directory: str) -> None:
     """Raise OSError unless a file may be made in *directory*, as far as that can be told."""
     free = paths.free(directory)
     if free.bytes < PAGE or free.inodes < 1:

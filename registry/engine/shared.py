@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from registry.engine import driver, lock_file
 from registry.engine.driver import Fetch
 from registry.engine.engine import Engine, living
-from registry.engine.file_identity import spoiled
+from registry.engine.file_identity import replaced_files
 from registry.engine.lost import require_beginnable
 from registry.engine.paths import identity, make_directories, resolve, size
 from registry.engine.transaction import Transaction
@@ -116,7 +116,7 @@ def _require_openable(path: str) -> None:
             "would take the parent's locks for its own; open it in a spawned process",
             path=path,
         )
-    if path in spoiled and spoiled[path] == identity(path):
+    if path in replaced_files and replaced_files[path] == identity(path):
         raise DataLossError(
             f"open registry {path!r}: its log was replaced while this process had it open, and "
             "SQLite would mix up the old and the new; open it in another process",

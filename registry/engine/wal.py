@@ -24,7 +24,7 @@ from registry.engine.paths import free
 from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
-    from registry.engine.file_identity import Tripwire
+    from registry.engine.file_identity import FileIdentity
 
 log = logging.getLogger("registry")
 
@@ -38,19 +38,19 @@ all the time, longer than each of them keeps its snapshot, or it grows without e
 class Wal:
     """The write-ahead log of one database file, for its writer."""
 
-    def __init__(self, path: str, tripwire: Tripwire) -> None:
-        """Know of nothing yet; *tripwire* has looked at the log before any other call."""
+    def __init__(self, path: str, file_identity: FileIdentity) -> None:
+        """Know of nothing yet; *file_identity* has looked at the log before any other call."""
         self._path: Final = path
-        self._tripwire: Final = tripwire
+        self._file_identity: Final = file_identity
         self._bound = driver.WAL_MAX
         self._size = 0
         """Bytes, when a transaction last began."""
 
     def is_long(self) -> bool:
         """Whether it has grown past its bound."""
-        return self._tripwire.log_size > self._bound
+        return self._file_identity.log_size > self._bound
 
-    def begin_anew(self, connection: driver.Connection, deadline: float) -> None:
+    def restart(self, connection: driver.Connection, deadline: float) -> None:
         """Write over it from its beginning on: passive checkpoints may starve.
 
         Waits for readers, but not past *deadline* (monotonic seconds).
@@ -63,7 +63,7 @@ class Wal:
             finally:
                 connection.execute("PRAGMA busy_timeout = 0")
             # A reader that stays would cost every commit the wait: try again when it has grown.
-            self._bound = driver.WAL_MAX + (self._tripwire.log_size if busy else 0)
+            self._bound = driver.WAL_MAX + (self._file_identity.log_size if busy else 0)
             if busy:
                 self._warn()
 
@@ -73,7 +73,7 @@ class Wal:
             "the write-ahead log of %r has %d bytes and cannot be reset: %s; end the read "
             "transaction there",
             self._path,
-            self._tripwire.log_size,
+            self._file_identity.log_size,
             f"{', '.join(snapshot_keepers(self._path)) or 'an unknown process'} keeps a snapshot",
         )
 
@@ -84,7 +84,7 @@ class Wal:
         taken for room that another process has given it. Where it was one long commit, the next
         commit makes the log longer once more, and then it gets room.
         """
-        size, grown = self._tripwire.log_size, self._tripwire.log_size - self._size
+        size, grown = self._file_identity.log_size, self._file_identity.log_size - self._size
         self._size = size
         if 0 < grown < AHEAD and size + AHEAD <= driver.WAL_MAX:
             try:
@@ -98,7 +98,7 @@ class Wal:
         fd = os.open(f"{self._path}-wal", flags)
         try:
             found = os.fstat(fd)
-            wanting = size <= found.st_size < size + AHEAD and self._tripwire.is_log(found)
+            wanting = size <= found.st_size < size + AHEAD and self._file_identity.is_log(found)
             # The last of the space is for what is written, and not for what may be.
             if wanting and free(os.path.dirname(self._path)).bytes >= driver.WAL_MAX:
                 os.pwrite(fd, bytes(AHEAD), found.st_size)

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from registry.engine.readers import Readers
 
 
-class Watch:
+class DataVersion:
     """The watch over one database file in this process."""
 
     def __init__(self, path: str, readers: Readers) -> None:
         """Begin with no connection; *readers* lends it."""
         self._path: Final = path
         self._readers: Final = readers
-        self._looking = threading.Lock()
-        self._looker = 0
+        self._mutex = threading.Lock()
+        self._reading_thread = 0
         self._connection: driver.Connection | None = None
         self._close: Callable[[driver.Connection], None] | None = None
 
-    def look(self, doing: str) -> int | None:
+    def read(self, doing: str) -> int | None:
         """Return the number of the commit that is the latest now.
 
         None when an answer has to be read instead: once it is closed, and in a signal handler, or a
@@ -41,12 +41,12 @@ class Watch:
             RegistryError: it cannot be read, or may not any more: see `Readers`.
         """
         me = threading.get_ident()
-        if self._looker == me:
+        if self._reading_thread == me:
             return None
-        with self._looking:
+        with self._mutex:
             if self._readers.closed:  # since the caller has looked: what it reads says so
                 return None
-            self._looker = me
+            self._reading_thread = me
             try:
                 connection = self._connection or self._connect(doing)
                 # Each row is taken: behind a cursor that is left open the number stands still.
@@ -55,7 +55,7 @@ class Watch:
             except sqlite3.Error as error:
                 raise driver.translate(error, doing, self._path) from error
             finally:
-                self._looker = 0
+                self._reading_thread = 0
                 if self._close is not None:
                     self._close_now(self._close)
         return int(number)
@@ -69,10 +69,10 @@ class Watch:
 
         A signal handler that interrupts a look of its thread leaves it to that look.
         """
-        if self._looker == threading.get_ident():
+        if self._reading_thread == threading.get_ident():
             self._close = close
             return
-        with self._looking:
+        with self._mutex:
             self._close_now(close)
 
     def _close_now(self, close: Callable[[driver.Connection], None]) -> None:

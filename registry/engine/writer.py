@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
 from registry.engine.continuity import following, give_number, next_number
-from registry.engine.disk_space import Room
+from registry.engine.disk_space import DiskSpace
 from registry.engine.driver import translate
 from registry.engine.lock_holder import unavailable
 from registry.engine.paths import create_file, refused, size
@@ -34,7 +34,7 @@ from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from registry.engine.file_identity import Tripwire
+    from registry.engine.file_identity import FileIdentity
     from registry.engine.lock_file import Holder
 
 log = logging.getLogger("registry")
@@ -48,17 +48,17 @@ class Writer:
 
     connection: driver.Connection
 
-    def __init__(self, path: str, tripwire: Tripwire) -> None:
-        """Open nothing yet; *tripwire* is set when it is opened."""
+    def __init__(self, path: str, file_identity: FileIdentity) -> None:
+        """Open nothing yet; *file_identity* is set when it is opened."""
         self.unwritable: RegistryError | None = None
         """Why nothing is written any more."""
         self.committing = False
         """Whether COMMIT was asked for; until `reset`."""
-        self.room: Final = Room(path)
+        self.disk_space: Final = DiskSpace(path)
         """What may be written, by what is free on the disk."""
         self._refusal: sqlite3.Error | None = None
         self._path: Final = path
-        self._tripwire: Final = tripwire
+        self._file_identity: Final = file_identity
         self._turnstile: Turnstile | None = None
         self._has_turn = False
         self._changes = 0
@@ -67,7 +67,7 @@ class Writer:
         """Of the transaction, once it has one; see `continuity`."""
         self._latest: int | None = None
         """Number of the latest commit; None where it must be read."""
-        self._wal: Final = Wal(path, tripwire)
+        self._wal: Final = Wal(path, file_identity)
 
     # Opening and closing.
 
@@ -101,7 +101,7 @@ class Writer:
             self._connect(prepare, deadline, timeout)
             opened = True
             self._turnstile.mark()
-            self.room.reserve.take()
+            self.disk_space.reserve.allocate()
             self._turnstile.release()
         except BaseException:
             if taken and not opened:
@@ -115,7 +115,7 @@ class Writer:
     ) -> None:
         doing = f"open registry {self._path!r}"
         create_file(self._path)
-        self._tripwire.set(log=False)
+        self._file_identity.record(log=False)
         with driver.driver_errors(doing, self._path):
             remaining = max(0.0, deadline - time.monotonic())
             connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
@@ -124,8 +124,8 @@ class Writer:
                 # From now on `_begin` waits, for a stranger to the turnstile.
                 connection.execute("PRAGMA busy_timeout = 0")
                 self._begin(connection, doing, deadline, timeout)
-                self._tripwire.require_database("open registry")
-                self._tripwire.set(log=True)
+                self._file_identity.require_database("open registry")
+                self._file_identity.record(log=True)
                 # Where the system refused to open it for writing, SQLite has opened it for reading,
                 # and begins IMMEDIATE all the same.
                 connection.execute("PRAGMA user_version = 0")
@@ -159,12 +159,12 @@ class Writer:
         except BaseException:
             lock.release()
             raise
-        self._tripwire.spoil_if_replaced()
-        close = self._tripwire.close if locked else driver.leak
+        self._file_identity.mark_if_replaced()
+        close = self._file_identity.close if locked else driver.leak
         close_readers(close)
         close(self.connection)
         if locked and size(self._path):
-            self.room.reserve.take()  # the last close frees what -wal and -shm have taken
+            self.disk_space.reserve.allocate()  # the last close frees what -wal and -shm have taken
         lock.release()
         lock.close()
         self._turnstile = None  # at last: an interrupted call is made again
@@ -185,7 +185,7 @@ class Writer:
         if self.unwritable is not None:
             raise self.unwritable.with_traceback(None)  # or it gets longer each time
         self._has_turn = True  # first: who is interrupted gives back what it may have
-        self._take_turn(doing, deadline, timeout, lambda: self._tripwire.require(doing))
+        self._take_turn(doing, deadline, timeout, lambda: self._file_identity.require(doing))
 
     def _take_turn(
         self,
@@ -205,7 +205,7 @@ class Writer:
 
     def begin(self, doing: str, deadline: float, timeout: float) -> None:
         """Begin a transaction of SQLite; arguments and errors as `take_turn`."""
-        self.room.begin(self.connection)
+        self.disk_space.begin(self.connection)
         self._begin(self.connection, doing, deadline, timeout)
         self._changes = self.connection.total_changes
         self._wal.extend()
@@ -279,18 +279,18 @@ class Writer:
         Raises:
             DataLossError: it is in another one; nothing is written any more.
         """
-        unsettled = self._has_turn and self.room.is_unsettled(self.connection)
-        keep = unsettled or (self._has_turn and self._wal.is_long())
+        maintain = self._has_turn and self.disk_space.needs_maintenance(self.connection)
+        keep = maintain or (self._has_turn and self._wal.is_long())
         if not keep:
             self.release()
-        if not self._tripwire.holds():
-            self._tripwire.spoil()
-            self.unwritable = self._tripwire.replaced(doing)
+        if not self._file_identity.matches():
+            self._file_identity.mark_replaced()
+            self.unwritable = self._file_identity.replaced_error(doing)
             raise self.unwritable
-        if unsettled:
-            self.room.settle(self.connection)
+        if maintain:
+            self.disk_space.maintain(self.connection)
         if keep and self._wal.is_long():
-            self._wal.begin_anew(self.connection, deadline)
+            self._wal.restart(self.connection, deadline)
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
         """Make sure that a commit which failed is not there after a crash, and raise.

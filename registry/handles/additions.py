@@ -67,7 +67,7 @@ def insert(session: Session, addition: Addition, container: Container | None = N
         UnavailableError: the store's timeout passed before the write could begin.
     """
     with session.write(addition.doing) as transaction:
-        session.engine.writer.room.require(addition.doing, grows=True)
+        session.engine.writer.disk_space.require(addition.doing, grows=True)
         row = writes.insert(
             transaction,
             addition.columns,

@@ -299,9 +299,9 @@ class _StoredStatus:
             if row is not None:
                 status = validate(session.ask(transaction, row, fn, rows.load_status(row)), doing)
                 if status.state is State.NOTREADY:
-                    session.engine.writer.room.require_to_mark(doing)
+                    session.engine.writer.disk_space.require_to_mark(doing)
                 else:
-                    session.engine.writer.room.require(doing)
+                    session.engine.writer.disk_space.require(doing)
                 writes.replace_status(transaction, row, status, session.author)
                 if status.state is State.NOTREADY:
                     session.stop(row.creation)

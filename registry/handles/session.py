@@ -62,7 +62,7 @@ class Session:
         self._user: Final = user
         self._timeout = timeout
         self._runtime_states = runtime_state.table.join(engine.path, user)
-        self._cache = Cache(engine.watch.look)
+        self._cache = Cache(engine.data_version.read)
 
     def close(self) -> None:
         """End it; idempotent.
@@ -136,7 +136,7 @@ class Session:
     def latest_commit(self, doing: str) -> int | None:
         """Return the number of the latest commit of anybody; None where there is none to be had."""
         self.require_open(doing)
-        return self.engine.watch.look(doing)
+        return self.engine.data_version.read(doing)
 
     def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Entry, ...]:
         """Return the sandboxes of a query for whole rows, of the latest commit."""
@@ -235,7 +235,7 @@ class Session:
 
     def delete(self, transaction: Transaction, row: Row) -> None:
         """Delete the sandbox of *row*, and stop it for good when that is committed."""
-        self.engine.writer.room.use_last()
+        self.engine.writer.disk_space.use_last()
         writes.delete(transaction, row, self.author)
         transaction.after_commit(lambda: self._runtime_states.mark_deleted(row.creation))
 

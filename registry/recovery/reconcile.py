@@ -212,7 +212,7 @@ def _mark_all(session: Session, asked: list[Judgement], commit: int | None, doin
     What does not fit even so is left as it is, and is in the report.
     """
     marked, left = _Marked(set(), [], set(), {}), asked
-    size = PORTION if session.engine.writer.room.is_short() else len(asked)
+    size = PORTION if session.engine.writer.disk_space.is_low() else len(asked)
     while left:
         portion = left[:size]
         try:
@@ -233,7 +233,7 @@ def _mark(session: Session, asked: list[Judgement], commit: int | None, doing: s
     marked = _Marked(set(), [], set(), {})
     nested = session.engine.own_transaction() is not None  # what it has done is in no commit
     with session.write(doing, alone=True) as transaction:
-        session.engine.writer.room.require_to_mark(doing)
+        session.engine.writer.disk_space.require_to_mark(doing)
         as_read = not nested and commit is not None and session.latest_commit(doing) == commit
         for judgement in asked:
             row: AnyRow | None = judgement.row

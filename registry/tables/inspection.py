@@ -5,7 +5,7 @@ database when the last connection is closed, also after an open that was refused
 there is a registry, and whether the log belongs to it, is decided first, through connections that
 write to neither file:
 
-    immutable   reads the database file alone: its header, or all of it where there is no log
+    immutable   reads the database file without its log: its header, or all of it if there is none
     mode=ro     reads it with its log; SQLite may create the index of the log (-shm)
 
 What is refused stays as it is, byte for byte.
@@ -26,7 +26,7 @@ from registry.tables import migrations, rows
 from registry.tables.schema import APPLICATION_ID
 
 if TYPE_CHECKING:
-    from registry.engine.continuity import Look
+    from registry.engine.continuity import FileAndLog
 
 _BUSY_TIMEOUT: Final = 5.0
 """Seconds that SQLite waits where another process recovers the log."""
@@ -48,50 +48,50 @@ def inspect(path: str, *, create: bool, upgrade: bool) -> None:
         SchemaVersionError: its schema is too new, or too old and may not be upgraded.
         sqlite3.Error: it cannot be read.
     """
-    look = continuity.look(path)
+    found = continuity.read(path)
     while True:
         try:
-            _require_openable(path, look, create=create, upgrade=upgrade)
+            _require_openable(path, found, create=create, upgrade=upgrade)
         except (RegistryError, sqlite3.Error):
-            again = continuity.look(path)
-            if again == look:
+            again = continuity.read(path)
+            if again == found:
                 raise
-            look = again
+            found = again
         else:
             return
 
 
-def _require_openable(path: str, look: Look, *, create: bool, upgrade: bool) -> None:
+def _require_openable(path: str, found: FileAndLog, *, create: bool, upgrade: bool) -> None:
     if paths.size(path) == 1:  # SQLite treats it as empty, and would write over the byte
         raise DataLossError(
             f"open registry {path!r}: it has one byte and is no SQLite database; is the path "
             f"right? If it was a registry, {driver.RESTORE}",
             path=path,
         )
-    if look.file is None:
-        if not look.has_log or not paths.size(path):
+    if found.file is None:
+        if not found.has_log or not paths.size(path):
             require_beginnable(path, create=create)
             migrations.require_revisions(f"open registry {path!r}", path)
             return
         # A registry whose only commits are in its log: nothing was moved into the file yet.
-        first = None if look.log is None else look.log.first
+        first = None if found.log is None else found.log.first
         ours = first is not None and first.application_id == APPLICATION_ID
     else:
-        ours = look.file.application_id == APPLICATION_ID
+        ours = found.file.application_id == APPLICATION_ID
     if not ours:
-        with _probe(path, alone=True) as connection:
+        with _probe(path, without_log=True) as connection:
             raise migrations.not_a_registry(connection, f"open registry {path!r}", path)
-    if look.file is not None:
-        _require_own_log(path, look)
+    if found.file is not None:
+        _require_own_log(path, found)
     # What SQLite has to roll back first, it rolls back when it is opened for writing.
     if not paths.size(f"{path}-journal"):
-        with _probe(path, alone=not look.has_log) as connection:
+        with _probe(path, without_log=not found.has_log) as connection:
             migrations.verify(connection, path, create=create, upgrade=upgrade)
 
 
-def _require_own_log(path: str, look: Look) -> None:
+def _require_own_log(path: str, found: FileAndLog) -> None:
     """Raise unless the log at *path* is that of the database."""
-    verdict = look.continuity()
+    verdict = found.continuity()
     if verdict in {Continuity.UNDETERMINED, Continuity.REPLACES}:
         whole = _is_whole_with_log(path, older=verdict is Continuity.REPLACES)
         verdict = Continuity.CONTINUES if whole else Continuity.STRANGE
@@ -113,12 +113,12 @@ def _is_whole_with_log(path: str, *, older: bool) -> bool:
         path: of the database.
         older: with the log it may be an older state.
     """
-    with _probe(path, alone=True) as file:
+    with _probe(path, without_log=True) as file:
         try:
             before = _identity(file)
         except sqlite3.Error:  # half of a checkpoint: all of it is in the log
             before = None
-    with _probe(path, alone=False) as connection:
+    with _probe(path, without_log=False) as connection:
         try:
             after = _identity(connection)
             damage = connection.fetch("PRAGMA integrity_check(1)")
@@ -141,15 +141,15 @@ def _identity(connection: driver.Connection) -> tuple[object, int]:
 
 
 @contextmanager
-def _probe(path: str, *, alone: bool) -> Iterator[driver.Connection]:
+def _probe(path: str, *, without_log: bool) -> Iterator[driver.Connection]:
     """Lend a connection that writes neither to the database nor to its log.
 
     Args:
         path: of the database.
-        alone: without the log, as if there was none.
+        without_log: read the database file as if there was no log beside it.
     """
     connection = driver.connect(
-        path, "ro", driver.READER_SETUP, busy_timeout=_BUSY_TIMEOUT, immutable=alone
+        path, "ro", driver.READER_SETUP, busy_timeout=_BUSY_TIMEOUT, immutable=without_log
     )
     try:
         yield connection

@@ -20,8 +20,8 @@ INTERRUPTED = {
     "add": {*IN_A_WRITE, "identify", "look"},
     "delete": IN_A_WRITE,
     "update_metadata": IN_A_WRITE,
-    "get": {"Watch.look", "Readers.give_back"},
-    "list": {"Watch.look", "Readers.give_back"},
+    "get": {"DataVersion.read", "Readers.give_back"},
+    "list": {"DataVersion.read", "Readers.give_back"},
     "history": {"Readers.give_back"},
     "reconcile": {*IN_A_WRITE, "Readers.give_back", "look", "namespace_at"},
 }

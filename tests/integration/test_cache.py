@@ -23,9 +23,9 @@ from tests.tools import READY, execute, ids, line, run, running, sandbox, say
 def statements(store: Store) -> Iterator[list[str]]:
     """Note what all connections that read run."""
     engine, seen = store._session.engine, list[str]()
-    engine.watch.look("test")
+    engine.data_version.read("test")
     engine.fetch("SELECT 1", {}, "test")
-    connections = [*engine._readers._idle, engine.watch._connection]
+    connections = [*engine._readers._idle, engine.data_version._connection]
     assert 2 == len(connections)
     for each in connections:
         assert each is not None
@@ -262,7 +262,7 @@ def test_a_signal_handler_may_read_in_the_middle_of_a_call(path: str) -> None:
         """,
         path,
     )
-    assert {"Watch.look", "Readers.give_back", "Writer.commit"} <= set(out.splitlines())
+    assert {"DataVersion.read", "Readers.give_back", "Writer.commit"} <= set(out.splitlines())
 
 
 def test_a_stored_status_is_the_callers_to_keep(store: Store) -> None:
@@ -331,4 +331,4 @@ def test_a_signal_handler_may_close_the_store_in_the_middle_of_a_read(path: str)
         print(*attempts.functions, sep="\\n")
         """
     out = run(code, path)
-    assert {"Watch.look", "Readers.give_back", "Connection.fetch"} <= set(out.splitlines())
+    assert {"DataVersion.read", "Readers.give_back", "Connection.fetch"} <= set(out.splitlines())

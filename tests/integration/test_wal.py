@@ -99,7 +99,7 @@ def test_what_was_seen_in_line_may_be_old(store: Store) -> None:
     """The one before us may have added it since."""
     grow(store.add(sandbox("a"), READY))
     wal, long = store._session.engine.writer._wal, size(store.path)
-    wal._tripwire.log_size = long - AHEAD
+    wal._file_identity.log_size = long - AHEAD
     wal._size = long - AHEAD - 1
     wal.extend()
     assert long == size(store.path)
@@ -114,7 +114,7 @@ def test_what_another_one_wrote_since_the_look_stays(store: Store) -> None:
         handle.status.update(more)
     with open(f"{store.path}-wal", "rb") as file:
         written = file.read()
-    wal._tripwire.log_size = len(written) - COMMIT
+    wal._file_identity.log_size = len(written) - COMMIT
     wal._size = len(written) - 2 * COMMIT
     wal.extend()
     with open(f"{store.path}-wal", "rb") as file:
@@ -126,7 +126,7 @@ def test_a_log_that_was_emptied_since_the_look_stays_empty(store: Store) -> None
     grow(store.add(sandbox("a"), READY))
     wal = store._session.engine.writer._wal
     query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
-    wal._tripwire.log_size, wal._size = 2 * COMMIT, COMMIT
+    wal._file_identity.log_size, wal._size = 2 * COMMIT, COMMIT
     wal.extend()
     assert 0 == size(store.path)
 
@@ -149,7 +149,7 @@ def test_who_begins_it_anew_waits_for_readers_within_the_deadline(
     connection = writer.connection
     connection.execute("BEGIN IMMEDIATE")  # in which no log is begun anew
     connection.set_trace_callback(seen.append)
-    writer._wal.begin_anew(connection, time.monotonic() + left)
+    writer._wal.restart(connection, time.monotonic() + left)
     connection.set_trace_callback(None)
     connection.execute("ROLLBACK")
     assert f"PRAGMA busy_timeout = {milliseconds}" == seen[0]
@@ -216,9 +216,9 @@ def test_another_log_at_its_path_gets_none(store: Store, path: str) -> None:
     os.rename(f"{path}-wal", f"{path}-wal.ours")
     try:
         with open(f"{path}-wal", "wb") as other:
-            other.write(b"x" * wal._tripwire.log_size)
-        wal._size = wal._tripwire.log_size - 1
+            other.write(b"x" * wal._file_identity.log_size)
+        wal._size = wal._file_identity.log_size - 1
         wal.extend()
-        assert wal._tripwire.log_size == size(path)
+        assert wal._file_identity.log_size == size(path)
     finally:
         os.rename(f"{path}-wal.ours", f"{path}-wal")
