@@ -33,7 +33,7 @@ from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, check_function
 from registry.host import netns
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.model.metadata import Metadata, check_prefix
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import State, Status
@@ -350,7 +350,7 @@ class Store:
         container: Container | None = None,
     ) -> Sandbox:
         """Add a sandbox that the process with pid *creator* is creating; 0: nobody is."""
-        addition = additions.prepare(verb, metadata, status, creator, Vantage.here())
+        addition = additions.prepare(verb, metadata, status, creator, HostContext.current())
         return additions.insert(self._session, addition, container)
 
     def update_metadata(self, id: str, fn: Callable[[Metadata], Metadata]) -> Sandbox:

@@ -27,7 +27,7 @@ from registry.errors import (
 from registry.handles import additions
 from registry.handles.additions import Addition
 from registry.handles.sandbox import Sandbox
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.model.status import State, Status
 from registry.store import Store
 from registry.sync.interrupts import reraise_interrupt
@@ -152,12 +152,12 @@ def prepare(
         found: the documents.
         statuses: by id, as `read_statuses` returns them; without one a sandbox is UNKNOWN.
     """
-    vantage = Vantage.here()
-    return [_prepare(document, statuses, vantage) for document in found]
+    context = HostContext.current()
+    return [_prepare(document, statuses, context) for document in found]
 
 
 def _prepare(
-    document: Document, statuses: Mapping[str, Mapping[str, Any]], vantage: Vantage
+    document: Document, statuses: Mapping[str, Mapping[str, Any]], context: HostContext
 ) -> Candidate:
     metadata = document.metadata
     if metadata is None:
@@ -168,7 +168,7 @@ def _prepare(
     try:
         entry = statuses.get(metadata.id)
         status = Status(State.UNKNOWN) if entry is None else _status_of(entry)
-        return Candidate(outcome, additions.prepare("adopt", metadata, status, 0, vantage))
+        return Candidate(outcome, additions.prepare("adopt", metadata, status, 0, context))
     except (InvalidArgumentError, ResourceExhaustedError) as error:
         return Candidate(replace(outcome, error=_short(str(error))), None)
 

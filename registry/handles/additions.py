@@ -8,7 +8,7 @@ from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, netns_at
 from registry.host import process
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.model.metadata import Metadata
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import Status
@@ -33,7 +33,7 @@ class Addition:
 
 
 def prepare(
-    verb: str, metadata: Metadata, status: Status, creator: int, vantage: Vantage
+    verb: str, metadata: Metadata, status: Status, creator: int, context: HostContext
 ) -> Addition:
     """Return what is to be inserted; this takes no lock.
 
@@ -42,7 +42,7 @@ def prepare(
         metadata: of the sandbox.
         status: of the sandbox.
         creator: pid of the process that is creating it; 0: none is.
-        vantage: of this process.
+        context: of this process.
     Raises:
         InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
     """
@@ -51,9 +51,9 @@ def prepare(
     labels = rows.label_rows(metadata)
     validate_status(status, doing)
     identities = Identities(
-        netns=netns_at(metadata.netns_path, vantage) if not metadata.host_network else None,
-        process=process.identify(status.pid, vantage) if status.pid else None,
-        creator=process.identify(creator, vantage) if creator else None,
+        netns=netns_at(metadata.netns_path, context) if not metadata.host_network else None,
+        process=process.identify(status.pid, context) if status.pid else None,
+        creator=process.identify(creator, context) if creator else None,
     )
     return Addition(doing, columns, labels, status, identities)
 

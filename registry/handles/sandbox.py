@@ -10,7 +10,7 @@ from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.session import Session, check_function
 from registry.host import namespaces, netns, process
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.host.netns import NetNS
 from registry.host.process import Process
 from registry.model.cni import CNIResult
@@ -147,9 +147,9 @@ class Sandbox:
         row = self._latest(doing)
         if row.host_network or not row.netns_path:
             return None
-        vantage = Vantage.here()
-        sight = namespaces.look(row.netns_path, vantage)
-        found = namespaces.is_at(rows.load_netns(row), sight, vantage, doing)
+        context = HostContext.current()
+        sight = namespaces.observe(row.netns_path, context)
+        found = namespaces.is_at(rows.load_netns(row), sight, context, doing)
         return NetNS(row.netns_path, sight.identity) if found and sight.identity else None
 
     def remove_netns(self) -> None:
@@ -191,7 +191,7 @@ class Sandbox:
         row = self._latest(f"open process of sandbox {self.id!r}")
         recorded = rows.load_process(row)
         if recorded is not None and self._session.identifies_later(row):
-            recorded = process.identify(row.pid, Vantage.here())
+            recorded = process.identify(row.pid, HostContext.current())
         return None if recorded is None else Process.of_identity(recorded)
 
     def _latest(self, doing: str) -> Row:

@@ -20,7 +20,7 @@ from registry.handles import runtime_state
 from registry.handles.cache import Cache, Entry
 from registry.handles.runtime_state import Container, RuntimeState
 from registry.host import namespaces, process
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.host.namespaces import NetNSIdentity
 from registry.model.status import State
 from registry.model.validation import invalid
@@ -323,9 +323,9 @@ class Session:
             if row is None:
                 return
             rows.require_sound(row, doing)
-            vantage = Vantage.here()
-            of_netns = None if row.host_network else netns_at(row.netns_path, vantage)
-            of_process = process.identify(row.pid, vantage) if row.pid else None
+            context = HostContext.current()
+            of_netns = None if row.host_network else netns_at(row.netns_path, context)
+            of_process = process.identify(row.pid, context) if row.pid else None
             if of_netns is not None or of_process is not None:
                 remaining = max(0.0, deadline - time.monotonic())
                 with Write(self.engine, doing, remaining) as transaction:
@@ -355,9 +355,9 @@ class _NoteIdentities:
         return (row.creation, row.pid) == (self.creation, self.new_pid)
 
 
-def netns_at(path: str, vantage: Vantage) -> NetNSIdentity | None:
+def netns_at(path: str, context: HostContext) -> NetNSIdentity | None:
     """Return which network namespace is at *path*; None when none is to be seen."""
-    return namespaces.look(path, vantage).identity if path else None
+    return namespaces.observe(path, context).identity if path else None
 
 
 def check_function(doing: str, fn: object) -> None:

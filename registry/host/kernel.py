@@ -70,7 +70,7 @@ UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
-class Vantage:
+class HostContext:
     """Host context of an observation; read once for many. None is what could not be read."""
 
     boot_id: str
@@ -84,7 +84,7 @@ class Vantage:
     are of this boot: a container shows an id of its own, and a mount may hide the host's."""
 
     @classmethod
-    def here(cls) -> Vantage:
+    def current(cls) -> HostContext:
         """Return the host context of the calling thread."""
         _read_boot_id()
         mount_ns, time_ns = _own_namespace("mnt"), _own_namespace("time")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from registry.errors import NetNSError
 from registry.host import kernel
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.sync import threads
 from registry.sync.interrupts import reraise_interrupt
 
@@ -59,23 +59,23 @@ class NetNSIdentity(NamedTuple):
         """Whether only the inode can tell the two apart, which the kernel may use again."""
         return self.number is None or other.number is None
 
-    def is_elsewhere(self, vantage: Vantage) -> bool:
+    def is_elsewhere(self, context: HostContext) -> bool:
         """Return whether it may still be mounted in the mount namespace in which it was seen.
 
-        False where that is the one of *vantage*, and where the namespace is known to be gone.
+        False where that is the one of *context*, and where the namespace is known to be gone.
         """
-        if self.mount_ns in {None, vantage.mount_ns}:
+        if self.mount_ns in {None, context.mount_ns}:
             return False
         exists = None
         if self.number is not None:
             exists = kernel.namespace_exists(self.number, kernel.CLONE_NEWNET, self.inode)
         # A reboot ends every mount namespace; that the namespace exists contradicts a reboot.
-        return exists is True if self._of_other_boot(vantage.boot_id) else exists is not False
+        return exists is True if self._of_other_boot(context.boot_id) else exists is not False
 
-    def was_seen_elsewhere(self, vantage: Vantage) -> bool:
-        """Return whether it was seen, on this boot, in another mount namespace than *vantage*."""
-        here = self.mount_ns in {None, vantage.mount_ns}
-        return not (here or self._of_other_boot(vantage.boot_id))
+    def was_seen_elsewhere(self, context: HostContext) -> bool:
+        """Return whether it was seen, on this boot, in another mount namespace than *context*."""
+        here = self.mount_ns in {None, context.mount_ns}
+        return not (here or self._of_other_boot(context.boot_id))
 
     def _of_other_boot(self, boot_id: str) -> bool:
         return bool(self.boot_id and boot_id) and self.boot_id != boot_id
@@ -91,7 +91,7 @@ class Presence(Enum):
     UNSEEN = "{!r} cannot be seen"
 
 
-class NetNSSight(NamedTuple):
+class NetNSObservation(NamedTuple):
     """Observation of a path; *identity* is None unless a network namespace is there."""
 
     path: str
@@ -121,12 +121,12 @@ def encode(path: str) -> bytes:
     return path.encode()
 
 
-def look(path: str, vantage: Vantage, *, follow: bool = True) -> NetNSSight:
+def observe(path: str, context: HostContext, *, follow: bool = True) -> NetNSObservation:
     """Return what is at *path*, with no side effect and without raising for what is found.
 
     Args:
         path: of the namespace.
-        vantage: from where the look is made.
+        context: host context of the observation.
         follow: whether a symlink as the last component is followed; else it is no namespace.
     """
     flags = kernel.AT_SYMLINK_FOLLOW if follow else 0
@@ -136,12 +136,12 @@ def look(path: str, vantage: Vantage, *, follow: bool = True) -> NetNSSight:
         reraise_interrupt(error)
         return _unseen(path, error)
     if found is not None:
-        return _sight(path, vantage, found.type, found.number, found.inode)
-    with opened(path, vantage, follow=follow) as (sight, _):
-        return sight
+        return _observation(path, context, found.type, found.number, found.inode)
+    with opened(path, context, follow=follow) as (observed, _):
+        return observed
 
 
-def look_held(fd: int, path: str, vantage: Vantage) -> NetNSSight:
+def observe_held(fd: int, path: str, context: HostContext) -> NetNSObservation:
     """Return what is held by the descriptor *fd*, which may be opened with O_PATH.
 
     Raises:
@@ -149,14 +149,14 @@ def look_held(fd: int, path: str, vantage: Vantage) -> NetNSSight:
     """
     found = kernel.namespace_at(b"", fd, kernel.AT_EMPTY_PATH)
     if found is not None:
-        return _sight(path, vantage, found.type, found.number, found.inode)
+        return _observation(path, context, found.type, found.number, found.inode)
     # All namespaces lie in one file system. So a file beneath a mount is known without a further
     # descriptor; without one that is free, a removal would stop half-way.
     if os.fstat(fd).st_dev != os.stat("/proc/thread-self/ns/net").st_dev:
-        return NetNSSight(path, Presence.NOT_A_NAMESPACE)
+        return NetNSObservation(path, Presence.NOT_A_NAMESPACE)
     opened = os.open(path_of(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return _look_into(opened, path, vantage)
+        return _observe_fd(opened, path, context)
     finally:
         os.close(opened)
 
@@ -166,36 +166,36 @@ def path_of(fd: int) -> str:
     return f"/proc/thread-self/fd/{fd}"
 
 
-class Looker:
+class Observer:
     """Looks at each of many paths once."""
 
-    def __init__(self, paths: Iterable[str], vantage: Vantage) -> None:
+    def __init__(self, paths: Iterable[str], context: HostContext) -> None:
         """Note which paths may be asked for, each as often as it may be.
 
         Where the kernel tells namespaces apart only from inside, all are looked at now, in a thread
         that enters one after the other: a thread for each would take ten times as long.
         """
-        self._vantage: Final = vantage
+        self._context: Final = context
         times = Counter(paths)
         self._shared: Final = {path for path, count in times.items() if count > 1}
         """Of the others nothing is kept: they are many, and asked for once."""
-        self._seen: Final[dict[str, NetNSSight]] = {}
+        self._seen: Final[dict[str, NetNSObservation]] = {}
         if times and kernel.namespace_number_at("/proc/thread-self/ns/net") is None:
             with contextlib.suppress(threads.NoThreadError):
                 self._seen.update(threads.run(lambda: self._roam(times)))
 
-    def _roam(self, paths: Iterable[str]) -> dict[str, NetNSSight]:
+    def _roam(self, paths: Iterable[str]) -> dict[str, NetNSObservation]:
         _this_thread.roams = True
-        return {path: look(path, self._vantage) for path in paths}
+        return {path: observe(path, self._context) for path in paths}
 
-    def look(self, path: str) -> NetNSSight:
+    def observe(self, path: str) -> NetNSObservation:
         """Return what is at *path*, as `look`."""
-        sight = self._seen.get(path)
-        if sight is None:
-            sight = look(path, self._vantage)
+        observed = self._seen.get(path)
+        if observed is None:
+            observed = observe(path, self._context)
             if path in self._shared:
-                self._seen[path] = sight
-        return sight
+                self._seen[path] = observed
+        return observed
 
 
 _THROUGH_PROCESS: Final = re.compile(r"/proc/([0-9]+)/([^/]+)/")
@@ -205,20 +205,22 @@ _this_thread: Final = threading.local()
 
 
 @contextmanager
-def opened(path: str, vantage: Vantage, *, follow: bool = True) -> Iterator[tuple[NetNSSight, int]]:
+def opened(
+    path: str, context: HostContext, *, follow: bool = True
+) -> Iterator[tuple[NetNSObservation, int]]:
     """Lend what is at *path* and a descriptor of it, -1 where it is no namespace."""
     fd = -1
     try:
         try:
             fd = _open(encode(path), follow=follow)
             if fd < 0:
-                sight = NetNSSight(path, Presence.NOT_A_NAMESPACE)
+                observed = NetNSObservation(path, Presence.NOT_A_NAMESPACE)
             else:
-                sight = _look_into(fd, path, vantage)
+                observed = _observe_fd(fd, path, context)
         except (OSError, ValueError) as error:
             reraise_interrupt(error)
-            sight = _unseen(path, error)
-        yield sight, fd
+            observed = _unseen(path, error)
+        yield observed, fd
     finally:
         if fd >= 0:
             os.close(fd)
@@ -235,14 +237,14 @@ def _open(path: bytes, *, follow: bool) -> int:
     return os.open(path, flags | (0 if follow else os.O_NOFOLLOW))
 
 
-def _unseen(path: str, error: OSError | ValueError) -> NetNSSight:
+def _unseen(path: str, error: OSError | ValueError) -> NetNSObservation:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return absent(path)
     seen = _of_system(error)
-    return NetNSSight(path, Presence.UNSEEN, None, seen.errno or 0, f": {seen.strerror}")
+    return NetNSObservation(path, Presence.UNSEEN, None, seen.errno or 0, f": {seen.strerror}")
 
 
-def absent(path: str) -> NetNSSight:
+def absent(path: str) -> NetNSObservation:
     """Return what a look saw that found nothing at *path*.
 
     /proc/PID/ns/net ends with the process, but hidepid= hides a living one. Any other path through
@@ -250,7 +252,7 @@ def absent(path: str) -> NetNSSight:
     """
     through = _THROUGH_PROCESS.match(path)
     if through is None:
-        return NetNSSight(path, Presence.ABSENT)
+        return NetNSObservation(path, Presence.ABSENT)
     pid, way = through.groups()
     if way == "ns":
         closed = os.path.lexists(f"/proc/{pid}") or kernel.is_absent(int(pid))
@@ -259,29 +261,31 @@ def absent(path: str) -> NetNSSight:
         closed = os.path.exists(f"/proc/{pid}/{way}")
         why = f": process {pid}, through which it leads, is gone or hidden from us"
     if closed:
-        return NetNSSight(path, Presence.ABSENT)
-    return NetNSSight(path, Presence.UNSEEN, None, errno.ESRCH, why)
+        return NetNSObservation(path, Presence.ABSENT)
+    return NetNSObservation(path, Presence.UNSEEN, None, errno.ESRCH, why)
 
 
-def _look_into(fd: int, path: str, vantage: Vantage) -> NetNSSight:
+def _observe_fd(fd: int, path: str, context: HostContext) -> NetNSObservation:
     try:
         kind = fcntl.ioctl(fd, kernel.NS_GET_NSTYPE)
     except OSError as error:
         reraise_interrupt(error)
         if error.errno not in {errno.ENOTTY, errno.EINVAL}:
             raise
-        return NetNSSight(path, Presence.NOT_A_NAMESPACE)
+        return NetNSObservation(path, Presence.NOT_A_NAMESPACE)
     number = kernel.namespace_number(fd)
     if number is None and kind == kernel.CLONE_NEWNET:
         number = _cookie(fd)
-    return _sight(path, vantage, kind, number, os.fstat(fd).st_ino)
+    return _observation(path, context, kind, number, os.fstat(fd).st_ino)
 
 
-def _sight(path: str, vantage: Vantage, kind: int, number: int | None, inode: int) -> NetNSSight:
+def _observation(
+    path: str, context: HostContext, kind: int, number: int | None, inode: int
+) -> NetNSObservation:
     if kind != kernel.CLONE_NEWNET:
-        return NetNSSight(path, Presence.OTHER_TYPE, more=f" {kind:#x}, not net")
-    identity = NetNSIdentity(vantage.boot_id, number, inode, vantage.mount_ns)
-    return NetNSSight(path, Presence.OPEN, identity)
+        return NetNSObservation(path, Presence.OTHER_TYPE, more=f" {kind:#x}, not net")
+    identity = NetNSIdentity(context.boot_id, number, inode, context.mount_ns)
+    return NetNSObservation(path, Presence.OPEN, identity)
 
 
 def _cookie(fd: int) -> int | None:
@@ -305,32 +309,34 @@ def own_identity(path: str) -> NetNSIdentity:
     _this_thread.roams = True
     fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        identity = _look_into(fd, path, Vantage.here()).identity
+        identity = _observe_fd(fd, path, HostContext.current()).identity
     finally:
         os.close(fd)
     assert identity is not None
     return identity
 
 
-def is_at(identity: NetNSIdentity | None, sight: NetNSSight, vantage: Vantage, doing: str) -> bool:
-    """Return whether *sight* is of the namespace *identity*, or of any namespace if that is None.
+def is_at(
+    identity: NetNSIdentity | None, observed: NetNSObservation, context: HostContext, doing: str
+) -> bool:
+    """Return whether *observed* is of the namespace *identity*; None: of any namespace.
 
     Raises:
         NetNSError: with `.errno`; it cannot be told: nothing can be seen, or, EXDEV, the namespace
             was recorded in another mount namespace and may still be at the path there.
     """
-    if sight.presence is Presence.UNSEEN:
-        raise NetNSError(f"{doing}: {sight.detail}", path=sight.path, errno=sight.errno)
-    if identity is None or (sight.identity is not None and identity.same_as(sight.identity)):
-        return sight.identity is not None
-    if identity.is_elsewhere(vantage):
-        ours = vantage.mount_ns or "unknown"
-        another = ", another one" if sight.identity is not None else ""
+    if observed.presence is Presence.UNSEEN:
+        raise NetNSError(f"{doing}: {observed.detail}", path=observed.path, errno=observed.errno)
+    if identity is None or (observed.identity is not None and identity.same_as(observed.identity)):
+        return observed.identity is not None
+    if identity.is_elsewhere(context):
+        ours = context.mount_ns or "unknown"
+        another = ", another one" if observed.identity is not None else ""
         raise NetNSError(
             f"{doing}: it was recorded in mount namespace {identity.mount_ns}, and in ours "
-            f"({ours}) {sight.detail}{another}; do it in that mount namespace, `nsenter --mount "
+            f"({ours}) {observed.detail}{another}; do it in that mount namespace, `nsenter --mount "
             "--target PID` enters it",
-            path=sight.path,
+            path=observed.path,
             errno=errno.EXDEV,
         )
     return False

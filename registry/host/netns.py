@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from registry.errors import ClosedNetNSError, NetNSError
 from registry.host import kernel, mounts
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.host.namespaces import (
     NetNSIdentity,
-    NetNSSight,
+    NetNSObservation,
     Presence,
     absent,
     encode,
     failed,
     is_at,
-    look,
-    look_held,
+    observe,
+    observe_held,
     opened,
     own_identity,
     path_of,
@@ -114,13 +114,13 @@ class NetNS:
             NetNSError: with `.errno`; it cannot be seen.
         """
         check_path(f"load network namespace {path!r}", "path", path)
-        sight = look(path, Vantage.here())
-        if sight.presence is Presence.UNSEEN:
-            message = f"load network namespace {path!r}: {sight.detail}"
-            raise NetNSError(message, path=path, errno=sight.errno)
-        if sight.identity is None:
-            raise _closed("load", path, sight.detail)
-        return cls(path, sight.identity)
+        observed = observe(path, HostContext.current())
+        if observed.presence is Presence.UNSEEN:
+            message = f"load network namespace {path!r}: {observed.detail}"
+            raise NetNSError(message, path=path, errno=observed.errno)
+        if observed.identity is None:
+            raise _closed("load", path, observed.detail)
+        return cls(path, observed.identity)
 
     @property
     def closed(self) -> bool:
@@ -130,9 +130,9 @@ class NetNS:
             NetNSError: with `.errno`; it cannot be seen, or, EXDEV, not from here, another mount
                 namespace.
         """
-        vantage = Vantage.here()
+        context = HostContext.current()
         doing = f"inspect network namespace {self.path!r}"
-        return not is_at(self.identity, look(self.path, vantage), vantage, doing)
+        return not is_at(self.identity, observe(self.path, context), context, doing)
 
     def do(self, fn: Callable[[], T]) -> T:
         """Run *fn* inside, in a thread of its own, and return its result or raise its exception.
@@ -145,9 +145,9 @@ class NetNS:
         doing = f"enter network namespace {self.path!r}"
 
         def inside() -> T:
-            vantage = Vantage.here()
-            with opened(self.path, vantage) as (sight, fd):
-                if not is_at(self.identity, sight, vantage, doing):
+            context = HostContext.current()
+            with opened(self.path, context) as (observed, fd):
+                if not is_at(self.identity, observed, context, doing):
                     raise _closed("enter", self.path, "it was removed")
                 try:
                     kernel.setns(fd, kernel.CLONE_NEWNET)
@@ -194,7 +194,7 @@ def remove(path: str, identity: NetNSIdentity | None, *, own: bool = False) -> N
             registry's own; ELOOP: a symlink leads to it; or what the kernel said.
     """
     doing = f"remove network namespace {path!r}"
-    removal = _Removal(path, identity, own, Vantage.here(), doing)
+    removal = _Removal(path, identity, own, HostContext.current(), doing)
     try:
         name = encode(path)
         with contextlib.ExitStack() as stack:
@@ -216,7 +216,7 @@ class _Removal(NamedTuple):
     path: str
     identity: NetNSIdentity | None
     own: bool
-    vantage: Vantage
+    context: HostContext
     doing: str
 
     def run(self, directory: int, name: bytes) -> None:
@@ -227,19 +227,19 @@ class _Removal(NamedTuple):
         unmounted = self._unmount(directory, name)
         self._unlink(directory, name, unmounted=unmounted)
 
-    def is_wanted(self, sight: NetNSSight) -> bool:
-        """Return whether *sight* is of the namespace to be removed.
+    def is_wanted(self, observed: NetNSObservation) -> bool:
+        """Return whether *observed* is of the namespace to be removed.
 
         Raises:
             NetNSError: it cannot be told.
         """
-        if self.identity is None and not self.own and sight.identity is not None:
+        if self.identity is None and not self.own and observed.identity is not None:
             raise self._error(
-                f"{sight.detail}, but it was not recorded which one is the sandbox's; if it is "
+                f"{observed.detail}, but it was not recorded which one is the sandbox's; if it is "
                 f"this one, remove it by NetNS.load({self.path!r}).remove()",
                 errno.EEXIST,
             )
-        return is_at(self.identity, sight, self.vantage, self.doing)
+        return is_at(self.identity, observed, self.context, self.doing)
 
     def _error(self, why: str, code: int) -> NetNSError:
         return NetNSError(f"{self.doing}: {why}", path=self.path, errno=code)
@@ -249,13 +249,13 @@ class _Removal(NamedTuple):
         unmounted = refused = False
         while True:
             with _held(directory, name) as fd:
-                sight = self._look(fd)
+                observed = self._observe(fd)
                 if unmounted and self.identity is not None:
                     # What lay beneath; the mount namespace no longer matters.
-                    there = sight.identity
+                    there = observed.identity
                     wanted = there is not None and self.identity.same_as(there)
                 else:
-                    wanted = self.is_wanted(sight)
+                    wanted = self.is_wanted(observed)
                 if not wanted:
                     return unmounted
                 try:
@@ -270,23 +270,23 @@ class _Removal(NamedTuple):
                 else:
                     unmounted, refused = True, False
 
-    def _look(self, fd: int) -> NetNSSight:
+    def _observe(self, fd: int) -> NetNSObservation:
         """Return what is at the held entry *fd*, a symlink not followed.
 
         Raises:
             NetNSError: a symlink leads to the namespace to be removed.
         """
         if fd < 0:
-            return NetNSSight(self.path, Presence.ABSENT)
+            return NetNSObservation(self.path, Presence.ABSENT)
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
-            return look_held(fd, self.path, self.vantage)
-        if self.identity is not None and self.is_wanted(look(self.path, self.vantage)):
+            return observe_held(fd, self.path, self.context)
+        if self.identity is not None and self.is_wanted(observe(self.path, self.context)):
             raise self._error(
                 "a symlink leads to it, and nothing is unmounted through one; remove the namespace "
                 "by the path at which it is mounted, then the symlink",
                 errno.ELOOP,
             )
-        return NetNSSight(self.path, Presence.NOT_A_NAMESPACE)
+        return NetNSObservation(self.path, Presence.NOT_A_NAMESPACE)
 
     def _unlink(self, directory: int, name: bytes, *, unmounted: bool) -> None:
         """Remove the entry if it is an empty file on which nothing is mounted.
@@ -297,7 +297,7 @@ class _Removal(NamedTuple):
             unmounted: whether the namespace to be removed was mounted on it.
         """
         with _held(directory, name) as fd:
-            if self._look(fd).presence is not Presence.NOT_A_NAMESPACE or not _is_empty(fd):
+            if self._observe(fd).presence is not Presence.NOT_A_NAMESPACE or not _is_empty(fd):
                 return
             if not (unmounted or self._may_unlink(fd)):
                 return
@@ -320,7 +320,7 @@ class _Removal(NamedTuple):
                 "namespace mounted; remove it by hand if it is left over",
                 errno.EEXIST,
             )
-        elsewhere = self.identity is not None and self.identity.was_seen_elsewhere(self.vantage)
+        elsewhere = self.identity is not None and self.identity.was_seen_elsewhere(self.context)
         if elsewhere and not self.own:
             return False
         for mount in mounts.elsewhere(fd):
@@ -332,10 +332,10 @@ class _Removal(NamedTuple):
                 )
             if mount.net_inode != self.identity.inode:
                 return False
-            sight = look(mount.path, self.vantage)
+            observed = observe(mount.path, self.context)
             # Where another mount covers it, only the inode can tell.
-            covered = sight.presence in {Presence.ABSENT, Presence.NOT_A_NAMESPACE}
-            if not covered and not self.is_wanted(sight):
+            covered = observed.presence in {Presence.ABSENT, Presence.NOT_A_NAMESPACE}
+            if not covered and not self.is_wanted(observed):
                 return False
         return True
 

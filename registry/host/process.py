@@ -28,7 +28,7 @@ from typing import Final, NamedTuple, Self
 from registry.errors import FailedPreconditionError, RegistryError, ResourceExhaustedError
 from registry.host import kernel
 from registry.host.descriptor import Descriptor
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.model.status import PID_MAX
 from registry.model.validation import check_integer
 from registry.sync.interrupts import reraise_interrupt
@@ -50,7 +50,7 @@ class ProcessIdentity(NamedTuple):
     """Clock ticks from the boot, as the time namespace counts them; None where /proc hides it."""
 
 
-class Life(Enum):
+class Liveness(Enum):
     """Whether a process still runs."""
 
     RUNNING = "runs"
@@ -58,10 +58,10 @@ class Life(Enum):
     UNSEEN = "cannot be seen"
 
 
-class ProcessSight(NamedTuple):
+class ProcessObservation(NamedTuple):
     """Observation of a process."""
 
-    life: Life
+    liveness: Liveness
     detail: str
     matched: tuple[str, ...] = ()
     """What shows that a RUNNING process is the recorded one, whatever boot id was recorded:
@@ -79,16 +79,16 @@ _ABSENT: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
-def identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
+def identify(pid: int, context: HostContext) -> ProcessIdentity | None:
     """Return the identity of the process that *pid* names now.
 
     None: certainly no such process runs. Where it cannot be determined, the identity has neither
     inode nor start time. That of the calling process is determined once and kept.
     """
     own = pid == os.getpid()
-    if own and _own and _own[0].pid == pid and vantage.time_ns in {_own[0].time_ns, None}:
+    if own and _own and _own[0].pid == pid and context.time_ns in {_own[0].time_ns, None}:
         return _own[0]
-    identity = _identify(pid, vantage)
+    identity = _identify(pid, context)
     if own and identity is not None and is_determined(identity):
         _own[:] = [identity]
     return identity
@@ -103,8 +103,8 @@ def is_determined(identity: ProcessIdentity) -> bool:
     return identity.inode is not None or identity.start_time is not None
 
 
-def _identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
-    known = ProcessIdentity(pid, vantage.boot_id, vantage.pid_ns, vantage.time_ns, None, None)
+def _identify(pid: int, context: HostContext) -> ProcessIdentity | None:
+    known = ProcessIdentity(pid, context.boot_id, context.pid_ns, context.time_ns, None, None)
     try:
         fd = _open_pidfd(pid)
     except ProcessLookupError as error:
@@ -128,73 +128,75 @@ def _identify(pid: int, vantage: Vantage) -> ProcessIdentity | None:
         os.close(fd)
 
 
-def look(identity: ProcessIdentity, vantage: Vantage) -> ProcessSight:
+def observe(identity: ProcessIdentity, context: HostContext) -> ProcessObservation:
     """Return whether the process still runs, without side effects and without raising.
 
     The boot ids are not compared: the same pid, pidfd inode or start time of another boot is
     RUNNING, and evidence that the host was not booted since.
     """
-    sight, fd, _ = _find(identity, vantage)
+    observed, fd, _ = _find(identity, context)
     if fd is not None:
         os.close(fd)
-    return sight
+    return observed
 
 
 def _find(
-    identity: ProcessIdentity, vantage: Vantage
-) -> tuple[ProcessSight, int | None, OSError | None]:
+    identity: ProcessIdentity, context: HostContext
+) -> tuple[ProcessObservation, int | None, OSError | None]:
     """Return what was seen, the pidfd of what has the pid, and what refused a pidfd.
 
     The caller closes the pidfd.
     """
-    sight, fd, refusal = _find_by_pid(identity, vantage)
+    observed, fd, refusal = _find_by_pid(identity, context)
     # Of a process of which nothing is recorded but its pid, nothing says that it lived elsewhere.
     nowhere = identity.pid_ns is None and any(identity[1:])
-    if sight.life is Life.GONE and nowhere and vantage.pid_ns is not None:
-        detail = f"{sight.detail} here, but it is not known in which pid namespace it was recorded"
-        sight = ProcessSight(Life.UNSEEN, detail)
-    elif sight.life is Life.GONE and not vantage.is_other_boot(identity.boot_id):
+    if observed.liveness is Liveness.GONE and nowhere and context.pid_ns is not None:
+        detail = (
+            f"{observed.detail} here, but it is not known in which pid namespace it was recorded"
+        )
+        observed = ProcessObservation(Liveness.UNSEEN, detail)
+    elif observed.liveness is Liveness.GONE and not context.is_other_boot(identity.boot_id):
         other = kernel.pid_of_inode(identity.inode) if identity.inode is not None else 0
         if other not in {0, identity.pid}:
-            detail = f"{sight.detail}, but the recorded process runs with pid {other}"
-            sight = ProcessSight(Life.UNSEEN, f"{detail}; the record is damaged")
-    return sight, fd, refusal
+            detail = f"{observed.detail}, but the recorded process runs with pid {other}"
+            observed = ProcessObservation(Liveness.UNSEEN, f"{detail}; the record is damaged")
+    return observed, fd, refusal
 
 
 def _find_by_pid(
-    identity: ProcessIdentity, vantage: Vantage
-) -> tuple[ProcessSight, int | None, OSError | None]:
+    identity: ProcessIdentity, context: HostContext
+) -> tuple[ProcessObservation, int | None, OSError | None]:
     """Return the same, of the process that has the recorded pid."""
     pid = identity.pid
     for kind, recorded, ours in (
-        ("pid", identity.pid_ns, vantage.pid_ns),
-        ("time", identity.time_ns, vantage.time_ns),
+        ("pid", identity.pid_ns, context.pid_ns),
+        ("time", identity.time_ns, context.time_ns),
     ):
         if recorded is not None and recorded != ours:
             detail = (
                 f"process {pid} was recorded in {kind} namespace {recorded}, and ours is {ours}"
             )
-            return ProcessSight(Life.UNSEEN, detail), None, None
+            return ProcessObservation(Liveness.UNSEEN, detail), None, None
     try:
         fd = _open_pidfd(pid)
     except ProcessLookupError as error:
         reraise_interrupt(error)
-        return ProcessSight(Life.GONE, f"process {pid} is gone"), None, None
+        return ProcessObservation(Liveness.GONE, f"process {pid} is gone"), None, None
     except OSError as error:
         reraise_interrupt(error)
         return _compare_by_proc(identity, error), None, error
     try:
-        return _compare(fd, identity, thoroughly=_is_of_other_boot(identity, vantage)), fd, None
+        return _compare(fd, identity, thoroughly=_is_of_other_boot(identity, context)), fd, None
     except BaseException:
         os.close(fd)
         raise
 
 
-def _is_of_other_boot(identity: ProcessIdentity, vantage: Vantage) -> bool:
-    return vantage.is_other_boot(identity.boot_id)
+def _is_of_other_boot(identity: ProcessIdentity, context: HostContext) -> bool:
+    return context.is_other_boot(identity.boot_id)
 
 
-def _compare(fd: int, identity: ProcessIdentity, *, thoroughly: bool) -> ProcessSight:
+def _compare(fd: int, identity: ProcessIdentity, *, thoroughly: bool) -> ProcessObservation:
     """Compare the process of the pidfd *fd*, by its inode where that is known.
 
     The start time is compared where the inode is another or not known, too.
@@ -206,7 +208,7 @@ def _compare(fd: int, identity: ProcessIdentity, *, thoroughly: bool) -> Process
     """
     pid = identity.pid
     if _ended(fd):
-        return ProcessSight(Life.GONE, f"process {pid} has ended")
+        return ProcessObservation(Liveness.GONE, f"process {pid} has ended")
     inode = None if identity.inode is None else _inode(fd)
     same = {} if inode is None else {INODE: inode == identity.inode}
     enough = inode is not None and all(same.values()) and not thoroughly
@@ -217,35 +219,35 @@ def _compare(fd: int, identity: ProcessIdentity, *, thoroughly: bool) -> Process
     return _weigh(identity, same)
 
 
-def _compare_by_proc(identity: ProcessIdentity, refusal: OSError) -> ProcessSight:
+def _compare_by_proc(identity: ProcessIdentity, refusal: OSError) -> ProcessObservation:
     """Compare the process that has the pid by its start time, since a pidfd was refused."""
     pid, found = identity.pid, _read_stat(identity.pid)
     if found is None:
         if kernel.is_absent(pid):
-            return ProcessSight(Life.GONE, f"process {pid} is gone")
+            return ProcessObservation(Liveness.GONE, f"process {pid} is gone")
         why = f"pidfd_open: {refusal.strerror}; /proc/{pid}/stat: not readable"
-        return ProcessSight(Life.UNSEEN, f"process {pid} cannot be seen ({why})")
+        return ProcessObservation(Liveness.UNSEEN, f"process {pid} cannot be seen ({why})")
     if found.ended:
-        return ProcessSight(Life.GONE, f"process {pid} has ended")
+        return ProcessObservation(Liveness.GONE, f"process {pid} has ended")
     known = identity.start_time is not None
     return _weigh(identity, {START_TIME: found.start_time == identity.start_time} if known else {})
 
 
-def _weigh(identity: ProcessIdentity, same: dict[str, bool]) -> ProcessSight:
+def _weigh(identity: ProcessIdentity, same: dict[str, bool]) -> ProcessObservation:
     """Return what the parts of the identity that could be compared say together."""
     pid = identity.pid
     if not is_determined(identity):
         detail = f"a process {pid} runs, but the identity of the recorded one is not known"
-        return ProcessSight(Life.UNSEEN, detail)
+        return ProcessObservation(Liveness.UNSEEN, detail)
     if not same:
         detail = f"a process {pid} runs, but its identity cannot be read here"
-        return ProcessSight(Life.UNSEEN, detail)
+        return ProcessObservation(Liveness.UNSEEN, detail)
     if all(same.values()):
-        return ProcessSight(Life.RUNNING, f"process {pid} runs", tuple(same))
+        return ProcessObservation(Liveness.RUNNING, f"process {pid} runs", tuple(same))
     if same.get(START_TIME):
         detail = f"process {pid} started when the recorded one did, but has another pidfd inode"
-        return ProcessSight(Life.UNSEEN, detail)
-    return ProcessSight(Life.GONE, f"process {pid} is gone, another one has its pid")
+        return ProcessObservation(Liveness.UNSEEN, detail)
+    return ProcessObservation(Liveness.GONE, f"process {pid} is gone, another one has its pid")
 
 
 class Process:
@@ -290,23 +292,25 @@ class Process:
                 no pidfd of it can be opened.
             ResourceExhaustedError: no descriptor or no memory is left.
         """
-        vantage = Vantage.here()
-        sight, fd, refusal = _find(identity, vantage)
-        other_boot = _is_of_other_boot(identity, vantage)
-        certain = sight.life is Life.RUNNING and not (other_boot and len(sight.matched) == 1)
+        context = HostContext.current()
+        observed, fd, refusal = _find(identity, context)
+        other_boot = _is_of_other_boot(identity, context)
+        certain = observed.liveness is Liveness.RUNNING and not (
+            other_boot and len(observed.matched) == 1
+        )
         if fd is not None and certain:
             return cls(identity.pid, fd)
         if fd is not None:
             os.close(fd)
-        if sight.life is Life.GONE:
+        if observed.liveness is Liveness.GONE:
             return None
-        doing, why = f"open process {identity.pid}", sight.detail
+        doing, why = f"open process {identity.pid}", observed.detail
         if refusal is not None:
             raise _refused(doing, refusal) from refusal
-        if sight.matched:
+        if observed.matched:
             why = (
                 f"it was recorded under boot {identity.boot_id!r} and this is boot "
-                f"{vantage.boot_id!r}, and a process with the recorded {sight.matched[0]} runs"
+                f"{context.boot_id!r}, and a process with the recorded {observed.matched[0]} runs"
             )
         raise FailedPreconditionError(f"{doing}: {why}; find out which process it is")
 

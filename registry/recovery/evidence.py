@@ -22,9 +22,9 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from registry.host import kernel, namespaces, process
-from registry.host.kernel import Vantage
-from registry.host.namespaces import NetNSIdentity, NetNSSight, Presence
-from registry.host.process import START_TIME, Life, ProcessIdentity, ProcessSight
+from registry.host.kernel import HostContext
+from registry.host.namespaces import NetNSIdentity, NetNSObservation, Presence
+from registry.host.process import START_TIME, Liveness, ProcessIdentity, ProcessObservation
 from registry.sync.interrupts import reraise_interrupt
 
 SLACK: Final = 1.0
@@ -39,7 +39,7 @@ class Weight(Enum):
     OVER = "it is over"
 
 
-class Clue(NamedTuple):
+class Evidence(NamedTuple):
     """One observation of something that was recorded under *boot_id*."""
 
     boot_id: str
@@ -47,12 +47,12 @@ class Clue(NamedTuple):
     text: str
 
 
-class Survey:
+class HostInventory:
     """Inventory of this host; each part is observed once, when it is first asked for."""
 
-    def __init__(self, vantage: Vantage) -> None:
-        """Observe from *vantage*."""
-        self.vantage: Final = vantage
+    def __init__(self, context: HostContext) -> None:
+        """Observe from *context*."""
+        self.context: Final = context
 
     @cached_property
     def uptime(self) -> float:
@@ -76,7 +76,7 @@ class Survey:
         if exists is not None:
             return exists
         path = self._paths["net"].get(recorded.inode)
-        found = None if path is None else namespaces.look(path, self.vantage).identity
+        found = None if path is None else namespaces.observe(path, self.context).identity
         return found is not None and found.number == recorded.number
 
     @cached_property
@@ -114,95 +114,99 @@ def _numbers_at(paths: Mapping[int, str]) -> Iterator[int]:
             yield number
 
 
-def of_process(identity: ProcessIdentity, sight: ProcessSight, survey: Survey) -> Iterator[Clue]:
-    """Yield what is observed of a process, as `process.look` has seen it."""
-    vantage, boot_id = survey.vantage, identity.boot_id
-    runs, other = sight.life is Life.RUNNING, vantage.is_other_boot(boot_id)
-    if runs and (START_TIME in sight.matched or not other):
-        yield Clue(boot_id, Weight.SAME, sight.detail)
+def process_evidence(
+    identity: ProcessIdentity, observed: ProcessObservation, inventory: HostInventory
+) -> Iterator[Evidence]:
+    """Yield what is observed of a process, as `process.observe` has seen it."""
+    context, boot_id = inventory.context, identity.boot_id
+    runs, other = observed.liveness is Liveness.RUNNING, context.is_other_boot(boot_id)
+    if runs and (START_TIME in observed.matched or not other):
+        yield Evidence(boot_id, Weight.SAME, observed.detail)
     if not other:
         return
     if runs:
-        yield Clue(boot_id, Weight.MAYBE, sight.detail)
-    elif _started_later(identity, survey):
+        yield Evidence(boot_id, Weight.MAYBE, observed.detail)
+    elif _started_later(identity, inventory):
         text = f"process {identity.pid} had started later after the boot than it is now"
-        yield Clue(boot_id, Weight.OVER, text)
-    if sight.life is Life.UNSEEN and _may_live_here(identity, vantage):
-        yield Clue(boot_id, Weight.MAYBE, sight.detail)
-    if survey.has("pid", identity.pid_ns):
-        yield Clue(boot_id, Weight.MAYBE, f"pid namespace {identity.pid_ns} still exists")
-    elif _is_hidden(identity, vantage):
+        yield Evidence(boot_id, Weight.OVER, text)
+    if observed.liveness is Liveness.UNSEEN and _may_live_here(identity, context):
+        yield Evidence(boot_id, Weight.MAYBE, observed.detail)
+    if inventory.has("pid", identity.pid_ns):
+        yield Evidence(boot_id, Weight.MAYBE, f"pid namespace {identity.pid_ns} still exists")
+    elif _is_hidden(identity, context):
         text = f"process {identity.pid} was recorded outside of our pid namespace"
-        yield Clue(boot_id, Weight.MAYBE, text)
+        yield Evidence(boot_id, Weight.MAYBE, text)
 
 
-def _started_later(identity: ProcessIdentity, survey: Survey) -> bool:
+def _started_later(identity: ProcessIdentity, inventory: HostInventory) -> bool:
     """Return whether the process started later after its boot than this boot is old."""
-    if identity.start_time is None or identity.time_ns != survey.vantage.time_ns:
+    if identity.start_time is None or identity.time_ns != inventory.context.time_ns:
         return False
-    return identity.start_time > survey.uptime + SLACK * os.sysconf("SC_CLK_TCK")
+    return identity.start_time > inventory.uptime + SLACK * os.sysconf("SC_CLK_TCK")
 
 
-def _may_live_here(identity: ProcessIdentity, vantage: Vantage) -> bool:
+def _may_live_here(identity: ProcessIdentity, context: HostContext) -> bool:
     """Return whether what has the pid may be the recorded process, which could not be seen.
 
     From another time namespace the start time cannot be compared, and the pidfd inode can.
     """
-    if identity.pid_ns not in {None, vantage.pid_ns}:
+    if identity.pid_ns not in {None, context.pid_ns}:
         return False
-    comparable = identity._replace(time_ns=vantage.time_ns, start_time=None)
-    if identity.time_ns in {None, vantage.time_ns}:
+    comparable = identity._replace(time_ns=context.time_ns, start_time=None)
+    if identity.time_ns in {None, context.time_ns}:
         comparable = identity
-    return process.look(comparable, vantage).life is not Life.GONE
+    return process.observe(comparable, context).liveness is not Liveness.GONE
 
 
-def _is_hidden(identity: ProcessIdentity, vantage: Vantage) -> bool:
+def _is_hidden(identity: ProcessIdentity, context: HostContext) -> bool:
     """Return whether it is a process of the host, whose processes a container cannot see."""
     recorded = identity.pid_ns
     of_host = recorded is not None and kernel.may_be_initial(recorded)
-    return of_host and recorded != vantage.pid_ns and not vantage.in_initial_pid_ns
+    return of_host and recorded != context.pid_ns and not context.in_initial_pid_ns
 
 
-def of_netns(recorded: NetNSIdentity, sight: NetNSSight | None, survey: Survey) -> Iterator[Clue]:
-    """Yield what is observed of a network namespace; *sight*: of the recorded path."""
-    boot_id, other = recorded.boot_id, survey.vantage.is_other_boot(recorded.boot_id)
-    if sight is not None and sight.identity and recorded.same_as(sight.identity):
-        yield Clue(
-            boot_id, Weight.MAYBE if other else Weight.SAME, f"{sight.detail}, the recorded one"
+def netns_evidence(
+    recorded: NetNSIdentity, observed: NetNSObservation | None, inventory: HostInventory
+) -> Iterator[Evidence]:
+    """Yield what is observed of a network namespace; *observed*: of the recorded path."""
+    boot_id, other = recorded.boot_id, inventory.context.is_other_boot(recorded.boot_id)
+    if observed is not None and observed.identity and recorded.same_as(observed.identity):
+        yield Evidence(
+            boot_id, Weight.MAYBE if other else Weight.SAME, f"{observed.detail}, the recorded one"
         )
     if not other:
         return
-    if sight is not None and sight.presence is Presence.UNSEEN:
-        yield Clue(boot_id, Weight.MAYBE, sight.detail)
-    if survey.has_netns(recorded):
-        yield Clue(boot_id, Weight.MAYBE, f"network namespace {recorded.number} still exists")
-    if survey.has("mnt", recorded.mount_ns):
-        yield Clue(boot_id, Weight.MAYBE, f"mount namespace {recorded.mount_ns} still exists")
+    if observed is not None and observed.presence is Presence.UNSEEN:
+        yield Evidence(boot_id, Weight.MAYBE, observed.detail)
+    if inventory.has_netns(recorded):
+        yield Evidence(boot_id, Weight.MAYBE, f"network namespace {recorded.number} still exists")
+    if inventory.has("mnt", recorded.mount_ns):
+        yield Evidence(boot_id, Weight.MAYBE, f"mount namespace {recorded.mount_ns} still exists")
 
 
-class Boots:
-    """Sum of all clues about the boots under whose ids sandboxes were recorded."""
+class BootEvidence:
+    """Sum of all evidence about the boots under whose ids sandboxes were recorded."""
 
-    def __init__(self, clues: Iterable[Clue]) -> None:
-        """Weigh *clues*, of all sandboxes; one of each weight is kept for a boot id."""
+    def __init__(self, evidence: Iterable[Evidence]) -> None:
+        """Weigh *evidence*, of all sandboxes; one of each weight is kept for a boot id."""
         self._texts: Final[dict[tuple[str, Weight], str]] = {}
-        for clue in clues:
-            self._texts.setdefault((clue.boot_id, clue.weight), clue.text)
+        for each in evidence:
+            self._texts.setdefault((each.boot_id, each.weight), each.text)
 
-    def against_reboot(self, boot_ids: Collection[str], own: Collection[Clue]) -> str:
+    def against_reboot(self, boot_ids: Collection[str], own: Collection[Evidence]) -> str:
         """Return what contradicts that the host was booted since; "" if nothing does.
 
         Args:
             boot_ids: under which one sandbox was recorded, other than ours.
-            own: the clues of that sandbox.
+            own: the evidence of that sandbox.
         """
         same = self._told(boot_ids, own, Weight.SAME)
         if same or any((boot_id, Weight.OVER) in self._texts for boot_id in boot_ids):
             return same
         return self._told(boot_ids, own, Weight.MAYBE)
 
-    def _told(self, boot_ids: Collection[str], own: Collection[Clue], weight: Weight) -> str:
-        texts = [clue.text for clue in own if clue.weight is weight]
+    def _told(self, boot_ids: Collection[str], own: Collection[Evidence], weight: Weight) -> str:
+        texts = [each.text for each in own if each.weight is weight]
         texts = texts or [
             f"under the same boot id was recorded: {self._texts[boot_id, weight]}"
             for boot_id in boot_ids

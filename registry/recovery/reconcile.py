@@ -23,12 +23,12 @@ from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session
 from registry.host import namespaces, netns, process
-from registry.host.kernel import Vantage
-from registry.host.namespaces import Looker, NetNSIdentity
-from registry.host.process import Life, ProcessSight
-from registry.recovery import evidence, verdicts
-from registry.recovery.evidence import Clue, Survey
-from registry.recovery.verdicts import Judgement, Looks, Report, Verdict
+from registry.host.kernel import HostContext
+from registry.host.namespaces import NetNSIdentity, Observer
+from registry.host.process import Liveness, ProcessObservation
+from registry.recovery import verdicts
+from registry.recovery.evidence import Evidence, HostInventory, process_evidence
+from registry.recovery.verdicts import Decision, Observation, Report, Verdict
 from registry.sync.interrupts import is_interrupt, reraise_interrupt
 from registry.tables import rows, writes
 from registry.tables.rows import AnyRow, Row, StatusRow
@@ -64,7 +64,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     What somebody else changed between the look and the mark is looked at again.
     """
     doing = "reconcile"
-    vantage = Vantage.here()
+    context = HostContext.current()
     commit = session.latest_commit(doing)
     with session.reading(doing) as reading:
         pending: Iterable[AnyRow] = _AsRead(
@@ -73,22 +73,22 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         )
     directories: set[str] = set()
     found: dict[int, Verdict] = {}
-    judged: dict[int, Judgement] = {}
+    judged: dict[int, Decision] = {}
     changed: set[int] = set()
-    survey = Survey(vantage)
+    inventory = HostInventory(context)
     for _ in range(ROUNDS):
-        observed = _observe(session, pending, survey, reading.watermark, directories)
-        clues = _clues_of_creators(session, survey)
+        observed = _observe_all(session, pending, inventory, reading.watermark, directories)
+        evidence = _evidence_of_creators(session, inventory)
         asked = []
-        for judgement in verdicts.plan(observed, vantage, session.author.clock(), clues):
-            creation = judgement.row.creation
-            found[creation] = judgement.verdict
-            if judgement.reported:
-                judged[creation] = judgement
+        for decision in verdicts.decide(observed, context, session.author.clock(), evidence):
+            creation = decision.row.creation
+            found[creation] = decision.verdict
+            if decision.reported:
+                judged[creation] = decision
             else:  # of which there are many
                 judged.pop(creation, None)
-            if judgement.marks:
-                asked.append(judgement)
+            if decision.marks:
+                asked.append(decision)
         if dry_run or not asked:
             break
         marked = _mark_all(session, asked, commit, doing)
@@ -121,13 +121,13 @@ class _AsRead:
         yield from map(StatusRow._make, self.others)
 
 
-def _observe(
+def _observe_all(
     session: Session,
     pending: Iterable[AnyRow],
-    survey: Survey,
+    inventory: HostInventory,
     watermark: int,
     directories: set[str],
-) -> Iterator[tuple[AnyRow, Looks]]:
+) -> Iterator[tuple[AnyRow, Observation]]:
     """Yield each row with what is observed of it; add the directories of namespaces."""
     damaged: dict[int, str] = {}
     paths = []
@@ -138,42 +138,44 @@ def _observe(
         elif row.netns_path:
             paths.append(row.netns_path)
     directories.update(map(os.path.dirname, paths))
-    looker = Looker(paths, survey.vantage)
+    observer = Observer(paths, inventory.context)
     for row in pending:
         if row.creation in damaged:
-            yield row, Looks(failure=f"its record is damaged: {damaged[row.creation]}")
+            yield row, Observation(failure=f"its record is damaged: {damaged[row.creation]}")
         else:
-            yield row, _look(session, row, survey, looker, watermark)
+            yield row, _observe_one(session, row, inventory, observer, watermark)
 
 
-def _look(
+def _observe_one(
     session: Session,
     row: AnyRow,
-    survey: Survey,
-    looker: Looker,
+    inventory: HostInventory,
+    observer: Observer,
     watermark: int,
-) -> Looks:
+) -> Observation:
     try:
         container = session.container_of(row, watermark)
-        return verdicts.look(row, survey, looker, _look_at_container(container))
+        return verdicts.observe(row, inventory, observer, _observe_container(container))
     except Exception as error:
         reraise_interrupt(error)
         log.exception("look at sandbox %r", row.id)
-        return Looks(failure=f"it could not be observed: {error!r}")
+        return Observation(failure=f"it could not be observed: {error!r}")
 
 
-def _clues_of_creators(session: Session, survey: Survey) -> Iterator[Clue]:
+def _evidence_of_creators(session: Session, inventory: HostInventory) -> Iterator[Evidence]:
     """Yield what is observed of the creators that were recorded under another boot id.
 
     A sandbox past UNKNOWN is not judged by its creator, which tells of its boot all the same.
     """
     for row in session.fetch(rows.CREATORS.sql, {}, "read creators"):
         creator = rows.creator_of(row)
-        if creator is not None and survey.vantage.is_other_boot(creator.boot_id):
-            yield from evidence.of_process(creator, process.look(creator, survey.vantage), survey)
+        if creator is not None and inventory.context.is_other_boot(creator.boot_id):
+            yield from process_evidence(
+                creator, process.observe(creator, inventory.context), inventory
+            )
 
 
-def _look_at_container(container: Container | None) -> ProcessSight | None:
+def _observe_container(container: Container | None) -> ProcessObservation | None:
     """Return what an attached container says of its process: its word goes before /proc."""
     if container is None:
         return None
@@ -183,10 +185,10 @@ def _look_at_container(container: Container | None) -> ProcessSight | None:
     except Exception as error:  # the embedder's code may raise anything
         if is_interrupt(error):
             raise
-        return ProcessSight(Life.UNSEEN, f"{name} says nothing: {error!r}")
+        return ProcessObservation(Liveness.UNSEEN, f"{name} says nothing: {error!r}")
     if pid is None:
-        return ProcessSight(Life.GONE, f"{name} has no task")
-    return ProcessSight(Life.RUNNING, f"{name} runs as process {pid}")
+        return ProcessObservation(Liveness.GONE, f"{name} has no task")
+    return ProcessObservation(Liveness.RUNNING, f"{name} runs as process {pid}")
 
 
 class _Marked(NamedTuple):
@@ -206,7 +208,7 @@ class _Marked(NamedTuple):
         self.refused.update(other.refused)
 
 
-def _mark_all(session: Session, asked: list[Judgement], commit: int | None, doing: str) -> _Marked:
+def _mark_all(session: Session, asked: list[Decision], commit: int | None, doing: str) -> _Marked:
     """Mark all of *asked* in one transaction, or in portions where the disk is too full for that.
 
     What does not fit even so is left as it is, and is in the report.
@@ -223,30 +225,30 @@ def _mark_all(session: Session, asked: list[Judgement], commit: int | None, doin
             if size > PORTION:
                 size = PORTION
                 continue
-            marked.refused.update((judgement.row.creation, str(error)) for judgement in portion)
+            marked.refused.update((decision.row.creation, str(error)) for decision in portion)
         left = left[size:]
     return marked
 
 
-def _mark(session: Session, asked: list[Judgement], commit: int | None, doing: str) -> _Marked:
+def _mark(session: Session, asked: list[Decision], commit: int | None, doing: str) -> _Marked:
     """Mark all of *asked*, which were read after *commit* was the latest one."""
     marked = _Marked(set(), [], set(), {})
     nested = session.engine.own_transaction() is not None  # what it has done is in no commit
     with session.write(doing, alone=True) as transaction:
         session.engine.writer.disk_space.require_to_mark(doing)
         as_read = not nested and commit is not None and session.latest_commit(doing) == commit
-        for judgement in asked:
-            row: AnyRow | None = judgement.row
-            creation = judgement.row.creation
+        for decision in asked:
+            row: AnyRow | None = decision.row
+            creation = decision.row.creation
             if not as_read:
                 row = writes.find_changeable(creation, transaction.fetch)
             if row is None:
                 marked.gone.add(creation)
-            elif row != judgement.row:
+            elif row != decision.row:
                 marked.changed_meanwhile.append(row)
             else:
                 try:
-                    status = judgement.applied_to(rows.load_status(row))
+                    status = decision.applied_to(rows.load_status(row))
                     writes.replace_status(transaction, row, status, session.author)
                 except (ValueError, MetadataError, FailedPreconditionError) as error:
                     # It is no text, no state, or against the schema: this one is left as it is,
@@ -308,7 +310,7 @@ def _remove_orphan(path: str) -> bool:
     Raises:
         NetNSError: with `.errno`; EBUSY: a process lives in it.
     """
-    identity = namespaces.look(path, Vantage.here(), follow=False).identity
+    identity = namespaces.observe(path, HostContext.current(), follow=False).identity
     if identity is None:
         return False
     living = _living_in(path, identity)

@@ -3,7 +3,7 @@
 Three steps, each apart from the others:
 
     look    at every namespace and process of the rows read, holding no lock
-    plan    what the rows and the looks mean: pure, one finding a sandbox
+    plan    what the rows and the observation mean: pure, one finding a sandbox
     apply   the changes, in one transaction, but for rows that somebody changed meanwhile;
             those are looked at again
 
@@ -25,12 +25,18 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from registry.host import namespaces, netns, process
-from registry.host.kernel import Vantage
-from registry.host.namespaces import Looker, NetNSSight, Presence
-from registry.host.process import Life, ProcessSight
+from registry.host.kernel import HostContext
+from registry.host.namespaces import NetNSObservation, Observer, Presence
+from registry.host.process import Liveness, ProcessObservation
 from registry.model.status import MESSAGE_MAX, State, Status
-from registry.recovery import evidence
-from registry.recovery.evidence import Boots, Clue, Survey, Weight
+from registry.recovery.evidence import (
+    BootEvidence,
+    Evidence,
+    HostInventory,
+    Weight,
+    netns_evidence,
+    process_evidence,
+)
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables.rows import (
     AnyRow,
@@ -93,12 +99,12 @@ class Report:
     orphans: tuple[str, ...]
 
 
-class Looks(NamedTuple):
+class Observation(NamedTuple):
     """What was observed of one sandbox; None where there was nothing to observe."""
 
-    netns: NetNSSight | None = None
-    process: ProcessSight | None = None
-    creator: ProcessSight | None = None
+    netns: NetNSObservation | None = None
+    process: ProcessObservation | None = None
+    creator: ProcessObservation | None = None
     lives_in_netns: bool = False
     """The recorded process lives in the recorded namespace, wherever that is mounted; looked up
     only where the path does not tell what became of it."""
@@ -107,13 +113,13 @@ class Looks(NamedTuple):
     one."""
     attached: bool = False
     """*process* is the answer of an attached container."""
-    clues: tuple[Clue, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
     """For and against a reboot; looked up only for a sandbox recorded under another boot id."""
     failure: str = ""
     """Why nothing could be observed, the record being damaged for instance."""
 
 
-class Judgement(NamedTuple):
+class Decision(NamedTuple):
     """A finding before anything was done, and whether it asks for NOTREADY."""
 
     row: AnyRow
@@ -150,60 +156,68 @@ def _printable(text: str) -> str:
 # Looking.
 
 
-def look(
+def observe(
     row: AnyRow,
-    survey: Survey,
-    looker: Looker,
-    container: ProcessSight | None,
-) -> Looks:
+    inventory: HostInventory,
+    observer: Observer,
+    container: ProcessObservation | None,
+) -> Observation:
     """Return what can be observed of the sandbox of *row*, which is not damaged.
 
     Args:
         row: as it was read.
-        survey: of the host.
-        looker: at the paths of all.
+        inventory: of the host.
+        observer: at the paths of all.
         container: what an attached container says of its process; None when there is none.
     """
-    vantage = survey.vantage
+    context = inventory.context
     recorded = load_process(row)
-    seen = None if recorded is None else process.look(recorded, vantage)
+    seen = None if recorded is None else process.observe(recorded, context)
     creator = load_creator(row) if isinstance(row, Row) else None
-    seen_creator = None if creator is None else process.look(creator, vantage)
-    sight = None
+    seen_creator = None if creator is None else process.observe(creator, context)
+    observed = None
     if row.netns_path and not row.host_network:
-        sight = looker.look(row.netns_path)
-    looks = Looks(sight, container or seen, seen_creator, attached=container is not None)
-    if sight is not None and not _is_certain(row, sight):
-        looks = _look_where_it_lives(looks, row, sight, vantage)
-    if _names_other_boot(row, vantage):
-        looks = looks._replace(clues=tuple(_clues(row, looks, seen, survey)))
-    return looks
+        observed = observer.observe(row.netns_path)
+    observation = Observation(
+        observed, container or seen, seen_creator, attached=container is not None
+    )
+    if observed is not None and not _is_certain(row, observed):
+        observation = _observe_where_it_lives(observation, row, observed, context)
+    if _names_other_boot(row, context):
+        observation = observation._replace(
+            evidence=tuple(_evidence(row, observation, seen, inventory))
+        )
+    return observation
 
 
-def _is_certain(row: AnyRow, sight: NetNSSight) -> bool:
+def _is_certain(row: AnyRow, observed: NetNSObservation) -> bool:
     """Return whether the namespace at the path is the recorded one, by its kernel id."""
     number = row.netns_number
-    return number is not None and sight.identity is not None and sight.identity.number == number
+    return (
+        number is not None and observed.identity is not None and observed.identity.number == number
+    )
 
 
-def _look_where_it_lives(looks: Looks, row: AnyRow, sight: NetNSSight, vantage: Vantage) -> Looks:
+def _observe_where_it_lives(
+    observation: Observation, row: AnyRow, observed: NetNSObservation, context: HostContext
+) -> Observation:
     """Add in which network namespace the recorded process lives, where that could tell more."""
     recorded = load_netns(row)
     if recorded is None or row.pid == 0:
-        return looks
-    if sight.identity is not None:
-        if recorded.same_as(sight.identity):
-            return looks
-        at_path = process.net_inode_of(row.pid) == sight.identity.inode
-        looks = looks._replace(lives_at_path=at_path)
-    if sight.presence is Presence.UNSEEN or not _recorded_here(row, vantage):
-        looks = looks._replace(lives_in_netns=_lives_in_netns(row))
-    return looks
+        return observation
+    if observed.identity is not None:
+        if recorded.same_as(observed.identity):
+            return observation
+        at_path = process.net_inode_of(row.pid) == observed.identity.inode
+        observation = observation._replace(lives_at_path=at_path)
+    if observed.presence is Presence.UNSEEN or not _recorded_here(row, context):
+        observation = observation._replace(lives_in_netns=_lives_in_netns(row))
+    return observation
 
 
-def _recorded_here(row: AnyRow, vantage: Vantage) -> bool:
+def _recorded_here(row: AnyRow, context: HostContext) -> bool:
     """Return whether the path was recorded in our mount namespace, or it is unknown in which."""
-    return row.netns_mount_ns in {None, vantage.mount_ns}
+    return row.netns_mount_ns in {None, context.mount_ns}
 
 
 def _lives_in_netns(row: AnyRow) -> bool:
@@ -211,34 +225,40 @@ def _lives_in_netns(row: AnyRow) -> bool:
     return number is not None and process.net_namespace_of(row.pid) == number
 
 
-def _names_other_boot(row: AnyRow, vantage: Vantage) -> bool:
+def _names_other_boot(row: AnyRow, context: HostContext) -> bool:
     """Return whether anything of *row* was recorded under another boot id than ours."""
-    ours = vantage.boot_id
+    ours = context.boot_id
     if row.boot_id == ours == row.netns_boot_id == row.process_boot_id and type(row) is StatusRow:
         return False  # as nearly all are
-    return bool(_other_boots(row, vantage))
+    return bool(_other_boots(row, context))
 
 
-def _other_boots(row: AnyRow, vantage: Vantage) -> list[str]:
+def _other_boots(row: AnyRow, context: HostContext) -> list[str]:
     """Return the boot ids that something of *row* was recorded under and that are not ours."""
     recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
     if isinstance(row, Row):
         recorded = (*recorded, row.creator_boot_id)
-    return [each for each in dict.fromkeys(recorded) if each and vantage.is_other_boot(each)]
+    return [each for each in dict.fromkeys(recorded) if each and context.is_other_boot(each)]
 
 
-def _clues(row: AnyRow, looks: Looks, seen: ProcessSight | None, survey: Survey) -> Iterator[Clue]:
+def _evidence(
+    row: AnyRow, observation: Observation, seen: ProcessObservation | None, inventory: HostInventory
+) -> Iterator[Evidence]:
     """Yield the evidence for and against a reboot; *seen*: of the recorded process."""
     recorded, netns_recorded = load_process(row), load_netns(row)
-    if looks.attached and looks.process is not None and looks.process.life is Life.RUNNING:
-        yield Clue("", Weight.SAME, looks.process.detail)
+    if (
+        observation.attached
+        and observation.process is not None
+        and observation.process.liveness is Liveness.RUNNING
+    ):
+        yield Evidence("", Weight.SAME, observation.process.detail)
     if recorded is not None and seen is not None:
-        yield from evidence.of_process(recorded, seen, survey)
+        yield from process_evidence(recorded, seen, inventory)
     if netns_recorded is not None:
-        yield from evidence.of_netns(netns_recorded, looks.netns, survey)
+        yield from netns_evidence(netns_recorded, observation.netns, inventory)
     creator = load_creator(row) if isinstance(row, Row) else None
-    if creator is not None and looks.creator is not None:
-        yield from evidence.of_process(creator, looks.creator, survey)
+    if creator is not None and observation.creator is not None:
+        yield from process_evidence(creator, observation.creator, inventory)
 
 
 # Judging.
@@ -249,17 +269,17 @@ class _Case:
 
     Attributes:
         row: as it was read.
-        looks: what was observed; of a boot that is over nothing runs.
+        observation: what was observed; of a boot that is over nothing runs.
         recorded: its network namespace, None if that is not recorded.
         dead: why it is not ready, each with its verdict and reason.
         unseen: what cannot be judged.
         notes: what else there is to say.
     """
 
-    __slots__ = ("dead", "looks", "notes", "recorded", "row", "unseen")
+    __slots__ = ("dead", "notes", "observation", "recorded", "row", "unseen")
 
-    def __init__(self, row: AnyRow, looks: Looks) -> None:
-        self.row, self.looks = row, looks
+    def __init__(self, row: AnyRow, observation: Observation) -> None:
+        self.row, self.observation = row, observation
         self.recorded = load_netns(row)
         self.dead: list[tuple[Verdict, str, str]] = []
         self.unseen: list[str] = []
@@ -278,47 +298,55 @@ _ORDER: Final = (
 )
 
 
-def plan(
-    looked: Iterable[tuple[AnyRow, Looks]],
-    vantage: Vantage,
+def decide(
+    observed: Iterable[tuple[AnyRow, Observation]],
+    context: HostContext,
     now: int,
-    clues: Iterable[Clue] = (),
-) -> Iterator[Judgement]:
+    evidence: Iterable[Evidence] = (),
+) -> Iterator[Decision]:
     """Yield what was observed means for each row; pure.
 
     Rows recorded under another boot id come last, since the evidence for one counts for all.
 
     Args:
-        looked: each row with what was observed.
-        vantage: from where.
+        observed: each row with what was observed.
+        context: from where.
         now: when, in ns since the Unix epoch.
-        clues: for and against a reboot, beside those of the rows; iterated only if they are needed.
+        evidence: for and against a reboot beside that of the rows; iterated only if needed.
     """
     others = []
-    for row, looks in looked:
-        if not looks.failure and _names_other_boot(row, vantage):
-            others.append((row, looks))
+    for row, observation in observed:
+        if not observation.failure and _names_other_boot(row, context):
+            others.append((row, observation))
         else:
-            yield _judge(row, looks, vantage, now, None)
+            yield _judge(row, observation, context, now, None)
     if others:
-        boots = Boots(chain((clue for _, looks in others for clue in looks.clues), clues))
-        for row, looks in others:
-            yield _judge(row, looks, vantage, now, boots)
+        boots = BootEvidence(
+            chain((each for _, observation in others for each in observation.evidence), evidence)
+        )
+        for row, observation in others:
+            yield _judge(row, observation, context, now, boots)
 
 
-def _judge(row: AnyRow, looks: Looks, vantage: Vantage, now: int, boots: Boots | None) -> Judgement:
-    """Return the judgement; *boots*: if the row names another boot than ours, what is known."""
-    if looks.failure:
-        return _told(row, Verdict.UNREACHABLE, looks.failure)
+def _judge(
+    row: AnyRow,
+    observation: Observation,
+    context: HostContext,
+    now: int,
+    boots: BootEvidence | None,
+) -> Decision:
+    """Return the decision; *boots*: if the row names another boot than ours, what is known."""
+    if observation.failure:
+        return _reported(row, Verdict.UNREACHABLE, observation.failure)
     if isinstance(row, Row) and row.creator_pid is None:
-        return _told(row, Verdict.UNVERIFIED, "it was adopted, and not updated since")
-    case = _Case(row, looks)
+        return _reported(row, Verdict.UNVERIFIED, "it was adopted, and not updated since")
+    case = _Case(row, observation)
     if boots is not None:
-        _judge_boot(case, vantage, boots)
-    creator = case.looks.creator
-    if creator is not None and creator.life is not Life.GONE:
+        _judge_boot(case, context, boots)
+    creator = case.observation.creator
+    if creator is not None and creator.liveness is not Liveness.GONE:
         return _creating(case, creator, now)
-    _judge_netns(case, vantage)
+    _judge_netns(case, context)
     _judge_process(case)
     if creator is not None:
         message = f"its creation was interrupted: {creator.detail}"
@@ -326,73 +354,77 @@ def _judge(row: AnyRow, looks: Looks, vantage: Vantage, now: int, boots: Boots |
     return _conclude(case)
 
 
-def _told(row: AnyRow, verdict: Verdict, message: str) -> Judgement:
-    return Judgement(row, verdict, message=message, reported=True)
+def _reported(row: AnyRow, verdict: Verdict, message: str) -> Decision:
+    return Decision(row, verdict, message=message, reported=True)
 
 
-def _creating(case: _Case, creator: ProcessSight, now: int) -> Judgement:
-    if case.unseen or creator.life is Life.UNSEEN:
+def _creating(case: _Case, creator: ProcessObservation, now: int) -> Decision:
+    if case.unseen or creator.liveness is Liveness.UNSEEN:
         case.unseen.append(f"its creator: {creator.detail}")
-        return _told(case.row, Verdict.UNREACHABLE, case.say())
+        return _reported(case.row, Verdict.UNREACHABLE, case.say())
     age = max(0, now - (case.row.changed_at or now)) / 1e9
-    return _told(case.row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
+    return _reported(case.row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
 
 
-def _judge_boot(case: _Case, vantage: Vantage, boots: Boots) -> None:
-    others = _other_boots(case.row, vantage)
-    message = f"recorded under boot {others[0]!r}, and this is boot {vantage.boot_id!r}"
-    against = boots.against_reboot(others, case.looks.clues)
+def _judge_boot(case: _Case, context: HostContext, boots: BootEvidence) -> None:
+    others = _other_boots(case.row, context)
+    message = f"recorded under boot {others[0]!r}, and this is boot {context.boot_id!r}"
+    against = boots.against_reboot(others, case.observation.evidence)
     if against:
         case.unseen.append(f"{message}, but {against}")
     else:
         case.dead.append((Verdict.CLOSED, "HostRebooted", message))
-        case.looks = _after_reboot(case.row, case.looks, vantage)
+        case.observation = _after_reboot(case.row, case.observation, context)
 
 
-def _after_reboot(row: AnyRow, looks: Looks, vantage: Vantage) -> Looks:
-    """Return *looks* without processes of an earlier boot, whose numbers mean others now."""
-    if looks.process and not looks.attached and vantage.is_other_boot(row.process_boot_id):
-        looks = looks._replace(process=_ran_before(row.pid))
-    if looks.creator and isinstance(row, Row) and vantage.is_other_boot(row.creator_boot_id):
-        looks = looks._replace(creator=_ran_before(row.creator_pid))
-    return looks
+def _after_reboot(row: AnyRow, observation: Observation, context: HostContext) -> Observation:
+    """Return *observation* without processes of an earlier boot, whose numbers mean others now."""
+    if (
+        observation.process
+        and not observation.attached
+        and context.is_other_boot(row.process_boot_id)
+    ):
+        observation = observation._replace(process=_ran_before(row.pid))
+    if observation.creator and isinstance(row, Row) and context.is_other_boot(row.creator_boot_id):
+        observation = observation._replace(creator=_ran_before(row.creator_pid))
+    return observation
 
 
-def _ran_before(pid: int | None) -> ProcessSight:
-    return ProcessSight(Life.GONE, f"process {pid} ran before the host was booted")
+def _ran_before(pid: int | None) -> ProcessObservation:
+    return ProcessObservation(Liveness.GONE, f"process {pid} ran before the host was booted")
 
 
-def _judge_netns(case: _Case, vantage: Vantage) -> None:
-    sight, recorded = case.looks.netns, case.recorded
-    if sight is None:
+def _judge_netns(case: _Case, context: HostContext) -> None:
+    observed, recorded = case.observation.netns, case.recorded
+    if observed is None:
         return
-    if sight.presence is Presence.UNSEEN:
-        case.unseen.append(f"network namespace {sight.detail}{_still_lives(case.looks)}")
-    elif recorded is not None and sight.identity and recorded.same_as(sight.identity):
-        if recorded.by_inode_only(sight.identity):
+    if observed.presence is Presence.UNSEEN:
+        case.unseen.append(f"network namespace {observed.detail}{_still_lives(case.observation)}")
+    elif recorded is not None and observed.identity and recorded.same_as(observed.identity):
+        if recorded.by_inode_only(observed.identity):
             case.notes.append("only the inode tells that the namespace is the recorded one")
-    elif recorded is not None and not _recorded_here(case.row, vantage):
-        other = ", another than the recorded one," if sight.identity else ""
+    elif recorded is not None and not _recorded_here(case.row, context):
+        other = ", another than the recorded one," if observed.identity else ""
         case.unseen.append(
-            f"{sight.detail}{other} in our mount namespace, but it was recorded in another one"
-            f"{_still_lives(case.looks)}"
+            f"{observed.detail}{other} in our mount namespace, but it was recorded in another one"
+            f"{_still_lives(case.observation)}"
         )
     else:
-        _judge_other_netns(case, sight)
+        _judge_other_netns(case, observed)
 
 
-def _judge_other_netns(case: _Case, sight: NetNSSight) -> None:
+def _judge_other_netns(case: _Case, observed: NetNSObservation) -> None:
     """Judge what is not a namespace, or not the recorded one."""
-    detail, path = sight.detail, case.row.netns_path
-    if sight.presence is Presence.OTHER_TYPE:
+    detail, path = observed.detail, case.row.netns_path
+    if observed.presence is Presence.OTHER_TYPE:
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
-    elif sight.identity is not None and case.recorded is not None:
+    elif observed.identity is not None and case.recorded is not None:
         message = f"{path!r} is another network namespace than the recorded one"
-        if case.looks.lives_at_path and _runs(case.looks.process):
+        if case.observation.lives_at_path and _runs(case.observation.process):
             case.unseen.append(f"{message}, but the recorded process lives in it")
         else:
             case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
-    elif sight.identity is not None:
+    elif observed.identity is not None:
         pass  # it is not recorded which one it should be
     elif case.recorded is None and case.row.state == _UNKNOWN:
         case.notes.append(f"its network namespace was not made: {detail}")
@@ -407,27 +439,27 @@ def _was_never_made(case: _Case) -> bool:
     return case.recorded is None and case.row.state == _NOTREADY
 
 
-def _runs(sight: ProcessSight | None) -> bool:
-    return sight is not None and sight.life is Life.RUNNING
+def _runs(observed: ProcessObservation | None) -> bool:
+    return observed is not None and observed.liveness is Liveness.RUNNING
 
 
-def _still_lives(looks: Looks) -> str:
-    if _runs(looks.process) and looks.lives_in_netns:
+def _still_lives(observation: Observation) -> str:
+    if _runs(observation.process) and observation.lives_in_netns:
         return "; the recorded process still lives in the recorded namespace"
     return ""
 
 
 def _judge_process(case: _Case) -> None:
-    sight = case.looks.process
-    if sight is None:
+    observed = case.observation.process
+    if observed is None:
         return
-    if sight.life is Life.UNSEEN:
-        case.unseen.append(sight.detail)
-    elif sight.life is Life.GONE:
-        case.dead.append((Verdict.EXITED, "ProcessExited", sight.detail))
+    if observed.liveness is Liveness.UNSEEN:
+        case.unseen.append(observed.detail)
+    elif observed.liveness is Liveness.GONE:
+        case.dead.append((Verdict.EXITED, "ProcessExited", observed.detail))
 
 
-def _conclude(case: _Case) -> Judgement:
+def _conclude(case: _Case) -> Decision:
     row = case.row
     if case.dead:
         case.dead.sort(key=lambda fact: _ORDER.index(fact[1]))
@@ -435,35 +467,39 @@ def _conclude(case: _Case) -> Judgement:
         marks = row.state != _NOTREADY
         exited = any(reason == "ProcessExited" for _, reason, _ in case.dead)
         clears_pid = exited or reason == "HostRebooted"
-        return Judgement(
+        return Decision(
             row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=_left(case)
         )
     left = _left(case) if row.state == _NOTREADY else ""
     if case.unseen:
-        return _told(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
+        return _reported(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
     if not (left or case.notes):
-        return Judgement(row, verdict)
-    return _told(row, verdict, case.say())._replace(left=left)
+        return Decision(row, verdict)
+    return _reported(row, verdict, case.say())._replace(left=left)
 
 
 def _left(case: _Case) -> str:
     """Return what is still to be cleaned up of a sandbox that is not, or no longer, ready."""
-    alive, sight = [], case.looks.netns
-    if sight is not None and sight.identity is not None:
+    alive, observed = [], case.observation.netns
+    if observed is not None and observed.identity is not None:
         if case.recorded is None:
-            alive.append(f"{sight.detail}, though it is not recorded which one it should be")
-        elif case.recorded.same_as(sight.identity):
+            alive.append(f"{observed.detail}, though it is not recorded which one it should be")
+        elif case.recorded.same_as(observed.identity):
             alive.append(f"network namespace {case.row.netns_path!r} is open")
-    elif sight is not None and sight.presence is Presence.NOT_A_NAMESPACE and _was_never_made(case):
-        alive.append(sight.detail)
-    if case.looks.process is not None and _runs(case.looks.process):
-        alive.append(case.looks.process.detail)
+    elif (
+        observed is not None
+        and observed.presence is Presence.NOT_A_NAMESPACE
+        and _was_never_made(case)
+    ):
+        alive.append(observed.detail)
+    if case.observation.process is not None and _runs(case.observation.process):
+        alive.append(case.observation.process.detail)
     return "still to be cleaned up: " + "; ".join(alive) if alive else ""
 
 
 def report(
-    judged: Collection[Judgement],
+    judged: Collection[Decision],
     verdicts: Iterable[Verdict],
     changed: Collection[int],
     orphans: Sequence[str],
@@ -484,9 +520,9 @@ def report(
     )
 
 
-def _place(judgement: Judgement) -> tuple[int, str]:
+def _place(decision: Decision) -> tuple[int, str]:
     """Return by what a finding is ordered; the row may be damaged."""
-    row = judgement.row
+    row = decision.row
     return row.created_at if isinstance(row.created_at, int) else 0, as_text(row.id)
 
 
@@ -519,19 +555,21 @@ def find_orphans(found: Iterable[str], owned: Iterable[str]) -> list[str]:
         found: paths that have this registry's own names. A symlink there is no orphan.
         owned: the paths that sandboxes have, which may lead to a namespace by any other name.
     """
-    owned, vantage = set(owned), Vantage.here()
+    owned, context = set(owned), HostContext.current()
     orphans: dict[tuple[int, str], str] = {}
     for path in found:
-        identity = None if path in owned else namespaces.look(path, vantage, follow=False).identity
+        identity = (
+            None if path in owned else namespaces.observe(path, context, follow=False).identity
+        )
         if identity is not None:
             orphans.setdefault((identity.inode, os.path.basename(path)), path)
     if not orphans:
         return []
-    looker = Looker(owned, vantage)
-    sights = [looker.look(path) for path in owned]
-    inodes = {sight.identity.inode for sight in sights if sight.identity is not None}
+    observer = Observer(owned, context)
+    observations = [observer.observe(path) for path in owned]
+    inodes = {observed.identity.inode for observed in observations if observed.identity is not None}
     # Where such a path leads cannot be told; the names are unique.
-    unseen = {os.path.basename(at.path) for at in sights if at.presence is Presence.UNSEEN}
+    unseen = {os.path.basename(at.path) for at in observations if at.presence is Presence.UNSEEN}
     return sorted(
         path
         for (inode, name), path in orphans.items()

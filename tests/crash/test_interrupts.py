@@ -17,13 +17,13 @@ IN_A_WRITE = {"Mutex.acquire", "Turnstile.acquire", "Writer.commit", "Write.__ex
 INTERRUPTED = {
     "update": {*IN_A_WRITE, "Session._note"},
     "nested": {*IN_A_WRITE, "Transaction.end_nested", "Session._note"},
-    "add": {*IN_A_WRITE, "identify", "look"},
+    "add": {*IN_A_WRITE, "identify", "observe"},
     "delete": IN_A_WRITE,
     "update_metadata": IN_A_WRITE,
     "get": {"DataVersion.read", "Readers.give_back"},
     "list": {"DataVersion.read", "Readers.give_back"},
     "history": {"Readers.give_back"},
-    "reconcile": {*IN_A_WRITE, "Readers.give_back", "look", "namespace_at"},
+    "reconcile": {*IN_A_WRITE, "Readers.give_back", "observe", "namespace_at"},
 }
 """Functions that are called by each call, and so interrupted."""
 

@@ -199,11 +199,11 @@ def test_a_namespace_that_is_at_no_path_here_still_exists(
 CONTAINER = """
     import os, subprocess, sys
     from registry import Metadata, State, Status, Store
-    from registry.host.kernel import Vantage
+    from registry.host.kernel import HostContext
     with Store.open(sys.argv[1]) as store:
         child = subprocess.Popen(["sleep", "1000"])
         store.add(Metadata("a", "a", None), Status(State.READY, pid=child.pid))
-        print(Vantage.here().pid_ns, flush=True)
+        print(HostContext.current().pid_ns, flush=True)
     sys.stdin.readline()
     """
 
@@ -264,7 +264,7 @@ def test_a_process_of_the_host_is_not_called_dead_in_a_container(
         path,
         sleeper.pid,
     )
-    if not kernel.Vantage.here().in_initial_pid_ns:
+    if not kernel.HostContext.current().in_initial_pid_ns:
         pytest.skip("this is a container already")
     seen = open_under(tmp_path, BOOTS[1], "--mount --pid --fork --mount-proc")
     assert ("SANDBOX_READY", "") == seen.statuses["a"]

@@ -20,7 +20,7 @@ import pytest
 
 from registry import ClosedNetNSError, InvalidArgumentError, NetNS, NetNSError
 from registry.host import kernel, namespaces
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.host.namespaces import NetNSIdentity, Presence
 from tests import needs
 from tests.netns.conftest import Sleeper
@@ -626,18 +626,20 @@ def test_all_looks_tell_namespaces_apart_in_one_thread_at_most(
             monkeypatch.setattr(kernel, "namespace_at", lambda *_: None)
             monkeypatch.setattr(kernel, "namespace_number", lambda _: None)
         started.clear()
-        looker = namespaces.Looker([*paths, paths[0]], Vantage.here())
-        sights = {path: looker.look(path) for path in paths}
-        assert sights[paths[0]] is looker.look(paths[0])
+        observer = namespaces.Observer([*paths, paths[0]], HostContext.current())
+        observations = {path: observer.observe(path) for path in paths}
+        assert observations[paths[0]] is observer.observe(paths[0])
         assert numbers == [
-            sight.identity.number for sight in sights.values() if sight.identity is not None
+            observed.identity.number
+            for observed in observations.values()
+            if observed.identity is not None
         ]
         assert [Presence.ABSENT, Presence.NOT_A_NAMESPACE] == [
-            sights[path].presence for path in paths[3:]
+            observations[path].presence for path in paths[3:]
         ]
         assert old_kernel == len(started)
     assert here == os.stat("/proc/thread-self/ns/net").st_ino
-    namespaces.Looker([], Vantage.here())
+    namespaces.Observer([], HostContext.current())
     for each in made:
         each.remove()
 
@@ -648,7 +650,7 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
         """
         import errno, os, sys
         from registry.host import kernel, namespaces
-        from registry.host.kernel import Vantage
+        from registry.host.kernel import HostContext
         from tests.netns.seccomp import IOCTL, NAME_TO_HANDLE_AT, refuse
         directory = sys.argv[1]
         open(f"{directory}/file", "w").close()
@@ -658,7 +660,7 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
         names = ("made", "link", "file", "fifo", "", "none", "file/none", "loop", "\\0", "\\ud800")
         paths = [*(f"{directory}/{name}" for name in names), "/proc/self/ns/uts", "/proc/self/stat"]
         print(tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 18))
-        vantage, seen = Vantage.here(), []
+        context, seen = HostContext.current(), []
         for lack in (
             lambda: None,
             lambda: refuse(NAME_TO_HANDLE_AT, errno.EPERM),
@@ -670,10 +672,10 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
             with open(f"{directory}/made") as file:
                 numbered = kernel.namespace_number(file.fileno()) is not None
             print(told, numbered)
-            seen.append([namespaces.look(path, vantage) for path in paths])
+            seen.append([namespaces.observe(path, context) for path in paths])
         first = seen[0]
         print(all(first == other for other in seen[1:]))
-        print(*(sight.presence.name for sight in first), first[0].identity.number)
+        print(*(observed.presence.name for observed in first), first[0].identity.number)
         print(first[7].detail, first[8].detail, first[10].detail, sep="\\n")
         """,
         base_dir,
@@ -692,13 +694,13 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
 
 def test_a_look_takes_no_lock_and_no_reference(made: NetNS) -> None:
     """A namespace that is looked at without pause can be removed."""
-    sight = namespaces.look(made.path, Vantage.here())
-    assert Presence.OPEN is sight.presence
+    observed = namespaces.observe(made.path, HostContext.current())
+    assert Presence.OPEN is observed.presence
     with open(os.path.dirname(made.path) + "/lock", "w", encoding="utf-8") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert Presence.OPEN is namespaces.look(made.path, Vantage.here()).presence
+        assert Presence.OPEN is namespaces.observe(made.path, HostContext.current()).presence
     made.remove()
-    assert Presence.ABSENT is namespaces.look(made.path, Vantage.here()).presence
+    assert Presence.ABSENT is namespaces.observe(made.path, HostContext.current()).presence
     assert stat.S_ISDIR(os.stat(os.path.dirname(made.path)).st_mode)
 
 
@@ -708,7 +710,7 @@ def test_descriptors_are_not_inherited(made: NetNS, sleeper: Sleeper) -> None:
 
     def churn() -> None:
         while not stop.is_set():
-            namespaces.look(made.path, Vantage.here())
+            namespaces.observe(made.path, HostContext.current())
             made.do(inside)
 
     thread = threading.Thread(target=churn)

@@ -11,8 +11,8 @@ import pytest
 
 from registry import Store, Verdict
 from registry.host import process
-from registry.host.kernel import Vantage
-from registry.host.process import Life, ProcessIdentity
+from registry.host.kernel import HostContext
+from registry.host.process import Liveness, ProcessIdentity
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import environment, python, run
@@ -26,8 +26,8 @@ from registry import (
     FailedPreconditionError, Metadata, Process, ResourceExhaustedError, State, Status, Store,
 )
 from registry.host import kernel, process
-from registry.host.kernel import Vantage
-from registry.host.process import Life
+from registry.host.kernel import HostContext
+from registry.host.process import Liveness
 from tests.netns import seccomp
 
 def sleeper():
@@ -35,7 +35,7 @@ def sleeper():
     return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 def life(identity):
-    return process.look(identity, Vantage.here()).life
+    return process.observe(identity, HostContext.current()).liveness
 
 def fill():
     # Leave no descriptor.
@@ -52,7 +52,7 @@ def raised(call):
     except (FailedPreconditionError, ResourceExhaustedError) as error:
         return type(error).__name__
 
-here = Vantage.here()
+here = HostContext.current()
 """
 
 REFUSALS = ["EPERM", "EACCES", "ENOSYS", "ENODEV", "EMFILE", "ENFILE", "ENOMEM"]
@@ -69,12 +69,12 @@ before = process.identify(child.pid, here)
 seccomp.refuse(seccomp.PIDFD_OPEN, getattr(errno, sys.argv[1]))
 after = process.identify(child.pid, here)
 assert after == before._replace(inode=None), (after, before)
-assert life(before) is life(after) is Life.RUNNING
-assert life(before._replace(start_time=after.start_time + 1)) is Life.GONE
-assert life(before._replace(start_time=None)) is Life.UNSEEN  # its inode cannot be compared
-assert life(after._replace(start_time=None)) is Life.UNSEEN
-assert life(after._replace(pid=0)) is life(after._replace(pid=-1)) is Life.GONE
-assert life(after._replace(pid=2**40)) is Life.GONE
+assert life(before) is life(after) is Liveness.RUNNING
+assert life(before._replace(start_time=after.start_time + 1)) is Liveness.GONE
+assert life(before._replace(start_time=None)) is Liveness.UNSEEN  # its inode cannot be compared
+assert life(after._replace(start_time=None)) is Liveness.UNSEEN
+assert life(after._replace(pid=0)) is life(after._replace(pid=-1)) is Liveness.GONE
+assert life(after._replace(pid=2**40)) is Liveness.GONE
 assert process.identify(2**22 + 1, here) is None
 expected = "FailedPreconditionError"
 if sys.argv[1] in {"EMFILE", "ENFILE", "ENOMEM"}:
@@ -85,14 +85,14 @@ assert raised(lambda: Process.of_pid(child.pid)) == expected
 dying = process.identify(zombie.pid, here)
 zombie.kill()
 os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-assert life(dying) is Life.GONE
+assert life(dying) is Liveness.GONE
 assert process.identify(zombie.pid, here) is None
 assert Process.of_identity(dying) is None
 zombie.wait()
-assert life(dying) is Life.GONE
+assert life(dying) is Liveness.GONE
 child.kill()
 child.wait()
-assert life(after._replace(start_time=None)) is Life.GONE
+assert life(after._replace(start_time=None)) is Liveness.GONE
 print("done")
 """,
         refusal,
@@ -148,13 +148,13 @@ seen = process.identify(pid, here)
 expected = full._replace(start_time=None)
 if sys.argv[2] == "refused":
     expected = expected._replace(inode=None)
-    assert life(full) is Life.UNSEEN
+    assert life(full) is Liveness.UNSEEN
     assert raised(lambda: Process.of_identity(full)) == "FailedPreconditionError"
 else:
-    assert life(full) is Life.RUNNING
+    assert life(full) is Liveness.RUNNING
 assert seen == expected, (seen, expected)
-assert life(full._replace(inode=None)) is Life.UNSEEN
-assert life(full._replace(pid=2**22 + 1, inode=None)) is Life.GONE
+assert life(full._replace(inode=None)) is Liveness.UNSEEN
+assert life(full._replace(pid=2**22 + 1, inode=None)) is Liveness.GONE
 print("done")
 """,
         hidepid,
@@ -173,14 +173,14 @@ child = sleeper()
 identity = process.identify(child.pid, here)
 assert (identity.pid, identity.start_time) == (child.pid, None)
 assert identity.inode is not None
-assert life(identity) is Life.RUNNING
-assert life(identity._replace(inode=None, start_time=1)) is Life.UNSEEN
+assert life(identity) is Liveness.RUNNING
+assert life(identity._replace(inode=None, start_time=1)) is Liveness.UNSEEN
 seccomp.refuse(seccomp.PIDFD_OPEN, errno.EPERM)
 assert process.identify(child.pid, here) == identity._replace(inode=None)
-assert life(identity) is Life.UNSEEN
+assert life(identity) is Liveness.UNSEEN
 child.kill()
 child.wait()
-assert life(identity) is Life.GONE
+assert life(identity) is Liveness.GONE
 print("done")
 """
     )
@@ -194,8 +194,8 @@ def test_a_process_recorded_without_proc_is_not_gone_where_its_pid_means_another
     """Without /proc nothing tells in which pid namespace it is recorded."""
     code = """
         from registry.host import process
-        from registry.host.kernel import Vantage
-        identity = process.identify(1, Vantage.here())
+        from registry.host.kernel import HostContext
+        identity = process.identify(1, HostContext.current())
         print(repr(tuple(identity)), flush=True)
         input()
         """
@@ -213,8 +213,8 @@ def test_a_process_recorded_without_proc_is_not_gone_where_its_pid_means_another
         assert (1, None) == (recorded.pid, recorded.pid_ns)
         known = recorded._replace(pid=2**22 + 1)
         for each in (recorded, known):
-            sight = process.look(each, Vantage.here())
-            assert Life.UNSEEN is sight.life, sight.detail
+            observed = process.observe(each, HostContext.current())
+            assert Liveness.UNSEEN is observed.liveness, observed.detail
         container.communicate("\n")
 
 
@@ -227,11 +227,11 @@ def test_the_pid_namespace_is_known_although_proc_is_hidden_later() -> None:
 kernel.unshare(0x20000)  # CLONE_NEWNS
 kernel.mount("", "/", "none", 0x44000)  # private
 subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
-later = Vantage.here()
+later = HostContext.current()
 print(later.pid_ns == here.pid_ns, later.mount_ns, flush=True)
 child = os.fork()
 if child == 0:
-    print(Vantage.here().pid_ns, flush=True)
+    print(HostContext.current().pid_ns, flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """
@@ -261,14 +261,14 @@ def test_without_descriptors_an_identity_is_recorded_as_not_determined() -> None
         + """
 child = sleeper()
 held = fill()
-seen = process.identify(child.pid, Vantage.here())
+seen = process.identify(child.pid, HostContext.current())
 assert seen == (child.pid, here.boot_id, here.pid_ns, here.time_ns, None, None), seen
-own = process.identify(os.getpid(), Vantage.here())
+own = process.identify(os.getpid(), HostContext.current())
 assert own.pid == os.getpid()
-assert life(seen) is Life.UNSEEN
+assert life(seen) is Liveness.UNSEEN
 assert raised(lambda: Process.of_pid(child.pid)) == "ResourceExhaustedError"
 os.close(held.pop())  # one is left
-one = process.identify(child.pid, Vantage.here())
+one = process.identify(child.pid, HostContext.current())
 for fd in held:
     os.close(fd)
 full = process.identify(child.pid, here)
@@ -279,7 +279,7 @@ assert raised(lambda: Process.of_identity(seen)) == "FailedPreconditionError"
 assert process.identify(os.getpid(), here).inode is not None
 child.kill()
 child.wait()
-assert life(seen) is Life.GONE
+assert life(seen) is Liveness.GONE
 print("done")
 """
     )
@@ -299,7 +299,7 @@ if child == 0:
 _, status = os.waitpid(child, 0)
 assert status == 0
 fill()
-assert process.identify(os.getpid(), Vantage.here()) == own
+assert process.identify(os.getpid(), HostContext.current()) == own
 assert own.inode is not None
 print("done")
 """

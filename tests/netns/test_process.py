@@ -22,8 +22,8 @@ from registry import (
     UpdateFunc,
 )
 from registry.host import kernel, process
-from registry.host.kernel import Vantage
-from registry.host.process import INODE, START_TIME, Life, ProcessIdentity
+from registry.host.kernel import HostContext
+from registry.host.process import INODE, START_TIME, Liveness, ProcessIdentity
 from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
@@ -36,22 +36,22 @@ UNUSED_INODE = 2**62
 
 
 @pytest.fixture
-def here() -> Vantage:
+def here() -> HostContext:
     """Return from where this test looks."""
-    return Vantage.here()
+    return HostContext.current()
 
 
-def test_a_running_process_is_known_again(here: Vantage, sleeper: Sleeper) -> None:
+def test_a_running_process_is_known_again(here: HostContext, sleeper: Sleeper) -> None:
     """Ourselves, init, a child."""
     for pid in (os.getpid(), 1, sleeper().pid):
         identity = process.identify(pid, here)
         assert identity is not None
         assert (pid, here.boot_id) == (identity.pid, identity.boot_id)
-        assert Life.RUNNING is process.look(identity, here).life
+        assert Liveness.RUNNING is process.observe(identity, here).liveness
 
 
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "zombie"])
-def test_a_process_that_ended_is_gone(here: Vantage, sleeper: Sleeper, reaped: bool) -> None:
+def test_a_process_that_ended_is_gone(here: HostContext, sleeper: Sleeper, reaped: bool) -> None:
     """A zombie too, which keeps its /proc/PID; neither can be identified any more."""
     child = sleeper()
     identity = process.identify(child.pid, here)
@@ -61,20 +61,20 @@ def test_a_process_that_ended_is_gone(here: Vantage, sleeper: Sleeper, reaped: b
     if reaped:
         child.wait()
     assert reaped != os.path.exists(f"/proc/{child.pid}")
-    assert Life.GONE is process.look(identity, here).life
+    assert Liveness.GONE is process.observe(identity, here).liveness
     assert None is process.identify(child.pid, here)
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**22 + 1, 2**31 - 1, 2**40])
-def test_a_pid_that_names_nothing_has_no_identity(here: Vantage, pid: int) -> None:
+def test_a_pid_that_names_nothing_has_no_identity(here: HostContext, pid: int) -> None:
     """Nor does looking for one raise."""
     assert None is process.identify(pid, here)
     identity = process.identify(os.getpid(), here)
     assert identity is not None
-    assert Life.GONE is process.look(identity._replace(pid=pid, inode=None), here).life
+    assert Liveness.GONE is process.observe(identity._replace(pid=pid, inode=None), here).liveness
 
 
-def test_another_process_of_that_pid_is_not_it(here: Vantage) -> None:
+def test_another_process_of_that_pid_is_not_it(here: HostContext) -> None:
     """By the inode of its pidfd and its start time together, or by the start time alone.
 
     With the recorded start time and another inode, one of the two is damaged.
@@ -84,58 +84,58 @@ def test_another_process_of_that_pid_is_not_it(here: Vantage) -> None:
     assert identity.inode is not None
     assert identity.start_time is not None
     other = identity._replace(inode=UNUSED_INODE)
-    assert Life.UNSEEN is process.look(other, here).life
+    assert Liveness.UNSEEN is process.observe(other, here).liveness
     other = other._replace(start_time=identity.start_time + 1)
-    assert Life.GONE is process.look(other, here).life
+    assert Liveness.GONE is process.observe(other, here).liveness
     by_time = identity._replace(inode=None)
-    assert Life.RUNNING is process.look(by_time, here).life
+    assert Liveness.RUNNING is process.observe(by_time, here).liveness
     later = by_time._replace(start_time=identity.start_time + 1)
-    assert Life.GONE is process.look(later, here).life
+    assert Liveness.GONE is process.observe(later, here).liveness
 
 
-def test_look_compares_all_but_the_boot_id(here: Vantage) -> None:
+def test_look_compares_all_but_the_boot_id(here: HostContext) -> None:
     """The caller weighs it: a process whose inode and start time are the recorded ones lives."""
     identity = process.identify(os.getpid(), here)
     assert identity is not None
     assert identity.inode is not None
     assert identity.start_time is not None
-    assert (Life.RUNNING, (INODE,)) == seen_as(identity)
+    assert (Liveness.RUNNING, (INODE,)) == seen_as(identity)
     other = identity._replace(boot_id="00000000-0000-4000-8000-000000000000")
-    assert (Life.RUNNING, (INODE, START_TIME)) == seen_as(other)
-    assert (Life.RUNNING, (START_TIME,)) == seen_as(other._replace(inode=None))
-    assert (Life.RUNNING, (INODE,)) == seen_as(other._replace(start_time=None))
-    assert (Life.UNSEEN, ()) == seen_as(other._replace(inode=UNUSED_INODE))
-    assert (Life.GONE, ()) == seen_as(other._replace(start_time=identity.start_time + 1))
-    assert (Life.UNSEEN, ()) == seen_as(other._replace(inode=None, start_time=None))
+    assert (Liveness.RUNNING, (INODE, START_TIME)) == seen_as(other)
+    assert (Liveness.RUNNING, (START_TIME,)) == seen_as(other._replace(inode=None))
+    assert (Liveness.RUNNING, (INODE,)) == seen_as(other._replace(start_time=None))
+    assert (Liveness.UNSEEN, ()) == seen_as(other._replace(inode=UNUSED_INODE))
+    assert (Liveness.GONE, ()) == seen_as(other._replace(start_time=identity.start_time + 1))
+    assert (Liveness.UNSEEN, ()) == seen_as(other._replace(inode=None, start_time=None))
 
 
-def seen_as(identity: ProcessIdentity) -> tuple[Life, tuple[str, ...]]:
+def seen_as(identity: ProcessIdentity) -> tuple[Liveness, tuple[str, ...]]:
     """Return what a look from here tells, without its message."""
-    sight = process.look(identity, Vantage.here())
-    return sight.life, sight.matched
+    observed = process.observe(identity, HostContext.current())
+    return observed.liveness, observed.matched
 
 
-def test_a_process_of_another_namespace_is_unseen(here: Vantage) -> None:
+def test_a_process_of_another_namespace_is_unseen(here: HostContext) -> None:
     """Its pid, or its start time, means another one there."""
     identity = process.identify(os.getpid(), here)
     assert identity is not None
-    assert Life.UNSEEN is process.look(identity._replace(pid_ns=1), here).life
-    assert Life.UNSEEN is process.look(identity._replace(time_ns=1), here).life
+    assert Liveness.UNSEEN is process.observe(identity._replace(pid_ns=1), here).liveness
+    assert Liveness.UNSEEN is process.observe(identity._replace(time_ns=1), here).liveness
 
 
 def test_a_process_without_a_recorded_identity_is_unseen_or_gone(
-    here: Vantage, sleeper: Sleeper
+    here: HostContext, sleeper: Sleeper
 ) -> None:
     """It may be the recorded one; when no process has the pid it is not."""
     child = sleeper()
     bare = identified(child.pid, here)._replace(inode=None, start_time=None)
-    assert Life.UNSEEN is process.look(bare, here).life
+    assert Liveness.UNSEEN is process.observe(bare, here).liveness
     child.kill()
     child.wait()
-    assert Life.GONE is process.look(bare, here).life
+    assert Liveness.GONE is process.observe(bare, here).liveness
 
 
-def test_a_name_with_spaces_and_parentheses_is_no_hindrance(here: Vantage) -> None:
+def test_a_name_with_spaces_and_parentheses_is_no_hindrance(here: HostContext) -> None:
     """The start time is found behind the last parenthesis."""
     code = """
         import sys
@@ -165,30 +165,30 @@ def test_the_namespace_of_a_process_is_found_wherever_it_is_mounted() -> None:
     assert None is process.net_namespace_of(2**22 + 1)
 
 
-def test_the_boot_id_of_a_vantage_is_the_kernels() -> None:
+def test_the_boot_id_of_a_host_context_is_the_kernels() -> None:
     """Also the second time, when it is not read again."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        assert file.read().strip() == Vantage.here().boot_id
-    assert Vantage.here() == Vantage.here()
+        assert file.read().strip() == HostContext.current().boot_id
+    assert HostContext.current() == HostContext.current()
 
 
 @needs.namespaces
-def test_the_vantage_is_the_threads_own() -> None:
+def test_the_host_context_is_the_threads_own() -> None:
     """In another mount namespace it is another one, for that thread alone."""
     out = run(
         """
         import threading
         from registry.host import kernel
-        from registry.host.kernel import Vantage
-        before, seen = Vantage.here(), []
+        from registry.host.kernel import HostContext
+        before, seen = HostContext.current(), []
         def elsewhere():
             kernel.unshare(0x20000 | 0x200)  # CLONE_NEWNS, CLONE_FS
-            seen.append(Vantage.here())
+            seen.append(HostContext.current())
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
         print(before.mount_ns != seen[0].mount_ns, before.pid_ns == seen[0].pid_ns,
-              before == Vantage.here())
+              before == HostContext.current())
         """
     )
     assert "True True True" == out.strip()
@@ -197,14 +197,14 @@ def test_the_vantage_is_the_threads_own() -> None:
 # Process.
 
 
-def identified(pid: int, here: Vantage) -> ProcessIdentity:
+def identified(pid: int, here: HostContext) -> ProcessIdentity:
     """Return which process *pid* names; it runs."""
     identity = process.identify(pid, here)
     assert identity is not None
     return identity
 
 
-def test_a_held_process_is_killed_and_waited_for(here: Vantage, sleeper: Sleeper) -> None:
+def test_a_held_process_is_killed_and_waited_for(here: HostContext, sleeper: Sleeper) -> None:
     """By its pidfd, to which select listens too."""
     child = sleeper()
     held = Process.of_identity(identified(child.pid, here))
@@ -276,7 +276,7 @@ def test_the_exit_status_of_a_strangers_zombie_is_not_known() -> None:
         assert None is zombie.exit_status()
 
 
-def test_a_process_that_ended_is_not_held(here: Vantage, sleeper: Sleeper) -> None:
+def test_a_process_that_ended_is_not_held(here: HostContext, sleeper: Sleeper) -> None:
     """Nor is the one that has its pid now."""
     child = sleeper()
     identity = identified(child.pid, here)
@@ -289,7 +289,7 @@ def test_a_process_that_ended_is_not_held(here: Vantage, sleeper: Sleeper) -> No
 
 
 def test_a_process_that_cannot_be_told_from_another_is_not_held(
-    here: Vantage, sleeper: Sleeper
+    here: HostContext, sleeper: Sleeper
 ) -> None:
     """It might be killed. Neither one of which only the pid was noted, nor one of elsewhere."""
     identity = identified(sleeper().pid, here)
@@ -300,7 +300,7 @@ def test_a_process_that_cannot_be_told_from_another_is_not_held(
 
 
 def test_a_process_of_another_boot_is_held_if_both_parts_of_its_identity_agree(
-    here: Vantage, sleeper: Sleeper
+    here: HostContext, sleeper: Sleeper
 ) -> None:
     """After a reboot one of them may be the same by chance, and a stranger would be killed."""
     child = sleeper()

@@ -381,11 +381,11 @@ def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None
         """
         import os, subprocess, sys
         from registry.host import kernel, namespaces
-        from registry.host.kernel import Vantage
+        from registry.host.kernel import HostContext
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
         subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
-        vantage = Vantage.here()
+        context = HostContext.current()
         living, dead = subprocess.Popen(["sleep", "1000"]), subprocess.Popen(["true"])
         dead.wait()
         read, write = os.pipe()
@@ -393,8 +393,9 @@ def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None
         if not child:
             os.setgroups([]); os.setgid(65534); os.setuid(65534)
             for pid in (living.pid, dead.pid, 10**20):
-                sight = namespaces.look(f"/proc/{pid}/ns/net", vantage)
-                print(sight.presence.name, sight.detail == f"{sight.path!r} cannot be seen: "
+                observed = namespaces.observe(f"/proc/{pid}/ns/net", context)
+                print(observed.presence.name,
+                      observed.detail == f"{observed.path!r} cannot be seen: "
                       f"process {pid} is hidden from us", flush=True)
             os._exit(0)
         os.waitpid(child, 0)
@@ -1134,13 +1135,13 @@ def test_identities_are_looked_up_outside_the_lock(
     store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever call it is: when the host is looked at, no transaction is open."""
-    look, held = namespaces.look, []
+    observe, held = namespaces.observe, []
 
     def watched(*args: object) -> object:
         held.append(store._session.engine.writes.mutex.holder)
-        return look(*args)  # type: ignore[arg-type]
+        return observe(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(namespaces, "look", watched)
+    monkeypatch.setattr(namespaces, "observe", watched)
     planned = f"{base_dir}/later"
     handle = store.add(sandbox("a", netns_path=planned), UNKNOWN)
     store.update_metadata("a", lambda old: replace(old, ip="10.0.0.1"))

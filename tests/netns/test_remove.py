@@ -17,7 +17,7 @@ import pytest
 
 from registry import NetNS, NetNSError, Sandbox, Store
 from registry.host import kernel
-from registry.host.kernel import Vantage
+from registry.host.kernel import HostContext
 from registry.host.namespaces import NetNSIdentity
 from registry.recovery import verdicts
 from tests import needs
@@ -485,7 +485,7 @@ def test_in_a_chroot_an_empty_file_is_left_and_the_error_says_so(base_dir: str) 
         kernel.mount("/proc", f"{sys.argv[1]}/proc", "none", kernel.MS_BIND | kernel.MS_REC)
         os.mkdir(f"{sys.argv[1]}/netns")
         open(f"{sys.argv[1]}/netns/sr-x-1", "x").close()
-        kernel.Vantage.here()  # imports what is not in the chroot
+        kernel.HostContext.current()  # imports what is not in the chroot
         os.chroot(sys.argv[1])
         try:
             netns.remove("/netns/sr-x-1", None, own=True)
@@ -725,7 +725,7 @@ def test_without_descriptors_nothing_is_half_done(base_dir: str) -> None:
 
 def test_from_an_unknown_mount_namespace_nothing_is_taken_for_closed() -> None:
     """Without /proc or a descriptor ours cannot be determined."""
-    here = Vantage.here()
+    here = HostContext.current()
     identity = NetNSIdentity(here.boot_id, None, 7, here.mount_ns)
     assert not identity.is_elsewhere(here)
     assert identity.is_elsewhere(replace(here, mount_ns=None))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from registry.host import kernel
-from registry.host.kernel import Vantage
-from registry.recovery.evidence import Survey
+from registry.host.kernel import HostContext
+from registry.recovery.evidence import HostInventory
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def test_numbers_of_initial_namespaces_and_inodes_recur(
 
 def test_our_own_namespaces_exist_unless_they_recur() -> None:
     """Nor does a number exist that no namespace has."""
-    here = Vantage.here()
-    survey = Survey(here)
+    here = HostContext.current()
+    inventory = HostInventory(here)
     for kind, number in (("pid", here.pid_ns), ("mnt", here.mount_ns)):
         assert number is not None
-        assert survey.has(kind, number) is not kernel.recurs(number)
-        assert not survey.has(kind, 2**40 + 9)
-        assert not survey.has(kind, None)
+        assert inventory.has(kind, number) is not kernel.recurs(number)
+        assert not inventory.has(kind, 2**40 + 9)
+        assert not inventory.has(kind, None)

@@ -1,4 +1,4 @@
-"""`plan` is pure: what rows and observations mean, as a table."""
+"""`decide` is pure: what rows and observations mean, as a table."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 import pytest
 
 from registry import State, Verdict
-from registry.host.kernel import Vantage
-from registry.host.namespaces import NetNSIdentity, NetNSSight, Presence
-from registry.host.process import Life, ProcessSight
-from registry.recovery.evidence import Clue, Weight
-from registry.recovery.verdicts import Looks, plan, report
+from registry.host.kernel import HostContext
+from registry.host.namespaces import NetNSIdentity, NetNSObservation, Presence
+from registry.host.process import Liveness, ProcessObservation
+from registry.recovery.evidence import Evidence, Weight
+from registry.recovery.verdicts import Observation, decide, report
 from registry.tables.rows import AnyRow, Row, StatusRow, load_status
 
-HERE = Vantage(boot_id="boot-1", mount_ns=10, pid_ns=20, time_ns=30)
+HERE = HostContext(boot_id="boot-1", mount_ns=10, pid_ns=20, time_ns=30)
 NETNS = NetNSIdentity("boot-1", number=7, inode=70, mount_ns=10)
-OPEN = NetNSSight("/n", Presence.OPEN, NETNS)
-OTHER = NetNSSight("/n", Presence.OPEN, NetNSIdentity("boot-1", 8, 70, 10))
-BY_INODE = NetNSSight("/n", Presence.OPEN, NetNSIdentity("boot-1", None, 70, 10))
-ABSENT = NetNSSight("/n", Presence.ABSENT)
-PLAIN = NetNSSight("/n", Presence.NOT_A_NAMESPACE)
-WRONG_TYPE = NetNSSight("/n", Presence.OTHER_TYPE, more=" 0x4000000, not net")
-UNSEEN = NetNSSight("/n", Presence.UNSEEN, errno=13, more=": Permission denied")
-RUNS = ProcessSight(Life.RUNNING, "process 5 runs")
-GONE = ProcessSight(Life.GONE, "process 5 is gone")
-HIDDEN = ProcessSight(Life.UNSEEN, "process 5 is hidden")
-CONTAINER = ProcessSight(Life.RUNNING, "container 'c1' runs as process 5")
-SAME = Clue("boot-0", Weight.SAME, "process 5 runs")
-MAYBE = Clue("boot-0", Weight.MAYBE, "pid namespace 9 still exists")
-OVER = Clue("boot-0", Weight.OVER, "process 5 had started later after the boot than it is now")
+OPEN = NetNSObservation("/n", Presence.OPEN, NETNS)
+OTHER = NetNSObservation("/n", Presence.OPEN, NetNSIdentity("boot-1", 8, 70, 10))
+BY_INODE = NetNSObservation("/n", Presence.OPEN, NetNSIdentity("boot-1", None, 70, 10))
+ABSENT = NetNSObservation("/n", Presence.ABSENT)
+PLAIN = NetNSObservation("/n", Presence.NOT_A_NAMESPACE)
+WRONG_TYPE = NetNSObservation("/n", Presence.OTHER_TYPE, more=" 0x4000000, not net")
+UNSEEN = NetNSObservation("/n", Presence.UNSEEN, errno=13, more=": Permission denied")
+RUNS = ProcessObservation(Liveness.RUNNING, "process 5 runs")
+GONE = ProcessObservation(Liveness.GONE, "process 5 is gone")
+HIDDEN = ProcessObservation(Liveness.UNSEEN, "process 5 is hidden")
+CONTAINER = ProcessObservation(Liveness.RUNNING, "container 'c1' runs as process 5")
+SAME = Evidence("boot-0", Weight.SAME, "process 5 runs")
+MAYBE = Evidence("boot-0", Weight.MAYBE, "pid namespace 9 still exists")
+OVER = Evidence("boot-0", Weight.OVER, "process 5 had started later after the boot than it is now")
 
 
 def row(state: State = State.READY, **columns: object) -> AnyRow:
@@ -67,7 +67,7 @@ class Case:
     """What is judged, and what must come out."""
 
     row: AnyRow
-    looks: Looks
+    observation: Observation
     verdict: Verdict
     reason: str = ""
     marks: bool = False
@@ -78,225 +78,239 @@ class Case:
 
 UNKNOWN, NOTREADY = State.UNKNOWN, State.NOTREADY
 CASES = {
-    "open": Case(row(), Looks(OPEN), Verdict.OPEN, reported=False),
-    "open, process runs": Case(row(pid=5), Looks(OPEN, RUNS), Verdict.OPEN, reported=False),
-    "host": Case(row(host_network=1), Looks(), Verdict.HOST, reported=False),
+    "open": Case(row(), Observation(OPEN), Verdict.OPEN, reported=False),
+    "open, process runs": Case(row(pid=5), Observation(OPEN, RUNS), Verdict.OPEN, reported=False),
+    "host": Case(row(host_network=1), Observation(), Verdict.HOST, reported=False),
     "host, process gone": Case(
-        row(host_network=1), Looks(None, GONE), Verdict.EXITED, "ProcessExited", marks=True
+        row(host_network=1), Observation(None, GONE), Verdict.EXITED, "ProcessExited", marks=True
     ),
-    "nothing recorded": Case(never_noted(netns_path=""), Looks(), Verdict.OPEN, reported=False),
-    "never noted, there now": Case(never_noted(), Looks(OPEN), Verdict.OPEN, reported=False),
-    "absent": Case(row(), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True),
+    "nothing recorded": Case(
+        never_noted(netns_path=""), Observation(), Verdict.OPEN, reported=False
+    ),
+    "never noted, there now": Case(never_noted(), Observation(OPEN), Verdict.OPEN, reported=False),
+    "absent": Case(row(), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True),
     "absent, nobody noted from where it was seen": Case(
-        row(netns_mount_ns=None), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
+        row(netns_mount_ns=None), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
     ),
-    "plain file": Case(row(), Looks(PLAIN), Verdict.CLOSED, "NetNSClosed", marks=True),
+    "plain file": Case(row(), Observation(PLAIN), Verdict.CLOSED, "NetNSClosed", marks=True),
     "never noted, absent": Case(
-        never_noted(), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
+        never_noted(), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
     ),
-    "another one": Case(row(), Looks(OTHER), Verdict.REPLACED, "NetNSReplaced", marks=True),
+    "another one": Case(row(), Observation(OTHER), Verdict.REPLACED, "NetNSReplaced", marks=True),
     "another one, process runs": Case(
-        row(pid=5), Looks(OTHER, RUNS), Verdict.REPLACED, "NetNSReplaced", marks=True,
+        row(pid=5), Observation(OTHER, RUNS), Verdict.REPLACED, "NetNSReplaced", marks=True,
         left="still to be cleaned up: process 5 runs",
     ),
     "another one, in which the process lives": Case(
-        row(pid=5), Looks(OTHER, RUNS, lives_at_path=True), Verdict.UNREACHABLE,
+        row(pid=5), Observation(OTHER, RUNS, lives_at_path=True), Verdict.UNREACHABLE,
         says="but the recorded process lives in it",
     ),
     "another one, in which a process lived that is gone": Case(
-        row(pid=5), Looks(OTHER, GONE, lives_at_path=True), Verdict.REPLACED, "NetNSReplaced",
+        row(pid=5), Observation(OTHER, GONE, lives_at_path=True), Verdict.REPLACED, "NetNSReplaced",
         marks=True,
     ),
     "never noted, there now, process gone": Case(
-        never_noted(pid=5), Looks(OPEN, GONE), Verdict.EXITED, "ProcessExited", marks=True,
+        never_noted(pid=5), Observation(OPEN, GONE), Verdict.EXITED, "ProcessExited", marks=True,
         left="still to be cleaned up: '/n' is a network namespace, though it is not recorded which "
         "one it should be",
     ),
-    "another type": Case(row(), Looks(WRONG_TYPE), Verdict.REPLACED, "NetNSReplaced", marks=True),
-    "same by inode only": Case(row(), Looks(BY_INODE), Verdict.OPEN, says="only the inode"),
+    "another type": Case(
+        row(), Observation(WRONG_TYPE), Verdict.REPLACED, "NetNSReplaced", marks=True
+    ),
+    "same by inode only": Case(row(), Observation(BY_INODE), Verdict.OPEN, says="only the inode"),
     "another boot, namespace": Case(
-        row(netns_boot_id="boot-0"), Looks(OTHER), Verdict.CLOSED, "HostRebooted", marks=True,
+        row(netns_boot_id="boot-0"), Observation(OTHER), Verdict.CLOSED, "HostRebooted", marks=True,
         says="another network namespace",
     ),
     "another boot, process": Case(
-        row(process_boot_id="boot-0", pid=5), Looks(ABSENT, GONE), Verdict.CLOSED, "HostRebooted",
+        row(process_boot_id="boot-0", pid=5), Observation(ABSENT, GONE),
+        Verdict.CLOSED, "HostRebooted",
         marks=True, says="process 5 ran before the host was booted",
     ),
     "another boot, status": Case(
-        row(boot_id="boot-0", host_network=1), Looks(), Verdict.CLOSED, "HostRebooted", marks=True
+        row(boot_id="boot-0", host_network=1), Observation(),
+        Verdict.CLOSED, "HostRebooted", marks=True
     ),
     "another boot, process recorded elsewhere": Case(
         row(boot_id="boot-0", process_boot_id="boot-0", pid=5, host_network=1),
-        Looks(None, HIDDEN), Verdict.CLOSED, "HostRebooted", marks=True, says="ran before",
+        Observation(None, HIDDEN), Verdict.CLOSED, "HostRebooted", marks=True, says="ran before",
     ),
     "another boot, UNKNOWN": Case(
-        never_noted(UNKNOWN, creator_boot_id="boot-0"), Looks(ABSENT, None, GONE),
+        never_noted(UNKNOWN, creator_boot_id="boot-0"), Observation(ABSENT, None, GONE),
         Verdict.CLOSED, "HostRebooted", marks=True, says="interrupted: process 4 ran before",
     ),
     "another boot, UNKNOWN, creator recorded elsewhere": Case(
-        never_noted(UNKNOWN, creator_boot_id="boot-0"), Looks(ABSENT, None, HIDDEN),
+        never_noted(UNKNOWN, creator_boot_id="boot-0"), Observation(ABSENT, None, HIDDEN),
         Verdict.CLOSED, "HostRebooted", marks=True, says="interrupted",
     ),
     "another boot, but the process runs": Case(
-        row(process_boot_id="boot-0", pid=5), Looks(OPEN, RUNS, clues=(SAME,)),
+        row(process_boot_id="boot-0", pid=5), Observation(OPEN, RUNS, evidence=(SAME,)),
         Verdict.UNREACHABLE, says="and this is boot 'boot-1', but process 5 runs",
     ),
     "another boot, but a namespace may exist": Case(
-        row(boot_id="boot-0"), Looks(ABSENT, clues=(MAYBE,)),
+        row(boot_id="boot-0"), Observation(ABSENT, evidence=(MAYBE,)),
         Verdict.CLOSED, "NetNSClosed", marks=True, says="but pid namespace 9 still exists",
     ),
     "another boot, but a namespace may exist, host network": Case(
-        row(boot_id="boot-0", host_network=1), Looks(clues=(MAYBE,)), Verdict.UNREACHABLE,
+        row(boot_id="boot-0", host_network=1), Observation(evidence=(MAYBE,)), Verdict.UNREACHABLE,
         says="but pid namespace 9 still exists",
     ),
     "another boot, its process started later than this boot is old": Case(
-        row(boot_id="boot-0", host_network=1), Looks(clues=(MAYBE, OVER)), Verdict.CLOSED,
+        row(boot_id="boot-0", host_network=1), Observation(evidence=(MAYBE, OVER)), Verdict.CLOSED,
         "HostRebooted", marks=True,
     ),
     "another boot, a process that runs outweighs what is over": Case(
-        row(boot_id="boot-0", host_network=1), Looks(clues=(OVER, SAME)), Verdict.UNREACHABLE,
+        row(boot_id="boot-0", host_network=1), Observation(evidence=(OVER, SAME)),
+        Verdict.UNREACHABLE,
         says="process 5 runs",
     ),
     "another boot, but a container runs": Case(
         row(process_boot_id="boot-0", pid=5, host_network=1),
-        Looks(None, CONTAINER, attached=True, clues=(SAME._replace(boot_id=""),)),
+        Observation(None, CONTAINER, attached=True, evidence=(SAME._replace(boot_id=""),)),
         Verdict.UNREACHABLE, says="process 5 runs",
     ),
     "another boot, a container has no task": Case(
         row(process_boot_id="boot-0", pid=5, host_network=1),
-        Looks(None, GONE._replace(detail="no task"), attached=True),
+        Observation(None, GONE._replace(detail="no task"), attached=True),
         Verdict.CLOSED, "HostRebooted", marks=True, says="no task",
     ),
     "another boot, but the process runs, and its namespace is closed": Case(
         row(process_boot_id="boot-0", netns_boot_id="boot-0", pid=5),
-        Looks(ABSENT, RUNS, clues=(SAME,)), Verdict.CLOSED, "NetNSClosed", marks=True,
+        Observation(ABSENT, RUNS, evidence=(SAME,)), Verdict.CLOSED, "NetNSClosed", marks=True,
         says="but process 5 runs", left="still to be cleaned up: process 5 runs",
     ),
     "another boot, but something lives, and the process is gone": Case(
         row(process_boot_id="boot-0", netns_boot_id="boot-0", pid=5),
-        Looks(OPEN, GONE, clues=(MAYBE,)), Verdict.EXITED, "ProcessExited", marks=True,
+        Observation(OPEN, GONE, evidence=(MAYBE,)), Verdict.EXITED, "ProcessExited", marks=True,
         left="still to be cleaned up: network namespace '/n' is open",
     ),
     "another boot, UNKNOWN, but its creator lives": Case(
         never_noted(UNKNOWN, creator_boot_id="boot-0"),
-        Looks(ABSENT, None, RUNS, clues=(SAME,)), Verdict.UNREACHABLE, says="its creator: process",
+        Observation(ABSENT, None, RUNS, evidence=(SAME,)),
+        Verdict.UNREACHABLE, says="its creator: process",
     ),
     "another boot, UNKNOWN, something lives, and its creator is gone": Case(
         never_noted(UNKNOWN, creator_boot_id="boot-0"),
-        Looks(ABSENT, None, GONE, clues=(MAYBE,)), Verdict.INTERRUPTED, "CreationInterrupted",
+        Observation(ABSENT, None, GONE, evidence=(MAYBE,)),
+        Verdict.INTERRUPTED, "CreationInterrupted",
         marks=True,
     ),
     "another boot, adopted": Case(
-        never_noted(UNKNOWN, creator_pid=None, boot_id="boot-0"), Looks(ABSENT),
+        never_noted(UNKNOWN, creator_pid=None, boot_id="boot-0"), Observation(ABSENT),
         Verdict.UNVERIFIED,
     ),
     "another boot, NOTREADY": Case(
-        row(NOTREADY, netns_boot_id="boot-0"), Looks(ABSENT), Verdict.CLOSED, "HostRebooted"
+        row(NOTREADY, netns_boot_id="boot-0"), Observation(ABSENT), Verdict.CLOSED, "HostRebooted"
     ),
     "another boot, NOTREADY, but its namespace is open": Case(
-        row(NOTREADY, netns_boot_id="boot-0"), Looks(OPEN, clues=(MAYBE,)), Verdict.UNREACHABLE,
+        row(NOTREADY, netns_boot_id="boot-0"), Observation(OPEN, evidence=(MAYBE,)),
+        Verdict.UNREACHABLE,
         left="still to be cleaned up: network namespace '/n' is open",
     ),
-    "unseen": Case(row(), Looks(UNSEEN), Verdict.UNREACHABLE, says="Permission denied"),
+    "unseen": Case(row(), Observation(UNSEEN), Verdict.UNREACHABLE, says="Permission denied"),
     "unseen, process gone": Case(
-        row(pid=5), Looks(UNSEEN, GONE), Verdict.EXITED, "ProcessExited", marks=True,
+        row(pid=5), Observation(UNSEEN, GONE), Verdict.EXITED, "ProcessExited", marks=True,
         says="Permission denied",
     ),
     "unseen, process lives there": Case(
-        row(pid=5), Looks(UNSEEN, RUNS, lives_in_netns=True), Verdict.UNREACHABLE,
+        row(pid=5), Observation(UNSEEN, RUNS, lives_in_netns=True), Verdict.UNREACHABLE,
         says="still lives in the recorded namespace",
     ),
     "absent here, made elsewhere": Case(
-        row(netns_mount_ns=11), Looks(ABSENT), Verdict.UNREACHABLE, says="in another one"
+        row(netns_mount_ns=11), Observation(ABSENT), Verdict.UNREACHABLE, says="in another one"
     ),
     "plain file here, made elsewhere": Case(
-        row(netns_mount_ns=11), Looks(PLAIN), Verdict.UNREACHABLE
+        row(netns_mount_ns=11), Observation(PLAIN), Verdict.UNREACHABLE
     ),
     "another here, made elsewhere": Case(
-        row(netns_mount_ns=11), Looks(OTHER), Verdict.UNREACHABLE, says="in another one"
+        row(netns_mount_ns=11), Observation(OTHER), Verdict.UNREACHABLE, says="in another one"
     ),
     "another type here, made elsewhere": Case(
-        row(netns_mount_ns=11), Looks(WRONG_TYPE), Verdict.UNREACHABLE, says="in another one"
+        row(netns_mount_ns=11), Observation(WRONG_TYPE), Verdict.UNREACHABLE, says="in another one"
     ),
     "NOTREADY, process gone, still open": Case(
-        row(NOTREADY, pid=5), Looks(OPEN, GONE), Verdict.EXITED, "ProcessExited",
+        row(NOTREADY, pid=5), Observation(OPEN, GONE), Verdict.EXITED, "ProcessExited",
         says="cleaned up: network namespace '/n' is open",
     ),
     "interrupted, its namespace made and its process running": Case(
-        never_noted(UNKNOWN, pid=5), Looks(OPEN, RUNS, GONE), Verdict.INTERRUPTED,
+        never_noted(UNKNOWN, pid=5), Observation(OPEN, RUNS, GONE), Verdict.INTERRUPTED,
         "CreationInterrupted", marks=True, says="cleaned up: ",
     ),
     "open, made elsewhere": Case(
-        row(netns_mount_ns=11), Looks(OPEN), Verdict.OPEN, reported=False
+        row(netns_mount_ns=11), Observation(OPEN), Verdict.OPEN, reported=False
     ),
     "process gone": Case(
-        row(pid=5), Looks(OPEN, GONE), Verdict.EXITED, "ProcessExited", marks=True
+        row(pid=5), Observation(OPEN, GONE), Verdict.EXITED, "ProcessExited", marks=True
     ),
-    "process hidden": Case(row(pid=5), Looks(OPEN, HIDDEN), Verdict.UNREACHABLE, says="hidden"),
+    "process hidden": Case(
+        row(pid=5), Observation(OPEN, HIDDEN), Verdict.UNREACHABLE, says="hidden"
+    ),
     "closed and gone": Case(
-        row(pid=5), Looks(ABSENT, GONE), Verdict.CLOSED, "NetNSClosed", marks=True,
+        row(pid=5), Observation(ABSENT, GONE), Verdict.CLOSED, "NetNSClosed", marks=True,
         says="process 5 is gone",
     ),
     "replaced and gone": Case(
-        row(pid=5), Looks(OTHER, GONE), Verdict.REPLACED, "NetNSReplaced", marks=True,
+        row(pid=5), Observation(OTHER, GONE), Verdict.REPLACED, "NetNSReplaced", marks=True,
         says="process 5 is gone",
     ),
     "creating": Case(
-        never_noted(UNKNOWN), Looks(ABSENT, None, RUNS), Verdict.CREATING, says="for 2.0 s"
+        never_noted(UNKNOWN), Observation(ABSENT, None, RUNS), Verdict.CREATING, says="for 2.0 s"
     ),
     "creator hidden": Case(
-        never_noted(UNKNOWN), Looks(ABSENT, None, HIDDEN), Verdict.UNREACHABLE, says="creator"
+        never_noted(UNKNOWN), Observation(ABSENT, None, HIDDEN), Verdict.UNREACHABLE, says="creator"
     ),
     "interrupted before the namespace": Case(
-        never_noted(UNKNOWN), Looks(ABSENT, None, GONE), Verdict.INTERRUPTED,
+        never_noted(UNKNOWN), Observation(ABSENT, None, GONE), Verdict.INTERRUPTED,
         "CreationInterrupted", marks=True, says="nothing is at '/n'",
     ),
     "interrupted after the namespace": Case(
-        row(UNKNOWN), Looks(OPEN, None, GONE), Verdict.INTERRUPTED, "CreationInterrupted",
+        row(UNKNOWN), Observation(OPEN, None, GONE), Verdict.INTERRUPTED, "CreationInterrupted",
         marks=True,
     ),
     "interrupted, namespace gone since": Case(
-        row(UNKNOWN), Looks(ABSENT, None, GONE), Verdict.CLOSED, "NetNSClosed", marks=True,
+        row(UNKNOWN), Observation(ABSENT, None, GONE), Verdict.CLOSED, "NetNSClosed", marks=True,
         says="interrupted",
     ),
     "interrupted, process gone": Case(
-        row(UNKNOWN, pid=5), Looks(OPEN, GONE, GONE), Verdict.EXITED, "ProcessExited",
+        row(UNKNOWN, pid=5), Observation(OPEN, GONE, GONE), Verdict.EXITED, "ProcessExited",
         marks=True, says="interrupted",
     ),
     "imported": Case(
-        never_noted(UNKNOWN, creator_pid=None), Looks(ABSENT), Verdict.UNVERIFIED
+        never_noted(UNKNOWN, creator_pid=None), Observation(ABSENT), Verdict.UNVERIFIED
     ),
-    "imported, could not be looked at": Case(
-        never_noted(UNKNOWN, creator_pid=None), Looks(None, HIDDEN, HIDDEN), Verdict.UNVERIFIED
+    "imported, could not be observed at": Case(
+        never_noted(UNKNOWN, creator_pid=None), Observation(None, HIDDEN, HIDDEN),
+        Verdict.UNVERIFIED
     ),
     "could not be observed": Case(
-        row(boot_id="boot-0"), Looks(failure="why"), Verdict.UNREACHABLE, says="why"
+        row(boot_id="boot-0"), Observation(failure="why"), Verdict.UNREACHABLE, says="why"
     ),
     "imported, and damaged": Case(
-        never_noted(UNKNOWN, creator_pid=None), Looks(failure="why"), Verdict.UNREACHABLE,
+        never_noted(UNKNOWN, creator_pid=None), Observation(failure="why"), Verdict.UNREACHABLE,
         says="why",
     ),
     "creator gone, and the process cannot be judged": Case(
-        never_noted(UNKNOWN, pid=5), Looks(ABSENT, HIDDEN, GONE), Verdict.INTERRUPTED,
+        never_noted(UNKNOWN, pid=5), Observation(ABSENT, HIDDEN, GONE), Verdict.INTERRUPTED,
         "CreationInterrupted", marks=True, says="hidden",
     ),
     "NOTREADY, its namespace never made": Case(
-        never_noted(NOTREADY), Looks(ABSENT), Verdict.OPEN, reported=False
+        never_noted(NOTREADY), Observation(ABSENT), Verdict.OPEN, reported=False
     ),
     "NOTREADY, its namespace never made, process runs": Case(
-        never_noted(NOTREADY, pid=5), Looks(ABSENT, RUNS), Verdict.OPEN, says="process 5 runs"
+        never_noted(NOTREADY, pid=5), Observation(ABSENT, RUNS), Verdict.OPEN, says="process 5 runs"
     ),
     "NOTREADY, its namespace never made, but the file for it": Case(
-        never_noted(NOTREADY), Looks(PLAIN), Verdict.OPEN, left=
+        never_noted(NOTREADY), Observation(PLAIN), Verdict.OPEN, left=
         "still to be cleaned up: '/n' is no namespace",
     ),
-    "NOTREADY, closed": Case(row(NOTREADY), Looks(ABSENT), Verdict.CLOSED, "NetNSClosed"),
-    "NOTREADY, still open": Case(row(NOTREADY), Looks(OPEN), Verdict.OPEN, says="cleaned up"),
+    "NOTREADY, closed": Case(row(NOTREADY), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed"),
+    "NOTREADY, still open": Case(row(NOTREADY), Observation(OPEN), Verdict.OPEN, says="cleaned up"),
     "NOTREADY, process runs": Case(
-        row(NOTREADY, host_network=1, pid=5), Looks(None, RUNS), Verdict.HOST, says="process 5"
+        row(NOTREADY, host_network=1, pid=5), Observation(None, RUNS),
+        Verdict.HOST, says="process 5"
     ),
     "NOTREADY, nothing left": Case(
-        never_noted(NOTREADY, netns_path=""), Looks(), Verdict.OPEN, reported=False
+        never_noted(NOTREADY, netns_path=""), Observation(), Verdict.OPEN, reported=False
     ),
 }  # fmt: skip
 
@@ -305,17 +319,17 @@ CASES = {
 def test_plan(name: str) -> None:
     """One row of the table."""
     case = CASES[name]
-    (judgement,) = plan([(case.row, case.looks)], HERE, now=3_000_000_000)
+    (decision,) = decide([(case.row, case.observation)], HERE, now=3_000_000_000)
     assert (case.verdict, case.reason, case.marks, case.reported) == (
-        judgement.verdict,
-        judgement.reason,
-        judgement.marks,
-        judgement.reported,
+        decision.verdict,
+        decision.reason,
+        decision.marks,
+        decision.reported,
     )
-    message = judgement.finding(changed=False).message
+    message = decision.finding(changed=False).message
     assert case.says in message
-    assert not case.left or case.left == judgement.left
-    assert message or not judgement.reported
+    assert not case.left or case.left == decision.left
+    assert message or not decision.reported
 
 
 def test_every_verdict_is_in_the_table() -> None:
@@ -325,17 +339,17 @@ def test_every_verdict_is_in_the_table() -> None:
 
 def test_a_host_whose_boot_id_cannot_be_read_reboots_no_sandbox() -> None:
     """What is not known is no difference."""
-    blind = Vantage("", 10, 20, 30)
-    (judgement,) = plan([(row(), Looks(OPEN))], blind, now=0)
-    assert Verdict.OPEN is judgement.verdict
+    blind = HostContext("", 10, 20, 30)
+    (decision,) = decide([(row(), Observation(OPEN))], blind, now=0)
+    assert Verdict.OPEN is decision.verdict
 
 
 def test_a_boot_id_that_was_shown_to_this_process_is_of_this_boot() -> None:
     """No process outlives the boot, whatever is shown to it later."""
-    vantage = Vantage("boot-1", 10, 20, 30, boot_ids=frozenset({"boot-0", "boot-1"}))
+    context = HostContext("boot-1", 10, 20, 30, boot_ids=frozenset({"boot-0", "boot-1"}))
     recorded = row(boot_id="boot-0", netns_boot_id="boot-0", host_network=1)
-    (judgement,) = plan([(recorded, Looks())], vantage, now=0)
-    assert (Verdict.HOST, False) == (judgement.verdict, judgement.reported)
+    (decision,) = decide([(recorded, Observation())], context, now=0)
+    assert (Verdict.HOST, False) == (decision.verdict, decision.reported)
 
 
 BOOTS = {
@@ -355,20 +369,20 @@ def test_evidence_counts_for_all_that_was_recorded_under_the_same_boot_id(
 ) -> None:
     """Whichever of the two comes first, and also where nothing but the boot id is recorded."""
     own, others, verdict = BOOTS[name]
-    judged = (row(boot_id="boot-0", host_network=1), Looks(clues=own))
-    other = (row(creation=2, boot_id="boot-0", host_network=1), Looks(clues=others))
-    for looked in ([judged, other], [other, judged]) if beside else ([judged],):
-        judgements = plan(looked, HERE, now=0, clues=() if beside else iter(others))
-        found = {each.row.creation: each for each in judgements}[1]
+    judged = (row(boot_id="boot-0", host_network=1), Observation(evidence=own))
+    other = (row(creation=2, boot_id="boot-0", host_network=1), Observation(evidence=others))
+    for observed in ([judged, other], [other, judged]) if beside else ([judged],):
+        decisions = decide(observed, HERE, now=0, evidence=() if beside else iter(others))
+        found = {each.row.creation: each for each in decisions}[1]
         assert (verdict, verdict is Verdict.CLOSED) == (found.verdict, found.marks)
 
 
 def test_a_mark_keeps_what_it_does_not_know_better() -> None:
     """Only state, reason and message change; the pid when the process is gone."""
     alive = row(pid=5, exit_status=3, created_at=9)
-    for looks, pid in ((Looks(ABSENT, RUNS), 5), (Looks(ABSENT, GONE), 0)):
-        (judgement,) = plan([(alive, looks)], HERE, now=0)
-        status = judgement.applied_to(load_status(alive))
+    for observation, pid in ((Observation(ABSENT, RUNS), 5), (Observation(ABSENT, GONE), 0)):
+        (decision,) = decide([(alive, observation)], HERE, now=0)
+        status = decision.applied_to(load_status(alive))
         assert (State.NOTREADY, pid, 9, 3, "NetNSClosed") == (
             status.state,
             status.pid,
@@ -380,13 +394,13 @@ def test_a_mark_keeps_what_it_does_not_know_better() -> None:
 
 def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying() -> None:
     """OPEN ones are counted, not found; the order is that of a list."""
-    fine, *judged = plan(
+    fine, *judged = decide(
         [
-            (row(), Looks(OPEN)),
-            (row(creation=3, id="c", created_at=7), Looks(ABSENT)),
-            (row(creation=2, id="b", created_at=7), Looks(ABSENT)),
-            (row(creation=4, id="a", created_at=8), Looks(ABSENT)),
-            (row(creation=5, id="d"), Looks(ABSENT)),
+            (row(), Observation(OPEN)),
+            (row(creation=3, id="c", created_at=7), Observation(ABSENT)),
+            (row(creation=2, id="b", created_at=7), Observation(ABSENT)),
+            (row(creation=4, id="a", created_at=8), Observation(ABSENT)),
+            (row(creation=5, id="d"), Observation(ABSENT)),
         ],
         HERE,
         now=0,
