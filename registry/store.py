@@ -310,7 +310,7 @@ class Store:
             FailedPreconditionError: another task of this thread has one open, or this thread was
                 called from inside one, as by `asyncio.to_thread`.
         """
-        return self._session.write("transaction", alone=True)
+        return self._session.write("transaction", exclusive=True)
 
     def add(
         self, metadata: Metadata, status: Status, *, container: Container | None = None

@@ -242,7 +242,7 @@ def held(store: Store) -> list[str]:
         "mutex": engine.writes.mutex.holder is not None,
         "transaction": engine.writes.transaction is not None,
         "group": engine.writes._group is not None,
-        "turn": engine.writer._has_turn,
+        "process lock, by the writer": engine.writer._holds_lock,
         "process lock": is_locked(f"{store.path}-lock"),
         "queue": is_locked(f"{store.path}-queue"),
         "SQLite's transaction": any(each.is_in_transaction() for each in connections),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("registry")
 
-living: Final[set[Engine]] = set()
+open_engines: Final[set[Engine]] = set()
 """All that may have something open: those that are being opened or closed too."""
 _ABANDONED: Final = "it belongs to the process that this one was forked from"
 
@@ -99,7 +99,7 @@ class Engine:
                 f"open registry {self.path!r}: SQLite {sqlite3.sqlite_version} is too old, "
                 "3.37 is the oldest with STRICT tables; install a newer one"
             )
-        living.add(self)
+        open_engines.add(self)
         try:
             try:
                 self._open(inspect, prepare, timeout, deadline)
@@ -111,7 +111,7 @@ class Engine:
                     raise
                 self._open(inspect, prepare, timeout, deadline)
         except BaseException:
-            living.discard(self)
+            open_engines.discard(self)
             raise
 
     def _open(
@@ -141,7 +141,7 @@ class Engine:
         try:
             free = mutex.acquire(closing, deadline)
             if free:
-                self.writes.conclude()
+                self.writes.finish_pending()
             self.closed = "it was closed"
             if free:
                 self._close_all(deadline)
@@ -156,7 +156,7 @@ class Engine:
         mutex, closing = self.writes.mutex, object()
         try:
             if mutex.acquire(closing, time.monotonic()):
-                self.writes.conclude()
+                self.writes.finish_pending()
                 self._close_all(time.monotonic())
         finally:
             mutex.release(closing)
@@ -168,7 +168,7 @@ class Engine:
             else:
                 self.writer.close(deadline, self._close_readers)
         finally:
-            living.discard(self)
+            open_engines.discard(self)
 
     def _close_readers(self, close: Callable[[driver.Connection], None]) -> None:
         self._readers.close(close)
@@ -245,15 +245,15 @@ class Engine:
             raise ReadOnlyError(f"{doing}: {self.path!r} is open read-only", path=self.path)
         return self.writer
 
-    def new_transaction(self, doing: str, *, alone: bool) -> Transaction:
+    def new_transaction(self, doing: str, *, exclusive: bool) -> Transaction:
         """Return a transaction of the caller's that has not begun; errors as `require_writer`.
 
         Args:
             doing: what, for messages.
-            alone: it shares no commit with others.
+            exclusive: it shares no commit with others.
         """
         connection = self.require_writer(doing).connection
-        return Transaction(connection, self.path, doing, self.require_open, alone=alone)
+        return Transaction(connection, self.path, doing, self.require_open, exclusive=exclusive)
 
     def end(self, transaction: Transaction) -> None:
         """Take back what is not committed and let the next one in; harmless when repeated."""

@@ -19,7 +19,7 @@ READ_MARKS: Final = range(123, 128)
 snapshot that needs no log: it keeps all of the log from being moved into the database."""
 
 
-class Held(NamedTuple):
+class FileLock(NamedTuple):
     """A lock; *pid* holds it on the bytes from *first* to *last*."""
 
     kind: str
@@ -29,7 +29,7 @@ class Held(NamedTuple):
     last: float
 
 
-def held(path: str) -> Iterator[Held]:
+def locks_on(path: str) -> Iterator[FileLock]:
     """Yield the locks on the file at *path* of processes that are visible here."""
     found = paths.identity(path)
     if found is None:
@@ -42,20 +42,20 @@ def held(path: str) -> Iterator[Held]:
                 _, kind, _, access, pid, file, first, last, *_ = line.split()
                 if int(file.rpartition(":")[2]) == found[1]:
                     end = math.inf if last == "EOF" else int(last)
-                    yield Held(kind, access, int(pid), int(first), end)
+                    yield FileLock(kind, access, int(pid), int(first), end)
     except (OSError, ValueError) as error:
         reraise_interrupt(error)
 
 
-def writer(path: str, kind: str, start: int) -> int | None:
+def write_locker(path: str, kind: str, start: int) -> int | None:
     """Return the process that has locked the file at *path* for writing from byte *start* on."""
-    for lock in held(path):
+    for lock in locks_on(path):
         if (lock.kind, lock.access, lock.first) == (kind, "WRITE", start):
             return lock.pid
     return None
 
 
-def snapshot_keepers(database: str, *, ours: int = 0) -> list[str]:
+def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
     """Name the processes whose snapshots keep the log of *database* from being reset.
 
     Args:
@@ -63,18 +63,18 @@ def snapshot_keepers(database: str, *, ours: int = 0) -> list[str]:
         ours: snapshots of this process that do not count.
     """
     marks: dict[int, int] = {os.getpid(): -ours}
-    for lock in held(f"{database}-shm"):
+    for lock in locks_on(f"{database}-shm"):
         if (lock.kind, lock.access) == ("POSIX", "READ"):
             count = sum(lock.first <= mark <= lock.last for mark in READ_MARKS)
             marks[lock.pid] = marks.get(lock.pid, 0) + count
     return [
-        "this process" if pid == os.getpid() else f"process {pid}{name_of(pid)}"
+        "this process" if pid == os.getpid() else f"process {pid}{process_name(pid)}"
         for pid, count in sorted(marks.items())
         if count > 0
     ]
 
 
-def name_of(pid: int) -> str:
+def process_name(pid: int) -> str:
     """Return the name of process *pid* in parentheses after a space; "" where it is not told."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:

@@ -34,7 +34,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
-from registry.engine.lock_holder import ended, unavailable
+from registry.engine.lock_holder import group_failure, timeout_error
 from registry.engine.transaction import Group, Transaction
 from registry.errors import FailedPreconditionError, RegistryError
 from registry.sync.locks import Mutex
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
     from registry.engine.writer import Writer
 
-TURNS_MAX: Final = 64
+RUNS_MAX: Final = 64
 """Turns after which a group is committed although others wait: a stream of them has no end."""
-STRIKES_MAX: Final = 8
+INTERRUPTS_MAX: Final = 8
 """Exceptions of signal handlers after which a member leaves the outcome to the others."""
 
 
@@ -84,7 +84,7 @@ class GroupCommit:
 
     def begin(self, transaction: Transaction, timeout: float) -> None:
         """Wait for the turn of *transaction*, and begin it: as the first of a group, or in one."""
-        self.take_turn(transaction, timeout)
+        self.acquire(transaction, timeout)
         if self._group is None:
             self._writer.begin(transaction.doing, transaction.deadline, timeout)
             self._require_known_schema(transaction)
@@ -97,11 +97,11 @@ class GroupCommit:
         """Call the guard if somebody else has committed since it was called last."""
         (version,) = transaction.fetch("PRAGMA data_version")[0]
         if version != self._version:
-            self._writer.forget_number()
+            self._writer.invalidate_number()
             self._guard(transaction)
             self._version = version
 
-    def take_turn(self, transaction: Transaction, timeout: float) -> None:
+    def acquire(self, transaction: Transaction, timeout: float) -> None:
         """Take the mutex and, unless *transaction* joins a group that has it, the turnstile.
 
         Raises:
@@ -111,22 +111,22 @@ class GroupCommit:
         """
         transaction.timeout = timeout
         deadline = transaction.deadline = time.monotonic() + timeout
-        self._require_not_in_the_middle(transaction)
+        self._require_no_write_in_progress(transaction)
         if not self.mutex.acquire(transaction, deadline):
-            raise self._busy(transaction.doing, timeout)
+            raise self._timed_out(transaction.doing, timeout)
         self._require_open(transaction.doing)
         group = self._group
         if group is not None and not self._may_join(transaction, group):
-            self._conclude(group)
+            self._finish(group)
             group = None
         if group is None:
-            self._writer.take_turn(transaction.doing, deadline, timeout)
+            self._writer.acquire_lock(transaction.doing, deadline, timeout)
         else:
-            group.turns += 1
+            group.runs += 1
 
-    def _require_not_in_the_middle(self, transaction: Transaction) -> None:
+    def _require_no_write_in_progress(self, transaction: Transaction) -> None:
         """Raise where a signal handler would wait for the write that it interrupts."""
-        other = self.mutex.of_this_thread()
+        other = self.mutex.entry_of_this_thread()
         if other is not None:
             raise FailedPreconditionError(
                 f"{transaction.doing}: this thread is in the middle of "
@@ -135,9 +135,9 @@ class GroupCommit:
             )
 
     def _may_join(self, transaction: Transaction, group: Group) -> bool:
-        whole = transaction.connection.in_transaction and not group.decided
-        open_still = group.turns < TURNS_MAX and time.monotonic() < group.closes
-        return whole and open_still and not transaction.alone
+        whole = transaction.connection.in_transaction and not group.closed
+        open_still = group.runs < RUNS_MAX and time.monotonic() < group.join_deadline
+        return whole and open_still and not transaction.exclusive
 
     def commit(self, transaction: Transaction) -> None:
         """Return when *transaction*, which has run, is committed with its group.
@@ -154,22 +154,22 @@ class GroupCommit:
             raise group.failure_of(transaction)
         now = time.monotonic()
         group.deadline = min(group.deadline, transaction.deadline)
-        group.closes = min(group.closes, now + (transaction.deadline - now) / 10)
+        group.join_deadline = min(group.join_deadline, now + (transaction.deadline - now) / 10)
         self._group = group
         self.transaction = None
         transaction.group = group
         group.members.append(transaction)
         if self._next_may_join(transaction, group):
             self.mutex.release(transaction)
-            self._settle(transaction, group)
+            self._wait_for_outcome(transaction, group)
         else:
-            self._conclude(group)
+            self._finish(group)
         if group.failure is not None:
             raise group.failure_of(transaction)
 
     def _next_may_join(self, transaction: Transaction, group: Group) -> bool:
-        following = self.mutex.next
-        if transaction.alone or not isinstance(following, Transaction):
+        following = self.mutex.next_waiter
+        if transaction.exclusive or not isinstance(following, Transaction):
             return False
         return following.group is None and self._may_join(following, group)
 
@@ -177,10 +177,10 @@ class GroupCommit:
         """Take back what is not committed and let the next one in; harmless when repeated."""
         group = transaction.group
         if group is not None:
-            if not group.done:  # it was struck: whoever is next may not have been woken
+            if not group.done:  # interrupted: whoever is next may not have been woken
                 self.mutex.release(transaction)
-                self._settle(transaction, group)
-            self._leave_none_behind(transaction, group)
+                self._wait_for_outcome(transaction, group)
+            self._finish_if_abandoned(transaction, group)
             transaction.committed = group.done and group.failure is None
         self.abandon(transaction)
 
@@ -190,19 +190,19 @@ class GroupCommit:
         # that there is still something to do.
         over = transaction.group is not None and transaction.group.done and self._group is None
         if not over and self.mutex.holder is transaction:
-            self._leave(transaction)
+            self._roll_back(transaction)
         self.mutex.release(transaction)
 
-    def _leave(self, transaction: Transaction) -> None:
+    def _roll_back(self, transaction: Transaction) -> None:
         """Take back what *transaction* did if it has not come to its end; it has the mutex."""
         if self.transaction is transaction:
             self.transaction = None
         group, whole = self._group, transaction.connection.is_in_transaction()
         if group is None or not group.members:
-            self._clear()
+            self._release_writer()
             self._group = None
-        elif group is transaction.group or group.decided:
-            self._conclude(group)
+        elif group is transaction.group or group.closed:
+            self._finish(group)
         elif not whole:
             self._fail(group, transaction, transaction.ended_by)
         elif transaction.joined and transaction.group is None:
@@ -214,14 +214,14 @@ class GroupCommit:
 
     # The group, in the hands of whoever has the mutex.
 
-    def conclude(self) -> None:
+    def finish_pending(self) -> None:
         """Commit what is pending; the caller has the mutex."""
         if self._group is not None:
-            self._conclude(self._group)
+            self._finish(self._group)
 
-    def _conclude(self, group: Group) -> None:
+    def _finish(self, group: Group) -> None:
         """Commit *group*, unless it was decided that it fails, and tell all its members."""
-        failure = group.decide(None)
+        failure = group.close(None)
         if failure is None and not group.done:
             try:
                 self._commit(group)
@@ -229,8 +229,8 @@ class GroupCommit:
                 failure = error
         group.failure = group.failure or failure
         group.done = True
-        self._clear()
-        self.mutex.idlers.wake()
+        self._release_writer()
+        self.mutex.freed.wake()
         self._group = None  # at last: by it a member knows that there is still something to do
 
     def _commit(self, group: Group) -> None:
@@ -240,67 +240,67 @@ class GroupCommit:
         self._writer.commit(doing)
         self._writer.confirm(doing, group.deadline)
 
-    def _clear(self) -> None:
+    def _release_writer(self) -> None:
         """Roll back what is left, and let other processes write."""
         self._writer.reset()
-        self._writer.release()
+        self._writer.release_lock()
 
     def _fail(self, group: Group, transaction: Transaction, cause: BaseException | None) -> None:
         """Let *group* fail, whose transaction was ended by *cause* in *transaction*, no member."""
-        group.decide(ended(transaction, cause, self._path))
-        self._conclude(group)
+        group.close(group_failure(transaction, cause, self._path))
+        self._finish(group)
 
     # Those that wait for the outcome.
 
-    def _settle(self, transaction: Transaction, group: Group) -> None:
+    def _wait_for_outcome(self, transaction: Transaction, group: Group) -> None:
         """Return when the outcome of *group*, of which *transaction* is a member, is known.
 
         An exception meanwhile is raised when it is.
         """
-        struck: list[BaseException] = []
-        while not group.done and len(struck) < STRIKES_MAX:
+        interrupts: list[BaseException] = []
+        while not group.done and len(interrupts) < INTERRUPTS_MAX:
             try:
-                self._wait(transaction, group)
+                self._advance(transaction, group)
             except BaseException as error:  # noqa: BLE001 - of a signal handler
-                struck.append(error)
+                interrupts.append(error)
                 self.mutex.release(transaction)
         try:
-            if struck:
-                raise struck[-1]
+            if interrupts:
+                raise interrupts[-1]
         finally:
-            del struck  # or it and its traceback keep each other, and all that is in its frames
+            del interrupts  # or it and its traceback keep each other, and all that is in its frames
 
-    def _leave_none_behind(self, transaction: Transaction, group: Group) -> None:
+    def _finish_if_abandoned(self, transaction: Transaction, group: Group) -> None:
         """Conclude *group*, whose outcome is known, if whoever had to do so is gone."""
         mutex = self.mutex
         while self._group is group and mutex.holder in {None, transaction}:
             if mutex.holder is transaction or mutex.acquire(transaction, time.monotonic()):
-                self.conclude()
+                self.finish_pending()
 
-    def _wait(self, transaction: Transaction, group: Group) -> None:
-        mutex, deadline = self.mutex, None if group.decided else group.deadline
+    def _advance(self, transaction: Transaction, group: Group) -> None:
+        mutex, deadline = self.mutex, None if group.closed else group.deadline
         if mutex.holder is transaction:
-            self._conclude(group)
-        elif mutex.idlers.wait(lambda: group.done or mutex.holder is None, deadline):
+            self._finish(group)
+        elif mutex.freed.wait(lambda: group.done or mutex.holder is None, deadline):
             if not group.done:
                 mutex.acquire(transaction, deadline)
         elif time.monotonic() >= group.deadline:
-            self._give_up(transaction, group)
+            self._expire(transaction, group)
 
-    def _give_up(self, transaction: Transaction, group: Group) -> None:
+    def _expire(self, transaction: Transaction, group: Group) -> None:
         """Let *group* fail, whose deadline has passed, unless it is being committed.
 
         What holds it up is a function that waits for one of those who wait for it.
         """
         waited = transaction.timeout + time.monotonic() - transaction.deadline
-        late = unavailable(transaction.doing, self._path, waited, self.transaction, None)
-        if group.decide(late) is late:
+        late = timeout_error(transaction.doing, self._path, waited, self.transaction, None)
+        if group.close(late) is late:
             group.held_up_by = self.transaction
             group.failure, group.done = late, True
-            self.mutex.idlers.wake()
+            self.mutex.freed.wake()
 
-    def _busy(self, doing: str, timeout: float) -> RegistryError:
+    def _timed_out(self, doing: str, timeout: float) -> RegistryError:
         running, group = self.transaction, self._group
         if running is None and group is not None:
             running = group.members[-1]
-        return unavailable(doing, self._path, timeout, running, self._writer.holder())
+        return timeout_error(doing, self._path, timeout, running, self._writer.holder())

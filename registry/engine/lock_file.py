@@ -44,7 +44,7 @@ class LockFile:
         self.created = False
         self.fd = -1
         self._identity: tuple[int, int] | None = None
-        self._signed = False
+        self._recorded = False
         _open.add(self)
         self.reopen()
 
@@ -79,11 +79,11 @@ class LockFile:
         if fd >= 0:
             os.close(fd)
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Wait for the lock, without end."""
         fcntl.flock(self.fd, fcntl.LOCK_EX)
 
-    def take_now(self) -> bool:
+    def try_acquire(self) -> bool:
         """Take the lock if nobody has it, and tell whether."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,15 +92,15 @@ class LockFile:
             return False
         return True
 
-    def sign(self) -> None:
+    def record_holder(self) -> None:
         """Say who holds it and since when; where that is refused, nothing is said."""
-        self._signed = True
+        self._recorded = True
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
         except OSError as error:
             reraise_interrupt(error)
 
-    def signer(self) -> Holder | None:
+    def holder(self) -> Holder | None:
         """Return who else has signed; None when it is nobody, or this process."""
         try:
             found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _ANY)
@@ -114,9 +114,9 @@ class LockFile:
         """Release the lock, whatever the system says; releasing twice is harmless."""
         if self.fd >= 0:
             try:
-                if self._signed:
+                if self._recorded:
                     fcntl.lockf(self.fd, fcntl.LOCK_UN)
-                    self._signed = False
+                    self._recorded = False
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
             except OSError as error:
                 self.close()  # a commit may have been made under it, which must not seem to fail
@@ -128,7 +128,7 @@ class LockFile:
             if os.fstat(self.fd).st_size == 0:
                 os.ftruncate(self.fd, 1)
 
-    def at_its_path(self) -> bool:
+    def is_at_path(self) -> bool:
         """Whether the file that we have open, if we have, is still the one others find."""
         if self.fd < 0:
             return False

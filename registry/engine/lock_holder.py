@@ -9,13 +9,13 @@ from typing import Final
 
 from registry.engine import file_locks
 from registry.engine.driver import translate
-from registry.engine.file_locks import name_of
+from registry.engine.file_locks import process_name
 from registry.engine.lock_file import Holder
 from registry.engine.transaction import Transaction
 from registry.errors import RegistryError, UnavailableError, retold
 
 
-def unavailable(
+def timeout_error(
     doing: str, path: str, timeout: float, ours: Transaction | None, holder: Holder | None
 ) -> UnavailableError:
     """Return the error of a write that waited too long.
@@ -30,11 +30,11 @@ def unavailable(
     if ours is not None:
         who, since = _thread_of(ours), ours.since
     elif holder is None:
-        who, since = _stranger(path), 0
+        who, since = _holder_by_kernel(path), 0
     elif holder.pid == 0:
         who, since = "a process of another pid namespace", holder.since
     else:
-        who, since = f"process {holder.pid}{name_of(holder.pid)}", holder.since
+        who, since = f"process {holder.pid}{process_name(holder.pid)}", holder.since
     when = f" since {datetime.fromtimestamp(since / 1e9, UTC).isoformat()}" if since else ""
     return UnavailableError(
         f"{doing}: waited {timeout:g} s for {path!r}, which {who} has been writing{when}; "
@@ -46,7 +46,7 @@ def unavailable(
     )
 
 
-def ended(other: Transaction, cause: BaseException | None, path: str) -> RegistryError:
+def group_failure(other: Transaction, cause: BaseException | None, path: str) -> RegistryError:
     """Return the error of writes whose transaction *other*, which had joined it, has ended.
 
     Where the disk or the memory failed, they would have met the same, and it is *cause*, told to
@@ -78,25 +78,25 @@ def _thread_of(transaction: Transaction) -> str:
     return f"thread {transaction.thread.name!r} (doing: {transaction.doing})"
 
 
-def _stranger(path: str) -> str:
+def _holder_by_kernel(path: str) -> str:
     """Name the process that is in the way, as the kernel lists its locks.
 
     SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK). Who was stopped in
     the middle of taking its turn has a lock file, and has not signed.
     """
     of_lock, of_queue = (
-        file_locks.writer(f"{path}{name}", "FLOCK", 0) for name in ("-lock", "-queue")
+        file_locks.write_locker(f"{path}{name}", "FLOCK", 0) for name in ("-lock", "-queue")
     )
-    writing = file_locks.writer(f"{path}-shm", "POSIX", file_locks.WRITE_LOCK)
+    writing = file_locks.write_locker(f"{path}-shm", "POSIX", file_locks.WRITE_LOCK)
     if of_lock not in {None, os.getpid()}:
-        return f"process {of_lock}{name_of(of_lock or 0)}, whose turn it is,"
+        return f"process {of_lock}{process_name(of_lock or 0)}, whose turn it is,"
     if writing == os.getpid():
         return "this process, by a connection that takes no turns or a lock left over,"
     if writing is not None:
-        return f"process {writing}{name_of(writing)}, which takes no turns,"
+        return f"process {writing}{process_name(writing)}, which takes no turns,"
     if of_queue == os.getpid():
         turn = "another thread, whose turn it is" if of_lock == of_queue else "a place left over"
         return f"this process, by {turn},"
     if of_queue is not None:
-        return f"process {of_queue}{name_of(of_queue)}, whose turn comes next,"
+        return f"process {of_queue}{process_name(of_queue)}, whose turn comes next,"
     return "an unknown process"

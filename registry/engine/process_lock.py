@@ -33,18 +33,18 @@ from typing import TYPE_CHECKING, Final
 
 from registry.engine.lock_file import Holder, LockFile
 from registry.sync import threads
-from registry.sync.locks import Sleepers
+from registry.sync.locks import WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SPIN: Final = 0.0005
 """Seconds for which whoever comes next looks at the lock without sleeping: some commits."""
-LOOK_AGAIN: Final = 0.005
+POLL_INTERVAL: Final = 0.005
 """Seconds between two looks, at most, when the commit takes longer."""
 
 
-class Turnstile:
+class ProcessLock:
     """The write lock of one database file between processes."""
 
     def __init__(self, database: str) -> None:
@@ -61,43 +61,43 @@ class Turnstile:
             self._lock.close()
             raise
         self._in_queue = False
-        self._waiter = _Waiter(self._queue, self._lock)
+        self._queue_thread = _QueueThread(self._queue, self._lock)
 
-    def acquire(self, deadline: float, look: Callable[[], object] | None = None) -> bool:
+    def acquire(self, deadline: float, verify: Callable[[], object] | None = None) -> bool:
         """Take the lock in turn, and tell whether it came before *deadline*.
 
         Call `release` after it, whatever came of it.
 
         Args:
             deadline: monotonic seconds.
-            look: called when we are the next, beside whoever may still be committing; what it
+            verify: called when we are the next, beside whoever may still be committing; what it
                 raises comes out.
         Raises:
             OSError, FailedPreconditionError: a file cannot be opened or locked.
         """
         for file in (self._lock, self._queue):
-            if file.fd < 0 and self._waiter.idle:  # its release was refused
+            if file.fd < 0 and self._queue_thread.idle:  # its release was refused
                 file.reopen()
-        while self._take_queue(deadline):
-            if self._queue.at_its_path():
-                if look is not None:
-                    look()
-                if not self._take_lock(deadline):
+        while self._acquire_queue(deadline):
+            if self._queue.is_at_path():
+                if verify is not None:
+                    verify()
+                if not self._acquire_lock(deadline):
                     return False
-                if self._lock.at_its_path():
-                    self._lock.sign()
+                if self._lock.is_at_path():
+                    self._lock.record_holder()
                     return True
             # Somebody removed a lock file: those who come now lock another one.
             self._lock.reopen()
             self._queue.reopen()
         return False
 
-    def _take_queue(self, deadline: float) -> bool:
+    def _acquire_queue(self, deadline: float) -> bool:
         self._in_queue = True  # first: who is interrupted releases what it may have
-        if self._waiter.idle and self._queue.take_now():
+        if self._queue_thread.idle and self._queue.try_acquire():
             return True
         try:
-            return self._waiter.wait(deadline)
+            return self._queue_thread.wait(deadline)
         except threads.NoThreadError:
             # From Python 3.12 on none can be started once the interpreter is exiting.
             if not threads.is_exiting():
@@ -106,26 +106,26 @@ class Turnstile:
 
     def _poll_queue(self, deadline: float) -> bool:
         """Take the queue when it is free, in no order; return False if *deadline* comes first."""
-        while not self._queue.take_now():
+        while not self._queue.try_acquire():
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(LOOK_AGAIN)
+            time.sleep(POLL_INTERVAL)
         return True
 
-    def _take_lock(self, deadline: float) -> bool:
+    def _acquire_lock(self, deadline: float) -> bool:
         """Take the lock, which is free or about to be: its holder has left the queue."""
         began = time.monotonic()
-        while not self._lock.take_now():
+        while not self._lock.try_acquire():
             now = time.monotonic()
             if now >= deadline:
                 return False
             if now - began < SPIN:
                 os.sched_yield()
             else:
-                time.sleep(min((now - began) / 4, LOOK_AGAIN))
+                time.sleep(min((now - began) / 4, POLL_INTERVAL))
         return True
 
-    def leave_queue(self) -> None:
+    def release_queue(self) -> None:
         """Let the next one get ready: all that is left is a COMMIT; harmless when repeated."""
         if self._in_queue:
             self._queue.release()
@@ -133,13 +133,13 @@ class Turnstile:
 
     def release(self) -> None:
         """Release the lock; releasing what is not held is harmless."""
-        if self._waiter.leave():
-            self.leave_queue()
+        if self._queue_thread.leave():
+            self.release_queue()
             self._lock.release()
 
     def holder(self) -> Holder | None:
         """Return who else holds the lock; None when it is nobody, or this process."""
-        return self._lock.signer()
+        return self._lock.holder()
 
     def mark(self) -> None:
         """Mark that there is a registry, for a day on which its database is missing."""
@@ -148,15 +148,15 @@ class Turnstile:
     def remove_if_created(self) -> None:
         """Unlink the files if this object created them. Only while the lock is held."""
         for file in (self._lock, self._queue):
-            if file.created and file.at_its_path():
+            if file.created and file.is_at_path():
                 os.unlink(file.path)
 
     def close(self) -> None:
         """Close both files; where a thread still waits, it closes them when it is served."""
-        self._waiter.close()
+        self._queue_thread.close()
 
 
-class _Waiter:
+class _QueueThread:
     """A thread that waits in line in the stead of a caller who has a deadline.
 
     IDLE, until a caller comes; WAITING, until the queue is its own; SERVED, until the caller takes
@@ -167,7 +167,7 @@ class _Waiter:
     def __init__(self, queue: LockFile, lock: LockFile) -> None:
         self._queue, self._lock = queue, lock
         self._guard = threading.Lock()
-        self._changed = Sleepers()
+        self._changed = WaitQueue()
         self._running = False
         self._state = _IDLE
         self._wanted = self._closed = False
@@ -225,7 +225,7 @@ class _Waiter:
                 return
             error = None
             try:
-                self._queue.take()
+                self._queue.acquire()
             except OSError as caught:
                 error = caught
             except ValueError:  # a release that was refused has closed a file

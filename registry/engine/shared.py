@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from registry.engine import driver, lock_file
 from registry.engine.driver import Fetch
-from registry.engine.engine import Engine, living
+from registry.engine.engine import Engine, open_engines
 from registry.engine.file_identity import replaced_files
 from registry.engine.lost import require_beginnable
 from registry.engine.paths import identity, make_directories, resolve, size
@@ -29,7 +29,7 @@ EXIT_WAIT: Final = 1.0
 """Seconds that the exit of the interpreter waits for other writers, in all."""
 
 _engines: dict[tuple[str, bool], Engine] = {}
-_gates: dict[tuple[str, bool], Mutex] = {}
+_mutexes: dict[tuple[str, bool], Mutex] = {}
 _open_at_fork: set[str] = set()
 
 
@@ -79,7 +79,7 @@ def attach(
         engine.users.add(user)
         return engine
 
-    return _one_at_a_time((real, read_only), use, timeout, deadline)
+    return _serialized((real, read_only), use, timeout, deadline)
 
 
 def _require_there(path: str, *, create: bool) -> None:
@@ -97,7 +97,7 @@ def detach(user: object, timeout: float) -> None:
     """
     for key, engine in tuple(_engines.items()):
         if user in engine.users:
-            _one_at_a_time(key, partial(_close_for, key, engine, user, timeout), timeout, None)
+            _serialized(key, partial(_close_for, key, engine, user, timeout), timeout, None)
 
 
 def _close_for(key: tuple[str, bool], engine: Engine, user: object, timeout: float) -> None:
@@ -124,7 +124,7 @@ def _require_openable(path: str) -> None:
         )
 
 
-def _one_at_a_time(
+def _serialized(
     key: tuple[str, bool], call: Callable[[], T], timeout: float, deadline: float | None
 ) -> T:
     """Return what *call* returns, and let one thread of this process at a time call for *key*.
@@ -138,13 +138,13 @@ def _one_at_a_time(
         timeout: seconds that were to be waited, for the message.
         deadline: monotonic time in seconds after which waiting stops; None: never.
     """
-    mutex, visitor = _gates.setdefault(key, Mutex()), object()
+    mutex, caller = _mutexes.setdefault(key, Mutex()), object()
     try:
-        entered = mutex.acquire(visitor, deadline)
-        while entered and _gates.get(key) is not mutex:  # the thread before has removed it
-            mutex.release(visitor)
-            mutex = _gates.setdefault(key, Mutex())
-            entered = mutex.acquire(visitor, deadline)
+        entered = mutex.acquire(caller, deadline)
+        while entered and _mutexes.get(key) is not mutex:  # the thread before has removed it
+            mutex.release(caller)
+            mutex = _mutexes.setdefault(key, Mutex())
+            entered = mutex.acquire(caller, deadline)
         if not entered:
             path, who = key[0], "another thread of this process"
             raise UnavailableError(
@@ -157,22 +157,22 @@ def _one_at_a_time(
         return call()
     finally:
         try:
-            _leave(key, mutex, visitor)
+            _leave(key, mutex, caller)
         except BaseException:  # interrupted
-            _leave(key, mutex, visitor)
+            _leave(key, mutex, caller)
             raise
 
 
-def _leave(key: tuple[str, bool], mutex: Mutex, visitor: object) -> None:
+def _leave(key: tuple[str, bool], mutex: Mutex, caller: object) -> None:
     """Release *mutex*, and keep none for a path at which no thread is."""
-    if mutex.holder is visitor and mutex.next is None and _gates.get(key) is mutex:
-        _gates.pop(key, None)
-    mutex.release(visitor)
+    if mutex.holder is caller and mutex.next_waiter is None and _mutexes.get(key) is mutex:
+        _mutexes.pop(key, None)
+    mutex.release(caller)
 
 
 def _in_child() -> None:
-    _gates.clear()  # another thread may have held one at the fork
-    for engine in living:
+    _mutexes.clear()  # another thread may have held one at the fork
+    for engine in open_engines:
         engine.abandon_in_child()
         _open_at_fork.add(engine.path)
     _engines.clear()

@@ -31,8 +31,8 @@ class Transaction:
     """The write transaction that is open, as its owner's calls see it."""
 
     __slots__ = (
-        *("_effects", "_endings", "_outer", "alone", "committed", "connection", "deadline"),
-        *("doing", "ended_by", "group", "joined", "owner", "path", "require_open", "scope"),
+        *("_effects", "_end_callbacks", "_outer", "committed", "connection", "deadline", "doing"),
+        *("ended_by", "exclusive", "group", "joined", "owner", "path", "require_open", "scope"),
         *("since", "thread", "timeout"),
     )
 
@@ -43,7 +43,7 @@ class Transaction:
         doing: str,
         require_open: Callable[[str], None],
         *,
-        alone: bool,
+        exclusive: bool,
     ) -> None:
         """Note who begins it; the engine begins and ends it.
 
@@ -52,9 +52,9 @@ class Transaction:
             path: the database.
             doing: what, for messages.
             require_open: raises once the connection may no longer be used.
-            alone: it shares no commit with others.
+            exclusive: it shares no commit with others.
         """
-        self.alone = alone
+        self.exclusive = exclusive
         self.joined = False
         """Whether it has a savepoint in a group that others began."""
         self.group: Group | None = None
@@ -76,7 +76,7 @@ class Transaction:
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
         self._effects: list[deque[Callable[[], object]]] = [deque()]
-        self._endings: deque[Callable[[], object]] = deque()
+        self._end_callbacks: deque[Callable[[], object]] = deque()
 
     def execute(self, sql: str, params: Mapping[str, object] = {}) -> sqlite3.Cursor:
         """Run one statement.
@@ -127,9 +127,9 @@ class Transaction:
         """Return the effects that wait for the commit; those of failed parts are not among them."""
         return chain.from_iterable(self._effects)
 
-    def at_end(self, effect: Callable[[], object]) -> None:
+    def after_end(self, effect: Callable[[], object]) -> None:
         """Run *effect* when the whole transaction has ended, whatever became of it."""
-        self._endings.append(effect)
+        self._end_callbacks.append(effect)
 
     @property
     def depth(self) -> int:
@@ -170,10 +170,10 @@ class Transaction:
         while self._effects[0]:
             self._effects[0].popleft()()
 
-    def run_endings(self) -> None:
+    def run_end_callbacks(self) -> None:
         """Run what waited for the end."""
-        while self._endings:
-            self._endings.popleft()()
+        while self._end_callbacks:
+            self._end_callbacks.popleft()()
 
     def check_whole(self) -> None:
         """Refuse to commit what SQLite, or a failure in a nested write, has ended.
@@ -195,14 +195,23 @@ class Transaction:
 class Group:
     """Writes that are committed together."""
 
-    __slots__ = ("_fate", "closes", "deadline", "done", "failure", "held_up_by", "members", "turns")
+    __slots__ = (
+        "_outcome",
+        "deadline",
+        "done",
+        "failure",
+        "held_up_by",
+        "join_deadline",
+        "members",
+        "runs",
+    )
 
     def __init__(self) -> None:
         """Begin with no member."""
         self.members: list[Transaction] = []
-        self.turns = 1
+        self.runs = 1
         """How many have run in it, those that failed counted."""
-        self.deadline = self.closes = math.inf
+        self.deadline = self.join_deadline = math.inf
         """The earliest of its members, and when nobody may join any more: after a tenth of what a
         member may wait, so that the function of who joins has the rest. Monotonic seconds."""
         self.failure: RegistryError | None = None
@@ -210,19 +219,19 @@ class Group:
         """Whose function had not come back when the earliest deadline passed."""
         self.done = False
         """Whether the outcome is known: *failure*, or that all of it is stored."""
-        self._fate: dict[str, RegistryError | None] = {}
+        self._outcome: dict[str, RegistryError | None] = {}
 
-    def decide(self, failure: RegistryError | None) -> RegistryError | None:
+    def close(self, failure: RegistryError | None) -> RegistryError | None:
         """Decide, the first time, that it fails by *failure* or, by None, that it is committed.
 
         One step for all threads, without a lock. Returns what was decided.
         """
-        return self._fate.setdefault("failure", failure)
+        return self._outcome.setdefault("failure", failure)
 
     @property
-    def decided(self) -> bool:
+    def closed(self) -> bool:
         """Whether nobody may join it any more."""
-        return bool(self._fate)
+        return bool(self._outcome)
 
     def failure_of(self, transaction: Transaction) -> RegistryError:
         """Return its failure as the error of one member."""

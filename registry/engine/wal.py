@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
-from registry.engine.file_locks import snapshot_keepers
+from registry.engine.file_locks import snapshot_holders
 from registry.engine.paths import free
 from registry.sync.interrupts import reraise_interrupt
 
@@ -74,7 +74,7 @@ class Wal:
             "transaction there",
             self._path,
             self._file_identity.log_size,
-            f"{', '.join(snapshot_keepers(self._path)) or 'an unknown process'} keeps a snapshot",
+            f"{', '.join(snapshot_holders(self._path)) or 'an unknown process'} keeps a snapshot",
         )
 
     def extend(self) -> None:

@@ -51,17 +51,19 @@ class Write:
     entered = _nested = _ended = False  # of the class: __init__ may be interrupted
     _scopes: tuple[object, ...] = ()
 
-    def __init__(self, engine: Engine, doing: str, timeout: float, *, alone: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, doing: str, timeout: float, *, exclusive: bool = False
+    ) -> None:
         """Remember what to begin.
 
         Args:
             engine: of the database.
             doing: what, for messages.
             timeout: seconds that it waits.
-            alone: it shares no commit with others: it has many parts, or takes long.
+            exclusive: it shares no commit with others: it has many parts, or takes long.
         """
         self._engine, self._doing, self._timeout = engine, doing, timeout
-        self._alone = alone
+        self._exclusive = exclusive
 
     def __enter__(self) -> Transaction:
         if self.entered:
@@ -69,7 +71,7 @@ class Write:
                 f"{self._doing}: it was entered before; call transaction() for each `with`"
             )
         engine = self._engine
-        self._transaction = engine.new_transaction(self._doing, alone=self._alone)
+        self._transaction = engine.new_transaction(self._doing, exclusive=self._exclusive)
         self.entered = True
         outer = engine.writes.transaction
         if outer is not None and outer.owner is self._transaction.owner:
@@ -142,4 +144,4 @@ class Write:
         engine.end(transaction)
         if transaction.committed:
             transaction.run_effects()
-        transaction.run_endings()
+        transaction.run_end_callbacks()

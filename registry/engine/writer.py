@@ -19,9 +19,9 @@ from registry.engine import driver
 from registry.engine.continuity import following, give_number, next_number
 from registry.engine.disk_space import DiskSpace
 from registry.engine.driver import translate
-from registry.engine.lock_holder import unavailable
+from registry.engine.lock_holder import timeout_error
 from registry.engine.paths import create_file, refused, size
-from registry.engine.process_lock import Turnstile
+from registry.engine.process_lock import ProcessLock
 from registry.engine.wal import Wal
 from registry.errors import (
     CommitUnknownError,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("registry")
 
-RETRY: Final = 0.005
+BUSY_RETRY: Final = 0.005
 """Seconds between two looks at a lock that a stranger to the turnstile holds."""
 
 
@@ -59,8 +59,8 @@ class Writer:
         self._refusal: sqlite3.Error | None = None
         self._path: Final = path
         self._file_identity: Final = file_identity
-        self._turnstile: Turnstile | None = None
-        self._has_turn = False
+        self._lock: ProcessLock | None = None
+        self._holds_lock = False
         self._changes = 0
         """`total_changes` of the connection when the transaction began."""
         self._number: int | None = None
@@ -89,25 +89,25 @@ class Writer:
         """
         taken = opened = False
         try:
-            self._turnstile = Turnstile(self._path)
+            self._lock = ProcessLock(self._path)
         except OSError as error:
             reraise_interrupt(error)
-            raise self._unlockable(f"open registry {self._path!r}", error) from error
+            raise self._lock_error(f"open registry {self._path!r}", error) from error
         try:
-            self._take_turn("open registry", deadline, timeout)
+            self._acquire_lock("open registry", deadline, timeout)
             taken = True
             with driver.driver_errors(f"open registry {self._path!r}", self._path):
                 inspect(self._path)
             self._connect(prepare, deadline, timeout)
             opened = True
-            self._turnstile.mark()
+            self._lock.mark()
             self.disk_space.reserve.allocate()
-            self._turnstile.release()
+            self._lock.release()
         except BaseException:
             if taken and not opened:
-                self._turnstile.remove_if_created()
-            self._turnstile.release()
-            self._turnstile.close()
+                self._lock.remove_if_created()
+            self._lock.release()
+            self._lock.close()
             raise
 
     def _connect(
@@ -150,7 +150,7 @@ class Writer:
             deadline: monotonic time in seconds after which waiting for the lock stops.
             close_readers: closes each reader by the function that it is called with.
         """
-        lock, locked = self._turnstile, False
+        lock, locked = self._lock, False
         if lock is None:
             return
         try:
@@ -167,11 +167,11 @@ class Writer:
             self.disk_space.reserve.allocate()  # the last close frees what -wal and -shm have taken
         lock.release()
         lock.close()
-        self._turnstile = None  # at last: an interrupted call is made again
+        self._lock = None  # at last: an interrupted call is made again
 
     # A transaction.
 
-    def take_turn(self, doing: str, deadline: float, timeout: float) -> None:
+    def acquire_lock(self, doing: str, deadline: float, timeout: float) -> None:
         """Take the turnstile.
 
         Args:
@@ -184,27 +184,27 @@ class Writer:
         """
         if self.unwritable is not None:
             raise self.unwritable.with_traceback(None)  # or it gets longer each time
-        self._has_turn = True  # first: who is interrupted gives back what it may have
-        self._take_turn(doing, deadline, timeout, lambda: self._file_identity.require(doing))
+        self._holds_lock = True  # first: who is interrupted gives back what it may have
+        self._acquire_lock(doing, deadline, timeout, lambda: self._file_identity.require(doing))
 
-    def _take_turn(
+    def _acquire_lock(
         self,
         doing: str,
         deadline: float,
         timeout: float,
-        look: Callable[[], object] | None = None,
+        verify: Callable[[], object] | None = None,
     ) -> None:
-        assert self._turnstile is not None, "who is closed is not asked"
+        assert self._lock is not None, "who is closed is not asked"
         try:
-            if self._turnstile.acquire(deadline, look):
+            if self._lock.acquire(deadline, verify):
                 return
         except OSError as error:
             reraise_interrupt(error)
-            raise self._unlockable(doing, error) from error
-        raise self._busy(doing, timeout, self.holder())
+            raise self._lock_error(doing, error) from error
+        raise self._timed_out(doing, timeout, self.holder())
 
     def begin(self, doing: str, deadline: float, timeout: float) -> None:
-        """Begin a transaction of SQLite; arguments and errors as `take_turn`."""
+        """Begin a transaction of SQLite; arguments and errors as `acquire_lock`."""
         self.disk_space.begin(self.connection)
         self._begin(self.connection, doing, deadline, timeout)
         self._changes = self.connection.total_changes
@@ -220,8 +220,8 @@ class Writer:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise translate(error, doing, self._path) from error
                 if time.monotonic() >= deadline:
-                    raise self._busy(doing, timeout, None) from error
-                time.sleep(RETRY)
+                    raise self._timed_out(doing, timeout, None) from error
+                time.sleep(BUSY_RETRY)
             else:
                 return
 
@@ -238,8 +238,8 @@ class Writer:
             try:
                 self._give_number()
                 self.committing = True
-                if self._turnstile is not None:
-                    self._turnstile.leave_queue()
+                if self._lock is not None:
+                    self._lock.release_queue()
                 self._latest = None  # first, in case an interrupt follows the commit
                 self.connection.execute("COMMIT")
                 self._latest = self._number
@@ -257,7 +257,7 @@ class Writer:
                 self._number = next_number(self.connection)
             give_number(self.connection, self._number)
 
-    def forget_number(self) -> None:
+    def invalidate_number(self) -> None:
         """Read the number of the latest commit again: another connection has committed."""
         self._latest = None
 
@@ -279,10 +279,10 @@ class Writer:
         Raises:
             DataLossError: it is in another one; nothing is written any more.
         """
-        maintain = self._has_turn and self.disk_space.needs_maintenance(self.connection)
-        keep = maintain or (self._has_turn and self._wal.is_long())
+        maintain = self._holds_lock and self.disk_space.needs_maintenance(self.connection)
+        keep = maintain or (self._holds_lock and self._wal.is_long())
         if not keep:
-            self.release()
+            self.release_lock()
         if not self._file_identity.matches():
             self._file_identity.mark_replaced()
             self.unwritable = self._file_identity.replaced_error(doing)
@@ -316,22 +316,22 @@ class Writer:
             raise self.unwritable from error
         raise translate(error, doing, self._path) from error
 
-    def release(self) -> None:
+    def release_lock(self) -> None:
         """Give the turnstile back; harmless when repeated."""
-        if self._has_turn and self._turnstile is not None:
-            self._turnstile.release()
-        self._has_turn = False
+        if self._holds_lock and self._lock is not None:
+            self._lock.release()
+        self._holds_lock = False
 
     # What is in the way.
 
     def holder(self) -> Holder | None:
         """Return which other process holds the turnstile."""
-        return None if self._turnstile is None else self._turnstile.holder()
+        return None if self._lock is None else self._lock.holder()
 
-    def _busy(self, doing: str, timeout: float, holder: Holder | None) -> UnavailableError:
-        return unavailable(doing, self._path, timeout, None, holder)
+    def _timed_out(self, doing: str, timeout: float, holder: Holder | None) -> UnavailableError:
+        return timeout_error(doing, self._path, timeout, None, holder)
 
-    def _unlockable(self, doing: str, error: OSError) -> RegistryError:
+    def _lock_error(self, doing: str, error: OSError) -> RegistryError:
         return refused(
             doing, self._path, f"open and lock the lock files beside {self._path!r}", error
         )

@@ -35,7 +35,7 @@ from registry.host.process import Process
 from registry.model.validation import invalid
 from registry.sync import threads
 from registry.sync.interrupts import is_interrupt, reraise_interrupt
-from registry.sync.locks import Sleepers
+from registry.sync.locks import WaitQueue
 
 log = logging.getLogger("registry")
 
@@ -122,7 +122,7 @@ class Exits:
             raise invalid(doing, "note", note, "is not a function of the ends")
         self._note: Final = note
         self._closing = self._finished = False
-        self._waking: Final = Sleepers()
+        self._waking: Final = WaitQueue()
         """Wakes the threads that wait in `close`, and this one while it rests after a failure."""
         self._inbox: Final[deque[_Work]] = deque()
         self._watched: Final[dict[Process, Sandbox]] = {}

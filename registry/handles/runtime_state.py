@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from registry.sync.locks import Sleepers
+from registry.sync.locks import WaitQueue
 
 DELETED_MAX: Final = 1024
 """Deleted sandboxes whose `RuntimeState` is still known."""
@@ -60,7 +60,7 @@ class StopCh:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has, at most *timeout* seconds, and tell whether it has."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        sleepers: Sleepers = self.__dict__.setdefault("sleepers", Sleepers())  # one step for all
+        sleepers: WaitQueue = self.__dict__.setdefault("sleepers", WaitQueue())  # one step for all
         return sleepers.wait(self.is_set, deadline)
 
 

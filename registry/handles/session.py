@@ -93,15 +93,15 @@ class Session:
 
     # Ways into the engine.
 
-    def write(self, doing: str, *, alone: bool = False) -> AbstractContextManager[Transaction]:
+    def write(self, doing: str, *, exclusive: bool = False) -> AbstractContextManager[Transaction]:
         """Return a context manager whose body is a write transaction, or a part of one.
 
         Args:
             doing: what, for messages.
-            alone: it shares no commit with others: it has many parts, or takes long.
+            exclusive: it shares no commit with others: it has many parts, or takes long.
         """
         self.require_open(doing)
-        return Write(self.engine, doing, self._timeout, alone=alone)
+        return Write(self.engine, doing, self._timeout, exclusive=exclusive)
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query: of the caller's open transaction, else as committed."""
@@ -218,7 +218,7 @@ class Session:
         """Return *row*, which *transaction* has inserted, with what it has in this process."""
         creation, states = row.creation, self._runtime_states
         states.begin(creation)
-        transaction.at_end(lambda: states.end(creation))
+        transaction.after_end(lambda: states.end(creation))
         transaction.after_commit(self._tidy)
         return self.entry(row)
 

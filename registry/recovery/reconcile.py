@@ -234,7 +234,7 @@ def _mark(session: Session, asked: list[Decision], commit: int | None, doing: st
     """Mark all of *asked*, which were read after *commit* was the latest one."""
     marked = _Marked(set(), [], set(), {})
     nested = session.engine.own_transaction() is not None  # what it has done is in no commit
-    with session.write(doing, alone=True) as transaction:
+    with session.write(doing, exclusive=True) as transaction:
         session.engine.writer.disk_space.require_to_mark(doing)
         as_read = not nested and commit is not None and session.latest_commit(doing) == commit
         for decision in asked:
@@ -290,7 +290,7 @@ def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> 
     """
     removed, errors = [], []
     wanted = [path for path in sorted(set(paths)) if netns.is_own_path(path, registry_id)]
-    with session.write("remove orphaned network namespaces", alone=True):
+    with session.write("remove orphaned network namespaces", exclusive=True):
         for path in _orphans(session, wanted):
             try:
                 if _remove_orphan(path):

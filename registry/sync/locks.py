@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 
-class Sleepers:
+class WaitQueue:
     """Threads that sleep until something is so, and are woken to look again."""
 
     __slots__ = ("_locks",)
@@ -68,7 +68,7 @@ class Mutex:
 
     def __init__(self) -> None:
         """Begin with nobody holding it."""
-        self.idlers: Final = Sleepers()
+        self.freed: Final = WaitQueue()
         """Woken when nobody holds it any more."""
         self._queue: list[tuple[object, threading.Lock, threading.Thread]] = []
 
@@ -80,7 +80,7 @@ class Mutex:
         except IndexError:
             return None
 
-    def of_this_thread(self) -> object:
+    def entry_of_this_thread(self) -> object:
         """Return who of the calling thread holds it, or waits; None where nobody does."""
         thread = threading.current_thread()
         for holder, _, other in tuple(self._queue):
@@ -89,7 +89,7 @@ class Mutex:
         return None
 
     @property
-    def next(self) -> object:
+    def next_waiter(self) -> object:
         """Who gets it after the holder; None when nobody waits."""
         waiting = self._queue[1:2]
         return waiting[0][0] if waiting else None
@@ -120,4 +120,4 @@ class Mutex:
         for _, turn, _ in queue[:1]:
             _wake(turn)
         if not queue:
-            self.idlers.wake()
+            self.freed.wake()

@@ -1,8 +1,8 @@
 """A function in a thread of its own, which an exception from a signal handler cannot break.
 
-The main thread, struck in Thread.start, can leave the new one waiting for ever, and the process
-with it when it wants to exit. Here the bare `_thread` starts one, and that, which no handler
-strikes, the `threading.Thread` in which the function runs.
+The main thread, interrupted in Thread.start, can leave the new one waiting for ever, and the
+process with it when it wants to exit. Here the bare `_thread` starts one, and that, which no
+handler interrupts, the `threading.Thread` in which the function runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from registry.sync.interrupts import reraise_interrupt
-from registry.sync.locks import Sleepers
+from registry.sync.locks import WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,46 +68,46 @@ class _Call(Generic[T]):
         self._context = contextvars.copy_context()
         self._daemon = threading.current_thread().daemon
         self._guard = threading.Lock()
-        self._tried = self._begun = self._ended = False
-        self._end = Sleepers()
+        self._tried = self._started = self._finished = False
+        self._end = WaitQueue()
         self._thread: threading.Thread | None = None
         self._results: list[T] = []
         self._failures: list[BaseException] = []
 
     def result(self) -> T:
-        struck: list[BaseException] = []
-        while not self._ended:
+        interrupts: list[BaseException] = []
+        while not self._finished:
             try:
-                self._go_on(struck)
-            except BaseException as error:  # noqa: BLE001 - struck again, on the way to the `try`
-                struck.append(error)
+                self._advance(interrupts)
+            except BaseException as error:  # noqa: BLE001 - interrupted again, on the way to the `try`
+                interrupts.append(error)
         try:
-            if struck:
-                raise struck[-1]
+            if interrupts:
+                raise interrupts[-1]
         finally:
-            del struck  # or it and its traceback keep each other, and all that is in its frames
+            del interrupts  # or it and its traceback keep each other, and all that is in its frames
         if self._thread is not None:
             self._thread.join()
         if self._failures:
             raise self._failures[0]
         return self._results[0]
 
-    def _go_on(self, struck: list[BaseException]) -> None:
-        while not self._ended:
+    def _advance(self, interrupts: list[BaseException]) -> None:
+        while not self._finished:
             try:
-                if struck:
-                    self._keep_from_beginning()
+                if interrupts:
+                    self._prevent_start()
                 elif not self._tried:
                     self._tried = True
                     start(self._start)
-                self._end.wait(lambda: self._ended, None)
+                self._end.wait(lambda: self._finished, None)
             except BaseException as error:  # noqa: BLE001 - the thread may run all the same
-                struck.append(error)
+                interrupts.append(error)
 
-    def _keep_from_beginning(self) -> None:
+    def _prevent_start(self) -> None:
         with self._guard:
-            if not self._begun:  # else its end is its own to note
-                self._ended = True
+            if not self._started:  # else its end is its own to note
+                self._finished = True
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="registry", daemon=self._daemon)
@@ -118,17 +118,17 @@ class _Call(Generic[T]):
             self._thread = None
             no_thread = isinstance(error, RuntimeError)
             self._failures.append(NoThreadError(error) if no_thread else error)
-            self._keep_from_beginning()
+            self._prevent_start()
             self._end.wake()
 
     def _run(self) -> None:
         with self._guard:
-            if self._ended:
+            if self._finished:
                 return
-            self._begun = True
+            self._started = True
         try:
             self._results.append(self._context.run(self._fn))
         except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
             self._failures.append(error)
-        self._ended = True
+        self._finished = True
         self._end.wake()

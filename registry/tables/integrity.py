@@ -18,7 +18,7 @@ from sqlalchemy import CheckConstraint, create_engine
 
 from registry.cri import PodSandboxConfig
 from registry.engine.driver import WAL_MAX, Connection
-from registry.engine.file_locks import snapshot_keepers
+from registry.engine.file_locks import snapshot_holders
 from registry.engine.paths import size
 from registry.errors import RegistryError
 from registry.model.metadata import validate as validate_metadata
@@ -93,7 +93,7 @@ def log_can_be_reset(connection: Connection) -> Iterator[Violation]:
     path = connection.fetch("PRAGMA database_list")[0][2]
     bytes = size(f"{path}-wal")
     if bytes > 2 * WAL_MAX:
-        for keeper in snapshot_keepers(path, ours=1):  # the one of this check
+        for keeper in snapshot_holders(path, ours=1):  # the one of this check
             found = f"{keeper} keeps a snapshot, and the log has {bytes} bytes"
             yield Violation("log_can_be_reset", "", found, f"at most {WAL_MAX} bytes")
 

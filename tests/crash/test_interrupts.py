@@ -13,7 +13,7 @@ TIMEOUT = 1200 if LONG else 120
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(TIMEOUT + 60)]
 
-IN_A_WRITE = {"Mutex.acquire", "Turnstile.acquire", "Writer.commit", "Write.__exit__"}
+IN_A_WRITE = {"Mutex.acquire", "ProcessLock.acquire", "Writer.commit", "Write.__exit__"}
 INTERRUPTED = {
     "update": {*IN_A_WRITE, "Session._note"},
     "nested": {*IN_A_WRITE, "Transaction.end_nested", "Session._note"},
@@ -53,7 +53,7 @@ def test_two_interrupts_at_the_end_leave_the_change_whole_or_absent(path: str, c
     """The second one comes while the call cleans up after the first: in each function."""
     options = {} if LONG else {"selected": True, "within": "Write.__exit__"}
     found = interrupt(path, call, "interrupt", times=2, **options)
-    assert {"GroupCommit.commit", "Writer.commit", "Mutex.release", "Writer.release"} <= found
+    assert {"GroupCommit.commit", "Writer.commit", "Mutex.release", "Writer.release_lock"} <= found
 
 
 BESIDE_OTHERS = """
@@ -116,9 +116,9 @@ BESIDE_OTHERS = """
 @pytest.mark.parametrize(
     ("place", "interrupted"),
     [
-        ("first", {"GroupCommit.begin", "GroupCommit._settle"}),
-        ("middle", {"Mutex.acquire", "GroupCommit._settle"}),
-        ("last", {"Mutex.acquire", "GroupCommit._conclude", "Writer.commit"}),
+        ("first", {"GroupCommit.begin", "GroupCommit._wait_for_outcome"}),
+        ("middle", {"Mutex.acquire", "GroupCommit._wait_for_outcome"}),
+        ("last", {"Mutex.acquire", "GroupCommit._finish", "Writer.commit"}),
     ],
 )
 def test_an_interrupted_member_of_a_group_leaves_the_others_theirs(
@@ -132,7 +132,7 @@ WHILE_IT_WAITS = """
     import signal, sys, threading, time
     from contextlib import closing
     from registry import Metadata, Store
-    from registry.engine.process_lock import Turnstile
+    from registry.engine.process_lock import ProcessLock
     from tests.convoy import more
     from tests.interrupts import Interrupt, held, interrupt
     from tests.tools import READY, until
@@ -145,7 +145,7 @@ WHILE_IT_WAITS = """
         theirs.status.update(lambda old: gate.wait(60) and more(old))
 
     def hold_process_lock():
-        with closing(Turnstile(path)) as other:
+        with closing(ProcessLock(path)) as other:
             assert other.acquire(time.monotonic() + 60)
             gate.wait(60)
             other.release()
@@ -174,7 +174,7 @@ WHILE_IT_WAITS = """
     """
 
 
-@pytest.mark.parametrize("wait", ["Mutex.acquire", "Sleepers.wait"])
+@pytest.mark.parametrize("wait", ["Mutex.acquire", "WaitQueue.wait"])
 def test_an_interrupt_ends_the_wait_for_another_writer(path: str, wait: str) -> None:
     """For a thread at the mutex, for a process at its lock: nothing is written, nor held after."""
     assert ["interrupted 0", "1 []"] == run(WHILE_IT_WAITS, path, wait).splitlines()
@@ -182,20 +182,20 @@ def test_an_interrupt_ends_the_wait_for_another_writer(path: str, wait: str) -> 
 
 AT_THE_PROCESS_LOCK = """
     import os, sys, time
-    from registry.engine.process_lock import Turnstile
+    from registry.engine.process_lock import ProcessLock
     from tests.interrupts import Interrupts
 
     database, kind = sys.argv[1:]
-    holder, third = Turnstile(database), Turnstile(database)
+    holder, third = ProcessLock(database), ProcessLock(database)
     attempts = Interrupts()
     for attempt in attempts:
         assert holder.acquire(time.monotonic() + 5), attempt
-        interrupted = Turnstile(database)
+        interrupted = ProcessLock(database)
         if kind == "again":
             interrupted.acquire(time.monotonic() + 0.002)
             interrupted.release()
         if kind in {"committing", "removed"}:
-            holder.leave_queue()
+            holder.release_queue()
         if kind == "removed":
             os.unlink(f"{database}-lock")
             os.unlink(f"{database}-queue")
@@ -214,10 +214,13 @@ AT_THE_PROCESS_LOCK = """
 @pytest.mark.parametrize(
     ("kind", "interrupted"),
     [
-        ("first", {"Turnstile.acquire", "LockFile.take_now", "_Waiter.wait", "Sleepers.wait"}),
-        ("again", {"Turnstile.acquire", "_Waiter.wait", "Sleepers.wait"}),
-        ("committing", {"Turnstile.acquire", "LockFile.release", "LockFile.sign"}),
-        ("removed", {"Turnstile.acquire", "LockFile.at_its_path", "LockFile.reopen"}),
+        (
+            "first",
+            {"ProcessLock.acquire", "LockFile.try_acquire", "_QueueThread.wait", "WaitQueue.wait"},
+        ),
+        ("again", {"ProcessLock.acquire", "_QueueThread.wait", "WaitQueue.wait"}),
+        ("committing", {"ProcessLock.acquire", "LockFile.release", "LockFile.record_holder"}),
+        ("removed", {"ProcessLock.acquire", "LockFile.is_at_path", "LockFile.reopen"}),
     ],
 )
 def test_an_interrupt_at_the_process_lock_keeps_no_process_out(
@@ -232,13 +235,13 @@ def test_an_interrupted_close_keeps_no_process_out(path: str) -> None:
     code = """
         import os, sys, time
         from registry import Metadata, Store
-        from registry.engine.process_lock import Turnstile
+        from registry.engine.process_lock import ProcessLock
         from tests.interrupts import Interrupts
         from tests.tools import READY
 
         with Store.open(sys.argv[1], timeout=5) as store:
             store.add(Metadata("a", "a", None), READY)
-        other = Turnstile(sys.argv[1])
+        other = ProcessLock(sys.argv[1])
         attempts = Interrupts()
         for attempt in attempts:
             store = Store.open(sys.argv[1], reconcile=False, timeout=5)
@@ -249,7 +252,7 @@ def test_an_interrupted_close_keeps_no_process_out(path: str) -> None:
             assert not os.path.exists(f"{sys.argv[1]}-wal"), attempt
         print(*attempts.functions, sep="\\n")
         """
-    interrupted = {"Engine.close", "Writer.close", "Turnstile.release", "LockFile.close"}
+    interrupted = {"Engine.close", "Writer.close", "ProcessLock.release", "LockFile.close"}
     assert interrupted <= set(run(code, path).splitlines())
 
 
@@ -258,13 +261,13 @@ def test_an_interrupted_open_keeps_no_process_out(path: str) -> None:
     code = """
         import gc, os, sys, time
         from registry import Metadata, Store
-        from registry.engine.process_lock import Turnstile
+        from registry.engine.process_lock import ProcessLock
         from tests.interrupts import Interrupts
         from tests.tools import READY
 
         with Store.open(sys.argv[1], timeout=5) as store:
             store.add(Metadata("a", "a", None), READY)
-        other, opened = Turnstile(sys.argv[1]), []
+        other, opened = ProcessLock(sys.argv[1]), []
         attempts = Interrupts(selected=sys.argv[2] == "False")
         for attempt in attempts:
             attempt.run(lambda: opened.append(Store.open(sys.argv[1], timeout=5)))
@@ -279,7 +282,7 @@ def test_an_interrupted_open_keeps_no_process_out(path: str) -> None:
             assert not os.path.exists(f"{sys.argv[1]}-wal"), attempt
         print(*attempts.functions, sep="\\n")
         """
-    interrupted = {"attach", "Engine.open", "Writer._connect", "Turnstile.acquire"}
+    interrupted = {"attach", "Engine.open", "Writer._connect", "ProcessLock.acquire"}
     assert interrupted <= set(run(code, path, LONG, timeout=TIMEOUT).splitlines())
 
 

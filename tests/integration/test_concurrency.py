@@ -26,7 +26,7 @@ from registry import (
     UnavailableError,
 )
 from registry.engine import shared
-from registry.engine.process_lock import Turnstile
+from registry.engine.process_lock import ProcessLock
 from registry.sync.locks import Mutex
 from tests.conftest import OpenStore
 from tests.tools import READY, ids, is_locked, is_recent, line, query, running, sandbox, say, until
@@ -250,7 +250,7 @@ def test_a_holder_that_is_killed_lets_the_next_one_in(store: Store, path: str) -
         assert 1 == handle.status.update(more).exited_at
 
 
-def test_a_stranger_to_the_turnstile_is_named_too(open_store: OpenStore, path: str) -> None:
+def test_a_stranger_to_the_process_lock_is_named_too(open_store: OpenStore, path: str) -> None:
     """The sqlite3 shell, say, that holds SQLite's own lock."""
     store, impatient = open_store(), open_store(timeout=0.2)
     handle = store.add(sandbox("a"), READY)
@@ -296,7 +296,7 @@ def test_a_turn_of_this_process_is_named(open_store: OpenStore, path: str) -> No
     """As one that moves the log, or closes, has without a transaction."""
     store, impatient = open_store(), open_store(timeout=0.2)
     handle = store.add(sandbox("a"), READY)
-    other = Turnstile(path)
+    other = ProcessLock(path)
     assert other.acquire(time.monotonic() + 60)
     with pytest.raises(UnavailableError, match="this process, by another thread, whose turn it is"):
         impatient.get("a").status.update(more)
@@ -416,7 +416,7 @@ def test_an_open_that_waits_keeps_back_only_opens_of_the_same_file(
     with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
         assert "inside" == line(child)
         waiting = pool.submit(Store.open, path)
-        until(lambda: (path, False) in shared._gates and shared._gates[path, False].holder)
+        until(lambda: (path, False) in shared._mutexes and shared._mutexes[path, False].holder)
         Store.open(tmp_path / "other.db").close()
         with pytest.raises(UnavailableError, match="another thread") as caught:
             Store.open(path, timeout=0.1)
@@ -479,7 +479,7 @@ def test_one_deadline_covers_all_that_a_write_waits_for(
 
     handle = store.add(sandbox("a"), READY)
     monkeypatch.setattr(Mutex, "acquire", noted(Mutex.acquire, 2))
-    monkeypatch.setattr(Turnstile, "acquire", noted(Turnstile.acquire, 1))
+    monkeypatch.setattr(ProcessLock, "acquire", noted(ProcessLock.acquire, 1))
     handle.status.update(more)
     assert 2 == len(deadlines)
     assert 1 == len(set(deadlines))

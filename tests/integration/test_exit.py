@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from registry import Store
-from registry.engine.process_lock import Turnstile
+from registry.engine.process_lock import ProcessLock
 from tests import needs
 from tests.tools import READY, contents, environment, ids, python, sandbox
 
@@ -54,7 +54,7 @@ def end(code: str, path: str, expected: int = 0) -> str:
 @contextmanager
 def locked(path: str) -> Iterator[None]:
     """Hold the process lock meanwhile."""
-    lock = Turnstile(path)
+    lock = ProcessLock(path)
     assert lock.acquire(time.monotonic() + 60)
     try:
         yield

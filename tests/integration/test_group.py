@@ -300,7 +300,7 @@ def test_a_group_is_bounded(
     store: Store, handles: list[Sandbox], blocker: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many wait, also when those that join only fail."""
-    monkeypatch.setattr(group_commit, "TURNS_MAX", 3)
+    monkeypatch.setattr(group_commit, "RUNS_MAX", 3)
     failing = [lambda: handles[0].status.update(fail)] * 4
     with (
         statements(store) as seen,
@@ -465,7 +465,7 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
                 wait(3)
                 gates[0].set()
                 wait(1)
-                sleeping = store._session.engine.writes.mutex.idlers._locks
+                sleeping = store._session.engine.writes.mutex.freed._locks
                 until(lambda: sleeping)  # the main thread has run, and waits for the commit
                 before = sleeping[:]
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
@@ -520,7 +520,7 @@ def test_a_group_takes_no_members_after_a_tenth_of_the_timeout(
     def outlast(old: Status) -> Status:
         group = store._session.engine.writes._group
         assert group is not None
-        until(lambda: time.monotonic() > group.closes)
+        until(lambda: time.monotonic() > group.join_deadline)
         return more(old)
 
     def look(old: Status) -> Status:
@@ -544,7 +544,7 @@ def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:
     writer, seen = store._session.engine.writer, list[str]()
     writer.connection.set_trace_callback(seen.append)
     handle.status.update(lambda old: replace(old, message="long"))
-    assert not writer._has_turn
+    assert not writer._holds_lock
     writer._wal._bound = 0
     writer.confirm("confirm again", time.monotonic() + 1)
     assert not [statement for statement in seen if "wal_checkpoint" in statement]

@@ -147,7 +147,7 @@ def test_no_gate_is_left_of_a_path_that_is_closed(tmp_path: Path) -> None:
         Store.open(tmp_path / f"{n}.db").close()
         with pytest.raises(NotFoundError):
             Store.open(tmp_path / f"{n}.none", create=False)
-    assert [] == [path for path, _ in shared._gates if path.startswith(str(tmp_path))]
+    assert [] == [path for path, _ in shared._mutexes if path.startswith(str(tmp_path))]
 
 
 def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> None:

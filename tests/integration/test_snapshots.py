@@ -12,7 +12,7 @@ import pytest
 from registry import Store
 from registry.engine import driver, wal
 from registry.engine.driver import WAL_MAX
-from registry.engine.file_locks import READ_MARKS, held, snapshot_keepers
+from registry.engine.file_locks import READ_MARKS, locks_on, snapshot_holders
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import (
@@ -105,7 +105,7 @@ def test_a_snapshot_of_this_process_is_named(
         assert violation.startswith("this process keeps a snapshot")
     grow(store, "d")
     assert [] == found(store)
-    assert [] == snapshot_keepers(store.path)
+    assert [] == snapshot_holders(store.path)
 
 
 def test_a_reader_of_a_log_that_has_just_passed_its_bound_is_no_violation(store: Store) -> None:
@@ -113,7 +113,7 @@ def test_a_reader_of_a_log_that_has_just_passed_its_bound_is_no_violation(store:
     grow(store, "a")
     with store._session.engine.snapshot("hold") as reader:
         assert reader.fetch("SELECT count(*) FROM sandboxes")
-        assert snapshot_keepers(store.path)
+        assert snapshot_holders(store.path)
         assert [] == found(store)
 
 
@@ -143,7 +143,7 @@ def test_readers_of_which_one_is_always_there_do_not_keep_the_log(
 
     def needs_no_log() -> bool:
         reads(third)
-        if any(lock.first <= READ_MARKS[0] <= lock.last for lock in held(f"{path}-shm")):
+        if any(lock.first <= READ_MARKS[0] <= lock.last for lock in locks_on(f"{path}-shm")):
             return True
         third.execute("ROLLBACK")
         return False

@@ -228,7 +228,7 @@ def test_two_interrupts_leave_no_function_running(made: NetNS) -> None:
         made.path,
         timeout=600,
     )
-    assert {"_Call.result", "_Call._go_on", "start", "Sleepers.wait"} <= set(out.splitlines())
+    assert {"_Call.result", "_Call._advance", "start", "WaitQueue.wait"} <= set(out.splitlines())
 
 
 def test_interrupts_while_the_function_runs_come_out_when_it_has_ended(made: NetNS) -> None:

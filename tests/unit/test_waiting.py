@@ -1,4 +1,4 @@
-"""The mutex, the turnstile between processes, and what threads sleep on."""
+"""The mutex, the lock between processes, and what threads sleep on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.engine.process_lock import Turnstile
+from registry.engine.process_lock import ProcessLock
 from registry.handles.runtime_state import DELETED_MAX, RuntimeStates, StopCh
-from registry.sync.locks import Mutex, Sleepers
+from registry.sync.locks import Mutex, WaitQueue
 from tests.tools import in_another_thread, is_locked, is_recent, line, running, say, until
 
 
@@ -66,7 +66,7 @@ def test_who_gives_up_leaves_the_queue() -> None:
 
 def test_sleepers_look_again_when_woken_and_at_the_deadline() -> None:
     """No wake is lost that comes between the look and the sleep."""
-    sleepers, said = Sleepers(), []
+    sleepers, said = WaitQueue(), []
     assert sleepers.wait(lambda: True, None)
     assert not sleepers.wait(lambda: False, soon())
     thread = threading.Thread(
@@ -137,10 +137,10 @@ def test_what_is_seen_late_is_looked_for_from_when_it_was_read() -> None:
     assert 0 == states.watermark
 
 
-def test_the_turnstile_is_given_back(tmp_path: object) -> None:
+def test_the_process_lock_is_given_back(tmp_path: object) -> None:
     """To the next one, of this process or another."""
     database = f"{tmp_path}/r.db"
-    one, two = Turnstile(database), Turnstile(database)
+    one, two = ProcessLock(database), ProcessLock(database)
     assert one.acquire(later())
     assert not two.acquire(soon())
     one.release()
@@ -152,23 +152,23 @@ def test_the_turnstile_is_given_back(tmp_path: object) -> None:
     two.close()
 
 
-def test_the_turnstile_names_the_process_that_holds_it_and_since_when(tmp_path: object) -> None:
+def test_the_process_lock_names_the_process_that_holds_it_and_since_when(tmp_path: object) -> None:
     """Nothing is written for it, and what a killed holder held is gone with it."""
     code = """
         import sys, time
-        from registry.engine.process_lock import Turnstile
-        turnstile = Turnstile(sys.argv[1])
-        assert turnstile.acquire(time.monotonic() + 120)
+        from registry.engine.process_lock import ProcessLock
+        lock = ProcessLock(sys.argv[1])
+        assert lock.acquire(time.monotonic() + 120)
         print("held", flush=True)
         sys.stdin.readline()
-        turnstile.leave_queue()
+        lock.release_queue()
         print("left", flush=True)
         sys.stdin.readline()
-        turnstile.release()
+        lock.release()
         print("released", flush=True)
         sys.stdin.readline()
         """
-    ours = Turnstile(f"{tmp_path}/r.db")
+    ours = ProcessLock(f"{tmp_path}/r.db")
     with running(code, f"{tmp_path}/r.db") as child:
         assert "held" == line(child)
         holder = ours.holder()
@@ -194,14 +194,14 @@ def test_the_turnstile_names_the_process_that_holds_it_and_since_when(tmp_path: 
 def test_who_gave_up_does_not_keep_the_lock_from_others(tmp_path: object) -> None:
     """His thread still stands in line; when it is served it gives the lock back."""
     database = f"{tmp_path}/r.db"
-    one, two, three = (Turnstile(database) for _ in range(3))
+    one, two, three = (ProcessLock(database) for _ in range(3))
     assert one.acquire(later())
     assert not two.acquire(soon())
     one.release()
     assert three.acquire(later())
     three.release()
-    for turnstile in (one, two, three):
-        turnstile.close()
+    for lock in (one, two, three):
+        lock.close()
 
 
 @pytest.fixture
@@ -211,39 +211,39 @@ def database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def pair(database: str) -> Iterator[tuple[Turnstile, Turnstile]]:
+def pair(database: str) -> Iterator[tuple[ProcessLock, ProcessLock]]:
     """Return two turnstiles of one database, as two processes have them."""
-    with closing(Turnstile(database)) as one, closing(Turnstile(database)) as two:
+    with closing(ProcessLock(database)) as one, closing(ProcessLock(database)) as two:
         yield one, two
 
 
 def test_the_next_in_line_gets_ready_while_the_holder_commits(
-    pair: tuple[Turnstile, Turnstile],
+    pair: tuple[ProcessLock, ProcessLock],
 ) -> None:
     """It is woken before the lock is free, gets it not before, and waits no longer than it may."""
     one, two = pair
     assert one.acquire(later())
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(two.acquire, later())
-        until(lambda: not two._waiter.idle)
-        one.leave_queue()
-        until(lambda: two._waiter.idle)
+        until(lambda: not two._queue_thread.idle)
+        one.release_queue()
+        until(lambda: two._queue_thread.idle)
         assert not asking.done()
         one.release()
         assert asking.result()
-    two.leave_queue()
+    two.release_queue()
     assert not one.acquire(soon())
     two.release()
     assert one.acquire(later())
 
 
 def test_the_next_in_line_looks_while_another_one_commits(
-    database: str, pair: tuple[Turnstile, Turnstile]
+    database: str, pair: tuple[ProcessLock, ProcessLock]
 ) -> None:
     """It has the queue then, and not yet the lock; what its look raises comes out."""
     one, two = pair
     assert one.acquire(later())
-    one.leave_queue()
+    one.release_queue()
     seen = []
 
     def look() -> None:
@@ -260,24 +260,24 @@ def test_the_next_in_line_looks_while_another_one_commits(
 
 
 def test_who_waits_in_a_queue_that_was_removed_goes_to_the_new_one(
-    database: str, pair: tuple[Turnstile, Turnstile]
+    database: str, pair: tuple[ProcessLock, ProcessLock]
 ) -> None:
     """Those who come now wait in that."""
     one, two = pair
     assert one.acquire(later())
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(two.acquire, later())
-        until(lambda: not two._waiter.idle)
+        until(lambda: not two._queue_thread.idle)
         os.unlink(f"{database}-queue")
         one.release()
         assert asking.result()
     assert is_locked(f"{database}-queue")
 
 
-def test_a_turnstile_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: object) -> None:
+def test_a_process_lock_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: object) -> None:
     """Nothing is held and no descriptor left when the holder releases."""
     database = f"{tmp_path}/r.db"
-    one, two = Turnstile(database), Turnstile(database)
+    one, two = ProcessLock(database), ProcessLock(database)
     assert one.acquire(later())
     assert not two.acquire(soon())
     two.close()
@@ -292,55 +292,55 @@ def test_acquire_that_can_start_no_thread_leaves_no_place_in_the_queue(tmp_path:
     """Other processes get the lock, then and later; another thread of the process does, too."""
     code = """
         import sys, threading, time
-        from registry.engine.process_lock import Turnstile
+        from registry.engine.process_lock import ProcessLock
         from tests.netns.seccomp import refuse_threads
-        turnstile = Turnstile(sys.argv[1])
+        lock = ProcessLock(sys.argv[1])
         def in_vain():
             refuse_threads()
             try:
-                turnstile.acquire(time.monotonic() + 120)
+                lock.acquire(time.monotonic() + 120)
             except OSError as error:
                 print(error, flush=True)
-                turnstile.release()
+                lock.release()
         limited = threading.Thread(target=in_vain)
         limited.start()
         limited.join()
         sys.stdin.readline()
-        print(turnstile.acquire(time.monotonic() + 120), flush=True)
+        print(lock.acquire(time.monotonic() + 120), flush=True)
         """
-    ours = Turnstile(f"{tmp_path}/r.db")
+    ours = ProcessLock(f"{tmp_path}/r.db")
     assert ours.acquire(later())
     with running(code, f"{tmp_path}/r.db") as child:
         assert "can't start new thread" in line(child)
         ours.release()
         assert ours.acquire(later())
         say(child)
-        ours.leave_queue()
+        ours.release_queue()
         until(lambda: is_locked(f"{tmp_path}/r.db-queue"))  # by the child
         ours.release()
         assert "True" == line(child)
     ours.close()
 
 
-def test_between_processes_the_turnstile_is_a_queue(tmp_path: object) -> None:
+def test_between_processes_the_process_lock_is_a_queue(tmp_path: object) -> None:
     """Who holds it and wants it again stands behind the one who waits."""
     code = """
         import os, sys, time
-        from registry.engine.process_lock import Turnstile
-        turnstile = Turnstile(sys.argv[1])
+        from registry.engine.process_lock import ProcessLock
+        lock = ProcessLock(sys.argv[1])
         print("up", flush=True)
         sys.stdin.readline()
-        print(turnstile.acquire(time.monotonic() + 120), flush=True)
+        print(lock.acquire(time.monotonic() + 120), flush=True)
         sys.stdin.readline()
-        turnstile.release()
-        turnstile.close()
+        lock.release()
+        lock.close()
         """
-    ours = Turnstile(f"{tmp_path}/r.db")
+    ours = ProcessLock(f"{tmp_path}/r.db")
     with running(code, f"{tmp_path}/r.db") as child:
         assert "up" == line(child)
         assert ours.acquire(later())
         say(child)
-        ours.leave_queue()
+        ours.release_queue()
         until(lambda: is_locked(f"{tmp_path}/r.db-queue"))  # by the child
         ours.release()
         taken = in_another_thread(lambda: ours.acquire(time.monotonic() + 0.2))
@@ -360,4 +360,4 @@ def test_what_is_no_regular_file_is_no_lock_file(tmp_path: object, which: str) -
     """A fifo in its place must not block."""
     os.mkfifo(f"{tmp_path}/r.db-{which}")
     with pytest.raises(Exception, match="no regular file"):
-        Turnstile(f"{tmp_path}/r.db")
+        ProcessLock(f"{tmp_path}/r.db")
