@@ -106,6 +106,10 @@ wheel: $(installed) ## build sdist and wheel, and try the wheel in an environmen
 proto: $(installed) ## generate the Python of the .proto files, beside them
 	@$(python) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(protos)
 
+.PHONY: sql
+sql: $(installed) ## generate the SQL that the package runs from its definitions in SQLAlchemy Core
+	@generated=$$($(python) -m registry.tables.generate); echo "$$generated" >registry/tables/sql.py
+
 .PHONY: ci
 ci: lint type test wheel demo ## all that must pass before a change goes in
 

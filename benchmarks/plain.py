@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 
 from registry import Metadata, Status, Store
-from registry.tables import rows
+from registry.tables import encoding
 from registry.tables.rows import Row
 
 COLUMNS = ", ".join(Row._fields)
@@ -51,10 +51,10 @@ class Plain:
         """Insert both rows of each sandbox, and its labels, in one commit."""
         self.connection.execute("BEGIN IMMEDIATE")
         for metadata, status in made:
-            self._insert("sandboxes", rows.metadata_columns(metadata))
-            for label in rows.label_rows(metadata):
+            self._insert("sandboxes", encoding.metadata_columns(metadata))
+            for label in encoding.label_rows(metadata):
                 self._insert("sandbox_labels", label)
-            columns = {"sandbox_id": metadata.id, **rows.status_columns(status)}
+            columns = {"sandbox_id": metadata.id, **encoding.status_columns(status)}
             self._insert("sandbox_statuses", columns)
         self.connection.execute("COMMIT")
 

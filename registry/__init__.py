@@ -13,7 +13,7 @@ Packages, each importing only from those before it; the docstring of each lists 
     model         what a sandbox is: metadata, status, CNI result, as values
     host          boot and namespaces of the host, mounts, network namespaces, processes
     engine        the file: locks and transactions
-    tables        schema, statements, rows, writes, migrations, integrity
+    tables        schema, SQL, rows, writes, migrations, integrity
     handles       sandboxes, their runtime state, the session that they share
     recovery      what a start does: evidence, verdicts, reconcile
     store         Store

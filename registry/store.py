@@ -47,7 +47,7 @@ from registry.model.validation import (
 )
 from registry.recovery.reconcile import ContainerLoader, load_containers, remove_orphans, run
 from registry.recovery.verdicts import Report
-from registry.tables import migrations, rows, writes
+from registry.tables import migrations, queries, sql, writes
 from registry.tables.inspection import inspect
 from registry.tables.rows import Row, Transition
 from registry.tables.writes import Author
@@ -78,7 +78,7 @@ class Store:
             raise TypeError(f"Store({session!r}): use Store.open(path)")
         self._session = session
         self.recovery = None
-        found = session.fetch(migrations.REGISTRY_ID.sql, {}, "open registry")
+        found = session.fetch(sql.REGISTRY_ID, {}, "open registry")
         self._registry_id = str(found[0][0])
 
     @classmethod
@@ -244,14 +244,14 @@ class Store:
             params["state"] = str(state)
         filters = set(params)
         if id is not None:
-            params |= rows.prefix_params(check_prefix(doing, id))
+            params |= queries.prefix_params(check_prefix(doing, id))
             filters.add("id")
         if not include_unknown:
             filters.add("hide_unknown")
         params |= _label_params(doing, labels)
-        sql = rows.listing(frozenset(filters), len(labels or ()))
+        query = queries.list_sandboxes(frozenset(filters), len(labels or ()))
         session = self._session
-        return [Sandbox(session, found) for found in session.list(sql, params, doing)]
+        return [Sandbox(session, found) for found in session.list(query, params, doing)]
 
     def history(
         self, id: str | None = None, *, after: int = 0, limit: int | None = None
@@ -275,10 +275,10 @@ class Store:
             params["id"] = check_prefix(doing, id)
         if limit is not None:
             params["limit"] = check_integer(doing, "limit", limit, 0, 2**63 - 1)
-        sql = rows.history(frozenset(params) - {"after"})
+        query = queries.history(frozenset(params) - {"after"})
         with self._session.reading(doing) as reading:
-            oldest = reading.fetch(rows.KEPT.sql, {})[0][0] or 1
-            found = reading.fetch(sql, params)
+            oldest = reading.fetch(sql.KEPT, {})[0][0] or 1
+            found = reading.fetch(query, params)
         if 0 < after < oldest - 1:
             raise CompactedError(
                 f"{doing}: the history after seq {after} is compacted, it begins with {oldest}; "

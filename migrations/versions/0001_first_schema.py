@@ -1,6 +1,6 @@
 """The first schema: registry, sandboxes, statuses, labels, transitions, two views.
 
-Why, and what each column means: registry/schema.py, which builds the same database; a test
+Why, and what each column means: registry/tables/schema.py, which builds the same database; a test
 compares the two. What stands here is frozen, so it repeats instead of importing.
 
 Revision 0001, the first. Once released it is never edited.

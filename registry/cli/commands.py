@@ -42,7 +42,7 @@ from registry.model.status import State, Status
 from registry.recovery.verdicts import Report, Verdict
 from registry.store import Store
 from registry.sync.interrupts import reraise_interrupt
-from registry.tables import rows
+from registry.tables import encoding
 from registry.tables.rows import Transition
 
 T = TypeVar("T")
@@ -323,7 +323,7 @@ def _details(sandbox: Sandbox) -> dict[str, Any]:
         "process_label": metadata.process_label,
         "cni_result": None if result is None else cni.dump(result),
         "error": None,
-        "config": None if config is None else json.loads(rows.config_json(config)),
+        "config": None if config is None else json.loads(encoding.config_json(config)),
     }
 
 
@@ -335,7 +335,7 @@ def _undecoded(sandbox: Sandbox) -> dict[str, Any]:
     config = None
     try:
         decoded = PodSandboxConfig.FromString(data)
-        config, pod = json.loads(rows.config_json(decoded)), decoded.metadata
+        config, pod = json.loads(encoding.config_json(decoded)), decoded.metadata
     except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
         reraise_interrupt(error)
     return _summary(sandbox, pod) | stored | {"error": None, "config": config}

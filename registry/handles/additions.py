@@ -13,7 +13,7 @@ from registry.model.metadata import Metadata
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import Status
 from registry.model.status import validate as validate_status
-from registry.tables import rows, writes
+from registry.tables import encoding, writes
 from registry.tables.writes import Identities
 
 
@@ -47,8 +47,8 @@ def prepare(
         InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
     """
     doing = f"{verb} sandbox {getattr(metadata, 'id', None)!r}"
-    columns = rows.metadata_columns(validate_metadata(metadata, doing))
-    labels = rows.label_rows(metadata)
+    columns = encoding.metadata_columns(validate_metadata(metadata, doing))
+    labels = encoding.label_rows(metadata)
     validate_status(status, doing)
     identities = Identities(
         netns=netns_at(metadata.netns_path, context) if not metadata.host_network else None,

@@ -16,7 +16,7 @@ from registry.host.process import Process
 from registry.model.cni import CNIResult
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status, StatusStorage, UpdateFunc, validate
-from registry.tables import migrations, rows, writes
+from registry.tables import rows, sql, writes
 from registry.tables.rows import Row
 
 STORED: Final = (
@@ -169,7 +169,7 @@ class Sandbox:
         row = self._latest(doing)
         if row.host_network or not row.netns_path:
             return
-        ((registry_id,),) = self._session.fetch(migrations.REGISTRY_ID.sql, {}, doing)
+        ((registry_id,),) = self._session.fetch(sql.REGISTRY_ID, {}, doing)
         own = netns.is_own_path(row.netns_path, registry_id)
         netns.remove(row.netns_path, rows.load_netns(row), own=own)
 

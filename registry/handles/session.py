@@ -25,7 +25,7 @@ from registry.host.namespaces import NetNSIdentity
 from registry.model.status import State
 from registry.model.validation import invalid
 from registry.sync.interrupts import reraise_interrupt
-from registry.tables import rows, writes
+from registry.tables import rows, sql, writes
 from registry.tables.rows import AnyRow, Row
 from registry.tables.writes import Author
 
@@ -126,7 +126,7 @@ class Session:
 
         def read() -> Entry | None:
             watermark = self._runtime_states.watermark
-            found = self.engine.fetch(rows.ROW_BY_CREATION.sql, {"creation": creation}, doing)
+            found = self.engine.fetch(sql.ROW_BY_CREATION, {"creation": creation}, doing)
             return self.entry(Row(*found[0]), watermark) if found else None
 
         if self.engine.own_transaction() is not None:
@@ -252,14 +252,12 @@ class Session:
             fetch: reads the snapshot.
         """
         states = self._runtime_states
-        oldest, newest = (seq or 0 for seq in fetch(rows.KEPT.sql, {})[0])
+        oldest, newest = (seq or 0 for seq in fetch(sql.KEPT, {})[0])
         if newest == states.watermark:
             return
         complete = oldest <= states.watermark + 1 <= newest
-        if seen and (not complete or fetch(rows.DELETIONS.sql, {"after": states.watermark})):
-            states.mark_deleted_except(
-                (creation for (creation,) in fetch(rows.CREATIONS.sql, {})), seen
-            )
+        if seen and (not complete or fetch(sql.DELETIONS, {"after": states.watermark})):
+            states.mark_deleted_except((creation for (creation,) in fetch(sql.CREATIONS, {})), seen)
         states.advance(newest, seen)
 
     # What a caller's function makes of a row.

@@ -30,7 +30,7 @@ from registry.recovery import verdicts
 from registry.recovery.evidence import Evidence, HostInventory, process_evidence
 from registry.recovery.verdicts import Decision, Observation, Report, Verdict
 from registry.sync.interrupts import is_interrupt, reraise_interrupt
-from registry.tables import rows, writes
+from registry.tables import rows, sql, writes
 from registry.tables.rows import AnyRow, Row, StatusRow
 
 log = logging.getLogger("registry")
@@ -47,7 +47,7 @@ ContainerLoader = Callable[[Sandbox], Container | None]
 def load_containers(session: Session, loader: ContainerLoader) -> None:
     """Give each sandbox the container that *loader* knows; one failure does not stop the rest."""
     with session.reading("load containers") as reading:
-        found = reading.fetch(rows.ROWS.sql, {})
+        found = reading.fetch(sql.ROWS, {})
     for row in found:
         sandbox = Sandbox(session, session.entry(Row(*row), reading.watermark))
         try:
@@ -68,8 +68,8 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     commit = session.latest_commit(doing)
     with session.reading(doing) as reading:
         pending: Iterable[AnyRow] = _AsRead(
-            unknown=reading.fetch(rows.UNKNOWNS.sql, {}),
-            others=reading.fetch(rows.PAST_UNKNOWN.sql, {}),
+            unknown=reading.fetch(sql.UNKNOWNS, {}),
+            others=reading.fetch(sql.PAST_UNKNOWN, {}),
         )
     directories: set[str] = set()
     found: dict[int, Verdict] = {}
@@ -167,7 +167,7 @@ def _evidence_of_creators(session: Session, inventory: HostInventory) -> Iterato
 
     A sandbox past UNKNOWN is not judged by its creator, which tells of its boot all the same.
     """
-    for row in session.fetch(rows.CREATORS.sql, {}, "read creators"):
+    for row in session.fetch(sql.CREATORS, {}, "read creators"):
         creator = rows.creator_of(row)
         if creator is not None and inventory.context.is_other_boot(creator.boot_id):
             yield from process_evidence(
@@ -278,7 +278,7 @@ def _orphans(session: Session, found: list[str]) -> list[str]:
     if not found:
         return []
     # Read after the names were: a sandbox is added before its namespace is made.
-    owned = session.fetch(rows.NETNS_PATHS.sql, {}, "find orphans")
+    owned = session.fetch(sql.NETNS_PATHS, {}, "find orphans")
     return verdicts.find_orphans(found, [rows.as_text(path) for (path,) in owned])
 
 

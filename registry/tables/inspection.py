@@ -22,8 +22,8 @@ from registry.engine import continuity, driver, paths
 from registry.engine.continuity import Continuity
 from registry.engine.lost import require_beginnable
 from registry.errors import DataLossError, RegistryError
-from registry.tables import migrations, rows
-from registry.tables.schema import APPLICATION_ID
+from registry.tables import migrations, sql
+from registry.tables.version import APPLICATION_ID
 
 if TYPE_CHECKING:
     from registry.engine.continuity import FileAndLog
@@ -136,8 +136,8 @@ _DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE
 
 def _identity(connection: driver.Connection) -> tuple[object, int]:
     """Return the registry's id and the seq of its newest transition."""
-    ((_, newest),) = connection.fetch(rows.KEPT.sql)
-    return connection.fetch(migrations.REGISTRY_ID.sql), int(newest or 0)
+    ((_, newest),) = connection.fetch(sql.KEPT)
+    return connection.fetch(sql.REGISTRY_ID), int(newest or 0)
 
 
 @contextmanager

@@ -10,13 +10,12 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from sqlalchemy import CheckConstraint, create_engine
-
-from registry.cri import PodSandboxConfig
+from registry import cri
 from registry.engine.driver import WAL_MAX, Connection
 from registry.engine.file_locks import snapshot_holders
 from registry.engine.paths import size
@@ -24,17 +23,10 @@ from registry.errors import RegistryError
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import validate as validate_status
 from registry.sync.interrupts import reraise_interrupt
-from registry.tables.rows import (
-    ROWS,
-    Row,
-    as_text,
-    config_json,
-    damage,
-    label_rows,
-    load_status,
-    metadata_columns,
-)
-from registry.tables.schema import HISTORY_MAX, LEVEL, REVISION, metadata
+from registry.tables import sql
+from registry.tables.encoding import config_json, label_rows, metadata_columns
+from registry.tables.rows import Row, as_text, damage, load_status
+from registry.tables.version import HISTORY_MAX, LEVEL, REVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +65,7 @@ def file_is_whole(connection: Connection) -> Iterator[Violation]:
         if line != "ok":
             yield Violation("file_is_whole", "", line, "ok")
     for table, rowid, parent, _ in connection.fetch("PRAGMA foreign_key_check"):
-        if table not in metadata.tables:
+        if table not in sql.TABLES:
             continue  # of another tool
         found = f"{table} row {rowid} without its row in {parent}"
         yield Violation("file_is_whole", "", found, "no row without its parent")
@@ -102,13 +94,9 @@ def constraints_hold(connection: Connection) -> Iterator[Violation]:
     """Every CHECK is met; SQLite's own check leaves them out where a file is only read."""
     if not _is_ours(connection):
         return
-    for table in metadata.tables.values():
-        whose = next((name for name in ("sandbox_id", "id") if name in table.c), "''")
-        for check in table.constraints:
-            if isinstance(check, CheckConstraint):
-                query = f"SELECT {whose} FROM {table.name} WHERE NOT ({check.sqltext})"  # noqa: S608
-                for (id,) in connection.fetch(query):
-                    yield Violation("constraints_hold", id, f"not so: {check.sqltext}", "so")
+    for name, query in sql.CHECKS.items():
+        for (id,) in connection.fetch(query):
+            yield Violation("constraints_hold", id, f"{name} violated", "every CHECK met")
 
 
 def schema_is_whole(connection: Connection) -> Iterator[Violation]:
@@ -141,12 +129,10 @@ def words(objects: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 @cache
 def _expected_words() -> dict[str, str]:
-    engine = create_engine("sqlite://")
-    with engine.begin() as connection:
-        metadata.create_all(connection)
-        expected = words(tuple(row) for row in connection.exec_driver_sql(OBJECTS).all())
-    engine.dispose()
-    return expected
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in sql.SCHEMA:
+            connection.execute(statement)
+        return words(connection.execute(OBJECTS).fetchall())
 
 
 def registry_says_who_it_is(connection: Connection) -> Iterator[Violation]:
@@ -256,15 +242,15 @@ def config_json_is_true(connection: Connection) -> Iterator[Violation]:
 
     But for fields that we do not know: of those that a newer program knows it writes both forms.
     """
-    from google.protobuf import json_format  # noqa: PLC0415 - see rows.config_json
+    from google.protobuf import json_format  # noqa: PLC0415 - see encoding.config_json
 
     query = "SELECT id, config, config_json FROM sandboxes WHERE config IS NOT NULL"
     for id, data, text in connection.fetch(query):
         try:
-            stored = PodSandboxConfig.FromString(data)
+            stored = cri.PodSandboxConfig.FromString(data)
             stored.DiscardUnknownFields()
             known = stored.ByteSize() == len(data)
-            shown = PodSandboxConfig()
+            shown = cri.PodSandboxConfig()
             json_format.ParseDict(json.loads(text), shown, ignore_unknown_fields=not known)
             by_proto_names = not known or json.loads(text) == json.loads(config_json(stored))
         except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
@@ -335,4 +321,4 @@ RULES: Final[tuple[Rule, ...]] = (
 
 
 def _rows(connection: Connection) -> list[Row]:
-    return [Row(*row) for row in connection.fetch(ROWS.sql)]
+    return [Row(*row) for row in connection.fetch(sql.ROWS)]

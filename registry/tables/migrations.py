@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import select
-
 from registry.engine import Connection, Transaction
 from registry.engine.continuity import give_number, next_number
 from registry.engine.driver import RESTORE, Fetch
@@ -25,10 +23,8 @@ from registry.errors import (
     SchemaVersionError,
 )
 from registry.sync.locks import Mutex
-from registry.tables.schema import APPLICATION_ID, LEVEL, REVISION
-from registry.tables.schema import metadata as schema_metadata
-from registry.tables.schema import registry as registry_table
-from registry.tables.statements import Statement
+from registry.tables import sql
+from registry.tables.version import APPLICATION_ID, LEVEL, REVISION
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -40,10 +36,6 @@ class Version(NamedTuple):
     level: int
     min_reader: int
     min_writer: int
-
-
-_VERSION: Final = Statement(lambda: select(*(registry_table.c[name] for name in Version._fields)))
-REGISTRY_ID: Final = Statement(lambda: select(registry_table.c.registry_id))
 
 
 def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -> None:
@@ -101,7 +93,7 @@ def not_a_registry(connection: Connection, doing: str, path: str) -> DataLossErr
     advice = "is the path right?"
     with suppress(sqlite3.Error):
         tables = connection.fetch("SELECT name FROM sqlite_master WHERE type = 'table'")
-        if {(name,) for name in schema_metadata.tables} <= set(tables):
+        if {(name,) for name in sql.TABLES} <= set(tables):
             advice = (
                 "it has the tables of one: if it was made from a .dump, which leaves the id out, "
                 f"run PRAGMA application_id = {APPLICATION_ID} in it, and check it then"
@@ -137,7 +129,7 @@ def guard(transaction: Transaction) -> None:
 
 def _version(fetch: Fetch, doing: str, path: str) -> Version:
     try:
-        found = fetch(_VERSION.sql, {})
+        found = fetch(sql.VERSION, {})
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise  # it may be a registry, but cannot be read now

@@ -19,8 +19,9 @@ Rules:
 4. The transitions are written by triggers from the columns changed_at, actor, boot_id, reason and
    message. A writer that knows nothing of them leaves changed_at as it was; then the time is
    SQLite's and the actor `sql`.
-5. A change here is also a revision in `migrations/`, and raises `LEVEL`; a test proves that the
-   chain of revisions builds what stands here.
+5. A change here is also a revision in `migrations/`, and raises `LEVEL` in `version`; a test proves
+   that the chain of revisions builds what stands here. `make sql` then generates `sql.py`, which is
+   what the package reads: it never imports this module.
 """
 
 from __future__ import annotations
@@ -43,14 +44,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION: Final = "0001"
-"""Alembic's name of the newest revision."""
-LEVEL: Final = 1
-"""The same as a number, which `registry.level` holds and old code can compare."""
-APPLICATION_ID: Final = 0x53524442
-"""`SRDB`: tells a registry from any other SQLite file (PRAGMA application_id)."""
-HISTORY_MAX: Final = 100_000
-"""Transitions that are kept."""
+from registry.tables.version import HISTORY_MAX, LEVEL
 
 metadata: Final = MetaData(
     naming_convention={

@@ -1,33 +1,225 @@
-"""SQLAlchemy Core statements as the text that the driver runs.
+"""SQLAlchemy Core definitions of the SQL that the package runs, the source of `sql.py`.
 
-Executing through Core costs an update 100 us; its text, compiled once, 5.
+`make sql` generates `sql.py` from this module, see `generate`. The package itself never imports it:
+importing SQLAlchemy takes 120 ms, and executing a statement through Core adds 100 us to an update.
+
+`STATEMENTS` are whole. The three functions build statements with variable parts; `queries` joins
+the generated parts, and a test compares the result with these functions for all combinations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
-from sqlalchemy import Delete, Insert, Select, Update
-from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Delete,
+    Insert,
+    ScalarSelect,
+    Select,
+    Table,
+    Text,
+    Update,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from registry.model.status import State
+from registry.tables.encoding import creator_columns, netns_columns, process_columns
+from registry.tables.rows import CREATOR_FIELDS, Row, StatusRow, Transition
+from registry.tables.schema import (
+    registry,
+    sandbox_labels,
+    sandbox_statuses,
+    sandbox_transitions,
+    sandboxes,
+)
 
 Core = Select[Any] | Insert | Update | Delete
 
-
-def compiled(statement: Core) -> str:
-    """Return the SQL of *statement* with `:name` parameters."""
-    return str(statement.compile(dialect=SQLiteDialect_pysqlite(paramstyle="named")))
+VERSION_FIELDS: Final = ("level", "min_reader", "min_writer")
+AUDIT_FIELDS: Final = ("changed_at", "actor", "boot_id")
 
 
-class Statement:
-    """A statement that is compiled when it is first needed."""
+def select_rows(fields: Collection[str] = Row._fields) -> Select[Any]:
+    """Return the query for *fields* of all sandboxes, each in one row with its status."""
+    tables = (sandboxes.c, sandbox_statuses.c)
+    columns = [next(c[name] for c in tables if name in c) for name in fields]
+    return select(*columns).select_from(
+        sandboxes.join(sandbox_statuses, sandbox_statuses.c.sandbox_id == sandboxes.c.id)
+    )
 
-    def __init__(self, build: Callable[[], Core]) -> None:
-        """Keep *build*, which returns the statement; importing the package calls none."""
-        self._build = build
 
-    @cached_property
-    def sql(self) -> str:
-        """The statement as SQLite reads it."""
-        return compiled(self._build())
+def _in_order(fields: Collection[str] = Row._fields) -> Select[Any]:
+    return select_rows(fields).order_by(sandbox_statuses.c.created_at, sandboxes.c.id)
+
+
+def _literal(text: str) -> ColumnElement[str]:
+    """Return *text*, a constant of ours, as SQL; Core would make a plain value a parameter."""
+    return literal_column(f"'{text}'")
+
+
+def _parameters(table: Table, without: Collection[str] = ()) -> dict[str, BindParameter[Any]]:
+    return {name: bindparam(name) for name in table.c.keys() if name not in without}  # noqa: SIM118
+
+
+def _named(names: Collection[str]) -> dict[str, BindParameter[Any]]:
+    return {name: bindparam(name) for name in names}
+
+
+def _id_of(parameter: str) -> ScalarSelect[str]:
+    """Return the id of a creation: the id alone may have been deleted and added again."""
+    return (
+        select(sandboxes.c.id).where(sandboxes.c.creation == bindparam(parameter)).scalar_subquery()
+    )
+
+
+def _is_past_unknown() -> ColumnElement[bool]:
+    """Include damaged states and NULL: such a record is never hidden."""
+    return sandbox_statuses.c.state.is_distinct_from(_literal(str(State.UNKNOWN)))
+
+
+def _begins(column: Column[Any]) -> ColumnElement[bool]:
+    """Compare by bytes: from `:prefix` up to `:end`, the prefix followed by bytes 0xff.
+
+    An index answers a range, and `%` and `_` are ordinary characters in it; LIKE has neither.
+    """
+    return (column >= bindparam("prefix")) & (column < cast(bindparam("end"), Text))
+
+
+def holds_label(n: int) -> ColumnElement[bool]:
+    """Return the condition that a sandbox has the label `:key<n>` with the value `:value<n>`."""
+    label = sandbox_labels.c
+    holders = select(label.sandbox_id).where(
+        label.key == bindparam(f"key{n}"), label.value == bindparam(f"value{n}")
+    )
+    return sandboxes.c.id.in_(holders)
+
+
+STATEMENTS: Final[Mapping[str, Core]] = {
+    "VERSION": select(*(registry.c[name] for name in VERSION_FIELDS)),
+    "REGISTRY_ID": select(registry.c.registry_id),
+    # Rows of sandboxes.
+    "ROW_BY_ID": select_rows().where(sandboxes.c.id == bindparam("id")),
+    "ROW_BY_CREATION": select_rows().where(sandboxes.c.creation == bindparam("creation")),
+    "STATUS_BY_CREATION": select_rows(StatusRow._fields).where(
+        sandboxes.c.creation == bindparam("creation")
+    ),
+    "ROWS": _in_order(),
+    # What reconcile can change: of an UNKNOWN sandbox the whole row, of others the status.
+    "UNKNOWNS": _in_order().where(sandbox_statuses.c.state == _literal(str(State.UNKNOWN))),
+    "PAST_UNKNOWN": _in_order(StatusRow._fields).where(_is_past_unknown()),
+    "IDS_BY_PREFIX": (
+        select(sandboxes.c.id, sandboxes.c.creation)
+        .where(_begins(sandboxes.c.id))
+        .order_by(sandboxes.c.id)
+    ),
+    "TAKEN": select(sandboxes.c.id, sandboxes.c.name).where(
+        or_(sandboxes.c.id == bindparam("id"), sandboxes.c.name == bindparam("name"))
+    ),
+    "CREATIONS": select(sandboxes.c.creation),
+    "NETNS_PATHS": select(sandboxes.c.netns_path).where(sandboxes.c.netns_path != _literal("")),
+    "CREATORS": (
+        select(*(sandboxes.c[name] for name in CREATOR_FIELDS))
+        .where(sandboxes.c.creator_pid.is_not(None))
+        .distinct()
+    ),
+    # Transitions. Each end by itself: SQLite finds one end of an index at once, not both.
+    "KEPT": select(
+        select(func.min(sandbox_transitions.c.seq)).scalar_subquery(),
+        select(func.max(sandbox_transitions.c.seq)).scalar_subquery(),
+    ),
+    "DELETIONS": (
+        select(sandbox_transitions.c.seq)
+        .where(sandbox_transitions.c.seq > bindparam("after"))
+        .where(sandbox_transitions.c.event == _literal("deleted"))
+    ),
+    # Writes.
+    "INSERT_SANDBOX": insert(sandboxes).values(_parameters(sandboxes)),
+    "INSERT_STATUS": insert(sandbox_statuses).values(
+        _parameters(sandbox_statuses, without={"leaving"})
+    ),
+    "INSERT_LABEL": insert(sandbox_labels).values(_parameters(sandbox_labels)),
+    "DELETE_LABELS": delete(sandbox_labels).where(sandbox_labels.c.sandbox_id == bindparam("id")),
+    "UPDATE_METADATA": (
+        update(sandboxes)
+        .where(sandboxes.c.creation == bindparam("of"))
+        .values(_parameters(sandboxes, without={"creation", *creator_columns(None)}))
+    ),
+    "NOTE_NETNS": (
+        update(sandboxes)
+        .where(sandboxes.c.creation == bindparam("of"))
+        .where(sandboxes.c.netns_path == bindparam("at_path"))
+        .where(sandboxes.c.netns_inode.is_(None))
+        .values(_named(netns_columns(None)))
+    ),
+    "NOTE_PROCESS": (
+        update(sandbox_statuses)
+        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
+        .where(sandbox_statuses.c.pid == bindparam("of_pid"))
+        .where(*(sandbox_statuses.c[name].is_(None) for name in process_columns(None)))
+        .values(_named(process_columns(None)))
+    ),
+    "ANNOUNCE_DELETION": (
+        update(sandbox_statuses)
+        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
+        .values(_named((*AUDIT_FIELDS, "leaving")))
+    ),
+    "DELETE": delete(sandboxes).where(sandboxes.c.creation == bindparam("creation")),
+}
+
+STATUS_COLUMNS: Final = tuple(
+    name
+    for name in sandbox_statuses.c.keys()  # noqa: SIM118 - iteration yields columns
+    if name not in {"sandbox_id", "leaving"}
+)
+"""Columns that an update of a status may write, in the order in which Core writes them."""
+
+
+def update_status(columns: Collection[str]) -> Update:
+    """Return the update of *columns* of the status of `:of`."""
+    return (
+        update(sandbox_statuses)
+        .where(sandbox_statuses.c.sandbox_id == _id_of("of"))
+        .values(_named(columns))
+    )
+
+
+LIST_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
+    "hide_unknown": _is_past_unknown(),
+    "id": _begins(sandboxes.c.id),
+    **{name: sandboxes.c[name] == bindparam(name) for name in ("name", "namespace", "pod")},
+    "state": sandbox_statuses.c.state == bindparam("state"),
+}
+"""Conditions of a list by the names of its filters, in the order in which they are joined."""
+
+
+def list_sandboxes(filters: Collection[str], labels: int) -> Select[Any]:
+    """Return the list of the sandboxes that match *filters* and hold *labels* labels."""
+    conditions = [condition for name, condition in LIST_FILTERS.items() if name in filters]
+    return _in_order().where(*conditions, *map(holds_label, range(labels)))
+
+
+def history(filters: Collection[str]) -> Select[Any]:
+    """Return the transitions after `:after`; *filters*: of `id`, and up to `limit`."""
+    transition = sandbox_transitions.c
+    statement = (
+        select(*(transition[name] for name in Transition.__dataclass_fields__))
+        .where(transition.seq > bindparam("after"))
+        .order_by(transition.seq)
+    )
+    if "id" in filters:
+        statement = statement.where(transition.sandbox_id == bindparam("id"))
+    if "limit" in filters:
+        statement = statement.limit(bindparam("limit")).offset(literal_column("0"))
+    return statement

@@ -24,7 +24,7 @@ from registry.host.process import ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import TIME_MAX, State, Status
 from registry.model.validation import check_integer
-from registry.tables import rows
+from registry.tables import encoding, queries, rows, sql
 from registry.tables.rows import AnyRow, Row, StatusRow
 
 NAMED: Final = 10
@@ -66,10 +66,10 @@ def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
     Raises:
         AmbiguousPrefixError: several ids begin so.
     """
-    exact = fetch(rows.ROW_BY_ID.sql, {"id": prefix})
+    exact = fetch(sql.ROW_BY_ID, {"id": prefix})
     if exact:
         return Row(*exact[0])
-    known = fetch(rows.IDS_BY_PREFIX.sql, rows.prefix_params(prefix))
+    known = fetch(sql.IDS_BY_PREFIX, queries.prefix_params(prefix))
     ids = tuple(str(id) for id, _ in known)
     if len(ids) > 1:
         named = ", ".join(repr(id) for id in ids[:NAMED])
@@ -86,13 +86,13 @@ def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
 
 def find_creation(creation: int, fetch: Fetch) -> Row | None:
     """Return the sandbox of *creation*; None when it has been deleted."""
-    found = fetch(rows.ROW_BY_CREATION.sql, {"creation": creation})
+    found = fetch(sql.ROW_BY_CREATION, {"creation": creation})
     return Row(*found[0]) if found else None
 
 
 def find_status(creation: int, fetch: Fetch) -> StatusRow | None:
     """Return the status of *creation*; None when it has been deleted."""
-    found = fetch(rows.STATUS_BY_CREATION.sql, {"creation": creation})
+    found = fetch(sql.STATUS_BY_CREATION, {"creation": creation})
     return StatusRow._make(found[0]) if found else None
 
 
@@ -129,21 +129,21 @@ def insert(
     # the rollback left behind would stand for another sandbox.
     creation = secrets.randbits(62)
     transaction.execute(
-        rows.INSERT_SANDBOX.sql,
+        sql.INSERT_SANDBOX,
         {
             "creation": creation,
             **metadata,
-            **rows.netns_columns(identities.netns),
-            **rows.creator_columns(identities.creator),
+            **encoding.netns_columns(identities.netns),
+            **encoding.creator_columns(identities.creator),
         },
     )
-    transaction.execute_many(rows.INSERT_LABEL.sql, labels)
+    transaction.execute_many(sql.INSERT_LABEL, labels)
     transaction.execute(
-        rows.INSERT_STATUS.sql,
+        sql.INSERT_STATUS,
         {
             "sandbox_id": metadata["id"],
-            **rows.status_columns(status),
-            **rows.process_columns(identities.process),
+            **encoding.status_columns(status),
+            **encoding.process_columns(identities.process),
             **author.sign(None),
         },
     )
@@ -151,7 +151,7 @@ def insert(
 
 
 def _refuse_taken(transaction: Transaction, id: str, name: str) -> None:
-    taken = dict(transaction.fetch(rows.TAKEN.sql, {"id": id, "name": name}))
+    taken = dict(transaction.fetch(sql.TAKEN, {"id": id, "name": name}))
     if id in taken:
         raise AlreadyExistsError(
             f"{transaction.doing}: the id is taken; delete that sandbox first", id=id
@@ -170,11 +170,15 @@ def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> 
     """Store *metadata* for the sandbox of *row*; another path is another, unknown namespace."""
     recorded = rows.load_netns(row) if metadata.netns_path == row.netns_path else None
     transaction.execute(
-        rows.UPDATE_METADATA.sql,
-        {**rows.metadata_columns(metadata), **rows.netns_columns(recorded), "of": row.creation},
+        sql.UPDATE_METADATA,
+        {
+            **encoding.metadata_columns(metadata),
+            **encoding.netns_columns(recorded),
+            "of": row.creation,
+        },
     )
-    transaction.execute(rows.DELETE_LABELS.sql, {"id": row.id})
-    transaction.execute_many(rows.INSERT_LABEL.sql, rows.label_rows(metadata))
+    transaction.execute(sql.DELETE_LABELS, {"id": row.id})
+    transaction.execute_many(sql.INSERT_LABEL, encoding.label_rows(metadata))
     return _written(transaction, row.creation)
 
 
@@ -193,20 +197,20 @@ def replace_status(transaction: Transaction, row: AnyRow, status: Status, author
         raise FailedPreconditionError(
             f"{transaction.doing}: no way leads from {row.state} back to {status.state}", id=row.id
         )
-    before, columns = rows.status_of(row), rows.status_columns(status)
+    before, columns = rows.status_of(row), encoding.status_columns(status)
     pairs = zip(columns.items(), before, strict=True)
     changed = {name: value for (name, value), old in pairs if value != old}
     if "pid" in changed:
-        changed |= rows.process_columns(None)
+        changed |= encoding.process_columns(None)
     changed |= author.sign(row.changed_at)
-    transaction.execute(rows.updating_status(tuple(changed)), {**changed, "of": row.creation})
+    transaction.execute(queries.update_status(frozenset(changed)), {**changed, "of": row.creation})
 
 
 def delete(transaction: Transaction, row: Row, author: Author) -> None:
     """Delete the sandbox of *row*, which is there; the history says who did it."""
     signature = author.sign(row.changed_at)
-    transaction.execute(rows.ANNOUNCE_DELETION.sql, {"of": row.creation, "leaving": 1, **signature})
-    transaction.execute(rows.DELETE.sql, {"creation": row.creation})
+    transaction.execute(sql.ANNOUNCE_DELETION, {"of": row.creation, "leaving": 1, **signature})
+    transaction.execute(sql.DELETE, {"creation": row.creation})
 
 
 def note(
@@ -218,10 +222,10 @@ def note(
     """Record identities where none is recorded and *row* still names the same path and pid."""
     if netns is not None:
         where = {"of": row.creation, "at_path": row.netns_path}
-        transaction.execute(rows.NOTE_NETNS.sql, {**where, **rows.netns_columns(netns)})
+        transaction.execute(sql.NOTE_NETNS, {**where, **encoding.netns_columns(netns)})
     if process is not None:
         where = {"of": row.creation, "of_pid": row.pid}
-        transaction.execute(rows.NOTE_PROCESS.sql, {**where, **rows.process_columns(process)})
+        transaction.execute(sql.NOTE_PROCESS, {**where, **encoding.process_columns(process)})
 
 
 def _written(transaction: Transaction, creation: int) -> Row:

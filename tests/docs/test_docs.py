@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import report
 from registry import State, Status, Store, Verdict
-from registry.tables import schema
+from registry.tables import version
 from tests import needs
 from tests.tools import ROOT, environment, execute, pod, query, sandbox
 
@@ -102,7 +102,7 @@ def test_docs_schema_lists_what_there_is(store: Store, path: str) -> None:
     """Every table and view, every column, in order."""
     store.list()
     text = Path(ROOT, "docs/schema.md").read_text(encoding="utf-8")
-    assert f"Revision {schema.REVISION}." in text
+    assert f"Revision {version.REVISION}." in text
     listed = {
         cells[0].strip("` "): re.findall(r"`(\w+)`", cells[-1])
         for line in text.splitlines()
@@ -140,7 +140,7 @@ def test_docs_differences_opens_with_the_seeds_symbols() -> None:
 def test_the_changelog_names_the_revision_and_the_public_api() -> None:
     """Under Schema, and in full."""
     text = Path(ROOT, "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"- {schema.REVISION}: " in text.split("### Schema")[1]
+    assert f"- {version.REVISION}: " in text.split("### Schema")[1]
     for name in vars(Store):
         if not name.startswith("_"):
             assert f"`{name}`" in text, name

@@ -50,8 +50,8 @@ UNREADABLE = ["UPDATE registry SET level = 2, min_writer = 2, min_reader = 2", R
 UPGRADE = """
     import sys
     from registry import Store
-    from registry.tables import schema
-    assert "0002" == schema.REVISION
+    from registry.tables import version
+    assert "0002" == version.REVISION
     Store.open(sys.argv[1], reconcile=False).close()
     """
 
@@ -60,10 +60,10 @@ def newer(folder: Path, statements: list[str]) -> str:
     """Return where a newer program is, whose revision 0002 consists of *statements*."""
     for name in ("registry", "migrations"):
         shutil.copytree(f"{ROOT}/{name}", folder / name, ignore=shutil.ignore_patterns("*.pyc"))
-    schema = folder / "registry" / "tables" / "schema.py"
-    text = schema.read_text()
+    version = folder / "registry" / "tables" / "version.py"
+    text = version.read_text()
     text = text.replace('REVISION: Final = "0001"', 'REVISION: Final = "0002"')
-    schema.write_text(text.replace("LEVEL: Final = 1", "LEVEL: Final = 2"))
+    version.write_text(text.replace("LEVEL: Final = 1", "LEVEL: Final = 2"))
     revision = folder / "migrations" / "versions" / "0002_later.py"
     revision.write_text(REVISION.format(statements=statements))
     return str(folder)

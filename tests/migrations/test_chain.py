@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from registry import DataLossError, RegistryError, Store
-from registry.tables import integrity, migrations, schema
+from registry.tables import integrity, migrations, schema, version
 from tests.tools import READY, ROOT, contents, environment, execute, query, run, sandbox
 
 
@@ -50,8 +50,8 @@ def test_every_revision_is_in_one_line_that_ends_in_ours() -> None:
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
     chain = [script.revision for script in scripts.walk_revisions()]
-    assert [schema.REVISION] == scripts.get_heads()
-    assert schema.LEVEL == len(chain)
+    assert [version.REVISION] == scripts.get_heads()
+    assert version.LEVEL == len(chain)
 
 
 def test_tables_are_strict_and_every_constraint_has_a_name(store: Store, path: str) -> None:
@@ -110,7 +110,7 @@ def test_the_developers_alembic_upgrades_a_registry(path: str) -> None:
     done = alembic("-x", f"db={path}", "upgrade", "head")
     assert 0 == done.returncode, done.stderr
     done = alembic("-x", f"db={path}", "current")
-    assert f"{schema.REVISION} (head)" in done.stdout
+    assert f"{version.REVISION} (head)" in done.stdout
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
         assert [] == store.check()
@@ -160,7 +160,7 @@ def test_creating_needs_no_package_on_the_command_line(path: str) -> None:
     )
     assert "[]" == out.strip()
     with closing(sqlite3.connect(path)) as connection:
-        assert (schema.APPLICATION_ID,) == connection.execute("PRAGMA application_id").fetchone()
+        assert (version.APPLICATION_ID,) == connection.execute("PRAGMA application_id").fetchone()
 
 
 @pytest.mark.parametrize("with_migrations", [False, True], ids=["without", "with"])

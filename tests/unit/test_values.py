@@ -25,7 +25,7 @@ from registry import (
 from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.model import cni
 from registry.model.status import TRANSITIONS
-from registry.tables import rows
+from registry.tables import queries
 from tests.tools import READY, ROOT, execute, ids, query, sandbox
 
 CONFIGS = sorted(Path(ROOT, "tests/data/containerd").glob("*.config.pb"))
@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_read_keeps_its_name_and_hurts_nobody(
 def test_a_prefixs_range_is_what_startswith_says() -> None:
     """Compared as bytes, from the prefix up to what UTF-8 does not have."""
     for prefix in ("a", "é", "\U0010ffff", "%"):
-        params = rows.prefix_params(prefix)
+        params = queries.prefix_params(prefix)
         for text in ("a", "ab", "b", "é", "éa", "\U0010ffff", "\U0010ffff\U0010ffff", "%", "&"):
             end = params["end"]
             assert isinstance(end, bytes)

@@ -1,0 +1,62 @@
+"""The generated SQL is what its definitions in SQLAlchemy Core say."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from itertools import chain, combinations
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine
+
+from registry.tables import encoding, generate, integrity, queries, schema, sql, statements
+from registry.tables.rows import STATUS_FIELDS
+
+
+def subsets(names: tuple[str, ...]) -> list[frozenset[str]]:
+    """Return every combination of *names*."""
+    sizes = range(len(names) + 1)
+    return [*map(frozenset, chain.from_iterable(combinations(names, size) for size in sizes))]
+
+
+def test_sql_module_is_what_make_sql_generates() -> None:
+    """Otherwise run `make sql`."""
+    assert Path(sql.__file__).read_text(encoding="utf-8") == generate.source()
+
+
+@pytest.mark.parametrize("labels", [0, 1, 2, 9])
+def test_list_query_equals_the_statement_of_core(labels: int) -> None:
+    """All combinations of filters."""
+    for filters in subsets(tuple(statements.LIST_FILTERS)):
+        expected = generate.text_of(statements.list_sandboxes(filters, labels))
+        assert expected == queries.list_sandboxes(filters, labels)
+
+
+def test_status_update_equals_the_statement_of_core() -> None:
+    """All combinations of fields that change; a new pid clears the recorded identity."""
+    for changed in subsets(STATUS_FIELDS):
+        identity = encoding.process_columns(None) if "pid" in changed else ()
+        columns = changed.union(identity, statements.AUDIT_FIELDS)
+        expected = generate.text_of(statements.update_status(columns))
+        assert expected == queries.update_status(columns)
+
+
+def test_history_query_equals_the_statement_of_core() -> None:
+    """All combinations of filters."""
+    for filters in subsets(("id", "limit")):
+        assert generate.text_of(statements.history(filters)) == queries.history(filters)
+
+
+def test_generated_schema_builds_what_core_builds() -> None:
+    """The same objects in SQLite, white space aside."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statement in sql.SCHEMA:
+            connection.execute(statement)
+        built = integrity.words(connection.execute(integrity.OBJECTS).fetchall())
+    engine = create_engine("sqlite://")
+    with engine.begin() as core:
+        schema.metadata.create_all(core)
+        rows = core.exec_driver_sql(integrity.OBJECTS).all()
+    engine.dispose()
+    assert built == integrity.words((str(key), str(text)) for key, text in rows)
