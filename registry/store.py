@@ -33,7 +33,7 @@ from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, check_function
 from registry.host import netns
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.model.metadata import Metadata, check_prefix
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import State, Status

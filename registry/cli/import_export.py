@@ -27,7 +27,7 @@ from registry.errors import (
 from registry.handles import additions
 from registry.handles.additions import Addition
 from registry.handles.sandbox import Sandbox
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.model.status import State, Status
 from registry.store import Store
 from registry.sync.interrupts import reraise_interrupt

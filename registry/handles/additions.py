@@ -8,7 +8,7 @@ from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, netns_at
 from registry.host import process
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.model.metadata import Metadata
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import Status

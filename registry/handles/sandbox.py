@@ -10,7 +10,7 @@ from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.session import Session, check_function
 from registry.host import namespaces, netns, process
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.host.netns import NetNS
 from registry.host.process import Process
 from registry.model.cni import CNIResult

@@ -20,8 +20,8 @@ from registry.handles import runtime_state
 from registry.handles.cache import Cache, Entry
 from registry.handles.runtime_state import Container, RuntimeState
 from registry.host import namespaces, process
-from registry.host.kernel import HostContext
-from registry.host.namespaces import NetNSIdentity
+from registry.host.context import HostContext
+from registry.model.identity import NetNSIdentity
 from registry.model.status import State
 from registry.model.validation import invalid
 from registry.sync.interrupts import reraise_interrupt

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from registry.errors import NetNSError
 from registry.host import kernel
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
+from registry.model.identity import NetNSIdentity
 from registry.sync import threads
 from registry.sync.interrupts import reraise_interrupt
 
@@ -32,53 +33,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-class NetNSIdentity(NamedTuple):
-    """Identity of a network namespace on one host, across boots."""
+def is_elsewhere(identity: NetNSIdentity, context: HostContext) -> bool:
+    """Return whether *identity* may still be mounted in the mount namespace that was recorded.
 
-    boot_id: str
-    number: int | None
-    """Kernel id (NS_GET_ID, or as SO_NETNS_COOKIE, the same); None: the kernel gives neither."""
-    inode: int
-    mount_ns: int | None
-    """The mount namespace in which it was seen."""
+    False if that is the mount namespace of *context*, and if the network namespace is known to be
+    gone.
+    """
+    if identity.mount_ns in {None, context.mount_ns}:
+        return False
+    exists = None
+    if identity.number is not None:
+        exists = kernel.namespace_exists(identity.number, kernel.CLONE_NEWNET, identity.inode)
+    # A reboot ends every mount namespace. A network namespace that exists contradicts a reboot.
+    is_other_boot = identity.is_of_other_boot(context.boot_id)
+    return exists is True if is_other_boot else exists is not False
 
-    def same_as(self, other: NetNSIdentity) -> bool:
-        """Return whether both are one namespace, as far as can be told (see `by_inode_only`).
 
-        A boot id that differs proves nothing by itself: containers of LXC and nspawn show another
-        one. Number and inode that are both the same outweigh it. An inode alone does not, since
-        every boot hands out the same ones.
-        """
-        if self.by_inode_only(other):
-            return self.inode == other.inode and not self._of_other_boot(other.boot_id)
-        if self.number != other.number:
-            return False
-        return self.inode == other.inode or not self._of_other_boot(other.boot_id)
-
-    def by_inode_only(self, other: NetNSIdentity) -> bool:
-        """Whether only the inode can tell the two apart, which the kernel may use again."""
-        return self.number is None or other.number is None
-
-    def is_elsewhere(self, context: HostContext) -> bool:
-        """Return whether it may still be mounted in the mount namespace in which it was seen.
-
-        False where that is the one of *context*, and where the namespace is known to be gone.
-        """
-        if self.mount_ns in {None, context.mount_ns}:
-            return False
-        exists = None
-        if self.number is not None:
-            exists = kernel.namespace_exists(self.number, kernel.CLONE_NEWNET, self.inode)
-        # A reboot ends every mount namespace; that the namespace exists contradicts a reboot.
-        return exists is True if self._of_other_boot(context.boot_id) else exists is not False
-
-    def was_seen_elsewhere(self, context: HostContext) -> bool:
-        """Return whether it was seen, on this boot, in another mount namespace than *context*."""
-        here = self.mount_ns in {None, context.mount_ns}
-        return not (here or self._of_other_boot(context.boot_id))
-
-    def _of_other_boot(self, boot_id: str) -> bool:
-        return bool(self.boot_id and boot_id) and self.boot_id != boot_id
+def was_observed_elsewhere(identity: NetNSIdentity, context: HostContext) -> bool:
+    """Return whether *identity* was observed, on this boot, in another mount namespace."""
+    here = identity.mount_ns in {None, context.mount_ns}
+    return not (here or identity.is_of_other_boot(context.boot_id))
 
 
 class Presence(Enum):
@@ -329,7 +303,7 @@ def is_at(
         raise NetNSError(f"{doing}: {observed.detail}", path=observed.path, errno=observed.errno)
     if identity is None or (observed.identity is not None and identity.same_as(observed.identity)):
         return observed.identity is not None
-    if identity.is_elsewhere(context):
+    if is_elsewhere(identity, context):
         ours = context.mount_ns or "unknown"
         another = ", another one" if observed.identity is not None else ""
         raise NetNSError(

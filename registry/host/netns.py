@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from registry.errors import ClosedNetNSError, NetNSError
 from registry.host import kernel, mounts
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.host.namespaces import (
-    NetNSIdentity,
     NetNSObservation,
     Presence,
     absent,
@@ -35,7 +34,9 @@ from registry.host.namespaces import (
     opened,
     own_identity,
     path_of,
+    was_observed_elsewhere,
 )
+from registry.model.identity import NetNSIdentity
 from registry.model.validation import check_path
 from registry.sync import threads
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
@@ -320,7 +321,9 @@ class _Removal(NamedTuple):
                 "namespace mounted; remove it by hand if it is left over",
                 errno.EEXIST,
             )
-        elsewhere = self.identity is not None and self.identity.was_seen_elsewhere(self.context)
+        elsewhere = self.identity is not None and was_observed_elsewhere(
+            self.identity, self.context
+        )
         if elsewhere and not self.own:
             return False
         for mount in mounts.elsewhere(fd):

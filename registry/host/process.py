@@ -27,27 +27,12 @@ from typing import Final, NamedTuple, Self
 
 from registry.errors import FailedPreconditionError, RegistryError, ResourceExhaustedError
 from registry.host import kernel
+from registry.host.context import HostContext
 from registry.host.descriptor import Descriptor
-from registry.host.kernel import HostContext
+from registry.model.identity import ProcessIdentity
 from registry.model.status import PID_MAX
 from registry.model.validation import check_integer
 from registry.sync.interrupts import reraise_interrupt
-
-
-class ProcessIdentity(NamedTuple):
-    """Identity of a process, as seen from one pid namespace and one time namespace.
-
-    Without inode and start time it could not be determined, and can be compared with no process.
-    """
-
-    pid: int
-    boot_id: str
-    pid_ns: int | None
-    time_ns: int | None
-    inode: int | None
-    """Inode of its pidfd; None where pidfds have no inodes of their own, or none was opened."""
-    start_time: int | None
-    """Clock ticks from the boot, as the time namespace counts them; None where /proc hides it."""
 
 
 class Liveness(Enum):
@@ -89,18 +74,13 @@ def identify(pid: int, context: HostContext) -> ProcessIdentity | None:
     if own and _own and _own[0].pid == pid and context.time_ns in {_own[0].time_ns, None}:
         return _own[0]
     identity = _identify(pid, context)
-    if own and identity is not None and is_determined(identity):
+    if own and identity is not None and identity.is_determined:
         _own[:] = [identity]
     return identity
 
 
 _own: Final[list[ProcessIdentity]] = []
 os.register_at_fork(after_in_child=_own.clear)
-
-
-def is_determined(identity: ProcessIdentity) -> bool:
-    """Return whether *identity* can be compared with that of a process."""
-    return identity.inode is not None or identity.start_time is not None
 
 
 def _identify(pid: int, context: HostContext) -> ProcessIdentity | None:
@@ -236,7 +216,7 @@ def _compare_by_proc(identity: ProcessIdentity, refusal: OSError) -> ProcessObse
 def _weigh(identity: ProcessIdentity, same: dict[str, bool]) -> ProcessObservation:
     """Return what the parts of the identity that could be compared say together."""
     pid = identity.pid
-    if not is_determined(identity):
+    if not identity.is_determined:
         detail = f"a process {pid} runs, but the identity of the recorded one is not known"
         return ProcessObservation(Liveness.UNSEEN, detail)
     if not same:

@@ -22,9 +22,10 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from registry.host import kernel, namespaces, process
-from registry.host.kernel import HostContext
-from registry.host.namespaces import NetNSIdentity, NetNSObservation, Presence
-from registry.host.process import START_TIME, Liveness, ProcessIdentity, ProcessObservation
+from registry.host.context import HostContext
+from registry.host.namespaces import NetNSObservation, Presence
+from registry.host.process import START_TIME, Liveness, ProcessObservation
+from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.sync.interrupts import reraise_interrupt
 
 SLACK: Final = 1.0

@@ -23,9 +23,10 @@ from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session
 from registry.host import namespaces, netns, process
-from registry.host.kernel import HostContext
-from registry.host.namespaces import NetNSIdentity, Observer
+from registry.host.context import HostContext
+from registry.host.namespaces import Observer
 from registry.host.process import Liveness, ProcessObservation
+from registry.model.identity import NetNSIdentity
 from registry.recovery import verdicts
 from registry.recovery.evidence import Evidence, HostInventory, process_evidence
 from registry.recovery.verdicts import Decision, Observation, Report, Verdict

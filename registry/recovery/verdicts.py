@@ -25,7 +25,7 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from registry.host import namespaces, netns, process
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.host.namespaces import NetNSObservation, Observer, Presence
 from registry.host.process import Liveness, ProcessObservation
 from registry.model.status import MESSAGE_MAX, State, Status

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter, le
 from typing import Any, Final, NamedTuple, get_args
 
-from registry.host import kernel
+from registry.host import context, kernel
 from registry.model.status import PID_MAX, State
 
 SHOWN: Final = 80
@@ -165,7 +165,7 @@ _RANGES: Final[tuple[tuple[Callable[[str], bool], Callable[[Any], object], str],
     ("state".__eq__, _STATES.__contains__, "a sandbox state"),
     ("host_network".__eq__, {0, 1}.__contains__, "0 or 1"),
     ("netns_path".__eq__, _is_path, "an absolute path"),
-    (lambda field: field.endswith("boot_id"), kernel.UUID.fullmatch, "a boot id"),
+    (lambda field: field.endswith("boot_id"), context.UUID.fullmatch, "a boot id"),
     (_PIDS.__contains__, range(PID_MAX + 1).__contains__, "a pid"),
     ("netns_inode".__eq__, kernel.INODES.stop.__gt__, "an inode of a namespace"),
     (_is_number, lambda number: number >= 0, "a positive number"),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from registry import cri
-from registry.host.namespaces import NetNSIdentity
-from registry.host.process import ProcessIdentity
 from registry.model import cni
+from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import Status
 

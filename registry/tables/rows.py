@@ -9,10 +9,9 @@ from typing import Any, Final, NamedTuple, get_type_hints
 
 from registry import cri
 from registry.errors import MetadataError
-from registry.host.namespaces import NetNSIdentity
-from registry.host.process import ProcessIdentity
 from registry.model import cni
 from registry.model.cni import CNIResult
+from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status
 from registry.sync.interrupts import reraise_interrupt

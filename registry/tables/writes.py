@@ -18,9 +18,8 @@ from registry.errors import (
     FailedPreconditionError,
     NameReservedError,
 )
-from registry.host import kernel
-from registry.host.namespaces import NetNSIdentity
-from registry.host.process import ProcessIdentity
+from registry.host import context
+from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import TIME_MAX, State, Status
 from registry.model.validation import check_integer
@@ -47,7 +46,7 @@ class Author:
         return {
             "changed_at": now + 1 if now == previous else now,
             "actor": self.actor,
-            "boot_id": kernel.boot_id() or None,
+            "boot_id": context.boot_id() or None,
         }
 
 

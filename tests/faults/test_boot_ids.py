@@ -17,7 +17,7 @@ import pytest
 
 from registry import NetNS, State, Status, Store, Verdict
 from registry.host import kernel
-from registry.host.kernel import BOOT_ID
+from registry.host.context import BOOT_ID, HostContext
 from tests import needs
 from tests.tools import (
     READY,
@@ -199,7 +199,7 @@ def test_a_namespace_that_is_at_no_path_here_still_exists(
 CONTAINER = """
     import os, subprocess, sys
     from registry import Metadata, State, Status, Store
-    from registry.host.kernel import HostContext
+    from registry.host.context import HostContext
     with Store.open(sys.argv[1]) as store:
         child = subprocess.Popen(["sleep", "1000"])
         store.add(Metadata("a", "a", None), Status(State.READY, pid=child.pid))
@@ -264,7 +264,7 @@ def test_a_process_of_the_host_is_not_called_dead_in_a_container(
         path,
         sleeper.pid,
     )
-    if not kernel.HostContext.current().in_initial_pid_ns:
+    if not HostContext.current().in_initial_pid_ns:
         pytest.skip("this is a container already")
     seen = open_under(tmp_path, BOOTS[1], "--mount --pid --fork --mount-proc")
     assert ("SANDBOX_READY", "") == seen.statuses["a"]

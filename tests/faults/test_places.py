@@ -16,7 +16,7 @@ import pytest
 
 from registry import NetNS, State, Status, Store, Verdict
 from registry.host import kernel
-from registry.host.kernel import BOOT_ID
+from registry.host.context import BOOT_ID
 from tests import needs
 from tests.tools import READY, environment, python, query, run, sandbox
 

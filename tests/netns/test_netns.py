@@ -20,8 +20,9 @@ import pytest
 
 from registry import ClosedNetNSError, InvalidArgumentError, NetNS, NetNSError
 from registry.host import kernel, namespaces
-from registry.host.kernel import HostContext
-from registry.host.namespaces import NetNSIdentity, Presence
+from registry.host.context import HostContext
+from registry.host.namespaces import Presence
+from registry.model.identity import NetNSIdentity
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import run
@@ -650,7 +651,7 @@ def test_a_look_sees_the_same_on_a_kernel_that_tells_less(made: NetNS, base_dir:
         """
         import errno, os, sys
         from registry.host import kernel, namespaces
-        from registry.host.kernel import HostContext
+        from registry.host.context import HostContext
         from tests.netns.seccomp import IOCTL, NAME_TO_HANDLE_AT, refuse
         directory = sys.argv[1]
         open(f"{directory}/file", "w").close()

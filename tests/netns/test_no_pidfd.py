@@ -11,8 +11,9 @@ import pytest
 
 from registry import Store, Verdict
 from registry.host import process
-from registry.host.kernel import HostContext
-from registry.host.process import Liveness, ProcessIdentity
+from registry.host.context import HostContext
+from registry.host.process import Liveness
+from registry.model.identity import ProcessIdentity
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import environment, python, run
@@ -26,7 +27,7 @@ from registry import (
     FailedPreconditionError, Metadata, Process, ResourceExhaustedError, State, Status, Store,
 )
 from registry.host import kernel, process
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.host.process import Liveness
 from tests.netns import seccomp
 
@@ -194,7 +195,7 @@ def test_a_process_recorded_without_proc_is_not_gone_where_its_pid_means_another
     """Without /proc nothing tells in which pid namespace it is recorded."""
     code = """
         from registry.host import process
-        from registry.host.kernel import HostContext
+        from registry.host.context import HostContext
         identity = process.identify(1, HostContext.current())
         print(repr(tuple(identity)), flush=True)
         input()

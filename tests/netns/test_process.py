@@ -22,8 +22,9 @@ from registry import (
     UpdateFunc,
 )
 from registry.host import kernel, process
-from registry.host.kernel import HostContext
-from registry.host.process import INODE, START_TIME, Liveness, ProcessIdentity
+from registry.host.context import HostContext
+from registry.host.process import INODE, START_TIME, Liveness
+from registry.model.identity import ProcessIdentity
 from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
@@ -179,7 +180,7 @@ def test_the_host_context_is_the_threads_own() -> None:
         """
         import threading
         from registry.host import kernel
-        from registry.host.kernel import HostContext
+        from registry.host.context import HostContext
         before, seen = HostContext.current(), []
         def elsewhere():
             kernel.unshare(0x20000 | 0x200)  # CLONE_NEWNS, CLONE_FS

@@ -381,7 +381,7 @@ def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None
         """
         import os, subprocess, sys
         from registry.host import kernel, namespaces
-        from registry.host.kernel import HostContext
+        from registry.host.context import HostContext
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
         subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)

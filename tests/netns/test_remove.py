@@ -17,8 +17,9 @@ import pytest
 
 from registry import NetNS, NetNSError, Sandbox, Store
 from registry.host import kernel
-from registry.host.kernel import HostContext
-from registry.host.namespaces import NetNSIdentity
+from registry.host.context import HostContext
+from registry.host.namespaces import is_elsewhere
+from registry.model.identity import NetNSIdentity
 from registry.recovery import verdicts
 from tests import needs
 from tests.netns.conftest import Sleeper
@@ -478,14 +479,14 @@ def test_in_a_chroot_an_empty_file_is_left_and_the_error_says_so(base_dir: str) 
         """
         import os, sys
         from registry import NetNSError
-        from registry.host import kernel, netns
+        from registry.host import context, kernel, netns
         kernel.unshare(0x20000)  # CLONE_NEWNS
         kernel.mount("", "/", "none", 0x44000)  # private
         os.mkdir(f"{sys.argv[1]}/proc")
         kernel.mount("/proc", f"{sys.argv[1]}/proc", "none", kernel.MS_BIND | kernel.MS_REC)
         os.mkdir(f"{sys.argv[1]}/netns")
         open(f"{sys.argv[1]}/netns/sr-x-1", "x").close()
-        kernel.HostContext.current()  # imports what is not in the chroot
+        context.HostContext.current()  # imports what is not in the chroot
         os.chroot(sys.argv[1])
         try:
             netns.remove("/netns/sr-x-1", None, own=True)
@@ -727,11 +728,11 @@ def test_from_an_unknown_mount_namespace_nothing_is_taken_for_closed() -> None:
     """Without /proc or a descriptor ours cannot be determined."""
     here = HostContext.current()
     identity = NetNSIdentity(here.boot_id, None, 7, here.mount_ns)
-    assert not identity.is_elsewhere(here)
-    assert identity.is_elsewhere(replace(here, mount_ns=None))
-    assert identity.is_elsewhere(replace(here, mount_ns=-1))
-    assert not identity._replace(mount_ns=None).is_elsewhere(replace(here, mount_ns=-1))
-    assert not identity._replace(boot_id=ELSEWHERE).is_elsewhere(replace(here, mount_ns=-1))
+    assert not is_elsewhere(identity, here)
+    assert is_elsewhere(identity, replace(here, mount_ns=None))
+    assert is_elsewhere(identity, replace(here, mount_ns=-1))
+    assert not is_elsewhere(identity._replace(mount_ns=None), replace(here, mount_ns=-1))
+    assert not is_elsewhere(identity._replace(boot_id=ELSEWHERE), replace(here, mount_ns=-1))
 
 
 def test_an_orphan_that_is_gone_by_then_is_not_removed(

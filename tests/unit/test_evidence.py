@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.host import kernel
-from registry.host.kernel import HostContext
+from registry.host.context import HostContext
 from registry.recovery.evidence import HostInventory
 
 

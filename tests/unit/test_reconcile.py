@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 
 from registry import State, Verdict
-from registry.host.kernel import HostContext
-from registry.host.namespaces import NetNSIdentity, NetNSObservation, Presence
+from registry.host.context import HostContext
+from registry.host.namespaces import NetNSObservation, Presence
 from registry.host.process import Liveness, ProcessObservation
+from registry.model.identity import NetNSIdentity
 from registry.recovery.evidence import Evidence, Weight
 from registry.recovery.verdicts import Observation, decide, report
 from registry.tables.rows import AnyRow, Row, StatusRow, load_status
