@@ -76,7 +76,6 @@ UNCLEAN = (
     # Below: of the documents and tools of the tests.
     "CHANGELOG.md",
     "Makefile",
-    "README.md",
     "docs/differences.md",
     "docs/guarantees.md",
     "docs/operators.md",
