@@ -1,14 +1,14 @@
-"""A thin runtime shim: the CRI's sandbox calls, answered out of a registry.
+"""Thin runtime shim: serves the sandbox calls of the CRI from a registry.
 
-    runtime      the CRI's requests and responses
-    validate     what a config may ask for
+    runtime      requests and responses of the CRI
+    validate     refuses, by field, what a config may not ask for
     pause        the process that holds a sandbox's namespaces
-    sandboxer    running, stopping, removing and recovering sandboxes
-    service      the calls, from messages to the Sandboxer and back
-    server       the unix socket
+    sandboxer    runs, stops, removes and recovers sandboxes
+    service      translates between messages and the Sandboxer
+    server       the gRPC server on a unix socket
     command      `sandbox-registry serve`
 
-It runs no containers and has no images, and a pod network is a namespace with nothing but its
-loopback: there is no CNI yet. All that it knows is in the registry; what it can do through the
-public names of `registry`, it does through them.
+It runs no containers and has no images. A pod network is a namespace with only a loopback device:
+CNI is not supported yet. The registry holds the whole state. The shim uses the public names of
+`registry` wherever they suffice.
 """

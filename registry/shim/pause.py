@@ -1,15 +1,14 @@
-"""The pause process: it holds a sandbox's namespaces, and when it ends the sandbox has ended.
+"""Pause process: holds the namespaces of a sandbox, which ends when the process ends.
 
-It is held back at first, and ends by itself if the server does before it lets it go. So a server
-that is killed between making it and recording its pid leaves nothing behind; and one that is killed
-later leaves a sandbox that goes on.
+The process is held until `Pause.release`, and ends if the server ends before that. So a server
+that is killed before it has recorded the pid leaves no process behind; if it is killed later, the
+sandbox keeps running.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +21,18 @@ from registry.shim.validate import is_host_network, options_of, refused_sysctl, 
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
-"""Ends at the end of its input, which comes when the server dies."""
+"""Shell command that waits for a line; it ends at end of file, that is, when the server dies."""
 PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 SETPRIV: Final = "setpriv"
-"""Sets user and groups; of util-linux."""
+"""Program of util-linux that sets user and groups."""
 
 
 class ForkedProcess(Process):
-    """A pause process that this process has forked, and reaps when it is closed."""
+    """Pause process that is a child of this process, which reaps it on `close`."""
 
     def close(self) -> None:
-        """Release the process, and reap it if it has ended. Idempotent."""
-        with contextlib.suppress(FailedPreconditionError):  # it is closed already
+        """Close the pidfd, and reap the process if it has ended. Idempotent."""
+        with contextlib.suppress(FailedPreconditionError):  # closed already
             reap(self)
         super().close()
 
@@ -43,50 +42,50 @@ def reap(process: Process) -> None:
 
     The library never does: it leaves the exit status to the process that forked the child.
     """
-    with suppress_os_errors():  # another process has forked it, or it is reaped already
+    with suppress_os_errors():  # no child of this process, or reaped already
         os.waitid(kernel.P_PIDFD, process.fileno(), os.WEXITED | os.WNOHANG)
 
 
 class Pause:
-    """A pause process that is held back until it is released."""
+    """Pause process that is held until `release`."""
 
     def __init__(self, process: Process, gate: int) -> None:
-        """Hold *process*, which reads from the pipe that is written to by *gate*."""
+        """Take *process*, whose standard input is the pipe that *gate* writes to."""
         self.process: Final = process
         self._gate = gate
 
     def release(self) -> None:
-        """Let it outlive the server.
+        """Release the process, which then outlives the server.
 
         Raises:
-            BrokenPipeError: it has ended.
+            BrokenPipeError: the process has ended.
         """
         os.write(self._gate, b"\n")
         self.close()
 
     def close(self) -> None:
-        """End it if it was not released; a second time does nothing."""
+        """End the process if it was not released. Idempotent."""
         gate, self._gate = self._gate, -1
         if gate != -1:
             os.close(gate)
 
 
 def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
-    """Make a pause process, held back, in *netns* (None: the host's) and namespaces of its own.
+    """Spawn a held pause process in *netns* and in UTS and IPC namespaces of its own.
 
-    Its environment says SANDBOX_ID=*id*, for who finds the process and not the record.
+    The environment variable SANDBOX_ID names the sandbox to an operator who finds the process.
 
     Args:
-        id: of the sandbox.
-        netns: in which the process lives.
-        config: as `validate.check` lets it through.
+        id: id of the sandbox.
+        netns: network namespace of the process; None is the host's.
+        config: config that `validate.check` has accepted.
     Raises:
         InvalidArgumentError: the kernel refuses a sysctl.
-        RegistryError: a namespace or the process cannot be made; nothing of it is left.
+        RegistryError: a namespace or the process cannot be created; none is left behind.
     """
 
     def inside() -> Pause:
-        # In a thread that ends afterwards: the child gets the namespaces of the thread.
+        # Runs in a thread that ends afterwards: the child inherits the namespaces of the thread.
         kernel.unshare(_flags(config))
         if config.hostname and not is_host_network(config):
             socket.sethostname(config.hostname)
@@ -105,22 +104,23 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
 
 
 def _flags(config: PodSandboxConfig) -> int:
-    """Return which namespaces of its own it gets, beside the network; UTS goes with that."""
+    """Return the CLONE_NEW* flags of the namespaces beside the network."""
     uts = 0 if is_host_network(config) else kernel.CLONE_NEWUTS
     return uts | (0 if options_of(config).ipc == NamespaceMode.NODE else kernel.CLONE_NEWIPC)
 
 
 def _command(config: PodSandboxConfig) -> list[str]:
-    """Return the command of the held process, which runs as the user that *config* names.
+    """Return the command line of the held process, which runs as the user that *config* names.
 
     Raises:
-        RegistryError: the program that changes the user is missing.
+        RegistryError: `setpriv` is missing.
     """
     held, context = ["/bin/sh", "-c", HELD], config.linux.security_context
     groups = ",".join(map(str, context.supplemental_groups))
     if not context.HasField("run_as_user") and not groups:
         return held
-    program = shutil.which(SETPRIV, path=PATH)
+    programs = [f"{folder}/{SETPRIV}" for folder in PATH.split(":")]
+    program = next((path for path in programs if os.access(path, os.X_OK)), None)
     if program is None:
         why = f"{SETPRIV}, which sets user and groups, is not in {PATH!r}; install util-linux"
         raise RegistryError(f"spawn pause process: {why}")
@@ -143,7 +143,7 @@ def _spawn_held(id: str, command: list[str]) -> Pause:
             ],
             setsid=True,
             setsigmask=[],
-            # Python ignores some, and whoever started us others: nohup does.
+            # Python ignores SIGPIPE, and a parent of ours may ignore others, as nohup does.
             setsigdef=signal.valid_signals(),
         )
         return Pause(_held(pid), write)

@@ -1,30 +1,30 @@
-"""Running, stopping, removing and recovering sandboxes.
+"""Runs, stops, removes and recovers sandboxes.
 
-Each is written down before it is done, so that after a crash `recover` can finish or undo it:
+Each step is recorded before it is taken. After a crash the next server finishes or undoes it:
 
     step                        record                     after a crash here
     --------------------------- -------------------------- -----------------------------------
     run     reserve the name    UNKNOWN, netns path        undone
             make the namespace                             undone
-            spawn pause, held                              undone; it has ended by itself
+            spawn pause, held                              undone; pause ended with the server
             record its pid      UNKNOWN, pid               undone
-            let it go                                      undone
+            release pause                                  undone
             done                READY, created_at          goes on
     stop    intent              NOTREADY, SandboxStopped   finished
             end pause, remove the namespace                finished
-            (if it has ended by itself, the intent stands in its message)
+            (of a sandbox that had exited before, the message records the intent)
     remove  intent              NOTREADY, SandboxRemoved   finished
             end pause, remove the namespace                finished
             done                none                       gone
 
-There are no locks. Who changes a sandbox's state first goes on, and a run that finds its sandbox
-stopped or removed meanwhile undoes what it has made.
+There are no locks: the first call that changes the state of a sandbox proceeds. A run that finds
+its sandbox stopped or removed meanwhile undoes its own steps.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,25 +56,25 @@ STOPPED: Final = "SandboxStopped"
 REMOVED: Final = "SandboxRemoved"
 FAILED: Final = "CreationFailed"
 EXITED: Final = "ProcessExited"
-"""Reasons; the last as reconcile has it."""
+"""Reasons of a status; the last is the one that reconcile sets."""
 STOPPED_TOO: Final = "; then it was stopped"
-"""The end of the message of a sandbox that was stopped when it had ended by itself."""
+"""Suffix of the message of a sandbox that was stopped after its process had exited."""
 MESSAGE_MAX: Final = 1024
-"""Characters of another's message that are kept."""
+"""Characters that are kept of an error's text or of an earlier message."""
 KILLED_WITHIN: Final = 10.0
-"""Seconds in which a process should end after SIGKILL; a frozen one ends when it is thawed."""
+"""Seconds to wait for the end of a process after SIGKILL; a frozen one ends when it is thawed."""
 AT_ONCE: Final = 0.0
-"""A deadline that has passed: for work that is tried again and again, and must hold up no other."""
+"""A deadline in the past, for work that is retried and must not delay other work."""
 
 Work = Callable[[Sandbox, float], None]
-"""Ends what is left of a sandbox until a deadline (monotonic seconds)."""
+"""Ends process and namespace of a sandbox before a deadline (monotonic seconds)."""
 
 
 class Sandboxer:
-    """The sandboxes of one store, as processes and namespaces of this host."""
+    """Runs the sandboxes of one store as processes and namespaces of this host."""
 
     def __init__(self, store: Store) -> None:
-        """Finish and undo what was left half done, and watch what runs."""
+        """Finish or undo the calls that a crash interrupted, and watch the running processes."""
         self._store: Final = store
         self._exits: Final = Exits(self._note_exits)
         try:
@@ -84,7 +84,7 @@ class Sandboxer:
             raise
 
     def close(self) -> None:
-        """Watch no more; the sandboxes go on, and the store stays open."""
+        """Stop watching; the sandboxes keep running, and the store stays open."""
         self._exits.close()
 
     # Running.
@@ -95,17 +95,18 @@ class Sandboxer:
         runtime_handler: str = "",
         wanted: Callable[[], bool] = lambda: True,
     ) -> str:
-        """Run a sandbox, and return its id; when this raises, nothing of it is left.
+        """Run a sandbox, and return its id.
 
-        Or is still being removed, where that failed too: the database may be locked.
+        When this raises, the steps so far have been undone. Where the undo failed too (the
+        database may be locked), it is retried in the background.
 
         Args:
-            config: of the pod.
-            runtime_handler: by which it is to be run.
-            wanted: whether the caller still waits; once it does not, this raises.
+            config: config of the pod.
+            runtime_handler: name of the handler that the client asks for; only "" exists.
+            wanted: returns whether the client still waits; the run fails once it does not.
         Raises:
-            NameReservedError: there is a sandbox of that name; `.holder` is its id.
-            InvalidArgumentError: *config* asks for what is not supported.
+            NameReservedError: a sandbox of that name exists; `.holder` is its id.
+            InvalidArgumentError: a field of *config* is not supported.
             RegistryError: a step failed.
         """
         if runtime_handler:
@@ -115,7 +116,7 @@ class Sandboxer:
         validate.check(config)
         name = name_of(config)
         path = "" if validate.is_host_network(config) else self._store.new_netns_path()
-        metadata = Metadata(secrets.token_hex(32), name, config, netns_path=path)
+        metadata = Metadata(os.urandom(32).hex(), name, config, netns_path=path)
         sandbox = self._store.add(metadata, Status(State.UNKNOWN))
         try:
             process = self._start(sandbox, config, wanted)
@@ -144,37 +145,39 @@ class Sandboxer:
         return held.process
 
     def _undo(self, sandbox: Sandbox) -> None:
-        """Take back a run that failed; again until it succeeds."""
+        """Undo a run that failed; a failed undo is retried in the background."""
         try:
-            self._take_back(sandbox, _killed_by())
+            self._undo_steps(sandbox, _killed_by())
         except RegistryError as error:
             log.warning("undo run of sandbox %r: %s; trying again", sandbox.id, error)
-            with suppress(FailedPreconditionError):  # closing: the next start undoes it
-                self._exits.retry(partial(self._take_back, sandbox, AT_ONCE))
-            # Until then it can be seen, with all there is to clean up, and removed.
+            with suppress(FailedPreconditionError):  # closing: the next server undoes the run
+                self._exits.retry(partial(self._undo_steps, sandbox, AT_ONCE))
+            # Until then clients can list the sandbox and remove it.
             with suppress(RegistryError):
                 sandbox.status.update(_failed(error))
 
-    def _take_back(self, sandbox: Sandbox, deadline: float) -> None:
-        # Anew, since more may be recorded; if it was removed, what was made after that is left.
+    def _undo_steps(self, sandbox: Sandbox, deadline: float) -> None:
+        # Read again, since the run may have recorded more. If the record was removed meanwhile, the
+        # handle still names the process and the namespace that the run made after that.
         with suppress(NotFoundError):
             sandbox = self._store.get(sandbox.id, include_unknown=True)
-        _take_away(sandbox, deadline)
+        _end_all(sandbox, deadline)
         sandbox.delete()
 
     # Stopping.
 
     def stop(self, id: str) -> None:
-        """Stop the sandbox with *id*, whole or a unique prefix; of none there is nothing to do.
+        """Stop the sandbox with *id*, a full id or a unique prefix; a missing one is stopped.
 
         Raises:
-            AmbiguousPrefixError, InvalidArgumentError: *id* is no one's.
-            RegistryError: something of it cannot be removed; try again.
+            AmbiguousPrefixError: several sandboxes have ids that begin with *id*.
+            InvalidArgumentError: *id* is empty.
+            RegistryError: process or namespace cannot be removed; retry.
         """
         self._close_down(id, _stopped)
 
     def remove(self, id: str) -> None:
-        """Stop the sandbox and delete it; as `stop`."""
+        """Stop the sandbox and delete its record; arguments and errors as for `stop`."""
         sandbox = self._close_down(id, _removed)
         if sandbox is not None:
             sandbox.delete()
@@ -185,9 +188,9 @@ class Sandboxer:
             try:
                 sandbox.status.update(intent)
             except InvalidArgumentError as error:
-                # Its status is damaged, so no other can follow. What runs is ended all the same.
+                # No status can follow a damaged one. Process and namespace are ended all the same.
                 log.warning("close down sandbox %r without recording it: %s", sandbox.id, error)
-            # Read again, since a run may have recorded more in between.
+            # Read again, since a run may have recorded more meanwhile.
             sandbox = self._store.get(sandbox.id, include_unknown=True)
         except NotFoundError:
             return None
@@ -195,11 +198,11 @@ class Sandboxer:
         return sandbox
 
     def _clean_up(self, sandbox: Sandbox, deadline: float) -> None:
-        exit_status = _take_away(sandbox, deadline)
+        exit_status = _end_all(sandbox, deadline)
         if sandbox.stored["pid"]:
             self._note_exit(sandbox, exit_status)
 
-    # What happens by itself.
+    # Exits and recovery.
 
     def _note_exits(self, exits: Sequence[Exit]) -> None:
         with self._store.transaction():
@@ -207,7 +210,7 @@ class Sandboxer:
                 self._note_exit(sandbox, exit_status)
 
     def _note_exit(self, sandbox: Sandbox, exit_status: int | None) -> None:
-        """Record it; what is known of it already stays, since a stop and the watch both see it."""
+        """Record the end of a process. Idempotent: a stop and the watcher both report an end."""
         now = time.time_ns()
 
         def ended(old: Status) -> Status:
@@ -223,15 +226,15 @@ class Sandboxer:
         try:
             sandbox.status.update(ended)
         except NotFoundError:
-            return  # it was removed
-        except InvalidArgumentError as error:  # its status is damaged; the other ends are recorded
+            return  # the sandbox was removed
+        except InvalidArgumentError as error:  # a damaged status; the other ends are recorded
             log.warning("record the end of sandbox %r: %s", sandbox.id, error)
 
     def _recover(self) -> None:
-        """Finish or undo what a crash has interrupted; one that fails does not stop the rest.
+        """Finish or undo each interrupted call; one that fails does not stop the rest.
 
-        All processes that have to end are killed first and then waited for together, so that frozen
-        ones take one deadline and not one each.
+        All processes that have to end are killed before the first is waited for, so that frozen
+        ones share one deadline.
         """
         unfinished = []
         for sandbox in self._store.list(include_unknown=True):
@@ -245,29 +248,32 @@ class Sandboxer:
         deadline = _killed_by()
         for sandbox, work in unfinished:
             self._finish(sandbox, work, deadline)
-        for path in self._store.reconcile(dry_run=True).orphans:
+        # Those that `open` has found; each is observed again before it is removed.
+        report = self._store.recovery or self._store.reconcile(dry_run=True)
+        for path in report.orphans:
             with _logged(f"remove orphan {path!r}"):
                 self._store.remove_orphans([path])
 
     def _recover_one(self, sandbox: Sandbox) -> Work | None:
-        """Watch a sandbox that runs; return what is to be done where process and namespace go."""
-        state, reason = sandbox.status_as_read.state, sandbox.status_as_read.reason
+        """Watch the process of a sandbox, or return the work that ends process and namespace."""
+        status = sandbox.status_as_read
+        state, reason = status.state, status.reason
         if state is State.UNKNOWN:
             return None  # another process is creating it
         if state is State.READY:
             self._watch(sandbox)
         elif self._never_ran(sandbox):
-            return self._take_back
+            return self._undo_steps
         elif reason == REMOVED:
             return self._clean_up_and_delete
-        elif reason == STOPPED or sandbox.status_as_read.message.endswith(STOPPED_TOO):
+        elif reason == STOPPED or status.message.endswith(STOPPED_TOO):
             return self._clean_up
         else:
             self._watch(sandbox)
         return None
 
     def _finish(self, sandbox: Sandbox, work: Work, deadline: float) -> None:
-        """Do *work* until *deadline*, and later again until it succeeds."""
+        """Do *work* before *deadline*; a failure is retried in the background."""
         try:
             work(sandbox, deadline)
         except RegistryError as error:
@@ -286,7 +292,7 @@ class Sandboxer:
             self._note_exit(sandbox, None)
 
     def _never_ran(self, sandbox: Sandbox) -> bool:
-        """Whether its run was interrupted, or failed and could not be undone."""
+        """Return whether the run was interrupted, or failed and was not undone."""
         return not sandbox.status_as_read.created_at and any(
             (change.from_state, change.to_state) == (State.UNKNOWN, State.NOTREADY)
             for change in self._store.history(sandbox.id)
@@ -294,7 +300,7 @@ class Sandboxer:
 
 
 def name_of(config: PodSandboxConfig) -> str:
-    """Return the name of the sandbox of a pod, by which there is only one at a time.
+    """Return the name of a pod's sandbox; the registry admits one sandbox of each name.
 
     Source: containerd internal/cri/server/helpers.go, makeSandboxName.
     """
@@ -303,13 +309,13 @@ def name_of(config: PodSandboxConfig) -> str:
 
 
 def _while(wanted: Callable[[], bool], **changes: object) -> Callable[[Status], Status]:
-    """Return an UpdateFunc that makes *changes*, and refuses once it was stopped or given up."""
+    """Return an UpdateFunc that makes *changes*, or raises if the run was stopped or cancelled."""
 
     def change(old: Status) -> Status:
         if old.state is not State.UNKNOWN:
-            raise FailedPreconditionError("run sandbox: it was stopped while it was being run")
+            raise FailedPreconditionError("run sandbox: it was stopped meanwhile")
         if not wanted():
-            raise FailedPreconditionError("run sandbox: nobody waits for it any more")
+            raise FailedPreconditionError("run sandbox: the client has cancelled the call")
         return replace(old, **changes)  # type: ignore[arg-type]
 
     return change
@@ -319,7 +325,7 @@ def _stopped(old: Status) -> Status:
     if old.state is State.NOTREADY:
         if old.reason in {STOPPED, REMOVED} or old.message.endswith(STOPPED_TOO):
             return old
-        # Why it ended goes on being the reason.
+        # The reason keeps saying why the process ended.
         return replace(old, message=old.message[:MESSAGE_MAX] + STOPPED_TOO)
     return replace(old, state=State.NOTREADY, reason=STOPPED, message="")
 
@@ -336,13 +342,13 @@ def _failed(error: RegistryError) -> Callable[[Status], Status]:
 
 
 def _ended_unseen(status: Status) -> bool:
-    """Whether it ran, and ended while nobody watched."""
+    """Return whether the process ended while no server ran."""
     return (status.state, status.exited_at) == (State.NOTREADY, 0) and status.created_at > 0
 
 
 @contextmanager
 def _logged(doing: str) -> Iterator[None]:
-    """Log an error of the body, after which the caller goes on with the other sandboxes."""
+    """Log an error of the body, so that the caller goes on with the other sandboxes."""
     try:
         yield
     except RegistryError as error:
@@ -350,20 +356,20 @@ def _logged(doing: str) -> Iterator[None]:
 
 
 def _killed_by() -> float:
-    """Return until when a process that is killed now should have ended (monotonic seconds)."""
+    """Return the deadline for the end of a process that is killed now (monotonic seconds)."""
     return time.monotonic() + KILLED_WITHIN
 
 
 def _kill(sandbox: Sandbox) -> None:
-    """Kill the pause process if there is one, and do not wait for its end."""
+    """Kill the pause process if there is one, without waiting for its end."""
     process = sandbox.open_process()
     if process is not None:
         with process:
             process.kill()
 
 
-def _take_away(sandbox: Sandbox, deadline: float) -> int | None:
-    """End pause process and namespace, as far as they are there; return its exit status."""
+def _end_all(sandbox: Sandbox, deadline: float) -> int | None:
+    """End pause process and namespace, as far as they exist; return the exit status if known."""
     process, exit_status = sandbox.open_process(), None
     if process is not None:
         with process:
@@ -373,16 +379,16 @@ def _take_away(sandbox: Sandbox, deadline: float) -> int | None:
 
 
 def _end(process: Process, deadline: float) -> int | None:
-    """Kill it, and return its exit status; reap it if this process has forked it.
+    """Kill *process*, reap it if it is a child of this process, and return its exit status.
 
     Raises:
-        RegistryError: it has not ended at *deadline* (monotonic seconds).
+        RegistryError: the process has not ended before *deadline* (monotonic seconds).
     """
     process.kill()
     if not process.wait(max(0.0, deadline - time.monotonic())):
         raise RegistryError(
-            f"end pause process {process.pid}: it was sent SIGKILL and has not ended; "
-            "thaw it if it is frozen, or see what it waits for"
+            f"end pause process {process.pid}: it has not ended after SIGKILL; "
+            f"thaw its cgroup if that is frozen, or inspect /proc/{process.pid}/stack"
         )
     exit_status = process.exit_status()
     pause.reap(process)

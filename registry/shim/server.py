@@ -1,4 +1,4 @@
-"""The unix socket, from the first call to SIGTERM."""
+"""gRPC server on a unix socket, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ log = logging.getLogger("registry.shim")
 
 CHANGES: Final = 48
 ANSWERS: Final = 16
-"""Calls at the same time: those that may wait for the database, and all others."""
+"""Threads for calls that change something, which may wait for the database, and for the others."""
 GRACE: Final = 5.0
-"""Seconds that calls under way have to end after a signal."""
+"""Seconds that calls in progress have to end after a signal."""
 MESSAGE_MAX: Final = 16 << 20
-"""Bytes; as containerd has it."""
+"""Bytes of a request; containerd's limit."""
 PATH_MAX: Final = 107
 """Bytes of the path of a unix socket (unix(7))."""
 STDERR: Final = 2
@@ -37,17 +37,18 @@ ENDS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(db: str, listen: str) -> None:
-    """Serve the CRI at *listen* (`unix:///path`), until SIGTERM or SIGINT; the sandboxes go on.
+    """Serve the CRI at *listen* until SIGTERM or SIGINT; the sandboxes keep running.
 
-    For the main thread of a process of its own: it takes what its limits allow, keeps inherited
-    descriptors from its children, and the signals stay blocked.
+    Call it in the main thread of a process of its own. It raises the soft limit of descriptors to
+    the hard one, marks inherited descriptors close-on-exec, and leaves the two signals blocked.
 
     Args:
-        db: the registry, which is made if there is none.
-        listen: where to serve.
+        db: path of the registry, which is created if it is missing.
+        listen: address of the socket, `unix:///path`.
     Raises:
-        InvalidArgumentError: *listen* is no unix socket.
-        FailedPreconditionError: another process serves there, or this registry; or it cannot be.
+        InvalidArgumentError: *listen* is no address of a unix socket.
+        FailedPreconditionError: another process serves this socket or this registry, or the
+            socket cannot be created.
         RegistryError: the registry cannot be opened.
     """
     path = _path_of(listen)
@@ -56,15 +57,15 @@ def serve(db: str, listen: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > STDERR:
-            with suppress_os_errors():  # the one by which they are listed
+            with suppress_os_errors():  # the descriptor that listed the directory is closed
                 fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     with (
         _claimed(f"{path}.lock", f"serve at {path!r}"),
-        # Beside the real file: it may have several names.
+        # Beside the real file, which symlinks may give several names.
         _claimed(f"{os.path.realpath(db)}-serve", f"serve registry {db!r}"),
         Store.open(db) as store,
     ):
-        # Before any thread is made, so that none is interrupted.
+        # Before the first thread starts: threads inherit the mask, so none gets the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
         with contextlib.closing(Sandboxer(store)) as sandboxer:
             _serve(store, sandboxer, path)
@@ -88,36 +89,36 @@ def _serve(store: Store, sandboxer: Sandboxer, path: str) -> None:
 
 
 def _bind(server: grpc.Server, path: str) -> None:
-    """Make the socket, with mode 0600."""
+    """Create the socket, with mode 0600."""
     before = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
     except RuntimeError as error:
-        raise FailedPreconditionError(f"serve at {path!r}: the socket cannot be made") from error
+        raise FailedPreconditionError(f"serve at {path!r}: the socket cannot be created") from error
     finally:
         os.umask(before)
 
 
 def _path_of(listen: str) -> str:
-    """Return the path of the socket; whatever gRPC would stumble over is refused."""
+    """Return the path of the socket; a path that gRPC would misread is refused."""
     path = listen.removeprefix("unix:")
     path = path.removeprefix("//") if path.startswith("//") else path
     why = ""
     if not listen.startswith("unix:") or not os.path.isabs(path) or path.endswith("/"):
-        why = "it is no unix socket such as unix:///run/sandbox-registry.sock"
+        why = "not the address of a unix socket, such as unix:///run/sandbox-registry.sock"
     elif not path.isprintable() or "%" in path:
-        why = "its path has a % or what is no printable UTF-8"
+        why = "the path contains % or characters that are not printable"
     elif len(os.fsencode(path)) > PATH_MAX:
-        why = f"its path has {len(os.fsencode(path))} bytes, over {PATH_MAX}"
+        why = f"the path has {len(os.fsencode(path))} bytes, more than {PATH_MAX}"
     elif os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
-        why = "something else than a socket is there"
+        why = "the file at the path is no socket"
     if why:
         raise InvalidArgumentError(f"serve at {listen!r}: {why}", field="listen", value=listen)
     return path
 
 
 def _refuse_living(path: str) -> None:
-    """Raise if anybody serves at *path*: gRPC would remove the socket of a living server too."""
+    """Raise if a process serves at *path*: gRPC would remove the socket of a living server too."""
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(path)
@@ -127,14 +128,14 @@ def _refuse_living(path: str) -> None:
     except OSError as error:
         reraise_interrupt(error)
         raise FailedPreconditionError(f"serve at {path!r}: {error.strerror}") from error
-    raise FailedPreconditionError(f"serve at {path!r}: another process does")
+    raise FailedPreconditionError(f"serve at {path!r}: another process does; stop it first")
 
 
 @contextlib.contextmanager
 def _claimed(path: str, doing: str) -> Iterator[None]:
-    """Keep other servers out by locking the file *path*, which is made and stays.
+    """Exclude other servers by a lock on the file *path*, which is created and kept.
 
-    The kernel drops the lock when we die, however that is.
+    The kernel releases the lock when this process ends, also by SIGKILL.
     """
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -148,7 +149,9 @@ def _claimed(path: str, doing: str) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             reraise_interrupt(error)
-            raise FailedPreconditionError(f"{doing}: another process does") from error
+            raise FailedPreconditionError(
+                f"{doing}: another process does; stop it first"
+            ) from error
         yield
     finally:
         os.close(fd)

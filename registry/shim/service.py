@@ -1,14 +1,13 @@
-"""The CRI's services: from requests to the Sandboxer, and from the registry to responses."""
+"""gRPC services of the CRI: translate requests into calls and records into responses."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -28,6 +27,7 @@ from registry import (
     ResourceExhaustedError,
     Sandbox,
     State,
+    Status,
     Store,
     UnavailableError,
 )
@@ -42,10 +42,10 @@ log = logging.getLogger("registry.shim")
 
 RUNTIME: Final = "runtime.v1.RuntimeService"
 IMAGE: Final = "runtime.v1.ImageService"
-"""Wire names. Ours would begin with the package of runtime.proto."""
+"""Service names on the wire; those of runtime.proto would begin with its own package."""
 
 DETAILS_MAX: Final = 2048
-"""Bytes of an error's text. gRPC writes up to three for each, and gives up at 8 KB."""
+"""Bytes of an error's text. gRPC escapes a byte by up to three, and refuses trailers of 8 KB."""
 
 _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
@@ -63,12 +63,12 @@ _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
 def services(
     store: Store, sandboxer: Sandboxer, changes: ThreadPoolExecutor
 ) -> list[grpc.GenericRpcHandler]:
-    """Return both services; what is not listed in them is UNIMPLEMENTED.
+    """Return the runtime and the image service; a method that they lack is UNIMPLEMENTED.
 
     Args:
-        store: to read from.
-        sandboxer: to change through.
-        changes: in which changes are made.
+        store: registry that the reading calls query.
+        sandboxer: runs, stops and removes sandboxes.
+        changes: thread pool of the calls that change something.
     """
     runtime = RuntimeService(store, sandboxer)
     return [
@@ -88,16 +88,19 @@ def _unary(
     answer: Callable[[Request, grpc.ServicerContext], Message],
     pool: ThreadPoolExecutor | None = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """Return a method that answers one request, or aborts with the code of what was raised.
+    """Return the handler of one method; an error of *answer* becomes its gRPC status code.
 
-    One that changes something has a *pool* of its own, where it may wait for the database without
-    keeping others from being answered.
+    Args:
+        request_type: message class of the request.
+        answer: computes the response.
+        pool: thread pool of a method that changes something. Such a method may wait for the
+            database there while the other methods are answered.
     """
 
     def call(request: Request, context: grpc.ServicerContext) -> Message:
         try:
             if not context.is_active():
-                raise FailedPreconditionError("nobody waits for it any more")
+                raise FailedPreconditionError("the client has cancelled the call")
             return answer(request, context)
         except RegistryError as error:
             code = next(code for kind, code in _CODES if isinstance(error, kind))
@@ -107,7 +110,7 @@ def _unary(
             raise
 
     if pool is not None:
-        # What gRPC has for this. Where it did not know it, all would share one pool again.
+        # An experimental attribute of grpcio. A version without it would use the common pool.
         call.experimental_thread_pool = pool  # type: ignore[attr-defined]
     return grpc.unary_unary_rpc_method_handler(
         call,
@@ -117,22 +120,21 @@ def _unary(
 
 
 def _shortened(text: str) -> str:
-    """Return *text* without its middle if it is too long for the trailers of a response."""
+    """Return *text*, without its middle if it is too long for the trailers of a response."""
     if len(text.encode(errors="replace")) <= DETAILS_MAX:
         return text
     return f"{text[: DETAILS_MAX // 8]} ... {text[-DETAILS_MAX // 8 :]}"
 
 
 class RuntimeService:
-    """runtime.v1.RuntimeService, as far as it is about sandboxes."""
+    """The sandbox methods of runtime.v1.RuntimeService."""
 
     def __init__(self, store: Store, sandboxer: Sandboxer) -> None:
-        """Read from *store*, and change through *sandboxer*."""
+        """Answer queries from *store*, and make changes through *sandboxer*."""
         self._store: Final = store
         self._sandboxer: Final = sandboxer
-        self._version: Final = version("sandbox-registry")
         self._damages: Final[set[str]] = set()
-        """Messages of damaged records that were logged."""
+        """Messages about damaged records that were logged already."""
 
     def methods(self, changes: ThreadPoolExecutor) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return each method by its name on the wire."""
@@ -153,7 +155,7 @@ class RuntimeService:
         return api.VersionResponse(
             version=request.version or "0.1.0",
             runtime_name="sandbox-registry",
-            runtime_version=self._version,
+            runtime_version=_version(),
             runtime_api_version="v1",
         )
 
@@ -162,7 +164,7 @@ class RuntimeService:
         for kind in ("RuntimeReady", "NetworkReady"):
             response.status.conditions.add(type=kind, status=True)
         if request.verbose:
-            response.info["registry"] = json.dumps(self._store.path)
+            response.info["registry"] = _json(self._store.path)
         return response
 
     def _run(
@@ -172,7 +174,7 @@ class RuntimeService:
             id = self._sandboxer.run(request.config, request.runtime_handler, context.is_active)
         except NameReservedError as error:
             name = name_of(request.config)
-            # Clients look for containerd's words.
+            # Clients parse containerd's wording.
             message = (
                 f'failed to reserve sandbox name "{name}": '
                 f'name "{name}" is reserved for "{error.holder}"'
@@ -195,17 +197,15 @@ class RuntimeService:
     ) -> api.PodSandboxStatusResponse:
         sandbox = self._store.get(request.pod_sandbox_id)
         config = sandbox.config or PodSandboxConfig()
-        _ = (
-            sandbox.status_as_read
-        )  # a state that cannot be read is an error here, and none in a list
-        told = api.PodSandboxStatus(**self._told(sandbox, config))
-        told.network.ip = sandbox.ip
+        fields = self._fields(sandbox, config, sandbox.status_as_read)
+        status = api.PodSandboxStatus(**fields)
+        status.network.ip = sandbox.ip
         for ip in sandbox.additional_ips or ():
-            told.network.additional_ips.add(ip=ip)
-        told.linux.namespaces.options.CopyFrom(options_of(config))
-        response = api.PodSandboxStatusResponse(status=told)
+            status.network.additional_ips.add(ip=ip)
+        status.linux.namespaces.options.CopyFrom(options_of(config))
+        response = api.PodSandboxStatusResponse(status=status)
         if request.verbose:
-            response.info["info"] = json.dumps(_info(sandbox))
+            response.info["info"] = _json(_info(sandbox))
         return response
 
     def _list(self, request: api.ListPodSandboxRequest, _: object) -> api.ListPodSandboxResponse:
@@ -215,67 +215,92 @@ class RuntimeService:
             why = f"list sandboxes: filter.state {state} is not a PodSandboxState"
             raise InvalidArgumentError(why, field="filter.state", value=state)
         try:
-            whole = self._store.get(wanted.id).id if wanted.id else None
+            id = self._store.get(wanted.id).id if wanted.id else None
         except (NotFoundError, AmbiguousPrefixError):
             return response
-        found = self._store.list(id=whole, labels=wanted.label_selector)
-        response.items.extend(self._item(each) for each in found if state in {None, _state(each)})
+        for sandbox in self._store.list(id=id, labels=wanted.label_selector):
+            fields = self._item(sandbox)
+            if state is None or fields["state"] == state:
+                response.items.add(**fields)
         return response
 
-    def _item(self, sandbox: Sandbox) -> api.PodSandbox:
-        """Return a sandbox as a list has it; of a damaged one what its columns tell."""
+    def _item(self, sandbox: Sandbox) -> dict[str, Any]:
+        """Return the fields of a list's item; those of a damaged record come from its columns."""
         try:
             config = sandbox.config or PodSandboxConfig()
-            _ = sandbox.status_as_read
+            return self._fields(sandbox, config, sandbox.status_as_read)
         except MetadataError as error:
             if str(error) not in self._damages:  # a kubelet lists once a second
                 self._damages.add(str(error))
                 log.warning("list sandboxes: %s", error)
-            config = _config_of(sandbox)
-        return api.PodSandbox(**self._told(sandbox, config))
+            return self._fields(sandbox, _config_of(sandbox), None)
 
-    def _told(self, sandbox: Sandbox, config: PodSandboxConfig) -> dict[str, Any]:
-        """Return what a list and a status have in common, of a damaged sandbox too."""
+    def _fields(
+        self, sandbox: Sandbox, config: PodSandboxConfig, status: Status | None
+    ) -> dict[str, Any]:
+        """Return the fields that PodSandbox and PodSandboxStatus have in common.
+
+        Args:
+            sandbox: record to translate.
+            config: its config, or the part of it that could be read.
+            status: its status; None if the record is damaged, whose columns are used then.
+        """
+        if status is None:
+            ready = sandbox.stored["state"] == str(State.READY)
+            created_at = sandbox.stored["created_at"]
+        else:
+            ready, created_at = status.state is State.READY, status.created_at
+        if not isinstance(created_at, int) or created_at <= 0:
+            created_at = self._added_at(sandbox)
         return {
             "id": _utf8(sandbox.id),
             "metadata": config.metadata,
-            "state": _state(sandbox),
-            "created_at": self._created_at(sandbox),
+            "state": api.SANDBOX_READY if ready else api.SANDBOX_NOTREADY,
+            "created_at": created_at,
             "labels": config.labels,
             "annotations": config.annotations,
             "runtime_handler": _utf8(sandbox.runtime_handler),
         }
 
-    def _created_at(self, sandbox: Sandbox) -> int:
-        """Return when it was created (ns), or when its record was made: clients take 0 for 1970."""
-        created_at = sandbox.stored["created_at"]
-        if isinstance(created_at, int) and created_at > 0:
-            return created_at
-        with contextlib.suppress(InvalidArgumentError):  # damaged as well, or its id is no text
+    def _added_at(self, sandbox: Sandbox) -> int:
+        """Return when the record was added (ns since the epoch), or 1 if that is unknown.
+
+        It stands for a missing time of creation: clients show 0 as 1970.
+        """
+        with contextlib.suppress(InvalidArgumentError):  # the id of a damaged record may be no text
             return next((change.at for change in self._store.history(sandbox.id, limit=1)), 1)
         return 1
 
 
-def _state(sandbox: Sandbox) -> api.PodSandboxState:
-    """Return the state in the CRI's terms; one that is not known here is not READY."""
-    ready = sandbox.stored["state"] == str(State.READY)
-    return api.SANDBOX_READY if ready else api.SANDBOX_NOTREADY
+@cache
+def _version() -> str:
+    """Return the version of this package; read at the first call, since that takes 20 ms."""
+    from importlib.metadata import version  # noqa: PLC0415
+
+    return version("sandbox-registry")
+
+
+def _json(value: object) -> str:
+    """Return *value* as JSON, for verbose information."""
+    import json  # noqa: PLC0415 - a server that is not asked for it starts without
+
+    return json.dumps(value)
 
 
 def _config_of(sandbox: Sandbox) -> PodSandboxConfig:
-    """Return the config of a damaged sandbox, or what its name tells of it."""
+    """Return the config of a damaged record, or one with the metadata that its name contains."""
     with contextlib.suppress(MetadataError):
         return sandbox.config or PodSandboxConfig()
     return PodSandboxConfig(metadata=_metadata_of(_utf8(sandbox.name)))
 
 
 def _utf8(text: object) -> str:
-    """Return the text of a column without what is not UTF-8, which a message cannot hold."""
+    """Return the text of a column; a message cannot hold characters that have no UTF-8."""
     return text.encode(errors="replace").decode() if isinstance(text, str) else ""
 
 
 def _metadata_of(name: str) -> PodSandboxMetadata:
-    """Return the pod that a sandbox's name, as `name_of` has made it, is of."""
+    """Return the pod's metadata that `name_of` has composed *name* from."""
     if not re.fullmatch(r"(.+_){3}[0-9]{1,9}", name):
         return PodSandboxMetadata(name=name)
     pod, namespace, uid, attempt = name.rsplit("_", 3)
@@ -283,7 +308,7 @@ def _metadata_of(name: str) -> PodSandboxMetadata:
 
 
 def _info(sandbox: Sandbox) -> dict[str, Any]:
-    """Return what crictl shows beneath a status; containerd's names where it has one."""
+    """Return the verbose information of a status; keys are containerd's where it has one."""
     status = sandbox.status_as_read
     return {
         "pid": status.pid,
@@ -298,7 +323,7 @@ def _info(sandbox: Sandbox) -> dict[str, Any]:
 
 
 def _is_closed(sandbox: Sandbox) -> bool | None:
-    """Whether the sandbox's own namespace is closed; None when it cannot be seen."""
+    """Return whether the sandbox's own namespace is closed; None when it cannot be observed."""
     try:
         return bool(sandbox.netns_path) and sandbox.netns is None
     except NetNSError:

@@ -1,11 +1,11 @@
-"""Validation of a PodSandboxConfig: what a sandbox here cannot have is refused, by field.
+"""Validation of a PodSandboxConfig: refuses, by field, what this runtime does not support.
 
 Rules:
 
-1. Everything is checked before anything is made or recorded.
-2. A field is honoured, or ignored because ignoring it changes nothing that a process which only
-   sleeps can do or suffer, or refused. docs/shim.md has the table of all fields.
-3. An enum value that is not known here is refused wherever it stands: nothing is guessed from it.
+1. The whole config is checked before a step is recorded or taken.
+2. A field is honoured, ignored, or refused. It is ignored only if it makes no difference to a
+   process that only sleeps. docs/shim.md has the table of all fields.
+3. An unknown enum value is refused in every field.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ ID_MAX: Final = 2**32 - 2
 """The highest user or group id: the number above it stands for "unchanged" (setresuid(2))."""
 MODES: Final = {
     "network": (NamespaceMode.POD, NamespaceMode.NODE),
-    # CONTAINER is what a kubelet sends by default: each container would get its own.
+    # A kubelet sends CONTAINER by default: each container gets a pid namespace of its own.
     "pid": (NamespaceMode.POD, NamespaceMode.CONTAINER, NamespaceMode.NODE),
     "ipc": (NamespaceMode.POD, NamespaceMode.NODE),
 }
-"""Modes that a sandbox can have, by kind of namespace."""
+"""Supported modes by kind of namespace."""
 DEFAULT_PROFILES: Final = frozenset({"", "runtime/default", "docker/default", "unconfined"})
-"""Values of seccomp_profile_path that name no profile of the node."""
-IPC_SYSCTLS: Final = re.compile(
+"""Values of seccomp_profile_path that name no file on the node."""
+IPC_SYSCTLS: Final = (
     r"kernel/(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced)|fs/mqueue/.+"
 )
-"""Sysctls that each IPC namespace has of its own (ipc_namespaces(7))."""
+"""Pattern of the sysctls that each IPC namespace has of its own (ipc_namespaces(7))."""
 CONTEXT: Final = "linux.security_context"
 OPTIONS: Final = f"{CONTEXT}.namespace_options"
 
 
 class Refusal(NamedTuple):
-    """A field, its value, and why it cannot have that value."""
+    """Refused field, its value, and the reason."""
 
     field: str
     value: object
     why: str
 
     def error(self) -> InvalidArgumentError:
-        """Return the error of a sandbox that is not run because of this field."""
+        """Return the error that refuses to run the sandbox."""
         message = f"run sandbox: {self.field} {self.value!r} {self.why}"
         return InvalidArgumentError(message, field=self.field, value=self.value)
 
 
 def options_of(config: PodSandboxConfig) -> NamespaceOption:
-    """Return whose namespaces the sandbox uses."""
+    """Return the namespace options of *config*."""
     return config.linux.security_context.namespace_options
 
 
@@ -72,10 +72,10 @@ def is_host_network(config: PodSandboxConfig) -> bool:
 
 
 def check(config: PodSandboxConfig) -> None:
-    """Raise unless a sandbox can be run exactly as *config* says.
+    """Raise unless a sandbox can be run exactly as *config* specifies.
 
     Raises:
-        InvalidArgumentError: it cannot; `.field` is the path of the field that is in the way.
+        InvalidArgumentError: a field is refused; `.field` is its path.
     """
     for refusal in _refusals(config):
         raise refusal.error()
@@ -84,7 +84,7 @@ def check(config: PodSandboxConfig) -> None:
 def _refusals(config: PodSandboxConfig) -> Iterator[Refusal]:
     context = config.linux.security_context
     if not config.metadata.name:
-        yield Refusal("metadata.name", "", "is empty; a sandbox is named after its pod")
+        yield Refusal("metadata.name", "", "is empty; set the name of the pod")
     yield from _unknown_enums(config)
     yield from _namespaces(context.namespace_options)
     yield from _user(context)
@@ -104,7 +104,7 @@ def _unknown_enums(config: PodSandboxConfig) -> Iterator[Refusal]:
 
 
 def _leaves(message: Message, parent: str = "") -> Iterator[tuple[str, FieldDescriptor, object]]:
-    """Yield path, descriptor and value of each field that is set and holds no message."""
+    """Yield path, descriptor and value of each set field that holds no message."""
     for field, value in message.ListFields():
         path = f"{parent}{field.name}"
         if field.message_type is None or field.message_type.GetOptions().map_entry:
@@ -119,25 +119,25 @@ def _namespaces(options: NamespaceOption) -> Iterator[Refusal]:
         mode: NamespaceMode = getattr(options, kind)
         if mode not in possible:
             names = " or ".join(map(NamespaceMode.Name, possible))
-            why = f"is not supported: there are no containers here; use {names}"
+            why = f"is not supported, since there are no containers; use {names}"
             yield Refusal(f"{OPTIONS}.{kind}", NamespaceMode.Name(mode), why)
     if options.target_id:
-        why = "names a container, and there are none here"
+        why = "names a container; this runtime has none"
         yield Refusal(f"{OPTIONS}.target_id", options.target_id, why)
     users, at = options.userns_options, f"{OPTIONS}.userns_options"
     if options.HasField("userns_options") and users.mode != NamespaceMode.NODE:
-        why = "is not supported: a sandbox here uses the user namespace of the node; use NODE"
+        why = "is not supported: sandboxes use the user namespace of the node; use NODE"
         yield Refusal(f"{at}.mode", NamespaceMode.Name(users.mode), why)
     for field in ("uids", "gids"):
         for ids in getattr(users, field):
             mapping = f"{ids.container_id} {ids.host_id} {ids.length}"
-            why = "maps ids of a user namespace, and a sandbox here has none of its own"
+            why = "maps ids of a user namespace; sandboxes have none of their own"
             yield Refusal(f"{at}.{field}", mapping, why)
 
 
 def _user(context: LinuxSandboxSecurityContext) -> Iterator[Refusal]:
     if context.HasField("run_as_group") and not context.HasField("run_as_user"):
-        why = "means nothing without run_as_user"
+        why = "has no effect without run_as_user; set that too"
         yield Refusal(f"{CONTEXT}.run_as_group", context.run_as_group.value, why)
     ids = [("supplemental_groups", id) for id in context.supplemental_groups]
     ids += [(name, getattr(context, name).value) for name in ("run_as_user", "run_as_group")]
@@ -150,18 +150,18 @@ def _confinement(context: LinuxSandboxSecurityContext) -> Iterator[Refusal]:
     yield from _profile("seccomp", context.seccomp)
     yield from _profile("apparmor", context.apparmor)
     if context.seccomp_profile_path not in DEFAULT_PROFILES:
-        why = "is not supported: no profile of the node is loaded here"
+        why = "is not supported: profiles of the node are not loaded"
         yield Refusal(f"{CONTEXT}.seccomp_profile_path", context.seccomp_profile_path, why)
     for path, _, value in _leaves(context.selinux_options, f"{CONTEXT}.selinux_options."):
-        yield Refusal(path, value, "is not supported: no SELinux label is set here")
+        yield Refusal(path, value, "is not supported: SELinux labels are not set")
     if context.readonly_rootfs:
-        why = "is not supported: a sandbox here has no root file system of its own"
+        why = "is not supported: sandboxes have no root file system of their own"
         yield Refusal(f"{CONTEXT}.readonly_rootfs", value=True, why=why)
 
 
 def _profile(name: str, profile: SecurityProfile) -> Iterator[Refusal]:
     if profile.profile_type == ProfileType.Localhost or profile.localhost_ref:
-        why = "is not supported: no profile of the node is loaded here"
+        why = "is not supported: profiles of the node are not loaded"
         yield Refusal(f"{CONTEXT}.{name}.localhost_ref", profile.localhost_ref, why)
 
 
@@ -173,10 +173,10 @@ def _hostname(config: PodSandboxConfig) -> Iterator[Refusal]:
 
 
 def _ports(config: PodSandboxConfig) -> Iterator[Refusal]:
-    """Yield the ports that would be forwarded; on the host network none needs to be."""
+    """Yield the ports that need forwarding; on the host network none does."""
     for port in () if is_host_network(config) else config.port_mappings:
         if port.host_port:
-            why = "is not supported: no port of the node is forwarded into a sandbox here"
+            why = "is not supported: ports of the node are not forwarded"
             yield Refusal("port_mappings.host_port", port.host_port, why)
 
 
@@ -187,7 +187,7 @@ def sysctls(config: PodSandboxConfig) -> Iterator[tuple[str, str, str]]:
     """Yield path below /proc/sys, name and value of each sysctl.
 
     Raises:
-        InvalidArgumentError: one would change the host.
+        InvalidArgumentError: a sysctl would change the host.
     """
     wanted: Mapping[str, str] = config.linux.sysctls
     for key, value in sorted(wanted.items()):
@@ -199,7 +199,7 @@ def sysctls(config: PodSandboxConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def refused_sysctl(key: str, why: str) -> InvalidArgumentError:
-    """Return the error of a sandbox that is not run because of the sysctl *key*."""
+    """Return the error that refuses the sysctl *key*."""
     message = f"run sandbox: sysctl {key!r} {why}"
     return InvalidArgumentError(message, field="linux.sysctls", value=key)
 
@@ -219,4 +219,4 @@ def _is_own(name: str, config: PodSandboxConfig) -> bool:
     if parts[0] == "net" or name == "kernel/domainname":
         return not is_host_network(config)
     own_ipc = options_of(config).ipc != NamespaceMode.NODE
-    return own_ipc and IPC_SYSCTLS.fullmatch(name) is not None
+    return own_ipc and re.fullmatch(IPC_SYSCTLS, name) is not None

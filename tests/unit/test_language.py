@@ -59,7 +59,6 @@ UNCLEAN = (
     "registry/host/",
     "registry/model/",
     "registry/recovery/",
-    "registry/shim/",
     "registry/store.py",
     "registry/sync/",
     "registry/tables/",
