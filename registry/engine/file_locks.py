@@ -75,10 +75,14 @@ def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
 
 
 def process_name(pid: int) -> str:
-    """Return the name of process *pid* in parentheses after a space; "" where it is not told."""
+    """Return the name of process *pid* in parentheses after a space, and whether it is stopped.
+
+    Return "" where /proc does not show the process.
+    """
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f" ({file.read().strip()})"
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            name, _, rest = file.read().partition("(")[2].rpartition(")")
     except OSError as error:
         reraise_interrupt(error)
         return ""
+    return f" ({name}, stopped)" if rest.split()[0] in {"T", "t"} else f" ({name})"

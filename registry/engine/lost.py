@@ -29,7 +29,8 @@ def require_beginnable(path: str, *, create: bool) -> None:
         raise DataLossError(
             f"{doing}: {what}, but there was a registry: beside it {' and '.join(proofs)}; bring "
             "the database back (mount its disk, restore a backup); or, to begin a new registry, "
-            f"first move these files away together: {there}",
+            f"first move these files away together: {there} "
+            "(docs/operators.md, 'There was a registry')",
             path=path,
         )
     if not create:

@@ -79,6 +79,19 @@ def test_every_link_leads_somewhere() -> None:
                 assert Path(ROOT, document).parent.joinpath(target).exists(), target
 
 
+def test_every_section_that_an_error_names_exists() -> None:
+    """Errors lead to docs/operators.md, some of them to a section of it."""
+    document = Path(ROOT, "docs/operators.md").read_text(encoding="utf-8")
+    named = [
+        section
+        for source in Path(ROOT, "registry").rglob("*.py")
+        for section in re.findall(r"docs/operators\.md, '([^']+)'", source.read_text("utf-8"))
+    ]
+    assert named
+    for section in named:
+        assert f'## "{section}"' in document
+
+
 def test_the_figures_in_the_documents_are_those_that_were_measured() -> None:
     """Word for word: nobody has changed one by hand."""
     document = Path(ROOT, "docs", "performance.md").read_text(encoding="utf-8")

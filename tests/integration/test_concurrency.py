@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -239,6 +240,19 @@ def test_past_the_deadline_the_holding_process_is_named(open_store: OpenStore, p
             say(child)
             assert 1 == waiting.result().exited_at
         assert "done" == line(child)
+
+
+def test_the_error_says_that_the_lock_holder_is_stopped(open_store: OpenStore, path: str) -> None:
+    """A stopped process (Ctrl-Z, a debugger) keeps the lock until it is resumed or killed."""
+    impatient = open_store(timeout=0.2)
+    handle = impatient.add(sandbox("a"), READY)
+    with running(HOLDER, path) as child:
+        assert "inside" == line(child)
+        child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)
+        with pytest.raises(UnavailableError, match="stopped") as caught:
+            handle.status.update(more)
+        assert f"process {child.pid} (python" in caught.value.holder
 
 
 def test_a_holder_that_is_killed_lets_the_next_one_in(store: Store, path: str) -> None:

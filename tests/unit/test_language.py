@@ -77,7 +77,6 @@ UNCLEAN = (
     "Makefile",
     "docs/differences.md",
     "docs/guarantees.md",
-    "docs/operators.md",
     "docs/schema.md",
     "pyproject.toml",
     "tests/docs/",
