@@ -259,7 +259,7 @@ def _labels(ctx: typer.Context, texts: Sequence[str]) -> dict[str, str]:
 
 def _unreadable(sandbox: Sandbox) -> Iterator[str]:
     """Yield why what is stored of it cannot be read."""
-    for part in ("seen", "metadata"):
+    for part in ("status_as_read", "metadata"):
         try:
             getattr(sandbox, part)
         except MetadataError as error:
