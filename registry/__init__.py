@@ -46,8 +46,8 @@ from registry.errors import (
 from registry.handles.exit_watcher import Exit, Exits
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.sandbox import Sandbox
+from registry.host.held_process import Process
 from registry.host.netns import NetNS
-from registry.host.process import Process
 from registry.model.cni import DNS, CNIResult, Interface, IPConfig, Route
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status, StatusStorage, UpdateFunc

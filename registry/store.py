@@ -45,7 +45,8 @@ from registry.model.validation import (
     check_text,
     invalid,
 )
-from registry.recovery.reconcile import ContainerLoader, load_containers, remove_orphans, run
+from registry.recovery.orphans import remove_orphans
+from registry.recovery.reconcile import ContainerLoader, load_containers, run
 from registry.recovery.verdicts import Report
 from registry.tables import migrations, queries, sql, writes
 from registry.tables.inspection import inspect

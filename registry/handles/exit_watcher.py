@@ -31,7 +31,7 @@ from registry.errors import (
 )
 from registry.handles.sandbox import Sandbox
 from registry.host.descriptor import Descriptor
-from registry.host.process import Process
+from registry.host.held_process import Process
 from registry.model.validation import invalid
 from registry.sync import threads
 from registry.sync.interrupts import is_interrupt, reraise_interrupt

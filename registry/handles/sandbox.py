@@ -11,8 +11,8 @@ from registry.handles.runtime_state import Container, StopCh
 from registry.handles.session import Session, check_function
 from registry.host import namespaces, netns, process
 from registry.host.context import HostContext
+from registry.host.held_process import Process
 from registry.host.netns import NetNS
-from registry.host.process import Process
 from registry.model.cni import CNIResult
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status, StatusStorage, UpdateFunc, validate

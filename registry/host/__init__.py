@@ -1,10 +1,13 @@
-"""What is asked of, and done to, the host.
+"""Observation of the host, and its network namespaces and processes.
 
 descriptor    file descriptors that several threads share
 kernel        system calls that Python lacks
 context       boot and namespaces of the observer
+namespaces    observation of network namespaces at paths
+inventory     namespaces in which the processes of the host live
 mounts        mounts on a file in other mount namespaces
-namespaces    network namespaces at paths, without side effects
 netns         network namespaces: created, entered and removed
-process       the process that a pid names
+pidfd         pidfds, and the entry of a process in /proc
+process       identity of the process that a pid names
+held_process  Process: a process held by a pidfd
 """

@@ -45,7 +45,8 @@ _STATX: Final = struct.Struct("=32xQQ88xII112x")
 """struct statx: inode and size, major and minor number of the device."""
 FILEID_NSFS: Final = 0xF1  # linux/exportfs.h
 FD_NSFS_ROOT: Final = -10003  # linux/fcntl.h
-CAP_SYS_ADMIN: Final = 21  # linux/capability.h
+CAP_SYS_PTRACE: Final = 19  # linux/capability.h
+CAP_SYS_ADMIN: Final = 21
 _HANDLE: Final = struct.Struct("=IiQII")
 """struct file_handle of a namespace: bytes of what follows its type, which is struct
 nsfs_file_handle: number, type, inode."""
@@ -157,14 +158,23 @@ def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
 def _is_privileged() -> bool:
     """Return whether the calling thread has CAP_SYS_ADMIN in the initial user namespace."""
     try:
-        with open("/proc/thread-self/status", encoding="utf-8", errors="replace") as file:
-            effective = next(line for line in file if line.startswith("CapEff:")).split()[1]
         with open("/proc/thread-self/uid_map", encoding="ascii") as file:
             initial = file.read().split() == ["0", "0", str(2**32 - 1)]
+    except OSError as error:
+        reraise_interrupt(error)
+        return False
+    return initial and has_capability(CAP_SYS_ADMIN)
+
+
+def has_capability(number: int) -> bool:
+    """Return whether the capability is in effect for the calling thread; False if unknown."""
+    try:
+        with open("/proc/thread-self/status", encoding="utf-8", errors="replace") as file:
+            effective = next(line for line in file if line.startswith("CapEff:")).split()[1]
+        return bool(int(effective, 16) >> number & 1)
     except (OSError, StopIteration, ValueError) as error:
         reraise_interrupt(error)
         return False
-    return initial and bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
 
 
 def pid_of_inode(inode: int) -> int:

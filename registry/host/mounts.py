@@ -1,7 +1,7 @@
 """Mounts on a file in other mount namespaces, as far as /proc shows their processes.
 
-A file that is a mount point in another mount namespace looks like any other from here, and removing
-it unmounts there whatever is mounted on it.
+A file that is a mount point in another mount namespace looks like any other file from here.
+Removing it unmounts what is mounted on it there.
 """
 
 from __future__ import annotations
@@ -12,46 +12,55 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from registry.host import inventory
+from registry.host.inventory import Scan
 from registry.sync.interrupts import reraise_interrupt
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
-"""A space, tab, newline or backslash, as mountinfo has it (proc_pid_mountinfo(5))."""
+"""A space, tab, newline or backslash, as mountinfo escapes it (proc_pid_mountinfo(5))."""
 
 _NET: Final = re.compile(rb"net:\[([0-9]+)\]")
-"""A network namespace that is mounted, by its inode."""
+"""Root of a mounted network namespace, with its inode."""
 
 _UNSEEN: Final = {errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM}
 
 
 class _Mount(NamedTuple):
-    """A line of mountinfo, as far as it is needed."""
+    """Fields of a line of mountinfo.
+
+    Attributes:
+        parent: id of the mount on which it is mounted.
+        device: device of the file system.
+        root: directory or file of the file system that is mounted.
+        point: mount point, relative to the root directory of the process.
+    """
 
     parent: int
     device: bytes
     root: bytes
-    """What of the file system is mounted."""
     point: bytes
-    """Where, as its processes see it."""
 
     def place(self, path: bytes) -> tuple[bytes, bytes]:
-        """Return which file of which device *path* is, which lies below the mount point."""
+        """Return the device and the path in its file system of *path*, below the mount point."""
         return self.device, os.path.join(self.root, path[len(self.point) :].lstrip(b"/"))
 
 
 class Elsewhere(NamedTuple):
-    """A mount on a file in another mount namespace."""
+    """Mount on a file in another mount namespace.
+
+    Attributes:
+        path: path through the root directory of a process; another mount may cover it.
+        net_inode: inode of the mounted network namespace; None if something else is mounted.
+    """
 
     path: str
-    """Leads there through the root of a process; a mount on a directory above may cover it."""
     net_inode: int | None
-    """Inode of the network namespace that is mounted; None if something else is."""
 
 
 def elsewhere(fd: int) -> list[Elsewhere]:
     """Return the mounts on the file open as *fd* in other mount namespaces.
 
-    A mount namespace of which no process is visible is left out: an empty list does not prove that
-    there is none.
+    A mount namespace without a visible process is left out, so an empty list proves nothing.
 
     Raises:
         OSError: /proc is not mounted, no descriptor is left, or /proc does not show the mount in
@@ -64,13 +73,7 @@ def elsewhere(fd: int) -> list[Elsewhere]:
         raise OSError(errno.ENODEV, "its mount is not in mountinfo; is this a chroot?")
     place = mount.place(os.readlink(f"/proc/thread-self/fd/{fd}".encode()))
     found: list[Elsewhere] = []
-    for pid in _one_of_each_other_namespace():
-        try:
-            mounts = _mounts(pid)
-        except OSError as error:
-            reraise_interrupt(error)
-            _require_unseen(error)
-            continue
+    for pid, mounts in _of_other_namespaces(inventory.scan_processes()):
         for each in mounts.values():
             parent = mounts.get(each.parent)
             if parent is not None and parent.place(each.point) == place:
@@ -80,19 +83,21 @@ def elsewhere(fd: int) -> list[Elsewhere]:
     return found
 
 
-def _one_of_each_other_namespace() -> Iterator[str]:
-    """Yield a pid of each mount namespace but ours."""
-    seen = {os.readlink("/proc/thread-self/ns/mnt")}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-        except OSError as error:
-            reraise_interrupt(error)
-            _require_unseen(error)
-            continue
-        if namespace not in seen:
-            seen.add(namespace)
-            yield pid
+def _of_other_namespaces(scan: Scan) -> Iterator[tuple[int, dict[int, _Mount]]]:
+    """Yield a process of each mount namespace except ours, with the mounts that it sees."""
+    for error in scan.hidden.values():
+        _require_unseen(error)
+    ours = os.stat("/proc/thread-self/ns/mnt").st_ino
+    for inode, pids in scan.pids["mnt"].items():
+        for pid in pids if inode != ours else ():
+            try:
+                mounts = _mounts(str(pid))
+            except OSError as error:  # the process has ended: another one shows the same mounts
+                reraise_interrupt(error)
+                _require_unseen(error)
+            else:
+                yield pid, mounts
+                break
 
 
 def _require_unseen(error: OSError) -> None:

@@ -1,12 +1,11 @@
-"""Finding out, on this host, what became of the sandboxes, and writing it down.
+"""Reconcile: read all sandboxes, observe them, decide, and mark in one transaction.
 
-What a look means is judged in `reconcile`. Here is the rest: containers, the transaction that marks
-what is gone, and namespaces that nobody owns.
+No lock is held while the host is observed. A sandbox that another process changes between the
+observation and the transaction is observed and decided on again.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,19 +15,20 @@ from typing import Any, Final, NamedTuple
 from registry.errors import (
     FailedPreconditionError,
     MetadataError,
-    NetNSError,
     ResourceExhaustedError,
 )
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session
-from registry.host import namespaces, netns, process
+from registry.host import process
 from registry.host.context import HostContext
+from registry.host.inventory import HostInventory
 from registry.host.namespaces import Observer
 from registry.host.process import Liveness, ProcessObservation
-from registry.model.identity import NetNSIdentity
-from registry.recovery import verdicts
-from registry.recovery.evidence import Evidence, HostInventory, process_evidence
+from registry.recovery import observations, verdicts
+from registry.recovery.evidence import Evidence
+from registry.recovery.observations import process_evidence
+from registry.recovery.orphans import find_orphans
 from registry.recovery.verdicts import Decision, Observation, Report, Verdict
 from registry.sync.interrupts import is_interrupt, reraise_interrupt
 from registry.tables import rows, sql, writes
@@ -37,16 +37,16 @@ from registry.tables.rows import AnyRow, Row, StatusRow
 log = logging.getLogger("registry")
 
 ROUNDS: Final = 5
-"""How often a sandbox that others keep changing is looked at again."""
+"""Number of times that a sandbox is observed while other processes keep changing it."""
 
 PORTION: Final = 50
-"""Sandboxes that are marked at a time when not all of them fit on the disk at once."""
+"""Sandboxes marked per transaction if the disk has no space for all of them at once."""
 
 ContainerLoader = Callable[[Sandbox], Container | None]
 
 
 def load_containers(session: Session, loader: ContainerLoader) -> None:
-    """Give each sandbox the container that *loader* knows; one failure does not stop the rest."""
+    """Attach the container that *loader* returns to each sandbox; one failure stops no other."""
     with session.reading("load containers") as reading:
         found = reading.fetch(sql.ROWS, {})
     for row in found:
@@ -60,58 +60,79 @@ def load_containers(session: Session, loader: ContainerLoader) -> None:
 
 
 def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
-    """Look at every sandbox, mark what is gone unless *dry_run*, and report.
-
-    What somebody else changed between the look and the mark is looked at again.
-    """
+    """Observe every sandbox, mark those that are gone unless *dry_run*, and report."""
     doing = "reconcile"
-    context = HostContext.current()
+    inventory = HostInventory(HostContext.current())
     commit = session.latest_commit(doing)
     with session.reading(doing) as reading:
         pending: Iterable[AnyRow] = _AsRead(
-            unknown=reading.fetch(sql.UNKNOWNS, {}),
-            others=reading.fetch(sql.PAST_UNKNOWN, {}),
+            unknown=reading.fetch(sql.UNKNOWNS, {}), others=reading.fetch(sql.PAST_UNKNOWN, {})
         )
     directories: set[str] = set()
-    found: dict[int, Verdict] = {}
-    judged: dict[int, Decision] = {}
-    changed: set[int] = set()
-    inventory = HostInventory(context)
+    results = _Results({}, {}, set())
     for _ in range(ROUNDS):
         observed = _observe_all(session, pending, inventory, reading.watermark, directories)
         evidence = _evidence_of_creators(session, inventory)
-        asked = []
-        for decision in verdicts.decide(observed, context, session.author.clock(), evidence):
-            creation = decision.row.creation
-            found[creation] = decision.verdict
-            if decision.reported:
-                judged[creation] = decision
-            else:  # of which there are many
-                judged.pop(creation, None)
-            if decision.marks:
-                asked.append(decision)
+        asked = results.add(
+            verdicts.decide(observed, inventory.context, session.author.clock(), evidence)
+        )
         if dry_run or not asked:
             break
         marked = _mark_all(session, asked, commit, doing)
-        changed |= marked.done
-        for creation in marked.gone:
-            del judged[creation], found[creation]
-        for creation, why in marked.refused.items():
-            message = f"{judged[creation].message}; it could not be marked: {why}"
-            judged[creation] = judged[creation]._replace(message=message)
+        results.apply(marked)
         if not marked.changed_meanwhile:
             break
         pending = marked.changed_meanwhile
     orphans = find_orphans(session, registry_id, directories)
-    return verdicts.report(judged.values(), found.values(), changed, orphans)
+    return verdicts.report(
+        results.reported.values(), results.verdicts.values(), results.changed, orphans
+    )
+
+
+class _Results(NamedTuple):
+    """Decisions so far, by creation.
+
+    Attributes:
+        verdicts: verdict on each sandbox.
+        reported: decisions that the report has a finding for.
+        changed: creations of the sandboxes that were made NOTREADY.
+    """
+
+    verdicts: dict[int, Verdict]
+    reported: dict[int, Decision]
+    changed: set[int]
+
+    def add(self, decisions: Iterable[Decision]) -> list[Decision]:
+        """Add *decisions*, and return those that mark a sandbox."""
+        asked = []
+        for decision in decisions:
+            creation = decision.row.creation
+            self.verdicts[creation] = decision.verdict
+            if decision.reported:
+                self.reported[creation] = decision
+            else:
+                self.reported.pop(creation, None)
+            if decision.marks:
+                asked.append(decision)
+        return asked
+
+    def apply(self, marked: _Marked) -> None:
+        """Note which marks were written, which sandboxes are gone, and which marks failed."""
+        self.changed.update(marked.done)
+        for creation in marked.gone:
+            del self.reported[creation], self.verdicts[creation]
+        for creation, why in marked.refused.items():
+            decision = self.reported[creation]
+            message = f"{decision.message}; it could not be marked: {why}"
+            self.reported[creation] = decision._replace(message=message)
 
 
 @dataclass(frozen=True, slots=True)
 class _AsRead:
-    """All rows as SQLite gave them, each of which is named when its turn comes.
+    """Rows as SQLite returned them; each becomes a named tuple when it is iterated.
 
-    The garbage collector leaves plain tuples of plain values alone, and only those: through tens of
-    thousands of named ones it would go again and again.
+    The garbage collector does not track plain tuples of plain values. It would traverse tens of
+    thousands of named tuples again and again.
     """
 
     unknown: list[tuple[Any, ...]]
@@ -129,7 +150,7 @@ def _observe_all(
     watermark: int,
     directories: set[str],
 ) -> Iterator[tuple[AnyRow, Observation]]:
-    """Yield each row with what is observed of it; add the directories of namespaces."""
+    """Yield each row with its observation, and add the directories of its namespace."""
     damaged: dict[int, str] = {}
     paths = []
     for row in pending:
@@ -156,53 +177,60 @@ def _observe_one(
 ) -> Observation:
     try:
         container = session.container_of(row, watermark)
-        return verdicts.observe(row, inventory, observer, _observe_container(container))
+        return observations.observe(row, inventory, observer, _ask_container(container))
     except Exception as error:
         reraise_interrupt(error)
-        log.exception("look at sandbox %r", row.id)
+        log.exception("observe sandbox %r", row.id)
         return Observation(failure=f"it could not be observed: {error!r}")
 
 
 def _evidence_of_creators(session: Session, inventory: HostInventory) -> Iterator[Evidence]:
-    """Yield what is observed of the creators that were recorded under another boot id.
+    """Yield the evidence of creators that were recorded under another boot id.
 
-    A sandbox past UNKNOWN is not judged by its creator, which tells of its boot all the same.
+    A sandbox past UNKNOWN is not judged by its creator, which is evidence about its boot all the
+    same.
     """
     for row in session.fetch(sql.CREATORS, {}, "read creators"):
         creator = rows.creator_of(row)
         if creator is not None and inventory.context.is_other_boot(creator.boot_id):
-            yield from process_evidence(
-                creator, process.observe(creator, inventory.context), inventory
-            )
+            observed = process.observe(creator, inventory.context)
+            yield from process_evidence(creator, observed, inventory)
 
 
-def _observe_container(container: Container | None) -> ProcessObservation | None:
-    """Return what an attached container says of its process: its word goes before /proc."""
+def _ask_container(container: Container | None) -> ProcessObservation | None:
+    """Return the answer of an attached container, which takes precedence over /proc."""
     if container is None:
         return None
     name = f"container {getattr(container, 'id', '?')!r}"
     try:
         pid = container.pid()
-    except Exception as error:  # the embedder's code may raise anything
+    except Exception as error:  # code of the embedder may raise anything
         if is_interrupt(error):
             raise
-        return ProcessObservation(Liveness.UNSEEN, f"{name} says nothing: {error!r}")
+        return ProcessObservation(Liveness.UNSEEN, f"{name} does not answer: {error!r}")
     if pid is None:
         return ProcessObservation(Liveness.GONE, f"{name} has no task")
     return ProcessObservation(Liveness.RUNNING, f"{name} runs as process {pid}")
 
 
 class _Marked(NamedTuple):
-    """What became of the changes that were asked for; creations."""
+    """Outcome of marks, by creation.
+
+    Attributes:
+        done: sandboxes that are marked.
+        changed_meanwhile: latest rows of sandboxes that another process has changed.
+        gone: sandboxes that were deleted.
+        refused: sandboxes that could not be marked, with the cause: a value that another program
+            has written, or a full disk.
+    """
 
     done: set[int]
     changed_meanwhile: list[AnyRow]
     gone: set[int]
     refused: dict[int, str]
-    """Why, where what a stranger has left in a row stands in the way, or the disk is full."""
 
     def add(self, other: _Marked) -> None:
-        """Take in what became of others."""
+        """Add the outcome of further marks."""
         self.done.update(other.done)
         self.changed_meanwhile.extend(other.changed_meanwhile)
         self.gone.update(other.gone)
@@ -210,9 +238,9 @@ class _Marked(NamedTuple):
 
 
 def _mark_all(session: Session, asked: list[Decision], commit: int | None, doing: str) -> _Marked:
-    """Mark all of *asked* in one transaction, or in portions where the disk is too full for that.
+    """Mark all of *asked* in one transaction, or in portions if the disk is too full for that.
 
-    What does not fit even so is left as it is, and is in the report.
+    A portion that does not fit either stays unmarked, which the report says.
     """
     marked, left = _Marked(set(), [], set(), {}), asked
     size = PORTION if session.engine.writer.disk_space.is_low() else len(asked)
@@ -232,9 +260,9 @@ def _mark_all(session: Session, asked: list[Decision], commit: int | None, doing
 
 
 def _mark(session: Session, asked: list[Decision], commit: int | None, doing: str) -> _Marked:
-    """Mark all of *asked*, which were read after *commit* was the latest one."""
+    """Mark all of *asked*, which were read when *commit* was the latest one."""
     marked = _Marked(set(), [], set(), {})
-    nested = session.engine.own_transaction() is not None  # what it has done is in no commit
+    nested = session.engine.own_transaction() is not None  # its changes are not committed yet
     with session.write(doing, exclusive=True) as transaction:
         session.engine.writer.disk_space.require_to_mark(doing)
         as_read = not nested and commit is not None and session.latest_commit(doing) == commit
@@ -252,85 +280,11 @@ def _mark(session: Session, asked: list[Decision], commit: int | None, doing: st
                     status = decision.applied_to(rows.load_status(row))
                     writes.replace_status(transaction, row, status, session.author)
                 except (ValueError, MetadataError, FailedPreconditionError) as error:
-                    # It is no text, no state, or against the schema: this one is left as it is,
-                    # and the others are not.
+                    # The row has no text, no state, or contradicts the schema: only this sandbox
+                    # stays unmarked.
                     log.warning("mark sandbox %r: %s", row.id, error)
                     marked.refused[creation] = str(error)
                 else:
                     session.stop(creation)
                     marked.done.add(creation)
     return marked
-
-
-def find_orphans(session: Session, registry_id: str, directories: Iterable[str]) -> list[str]:
-    """Return the paths of this registry's namespaces that no sandbox owns.
-
-    Args:
-        session: of the registry.
-        registry_id: by which its namespaces are named.
-        directories: to search beside /run/netns.
-    """
-    searched = [netns.BASE_DIR, *sorted(set(filter(os.path.isabs, directories)))]
-    return _orphans(session, verdicts.find_namespaces(registry_id, searched))
-
-
-def _orphans(session: Session, found: list[str]) -> list[str]:
-    """Return those of *found*, which carry this registry's own names, that no sandbox owns."""
-    if not found:
-        return []
-    # Read after the names were: a sandbox is added before its namespace is made.
-    owned = session.fetch(sql.NETNS_PATHS, {}, "find orphans")
-    return verdicts.find_orphans(found, [rows.as_text(path) for (path,) in owned])
-
-
-def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:
-    """Remove those of *paths* that are orphans still, and return them.
-
-    Raises:
-        NetNSError: of the first that cannot be removed, after the others were.
-    """
-    removed, errors = [], []
-    wanted = [path for path in sorted(set(paths)) if netns.is_own_path(path, registry_id)]
-    with session.write("remove orphaned network namespaces", exclusive=True):
-        for path in _orphans(session, wanted):
-            try:
-                if _remove_orphan(path):
-                    removed.append(path)
-            except NetNSError as error:
-                errors.append(error)
-    if errors:
-        raise errors[0]
-    return removed
-
-
-def _remove_orphan(path: str) -> bool:
-    """Remove the namespace at *path*, unless it is gone; return whether it was there.
-
-    A copy of a registry, a backup say, takes for an orphan what the original has made after it.
-
-    Raises:
-        NetNSError: with `.errno`; EBUSY: a process lives in it.
-    """
-    identity = namespaces.observe(path, HostContext.current(), follow=False).identity
-    if identity is None:
-        return False
-    living = _living_in(path, identity)
-    if living:
-        raise NetNSError(
-            f"remove orphaned network namespace {path!r}: process {living[0]} lives in it; end it "
-            "first if it is left over, and make sure that this registry is no copy of another",
-            path=path,
-            errno=errno.EBUSY,
-        )
-    netns.remove(path, identity)
-    return True
-
-
-def _living_in(path: str, identity: NetNSIdentity) -> list[int]:
-    try:
-        return process.living_in(identity.inode)
-    except OSError as error:
-        reraise_interrupt(error)
-        doing = f"remove orphaned network namespace {path!r}: find the processes in it"
-        message = f"{doing}: {error.strerror}"
-        raise NetNSError(message, path=path, errno=error.errno or 0) from error

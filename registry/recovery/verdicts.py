@@ -1,22 +1,15 @@
-"""What became of the sandboxes while nobody looked.
+"""Verdict on each sandbox, from its row and what was observed; pure.
 
-Three steps, each apart from the others:
+Nothing here looks at the host or writes: `observations` observes, `reconcile` writes.
 
-    look    at every namespace and process of the rows read, holding no lock
-    plan    what the rows and the observation mean: pure, one finding a sandbox
-    apply   the changes, in one transaction, but for rows that somebody changed meanwhile;
-            those are looked at again
-
-Rules:
-
-1. What cannot be seen is not dead. Only what is known to be gone makes a sandbox NOTREADY.
-2. A look has no side effects, and one sandbox that cannot be judged never stops the rest.
+1. A sandbox is marked NOTREADY only for what is certain: what cannot be observed is not dead.
+2. One sandbox that cannot be judged never stops the others.
 3. What is not recorded (no pid, no path) is not judged.
+4. No observation marks a sandbox if another one contradicts it.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,35 +17,24 @@ from enum import StrEnum
 from itertools import chain
 from typing import Final, NamedTuple
 
-from registry.host import namespaces, netns, process
 from registry.host.context import HostContext
-from registry.host.namespaces import NetNSObservation, Observer, Presence
+from registry.host.namespaces import NetNSObservation, Presence
 from registry.host.process import Liveness, ProcessObservation
 from registry.model.status import MESSAGE_MAX, State, Status
-from registry.recovery.evidence import (
-    BootEvidence,
-    Evidence,
-    HostInventory,
-    Weight,
-    netns_evidence,
-    process_evidence,
-)
-from registry.sync.interrupts import reraise_interrupt
+from registry.recovery.evidence import BootEvidence, Evidence
 from registry.tables.rows import (
     AnyRow,
     Row,
     StatusRow,
     as_text,
-    load_creator,
     load_netns,
-    load_process,
 )
 
 _UNKNOWN, _NOTREADY = str(State.UNKNOWN), str(State.NOTREADY)
 
 
 class Verdict(StrEnum):
-    """What a sandbox was found to be."""
+    """Conclusion about one sandbox; the table is in docs/reconcile.md."""
 
     HOST = "HOST"
     OPEN = "OPEN"
@@ -67,9 +49,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found of one sandbox; *changed* if it was made NOTREADY for it.
+    """Result of a reconcile for one sandbox.
 
-    *reason* is empty unless the verdict is one for which a READY sandbox becomes NOTREADY.
+    Attributes:
+        sandbox_id: full id of the sandbox.
+        verdict: conclusion.
+        reason: status reason of the verdict; "" if the verdict does not make a sandbox NOTREADY.
+        message: observations that led to the verdict.
+        changed: True if this reconcile made the sandbox NOTREADY.
     """
 
     sandbox_id: str
@@ -86,12 +73,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a reconcile found.
+    """Result of a reconcile.
 
-    *findings*, ordered by created_at and id: one for each sandbox that is not simply OPEN or HOST;
-    a NOTREADY one of which something still lives has one too. *counts*: by verdict over all
-    sandboxes, each counted once. *orphans*: paths of namespaces that carry this registry's id and
-    belong to no sandbox.
+    Attributes:
+        findings: one for each sandbox that is not simply OPEN or HOST, and for each NOTREADY one of
+            which something still exists; ordered by created_at and id.
+        counts: number of sandboxes by verdict; each sandbox is counted once.
+        orphans: paths of namespaces that carry this registry's id and belong to no sandbox.
     """
 
     findings: tuple[Finding, ...]
@@ -100,27 +88,46 @@ class Report:
 
 
 class Observation(NamedTuple):
-    """What was observed of one sandbox; None where there was nothing to observe."""
+    """Observation of one sandbox; None where there was nothing to observe.
+
+    Attributes:
+        netns: observation of the path of the network namespace.
+        process: observation of the recorded process, or the answer of an attached container.
+        creator: observation of the creating process, while the sandbox is UNKNOWN.
+        lives_in_netns: the recorded process lives in the recorded namespace, wherever that is
+            mounted; observed only if the path does not tell whether the namespace exists.
+        lives_at_path: the recorded process lives in the namespace at the path, which is not the
+            recorded one.
+        attached: *process* is the answer of an attached container.
+        evidence: evidence for and against a reboot; collected only for a sandbox that was recorded
+            under another boot id.
+        failure: reason why nothing could be observed, such as a damaged record.
+    """
 
     netns: NetNSObservation | None = None
     process: ProcessObservation | None = None
     creator: ProcessObservation | None = None
     lives_in_netns: bool = False
-    """The recorded process lives in the recorded namespace, wherever that is mounted; looked up
-    only where the path does not tell what became of it."""
     lives_at_path: bool = False
-    """The recorded process lives in the namespace that is at the path, which is not the recorded
-    one."""
     attached: bool = False
-    """*process* is the answer of an attached container."""
     evidence: tuple[Evidence, ...] = ()
-    """For and against a reboot; looked up only for a sandbox recorded under another boot id."""
     failure: str = ""
-    """Why nothing could be observed, the record being damaged for instance."""
 
 
 class Decision(NamedTuple):
-    """A finding before anything was done, and whether it asks for NOTREADY."""
+    """Verdict on one sandbox, and the change that follows from it.
+
+    Attributes:
+        row: row as read.
+        verdict: conclusion.
+        reason: status reason of the verdict.
+        message: observations that led to the verdict.
+        marks: the sandbox is to become NOTREADY.
+        clears_pid: the pid is to become 0.
+        reported: the report has a finding for the sandbox.
+        left: what still exists of a sandbox that is not, or no longer, READY; not part of the
+            status message.
+    """
 
     row: AnyRow
     verdict: Verdict
@@ -130,10 +137,9 @@ class Decision(NamedTuple):
     clears_pid: bool = False
     reported: bool = False
     left: str = ""
-    """What still lives of a sandbox that is not, or no longer, ready: no part of why it is so."""
 
     def applied_to(self, status: Status) -> Status:
-        """Return *status* as it is to be stored."""
+        """Return *status* with the change applied."""
         return replace(
             status,
             state=State.NOTREADY,
@@ -143,137 +149,53 @@ class Decision(NamedTuple):
         )
 
     def finding(self, *, changed: bool) -> Finding:
-        """Return it as the report has it."""
+        """Return the finding of the report."""
         message = "; ".join(filter(None, (self.message, self.left)))
         return Finding(as_text(self.row.id), self.verdict, self.reason, message, changed)
 
 
 def _printable(text: str) -> str:
-    """Return *text*, parts of which may be what strangers wrote, as SQL can store it."""
+    """Return *text*, parts of which other programs may have written, as SQL can store it."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
-# Looking.
+# Boots.
 
 
-def observe(
-    row: AnyRow,
-    inventory: HostInventory,
-    observer: Observer,
-    container: ProcessObservation | None,
-) -> Observation:
-    """Return what can be observed of the sandbox of *row*, which is not damaged.
-
-    Args:
-        row: as it was read.
-        inventory: of the host.
-        observer: at the paths of all.
-        container: what an attached container says of its process; None when there is none.
-    """
-    context = inventory.context
-    recorded = load_process(row)
-    seen = None if recorded is None else process.observe(recorded, context)
-    creator = load_creator(row) if isinstance(row, Row) else None
-    seen_creator = None if creator is None else process.observe(creator, context)
-    observed = None
-    if row.netns_path and not row.host_network:
-        observed = observer.observe(row.netns_path)
-    observation = Observation(
-        observed, container or seen, seen_creator, attached=container is not None
-    )
-    if observed is not None and not _is_certain(row, observed):
-        observation = _observe_where_it_lives(observation, row, observed, context)
-    if _names_other_boot(row, context):
-        observation = observation._replace(
-            evidence=tuple(_evidence(row, observation, seen, inventory))
-        )
-    return observation
-
-
-def _is_certain(row: AnyRow, observed: NetNSObservation) -> bool:
-    """Return whether the namespace at the path is the recorded one, by its kernel id."""
-    number = row.netns_number
-    return (
-        number is not None and observed.identity is not None and observed.identity.number == number
-    )
-
-
-def _observe_where_it_lives(
-    observation: Observation, row: AnyRow, observed: NetNSObservation, context: HostContext
-) -> Observation:
-    """Add in which network namespace the recorded process lives, where that could tell more."""
-    recorded = load_netns(row)
-    if recorded is None or row.pid == 0:
-        return observation
-    if observed.identity is not None:
-        if recorded.same_as(observed.identity):
-            return observation
-        at_path = process.net_inode_of(row.pid) == observed.identity.inode
-        observation = observation._replace(lives_at_path=at_path)
-    if observed.presence is Presence.UNSEEN or not _recorded_here(row, context):
-        observation = observation._replace(lives_in_netns=_lives_in_netns(row))
-    return observation
-
-
-def _recorded_here(row: AnyRow, context: HostContext) -> bool:
-    """Return whether the path was recorded in our mount namespace, or it is unknown in which."""
+def recorded_here(row: AnyRow, context: HostContext) -> bool:
+    """Return whether the path was recorded in our mount namespace, or in an unknown one."""
     return row.netns_mount_ns in {None, context.mount_ns}
 
 
-def _lives_in_netns(row: AnyRow) -> bool:
-    number = row.netns_number
-    return number is not None and process.net_namespace_of(row.pid) == number
-
-
-def _names_other_boot(row: AnyRow, context: HostContext) -> bool:
-    """Return whether anything of *row* was recorded under another boot id than ours."""
+def names_other_boot(row: AnyRow, context: HostContext) -> bool:
+    """Return whether anything in *row* was recorded under another boot id than ours."""
     ours = context.boot_id
     if row.boot_id == ours == row.netns_boot_id == row.process_boot_id and type(row) is StatusRow:
-        return False  # as nearly all are
+        return False  # the common case
     return bool(_other_boots(row, context))
 
 
 def _other_boots(row: AnyRow, context: HostContext) -> list[str]:
-    """Return the boot ids that something of *row* was recorded under and that are not ours."""
+    """Return the boot ids in *row* that are not ours."""
     recorded: tuple[str | None, ...] = (row.netns_boot_id, row.process_boot_id, row.boot_id)
     if isinstance(row, Row):
         recorded = (*recorded, row.creator_boot_id)
     return [each for each in dict.fromkeys(recorded) if each and context.is_other_boot(each)]
 
 
-def _evidence(
-    row: AnyRow, observation: Observation, seen: ProcessObservation | None, inventory: HostInventory
-) -> Iterator[Evidence]:
-    """Yield the evidence for and against a reboot; *seen*: of the recorded process."""
-    recorded, netns_recorded = load_process(row), load_netns(row)
-    if (
-        observation.attached
-        and observation.process is not None
-        and observation.process.liveness is Liveness.RUNNING
-    ):
-        yield Evidence("", Weight.SAME, observation.process.detail)
-    if recorded is not None and seen is not None:
-        yield from process_evidence(recorded, seen, inventory)
-    if netns_recorded is not None:
-        yield from netns_evidence(netns_recorded, observation.netns, inventory)
-    creator = load_creator(row) if isinstance(row, Row) else None
-    if creator is not None and observation.creator is not None:
-        yield from process_evidence(creator, observation.creator, inventory)
-
-
-# Judging.
+# Verdicts.
 
 
 class _Case:
-    """What was found against one sandbox.
+    """Conclusions about one sandbox, while they are drawn.
 
     Attributes:
-        row: as it was read.
-        observation: what was observed; of a boot that is over nothing runs.
-        recorded: its network namespace, None if that is not recorded.
-        dead: why it is not ready, each with its verdict and reason.
+        row: row as read.
+        observation: observation, without processes of an earlier boot.
+        recorded: identity of the network namespace; None if it is not recorded.
+        dead: conclusions that make the sandbox NOTREADY: verdict, reason and message.
         unseen: what cannot be judged.
-        notes: what else there is to say.
+        notes: further text for the finding.
     """
 
     __slots__ = ("dead", "notes", "observation", "recorded", "row", "unseen")
@@ -285,7 +207,8 @@ class _Case:
         self.unseen: list[str] = []
         self.notes: list[str] = []
 
-    def say(self) -> str:
+    @property
+    def message(self) -> str:
         return "; ".join([message for _, _, message in self.dead] + self.unseen + self.notes)
 
 
@@ -296,6 +219,7 @@ _ORDER: Final = (
     "ProcessExited",
     "CreationInterrupted",
 )
+"""Reasons; the first that holds becomes the reason of the status."""
 
 
 def decide(
@@ -304,26 +228,26 @@ def decide(
     now: int,
     evidence: Iterable[Evidence] = (),
 ) -> Iterator[Decision]:
-    """Yield what was observed means for each row; pure.
+    """Yield the decision on each row.
 
-    Rows recorded under another boot id come last, since the evidence for one counts for all.
+    Rows that were recorded under another boot id come last, since the evidence for one of them
+    counts for all.
 
     Args:
-        observed: each row with what was observed.
-        context: from where.
-        now: when, in ns since the Unix epoch.
-        evidence: for and against a reboot beside that of the rows; iterated only if needed.
+        observed: rows with their observations.
+        context: host context of the observations.
+        now: time of the decision in ns since the Unix epoch.
+        evidence: evidence beside that of the rows; iterated only if needed.
     """
     others = []
     for row, observation in observed:
-        if not observation.failure and _names_other_boot(row, context):
+        if not observation.failure and names_other_boot(row, context):
             others.append((row, observation))
         else:
             yield _judge(row, observation, context, now, None)
     if others:
-        boots = BootEvidence(
-            chain((each for _, observation in others for each in observation.evidence), evidence)
-        )
+        own = (each for _, observation in others for each in observation.evidence)
+        boots = BootEvidence(chain(own, evidence))
         for row, observation in others:
             yield _judge(row, observation, context, now, boots)
 
@@ -335,7 +259,7 @@ def _judge(
     now: int,
     boots: BootEvidence | None,
 ) -> Decision:
-    """Return the decision; *boots*: if the row names another boot than ours, what is known."""
+    """Return the decision on one row; *boots* is None unless the row names another boot."""
     if observation.failure:
         return _reported(row, Verdict.UNREACHABLE, observation.failure)
     if isinstance(row, Row) and row.creator_pid is None:
@@ -361,7 +285,7 @@ def _reported(row: AnyRow, verdict: Verdict, message: str) -> Decision:
 def _creating(case: _Case, creator: ProcessObservation, now: int) -> Decision:
     if case.unseen or creator.liveness is Liveness.UNSEEN:
         case.unseen.append(f"its creator: {creator.detail}")
-        return _reported(case.row, Verdict.UNREACHABLE, case.say())
+        return _reported(case.row, Verdict.UNREACHABLE, case.message)
     age = max(0, now - (case.row.changed_at or now)) / 1e9
     return _reported(case.row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
 
@@ -378,14 +302,11 @@ def _judge_boot(case: _Case, context: HostContext, boots: BootEvidence) -> None:
 
 
 def _after_reboot(row: AnyRow, observation: Observation, context: HostContext) -> Observation:
-    """Return *observation* without processes of an earlier boot, whose numbers mean others now."""
-    if (
-        observation.process
-        and not observation.attached
-        and context.is_other_boot(row.process_boot_id)
-    ):
+    """Return *observation* without processes of an earlier boot, whose pids mean others now."""
+    process, creator = observation.process, observation.creator
+    if process and not observation.attached and context.is_other_boot(row.process_boot_id):
         observation = observation._replace(process=_ran_before(row.pid))
-    if observation.creator and isinstance(row, Row) and context.is_other_boot(row.creator_boot_id):
+    if creator and isinstance(row, Row) and context.is_other_boot(row.creator_boot_id):
         observation = observation._replace(creator=_ran_before(row.creator_pid))
     return observation
 
@@ -403,7 +324,7 @@ def _judge_netns(case: _Case, context: HostContext) -> None:
     elif recorded is not None and observed.identity and recorded.same_as(observed.identity):
         if recorded.by_inode_only(observed.identity):
             case.notes.append("only the inode tells that the namespace is the recorded one")
-    elif recorded is not None and not _recorded_here(case.row, context):
+    elif recorded is not None and not recorded_here(case.row, context):
         other = ", another than the recorded one," if observed.identity else ""
         case.unseen.append(
             f"{observed.detail}{other} in our mount namespace, but it was recorded in another one"
@@ -414,7 +335,7 @@ def _judge_netns(case: _Case, context: HostContext) -> None:
 
 
 def _judge_other_netns(case: _Case, observed: NetNSObservation) -> None:
-    """Judge what is not a namespace, or not the recorded one."""
+    """Judge a path at which there is no network namespace, or not the recorded one."""
     detail, path = observed.detail, case.row.netns_path
     if observed.presence is Presence.OTHER_TYPE:
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
@@ -425,7 +346,7 @@ def _judge_other_netns(case: _Case, observed: NetNSObservation) -> None:
         else:
             case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
     elif observed.identity is not None:
-        pass  # it is not recorded which one it should be
+        pass  # the identity is not recorded
     elif case.recorded is None and case.row.state == _UNKNOWN:
         case.notes.append(f"its network namespace was not made: {detail}")
     elif _was_never_made(case):
@@ -435,7 +356,7 @@ def _judge_other_netns(case: _Case, observed: NetNSObservation) -> None:
 
 
 def _was_never_made(case: _Case) -> bool:
-    """Return whether the creation was given up before there was a namespace."""
+    """Return whether the creation ended before the namespace was made."""
     return case.recorded is None and case.row.state == _NOTREADY
 
 
@@ -462,44 +383,58 @@ def _judge_process(case: _Case) -> None:
 def _conclude(case: _Case) -> Decision:
     row = case.row
     if case.dead:
-        case.dead.sort(key=lambda fact: _ORDER.index(fact[1]))
-        verdict, reason, _ = case.dead[0]
-        marks = row.state != _NOTREADY
-        exited = any(reason == "ProcessExited" for _, reason, _ in case.dead)
-        clears_pid = exited or reason == "HostRebooted"
-        return Decision(
-            row, verdict, reason, case.say(), marks, clears_pid, reported=True, left=_left(case)
-        )
+        return _marked(case)
     left = _left(case) if row.state == _NOTREADY else ""
     if case.unseen:
-        return _reported(row, Verdict.UNREACHABLE, case.say())._replace(left=left)
+        return _reported(row, Verdict.UNREACHABLE, case.message)._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
     if not (left or case.notes):
         return Decision(row, verdict)
-    return _reported(row, verdict, case.say())._replace(left=left)
+    return _reported(row, verdict, case.message)._replace(left=left)
+
+
+def _marked(case: _Case) -> Decision:
+    """Return the decision on a sandbox that is not READY, or must not stay so."""
+    case.dead.sort(key=lambda conclusion: _ORDER.index(conclusion[1]))
+    verdict, reason, _ = case.dead[0]
+    reasons = {reason for _, reason, _ in case.dead}
+    return Decision(
+        case.row,
+        verdict,
+        reason,
+        case.message,
+        marks=case.row.state != _NOTREADY,
+        clears_pid=bool(reasons & {"ProcessExited", "HostRebooted"}),
+        reported=True,
+        left=_left(case),
+    )
 
 
 def _left(case: _Case) -> str:
-    """Return what is still to be cleaned up of a sandbox that is not, or no longer, ready."""
+    """Return what is still to be cleaned up of a sandbox that is not, or no longer, READY."""
     alive, observed = [], case.observation.netns
     if observed is not None and observed.identity is not None:
         if case.recorded is None:
             alive.append(f"{observed.detail}, though it is not recorded which one it should be")
         elif case.recorded.same_as(observed.identity):
             alive.append(f"network namespace {case.row.netns_path!r} is open")
-    elif (
-        observed is not None
-        and observed.presence is Presence.NOT_A_NAMESPACE
-        and _was_never_made(case)
-    ):
+    elif observed is not None and _is_leftover_file(case, observed):
         alive.append(observed.detail)
     if case.observation.process is not None and _runs(case.observation.process):
         alive.append(case.observation.process.detail)
     return "still to be cleaned up: " + "; ".join(alive) if alive else ""
 
 
+def _is_leftover_file(case: _Case, observed: NetNSObservation) -> bool:
+    """Return whether the creation left a file, and never made a namespace on it."""
+    return observed.presence is Presence.NOT_A_NAMESPACE and _was_never_made(case)
+
+
+# Report.
+
+
 def report(
-    judged: Collection[Decision],
+    decisions: Collection[Decision],
     verdicts: Iterable[Verdict],
     changed: Collection[int],
     orphans: Sequence[str],
@@ -507,12 +442,12 @@ def report(
     """Return the report.
 
     Args:
-        judged: those that are reported.
-        verdicts: of all.
-        changed: creations of those that were made NOTREADY.
-        orphans: as `find_orphans` has them.
+        decisions: decisions that are reported.
+        verdicts: verdicts on all sandboxes.
+        changed: creations of the sandboxes that were made NOTREADY.
+        orphans: paths of orphaned namespaces.
     """
-    ordered = sorted(judged, key=_place)
+    ordered = sorted(decisions, key=_place)
     return Report(
         findings=tuple(each.finding(changed=each.row.creation in changed) for each in ordered),
         counts=dict(Counter(verdicts)),
@@ -521,67 +456,6 @@ def report(
 
 
 def _place(decision: Decision) -> tuple[int, str]:
-    """Return by what a finding is ordered; the row may be damaged."""
+    """Return the key by which findings are ordered; the row may be damaged."""
     row = decision.row
     return row.created_at if isinstance(row.created_at, int) else 0, as_text(row.id)
-
-
-# Orphans.
-
-
-def find_namespaces(registry_id: str, directories: Iterable[str]) -> list[str]:
-    """Return the paths that have this registry's own names, `sr-<registry id>-<uuid>`.
-
-    Args:
-        registry_id: of the registry.
-        directories: to search, absolute. Skipped: what cannot be read, and /proc, which leads into
-            the mount namespaces of other processes.
-    """
-    searched = dict.fromkeys(path for path in directories if not f"{path}/".startswith("/proc/"))
-    return [
-        os.path.join(directory, name)
-        for directory in searched
-        for name in sorted(_names(directory))
-        if netns.is_own_path(name, registry_id)
-    ]
-
-
-def find_orphans(found: Iterable[str], owned: Iterable[str]) -> list[str]:
-    """Return those of the paths *found* that are network namespaces and belong to no sandbox.
-
-    A namespace that is found by two names of one directory (/var/run is /run) is returned once.
-
-    Args:
-        found: paths that have this registry's own names. A symlink there is no orphan.
-        owned: the paths that sandboxes have, which may lead to a namespace by any other name.
-    """
-    owned, context = set(owned), HostContext.current()
-    orphans: dict[tuple[int, str], str] = {}
-    for path in found:
-        identity = (
-            None if path in owned else namespaces.observe(path, context, follow=False).identity
-        )
-        if identity is not None:
-            orphans.setdefault((identity.inode, os.path.basename(path)), path)
-    if not orphans:
-        return []
-    observer = Observer(owned, context)
-    observations = [observer.observe(path) for path in owned]
-    inodes = {observed.identity.inode for observed in observations if observed.identity is not None}
-    # Where such a path leads cannot be told; the names are unique.
-    unseen = {os.path.basename(at.path) for at in observations if at.presence is Presence.UNSEEN}
-    return sorted(
-        path
-        for (inode, name), path in orphans.items()
-        if inode not in inodes and name not in unseen
-    )
-
-
-def _names(directory: str) -> list[str]:
-    """Return the names in *directory* that could be this registry's own, which are ASCII."""
-    try:
-        names = os.listdir(namespaces.encode(directory))
-    except (OSError, ValueError) as error:
-        reraise_interrupt(error)
-        return []
-    return [name.decode() for name in names if name.isascii()]

@@ -20,7 +20,7 @@ from registry.host import kernel
 from registry.host.context import HostContext
 from registry.host.namespaces import is_elsewhere
 from registry.model.identity import NetNSIdentity
-from registry.recovery import verdicts
+from registry.recovery import orphans
 from tests import needs
 from tests.netns.conftest import Sleeper
 from tests.tools import (
@@ -740,12 +740,12 @@ def test_an_orphan_that_is_gone_by_then_is_not_removed(
 ) -> None:
     """Another process was faster: no error, and it is not among the removed."""
     orphan = NetNS.create(store.new_netns_path(base_dir))
-    find = verdicts.find_orphans
+    find = orphans.without_owner
 
     def racing(found: Iterable[str], owned: Iterable[str]) -> list[str]:
         orphans = find(found, owned)
         orphan.remove()
         return orphans
 
-    monkeypatch.setattr(verdicts, "find_orphans", racing)
+    monkeypatch.setattr(orphans, "without_owner", racing)
     assert [] == store.remove_orphans([orphan.path])

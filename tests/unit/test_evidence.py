@@ -6,7 +6,7 @@ import pytest
 
 from registry.host import kernel
 from registry.host.context import HostContext
-from registry.recovery.evidence import HostInventory
+from registry.host.inventory import HostInventory
 
 
 @pytest.mark.parametrize(

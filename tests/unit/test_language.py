@@ -58,7 +58,6 @@ UNCLEAN = (
     "registry/handles/",
     "registry/host/",
     "registry/model/",
-    "registry/recovery/",
     "registry/store.py",
     "registry/sync/",
     "registry/tables/",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 
@@ -11,6 +13,7 @@ from registry.host.context import HostContext
 from registry.host.namespaces import NetNSObservation, Presence
 from registry.host.process import Liveness, ProcessObservation
 from registry.model.identity import NetNSIdentity
+from registry.recovery import evidence, verdicts
 from registry.recovery.evidence import Evidence, Weight
 from registry.recovery.verdicts import Observation, decide, report
 from registry.tables.rows import AnyRow, Row, StatusRow, load_status
@@ -30,7 +33,9 @@ HIDDEN = ProcessObservation(Liveness.UNSEEN, "process 5 is hidden")
 CONTAINER = ProcessObservation(Liveness.RUNNING, "container 'c1' runs as process 5")
 SAME = Evidence("boot-0", Weight.SAME, "process 5 runs")
 MAYBE = Evidence("boot-0", Weight.MAYBE, "pid namespace 9 still exists")
-OVER = Evidence("boot-0", Weight.OVER, "process 5 had started later after the boot than it is now")
+OVER = Evidence(
+    "boot-0", Weight.OVER, "process 5 had started later after its boot than this boot is old"
+)
 
 
 def row(state: State = State.READY, **columns: object) -> AnyRow:
@@ -407,10 +412,23 @@ def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying
         now=0,
     )
     assert not fine.reported
-    verdicts = [each.verdict for each in (fine, *judged)]
-    made = report(judged, verdicts, {2}, ["/run/netns/x"])
+    found = [each.verdict for each in (fine, *judged)]
+    made = report(judged, found, {2}, ["/run/netns/x"])
     assert {Verdict.OPEN: 1, Verdict.CLOSED: 4} == made.counts
     assert [("d", False), ("b", True), ("c", False), ("a", False)] == [
         (each.sandbox_id, each.changed) for each in made.findings
     ]
     assert ("/run/netns/x",) == made.orphans
+
+
+IMPURE = {"os", "time", "socket", "subprocess", "fcntl", "logging"}
+
+
+@pytest.mark.parametrize("module", [evidence, verdicts], ids=["evidence", "verdicts"])
+def test_verdicts_import_values_only(module: ModuleType) -> None:
+    """Nothing in them can look at the host: no function of `registry.host` is imported."""
+    for name, value in vars(module).items():
+        assert name not in IMPURE
+        if inspect.ismodule(value) or inspect.isfunction(value):
+            source = value.__name__ if inspect.ismodule(value) else value.__module__
+            assert not source.startswith(("registry.host", "registry.engine", "registry.handles"))
