@@ -30,9 +30,15 @@ class Runtime:
     """A client of the CRI."""
 
     def __init__(self, socket: str) -> None:
-        """Connect when something is called."""
-        eager = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
-        self._channel = grpc.insecure_channel(f"unix://{socket}", eager)
+        """Prepare the connection, which is made by the first call."""
+        options = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
+        # Otherwise all clients of this process share one connection, also that to a killed server.
+        options.append(("grpc.use_local_subchannel_pool", 1))
+        self._channel = grpc.insecure_channel(f"unix://{socket}", options)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
 
     def call(self, method: str, request: Any) -> Any:
         """Call *method*, and wait for the server if it is just being started."""

@@ -47,6 +47,9 @@ IMAGE: Final = "runtime.v1.ImageService"
 DETAILS_MAX: Final = 2048
 """Bytes of an error's text. gRPC escapes a byte by up to three, and refuses trailers of 8 KB."""
 
+ITEMS_MAX: Final = 1024
+"""Items of lists that are cached, of about 1 KiB each; a node runs some 250 pods at most."""
+
 _CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS),
@@ -133,6 +136,8 @@ class RuntimeService:
         """Answer queries from *store*, and make changes through *sandboxer*."""
         self._store: Final = store
         self._sandboxer: Final = sandboxer
+        self._items: Final[dict[tuple[object, ...], api.PodSandbox]] = {}
+        """Items of lists by the columns that they are made of: a kubelet lists once a second."""
         self._damages: Final[set[str]] = set()
         """Messages about damaged records that were logged already."""
 
@@ -219,21 +224,31 @@ class RuntimeService:
         except (NotFoundError, AmbiguousPrefixError):
             return response
         for sandbox in self._store.list(id=id, labels=wanted.label_selector):
-            fields = self._item(sandbox)
-            if state is None or fields["state"] == state:
-                response.items.add(**fields)
+            item = self._item(sandbox)
+            if state is None or item.state == state:
+                response.items.append(item)
         return response
 
-    def _item(self, sandbox: Sandbox) -> dict[str, Any]:
-        """Return the fields of a list's item; those of a damaged record come from its columns."""
+    def _item(self, sandbox: Sandbox) -> api.PodSandbox:
+        """Return a list's item; that of a damaged record is made of the columns that are left."""
+        stored = sandbox.stored
+        columns = (stored["config"], stored["state"], stored["created_at"])
+        key = (sandbox.id, sandbox.runtime_handler, *columns)
+        item = self._items.get(key)
+        if item is not None:
+            return item
         try:
             config = sandbox.config or PodSandboxConfig()
-            return self._fields(sandbox, config, sandbox.status_as_read)
+            item = api.PodSandbox(**self._fields(sandbox, config, sandbox.status_as_read))
         except MetadataError as error:
-            if str(error) not in self._damages:  # a kubelet lists once a second
+            if str(error) not in self._damages:
                 self._damages.add(str(error))
                 log.warning("list sandboxes: %s", error)
-            return self._fields(sandbox, _config_of(sandbox), None)
+            return api.PodSandbox(**self._fields(sandbox, _config_of(sandbox), None))
+        if len(self._items) >= ITEMS_MAX:
+            self._items.clear()
+        self._items[key] = item
+        return item
 
     def _fields(
         self, sandbox: Sandbox, config: PodSandboxConfig, status: Status | None
