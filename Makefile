@@ -63,7 +63,7 @@ test-faults: $(installed) ## make every system call fail, interrupt calls, cut t
 	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults tests/crash
 
 .PHONY: bench
-bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick: less than two)
+bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick: less than three)
 	@$(python) -c 'import matplotlib' 2>/dev/null || \
 		$(python) -m pip install --quiet --editable '.[bench]'
 	@$(python) -m benchmarks $(BENCH)

@@ -1,21 +1,27 @@
-"""What is counted and not timed: syncs of the disk, and SQL statements."""
+"""Figures that are counted and not timed: syncs, modules, functions and lines."""
 
 from __future__ import annotations
 
+import ast
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby
+from functools import partial
+from statistics import median
+from types import CodeType, FrameType
 
-from benchmarks import plain, samples
-from benchmarks.measure import Figure, of_rounds
-from registry import Store
+import registry
+from benchmarks import samples
+from benchmarks.measure import Figure, count, of_rounds
+from registry import Status, Store
 
+PACKAGE = os.path.dirname(registry.__file__)
 THREADS = 16
-# A group of 16 for each round: one keeps the others waiting until they are in line.
+# One group of 16 in each round: one writer delays the others until all of them wait.
 ROUNDS = """
     import sys
     from benchmarks import samples
@@ -29,10 +35,43 @@ ROUNDS = """
             with convoy(store, first, *calls):
                 pass
     """
+STARTS = {
+    "import registry": "import registry",
+    "open, get and update": """
+        import sys
+        from dataclasses import replace
+        from registry import Store
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            store.get(sys.argv[2]).status.update(lambda old: replace(old, message="started"))
+    """,
+    "sandbox-registry list": """
+        import sys
+        from registry.__main__ import main
+        sys.argv = ["sandbox-registry", "--db", sys.argv[1], "list"]
+        main()
+    """,
+    "sandbox-registry serve": """
+        import sys
+        from registry.shim import server
+        server.serve = lambda *_: None  # all is imported when it is called
+        from registry.__main__ import main
+        sys.argv = ["sandbox-registry", "serve", "--db", sys.argv[1]]
+        main()
+    """,
+}
+"""Code of processes that start, by name; the arguments are a registry and the id of a sandbox."""
+
+
+def measure(path: str) -> Iterator[Figure]:
+    """Yield every count; *path* is a registry of at least 16 sandboxes."""
+    yield syncs(path)
+    yield from modules(path)
+    yield functions(path)
+    yield from lines()
 
 
 def syncs(path: str) -> Figure:
-    """Return how often the disk is synced for a group commit of 16; *path* has that many."""
+    """Return how often the disk is synced for a group commit of 16."""
     few, many = _count_syncs(path, 5), _count_syncs(path, 25)
     each = (many - few) / 20
     return of_rounds(
@@ -42,52 +81,67 @@ def syncs(path: str) -> Figure:
 
 def _count_syncs(path: str, rounds: int) -> int:
     with tempfile.NamedTemporaryFile() as log:
-        code = "\n".join(line[4:] for line in ROUNDS.splitlines())
         strace = ["strace", "-f", "-e", "trace=fsync,fdatasync", "-o", log.name]
-        command = [*strace, sys.executable, "-c", code, path, str(rounds), str(THREADS)]
-        subprocess.run(command, check=True)
+        args = [path, str(rounds), str(THREADS)]
+        subprocess.run([*strace, sys.executable, "-c", textwrap.dedent(ROUNDS), *args], check=True)
         return sum(b"sync(" in line for line in log.read().splitlines())
 
 
-def statements(path: str, plain_path: str) -> Iterator[Figure]:
-    """Yield how many SQL statements a call runs."""
-    with (
-        Store.open(path, reconcile=False) as store,
-        closing(plain.Plain(plain_path)) as reference,
-    ):
-        id, seen = samples.name(1), list[str]()
-        status = store.get(id).status
-        works: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
-            ("get(id)", lambda: store.get(id), lambda: reference.get(id)),
-            ("status.get()", status.get, lambda: reference.status(id)),
-            ("list()", store.list, reference.all),
-            (
-                "status.update()",
-                lambda: status.update(lambda old: replace(old, message=f"{old.message}.")),
-                lambda: reference.update(id, "."),
-            ),
-            (
-                "add()",
-                lambda: store.add(*samples.sandbox(777_777)),
-                lambda: reference.add(samples.sandbox(777_777)),
-            ),
-        ]
-        for _, ours, _ in (works[3], *works[:3]):  # what only the first of each asks is not counted
-            ours()
-        engine = store._session.engine  # noqa: SLF001
-        connections = [
-            engine.writer.connection,
-            engine.data_version._connection,  # noqa: SLF001
-            *engine._readers._idle,  # noqa: SLF001
-        ]
-        for connection in (*connections, reference.connection):
-            assert connection is not None
-            connection.set_trace_callback(seen.append)
-        for work, ours, theirs in works:
-            counts = []
-            for call in (ours, theirs):
-                seen.clear()
-                call()
-                # A statement is shown again for each trigger of it.
-                counts.append(float(sum(1 for _ in groupby(seen))))
-            yield of_rounds(f"SQL statements: {work}", counts[:1], counts[1:], "")
+def modules(path: str) -> Iterator[Figure]:
+    """Yield how many modules each start imports, beyond those that Python itself has imported."""
+    bare = _count_modules("", path)
+    for start, code in STARTS.items():
+        yield count(f"modules imported: {start}", _count_modules(code, path) - bare)
+
+
+def _count_modules(code: str, path: str) -> int:
+    counting = f"import sys\n{textwrap.dedent(code)}\nprint(len(sys.modules), file=sys.stderr)"
+    command = [sys.executable, "-c", counting, path, samples.name(1)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stderr)
+
+
+def functions(path: str) -> Figure:
+    """Return how many functions of the package one `status.update` enters, each counted once."""
+    entered: set[CodeType] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            entered.add(frame.f_code)
+
+    def write(old: Status, message: str) -> Status:
+        return replace(old, message=message)
+
+    with Store.open(path, reconcile=False) as store:
+        status = store.get(samples.name(1)).status
+        for n in range(3):  # the first update opens connections
+            status.update(partial(write, message=f"warm {n}"))
+        sys.setprofile(note)
+        try:
+            status.update(partial(write, message="counted"))
+        finally:
+            sys.setprofile(None)
+    return count("functions entered by one status.update", len(entered), "at most 60")
+
+
+def lines() -> Iterator[Figure]:
+    """Yield the lines of the engine, and of the median and the longest function of the package."""
+    engine = sum(len(text.splitlines()) for path, text in _sources() if "/engine/" in path)
+    yield count("lines of engine/", engine, "fewer than 2,400")
+    lengths = [
+        node.end_lineno - node.lineno + 1
+        for _, text in _sources()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    ]
+    yield count("lines of a function: median", median(lengths))
+    yield count("lines of a function: longest", max(lengths), "about 30")
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    """Yield path and text of every module of the package that is not generated by protoc."""
+    for folder, _, names in os.walk(PACKAGE):
+        for name in sorted(names):
+            if name.endswith(".py") and not name.endswith("_pb2.py"):
+                with open(f"{folder}/{name}", encoding="utf-8") as file:
+                    yield f"{folder}/{name}", file.read()

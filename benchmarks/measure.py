@@ -1,4 +1,4 @@
-"""A figure, and how single calls are timed: ours and the reference's one by one."""
+"""Figures, and how single calls are timed: ours and the reference's alternate."""
 
 from __future__ import annotations
 
@@ -12,33 +12,44 @@ Call = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Figure:
-    """Ours beside the reference, as medians of the rounds, and what the ratio is to be."""
+    """One row of the table: medians of the rounds, ours beside the reference's, and the goal."""
 
     work: str
     ours: float
-    reference: float
+    reference: float | None
+    """None: the figure is counted, and has no reference."""
     unit: str
     ratios: tuple[float, ...]
-    """Of each round, ours to the reference."""
+    """Ours divided by the reference, of each round; empty without a reference."""
     goal: str
+    """Goal of the ratio; without a reference, of the count."""
     orm: float | None = None
-    """The obvious way with SQLAlchemy's ORM, where there is one."""
+    """Figure of the same work by SQLAlchemy's ORM, if it was measured."""
 
     @property
     def ratio(self) -> str:
-        """Return the median and the spread."""
+        """Median and spread of the ratios."""
+        if not self.ratios:
+            return ""
         return f"{median(self.ratios):.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
 
     def __str__(self) -> str:
-        """Return a line of the table."""
+        """Return the row as printed."""
+        other, mapped = (
+            "" if each is None else f"{each:.3f}" for each in (self.reference, self.orm)
+        )
         return (
-            f"{self.work:46} {self.ours:10.3f} {self.reference:10.3f} "
-            f"{'' if self.orm is None else f'{self.orm:.3f}':>10} {self.unit:5} "
+            f"{self.work:56} {self.ours:10.3f} {other:>10} {mapped:>10} {self.unit:5} "
             f"{self.ratio:24} {self.goal}"
         )
 
 
-HEAD = f"{'work':46} {'ours':>10} {'reference':>10} {'ORM':>10} {'':5} {'ratio':24} is to be"
+HEAD = f"{'work':56} {'ours':>10} {'reference':>10} {'ORM':>10} {'':5} {'ratio':24} goal"
+
+
+def count(work: str, value: float, goal: str = "") -> Figure:
+    """Return the figure of something that is counted."""
+    return Figure(work, float(value), None, "", (), goal)
 
 
 def of_rounds(
@@ -50,7 +61,7 @@ def of_rounds(
     goal: str = "",
     orm: list[float] | None = None,
 ) -> Figure:
-    """Return the figure of rounds that alternated."""
+    """Return the figure of rounds that alternated between ours and the reference."""
     ratios = tuple(a / max(b, 1e-9) for a, b in zip(ours, reference, strict=True))
     return Figure(
         work, median(ours), median(reference), unit, ratios, goal, median(orm) if orm else None
@@ -58,7 +69,7 @@ def of_rounds(
 
 
 def took(work: Callable[[], object]) -> float:
-    """Return how many milliseconds *work* takes."""
+    """Return how long *work* takes, in milliseconds."""
     began = time.perf_counter()
     work()
     return (time.perf_counter() - began) * 1000
@@ -75,19 +86,19 @@ def single(
     warm: int = 0,
     orm: Call | None = None,
 ) -> Figure:
-    """Return the figure of single calls, one by one in turn; each gets a number.
+    """Return the figure of single calls, which alternate; each call gets a number of its own.
 
     Args:
-        work: what is done.
-        ours, reference, orm: do it.
-        goal: what the ratio is to be.
-        rounds: of which each gives a ratio of medians.
-        calls: of each, a round.
-        warm: calls before, which are not counted: a log that grows costs twice one that is written
-            over.
+        work: name of the row.
+        ours, reference, orm: the calls.
+        goal: goal of the ratio.
+        rounds: number of rounds; each gives a ratio of two medians.
+        calls: number of calls of each kind in one round.
+        warm: number of calls before the first round that are not timed. A log that grows costs
+            twice as much as one that is overwritten.
     """
     mine, theirs, mapped, number = [], [], list[float](), 0
-    for turn in range(-1, rounds):
+    for turn in range(-1, rounds):  # the first one warms up
         ones, others = [], []
         for _ in range(warm if turn < 0 else calls):
             number += 1

@@ -1,4 +1,4 @@
-"""The obvious way with SQLAlchemy's ORM, on the tables of the reference."""
+"""SQLAlchemy's ORM as its tutorial uses it, on the tables of the reference."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Status(_Base):
 
 
 class Orm:
-    """A session factory, as in its tutorial."""
+    """Engine with a session for each call, as in the tutorial of SQLAlchemy."""
 
     def __init__(self, path: str) -> None:
-        """Open it, with the same durability."""
+        """Open the database at *path*, with the same durability."""
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
 
         @event.listens_for(self._engine, "connect")
@@ -40,28 +40,28 @@ class Orm:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connections."""
         self._engine.dispose()
 
     def update(self, id: str, message: str) -> None:
-        """Read the status of a sandbox, and write another."""
+        """Read the status of a sandbox, and change its message."""
         with Session(self._engine) as session, session.begin():
             status: Any = session.get_one(_Status, id)
             status.message = message
 
     def status(self, id: str) -> str:
-        """Return the state."""
+        """Return the state of a sandbox."""
         with Session(self._engine) as session:
             return str(session.get_one(_Status, id).state)  # type: ignore[attr-defined]
 
     def get(self, id: str) -> tuple[object, object]:
-        """Return both objects of a sandbox."""
+        """Return the two objects of a sandbox."""
         with Session(self._engine) as session:
             query = select(_Sandbox).where(_Sandbox.id == id)  # type: ignore[attr-defined]
             return session.scalars(query).one(), session.get_one(_Status, id)
 
     def all(self) -> list[Any]:
-        """Return all of them."""
+        """Return the two objects of every sandbox."""
         query = select(_Sandbox, _Status).where(_Sandbox.id == _Status.sandbox_id)  # type: ignore[attr-defined]
         with Session(self._engine) as session:
             return list(session.execute(query).all())

@@ -1,6 +1,6 @@
-"""The reference: plain `sqlite3` that does the same jobs, with the same tables and durability.
+"""Reference of the benchmark: plain `sqlite3`, with the same tables and the same durability.
 
-No triggers, no history, no identities, no checks: what is left is what SQLite costs.
+It has no triggers, no history, no identities and no checks: its times are the cost of SQLite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROW = (
 
 
 def create(path: str) -> None:
-    """Make a database with the tables and the indexes of a registry, and nothing else of it."""
+    """Create a database with the tables and indexes of a registry, without triggers and views."""
     Store.open(path).close()
     with closing(sqlite3.connect(path)) as connection, connection:
         found = connection.execute(
@@ -33,10 +33,10 @@ def create(path: str) -> None:
 
 
 class Plain:
-    """One connection, as somebody writes it who knows SQLite."""
+    """One connection, with the pragmas that its durability needs."""
 
     def __init__(self, path: str) -> None:
-        """Open it."""
+        """Open the database at *path*."""
         self.connection = sqlite3.connect(
             path, isolation_level=None, timeout=60, check_same_thread=False
         )
@@ -44,7 +44,7 @@ class Plain:
         self.connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self.connection.close()
 
     def add(self, *made: tuple[Metadata, Status]) -> None:
@@ -63,7 +63,7 @@ class Plain:
         self.connection.execute(f"INSERT INTO {table} ({names}) VALUES ({values})", columns)
 
     def update(self, id: str, message: str) -> None:
-        """Read the status of a sandbox, and write another."""
+        """Read the status row of a sandbox, and change its message."""
         self.connection.execute("BEGIN IMMEDIATE")
         self.status(id)
         self.connection.execute(
@@ -83,15 +83,11 @@ class Plain:
         return found
 
     def all(self) -> list[tuple[Any, ...]]:
-        """Return all of them."""
+        """Return the joined row of every sandbox."""
         return self.connection.execute(f"{ROW} ORDER BY created_at, id").fetchall()
 
-    def handles(self) -> list[Handle]:
-        """Return them as objects, made by hand."""
-        return [Handle(self, Row._make(row)) for row in self.all()]
-
     def recover(self) -> int:
-        """Mark those whose namespace or process is gone; return how many."""
+        """Mark each sandbox whose namespace or process is gone; return their number."""
         query = "SELECT id, netns_path, pid FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id"
         gone = [
             row[0] for row in self.connection.execute(query).fetchall() if _is_gone(row[1], row[2])
@@ -103,18 +99,6 @@ class Plain:
             )
         self.connection.execute("COMMIT")
         return len(gone)
-
-
-class Handle:
-    """A sandbox as it was read, its container and whether it has stopped."""
-
-    __slots__ = ("container", "plain", "row", "stopped")
-
-    def __init__(self, plain: Plain, row: Row) -> None:
-        """Keep where it is from."""
-        self.plain, self.row = plain, row
-        self.container: object = None
-        self.stopped = row.state == "SANDBOX_NOTREADY"
 
 
 def _is_gone(netns_path: str, pid: int) -> bool:

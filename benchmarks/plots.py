@@ -1,4 +1,4 @@
-"""The curves, as pictures."""
+"""Pictures of the curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Points = Mapping[str, list[float]]
-"""Of each way, the values."""
+"""Values by way of doing the work."""
 COLOURS = {"ours": "#1f6f8b", "plain sqlite3": "#b0413e", "SQLAlchemy ORM": "#8a8a8a"}
 
 

@@ -1,4 +1,4 @@
-"""Opening a registry after a restart: every namespace and process is looked at."""
+"""Opening a registry after a restart, which observes every namespace and process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from benchmarks.measure import Figure, of_rounds, took
 from registry import NetNS, State, Store
 
 NAMESPACES = 20
-"""Real ones, with a process in each; the sandboxes share them, each by a symlink of its own."""
+"""Network namespaces and processes, which the sandboxes share by a symlink each."""
 CLOSED_ONE_OF = 10
-"""Of so many sandboxes the namespace of one is gone."""
+"""The namespace of one sandbox in so many is gone."""
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def host(folder: str) -> Iterator[list[tuple[str, int]]]:
 
 
 def fill(folder: str, found: list[tuple[str, int]], count: int) -> None:
-    """Make `ours.db` and `plain.db` of *count* sandboxes, some of whose namespaces are gone."""
+    """Create `ours.db` and `plain.db` with *count* sandboxes, and remove some of the namespaces."""
     os.makedirs(f"{folder}/links")
     made = []
     for n in range(count):
@@ -56,7 +56,7 @@ def fill(folder: str, found: list[tuple[str, int]], count: int) -> None:
 def measure(
     folder: str, found: list[tuple[str, int]], count: int, rounds: int, goal: str
 ) -> Figure:
-    """Return the figure of *count* sandboxes; each round begins with a copy of the files."""
+    """Return the figure of *count* sandboxes; each round opens a fresh copy of the files."""
     place = f"{folder}/recovery-{count}"
     os.makedirs(place)
     fill(place, found, count)
@@ -71,7 +71,7 @@ def measure(
 
 
 def recover(path: str, count: int) -> None:
-    """Open it, which reconciles."""
+    """Open the registry at *path*, which reconciles it."""
     with Store.open(path) as store:
         assert store.recovery is not None
         changed = [finding for finding in store.recovery.findings if finding.changed]
@@ -80,6 +80,6 @@ def recover(path: str, count: int) -> None:
 
 
 def recover_plainly(path: str, count: int) -> None:
-    """Do the same by hand."""
+    """Do the same with plain sqlite3."""
     with closing(plain.Plain(path)) as reference:
         assert reference.recover() == count // CLOSED_ONE_OF

@@ -1,4 +1,4 @@
-"""The table of `docs/performance.md`, as the last full run found it."""
+"""Table of `docs/performance.md`, generated from the last full run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
 def replace_table(document: str, written: Mapping[str, Any]) -> str:
-    """Return *document* with the table of what a run has written."""
+    """Return *document* with the table of the figures in *written*."""
     before, _, rest = document.partition(BEGIN)
     after = rest.partition(END)[2]
     return f"{before}{BEGIN}{table(written)}{END}{after}"
@@ -23,7 +23,7 @@ def table(written: Mapping[str, Any]) -> str:
     lines = [
         f"{machine}.",
         "",
-        "| work | ours | reference | ORM | ours / reference (spread) | is to be |",
+        "| work | ours | reference | ORM | ours / reference (spread) | goal |",
         "| --- | ---: | ---: | ---: | --- | --- |",
         *(_line(Figure(**figure)) for figure in written["figures"]),
     ]

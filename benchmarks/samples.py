@@ -1,4 +1,4 @@
-"""Sandboxes like a kubelet's."""
+"""Sample sandboxes that resemble a kubelet's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from registry.cri import NamespaceMode, PodSandboxConfig
 
 
 def config(n: int) -> PodSandboxConfig:
-    """Return a config, of 600 bytes."""
+    """Return a config of about 600 bytes."""
     uid = f"00000000-0000-0000-0000-{n:012}"
     made = PodSandboxConfig(
         hostname=f"web-{n}", log_directory=f"/var/log/pods/default_web-{n}_{uid}"
@@ -52,12 +52,12 @@ def sandbox(n: int, *, netns_path: str = "", pid: int = 0) -> tuple[Metadata, St
 
 
 def name(n: int) -> str:
-    """Return the id of the *n*-th."""
+    """Return the id of the *n*-th sample."""
     return f"{n:064x}"
 
 
 def fill(path: str, count: int) -> None:
-    """Make a registry of *count* sandboxes, in one commit."""
+    """Create a registry of *count* sandboxes, in one commit."""
     with Store.open(path, reconcile=False) as store, store.transaction():
         for n in range(count):
             store.add(*sandbox(n))

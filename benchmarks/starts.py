@@ -1,4 +1,4 @@
-"""Processes that start: what they import, and what the first calls take."""
+"""Start of a process: the imports, and the first calls."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ db.close()
 
 
 def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
-    """Yield the figures of processes that import, and that open, get and update too."""
-    _python("import registry")  # compiles it, the first time
+    """Yield the figures of processes that import the package, and that use it."""
+    _python("import registry")  # writes the compiled files, the first time
     yield single(
-        "import registry / import sqlalchemy",
+        "import registry / import sqlite3, protobuf",
         lambda _: _python("import registry"),
-        lambda _: _python("import sqlalchemy"),
-        "at most 1.3",
+        lambda _: _python("import sqlite3, google.protobuf.message"),
+        "at most 4",
         rounds=rounds,
         calls=3,
     )
     yield single(
-        "a process that opens, gets and updates",
+        "a process that opens, gets, updates, closes / plain sqlite3",
         lambda _: _python(USE, path, samples.name(1)),
         lambda _: _python(USE_PLAINLY, plain_path, samples.name(1)),
-        "",
+        "at most 4.5",
         rounds=rounds,
         calls=3,
     )
 
 
 def _python(code: str, *args: str) -> None:
-    # With the compiled files, as of a package that is installed.
+    # With compiled files, as an installed package has them.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run([sys.executable, "-c", code, *args], check=True, env=environment)

@@ -1,4 +1,4 @@
-"""Writers that update statuses for a while, all at once: how many updates, and who had to wait.
+"""Writers that update statuses at the same time: throughput and longest wait.
 
 Each thread of each process updates a sandbox of its own, with a `Store` or with a plain connection.
 """
@@ -21,18 +21,20 @@ from registry import Store
 
 @dataclass(frozen=True)
 class Served:
-    """What the writers got: updates each second in all, the slowest call, the least-served."""
+    """Result of a run: throughput, slowest call, least-served writer."""
 
     throughput: float
+    """Updates per second of all writers."""
     slowest: float
-    """Milliseconds; the median over the writers, since a pooled percentile hides the starved."""
+    """Slowest call of a writer (ms), median over the writers: a percentile of all calls would hide
+    starved writers."""
     least: int
-    """Updates of the writer that had the fewest."""
+    """Updates of the least-served writer."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all processes do: *kind* is `ours`, `plain` or `orm`."""
+    """Work of each process; *kind* is `ours`, `plain` or `orm`."""
 
     kind: str
     path: str
@@ -41,7 +43,7 @@ class Job:
 
 
 def run(job: Job, processes: int) -> Served:
-    """Return how the writers of so many processes were served."""
+    """Run *job* in *processes* processes at the same time."""
     context = multiprocessing.get_context("spawn")
     pipes, children = [], []
     for process in range(processes):
@@ -51,7 +53,7 @@ def run(job: Job, processes: int) -> Served:
         pipes.append(ours)
         children.append(child)
     for pipe in pipes:
-        pipe.recv()  # it is ready
+        pipe.recv()  # the process is ready
     for pipe in pipes:
         pipe.send("go")
     calls = [times for pipe in pipes for times in pipe.recv()]
@@ -97,7 +99,7 @@ def _child(pipe: Connection, job: Job, process: int) -> None:
 def _updater(
     store: Store | None, job: Job, id: str
 ) -> tuple[Callable[[str], object], Callable[[], None]]:
-    """Return what updates the status of a sandbox, and what ends it."""
+    """Return a function that updates a sandbox's message, and one that closes the connection."""
     if store is None:
         other = Plain(job.path) if job.kind == "plain" else Orm(job.path)
         return lambda message: other.update(id, message), other.close

@@ -1,4 +1,4 @@
-"""The benchmark itself: that it measures what it says, and writes what is read again."""
+"""The benchmark: its counts, its medians, and the table that it writes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import counted, orm, plain, report, samples
-from benchmarks.measure import Figure, of_rounds, single
+from benchmarks.measure import Figure, count, of_rounds, single
 from registry import Store
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
-    """Return a registry and the reference's database, of the same 16 sandboxes."""
+    """Return a registry and the reference's database, with the same 16 sandboxes."""
     ours, reference = f"{tmp_path}/ours.db", f"{tmp_path}/plain.db"
     samples.fill(ours, 16)
     plain.create(reference)
@@ -27,8 +27,8 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return ours, reference
 
 
-def test_all_ways_read_and_write_the_same(files: tuple[str, str]) -> None:
-    """The same sandboxes, and the same change of a status."""
+def test_ours_plain_and_orm_read_and_write_the_same(files: tuple[str, str]) -> None:
+    """All three list the same sandboxes and change the message of a status."""
     with (
         Store.open(files[0], reconcile=False) as store,
         closing(plain.Plain(files[1])) as reference,
@@ -36,7 +36,7 @@ def test_all_ways_read_and_write_the_same(files: tuple[str, str]) -> None:
     ):
         names = [each.id for each in store.list()]
         assert names == [samples.name(n) for n in range(16)]
-        assert names == [handle.row.id for handle in reference.handles()]
+        assert sorted(names) == sorted(row[1] for row in reference.all())
         assert sorted(names) == sorted(found[0].id for found in mapped.all())
         for update in (reference.update, mapped.update):
             update(names[3], update.__qualname__)
@@ -49,8 +49,8 @@ def test_all_ways_read_and_write_the_same(files: tuple[str, str]) -> None:
         )
 
 
-def test_calls_alternate_and_a_figure_is_the_median_of_rounds() -> None:
-    """One of ours, one of the reference's; those before are not counted, the ORM's are apart."""
+def test_single_alternates_calls_and_returns_medians_of_rounds() -> None:
+    """Calls of ours and of the reference alternate; those of the ORM follow each round."""
     called: list[str] = []
 
     def note(way: str) -> Callable[[int], object]:
@@ -64,25 +64,39 @@ def test_calls_alternate_and_a_figure_is_the_median_of_rounds() -> None:
     assert (2.0, 4.0, (0.5, 0.5, 1.0)) == (half.ours, half.reference, half.ratios)
 
 
-def test_statements_are_counted(files: tuple[str, str]) -> None:
-    """What is answered from memory takes one, and an update two more than the reference."""
-    found = {figure.work: figure for figure in counted.statements(*files)}
-    assert [1, 1, 1] == [found[f"SQL statements: {w}()"].ours for w in ("status.get", "list")] + [
-        found["SQL statements: get(id)"].ours
-    ]
-    update = found["SQL statements: status.update()"]
-    assert (6, 4) == (update.ours, update.reference)
+def test_modules_of_each_start_are_counted(files: tuple[str, str]) -> None:
+    """Each start imports more than the one that it contains."""
+    found = {figure.work.partition(": ")[2]: figure.ours for figure in counted.modules(files[0])}
+    assert list(counted.STARTS) == list(found)
+    assert 0 < found["import registry"] <= found["open, get and update"]
+    assert found["import registry"] < found["sandbox-registry serve"]
 
 
-def test_a_table_in_a_document_is_replaced() -> None:
-    """And nothing around it."""
+def test_functions_of_an_update_are_counted(files: tuple[str, str]) -> None:
+    """Each function of the package is counted once, however often it is entered."""
+    figure = counted.functions(files[0])
+    assert 10 < figure.ours < 200
+    assert figure == counted.functions(files[0])
+
+
+def test_lines_are_counted_without_generated_code() -> None:
+    """The longest function is longer than the median one."""
+    engine, median, longest = (figure.ours for figure in counted.lines())
+    assert engine > 1000
+    assert 1 < median < longest < 200
+
+
+def test_replace_table_keeps_the_text_around_it() -> None:
+    """A count has neither a reference nor a ratio."""
     figure = Figure("work", 0.5, 1000.0, "ms", (0.1, 0.3, 0.2), "at most 1", orm=None)
-    written = json.loads(json.dumps({"machine": {"cpus": 2}, "figures": [asdict(figure)]}))
+    figures = [asdict(figure), asdict(count("lines", 2000, "few"))]
+    written = json.loads(json.dumps({"machine": {"cpus": 2}, "figures": figures}))
     document = f"before\n{report.BEGIN}old\n{report.END}after\n"
     replaced = report.replace_table(document, written)
     assert replaced.startswith(f"before\n{report.BEGIN}cpus 2.\n")
     assert replaced.endswith(f"{report.END}after\n")
     line = "| work (ms) | 0.5 | 1,000 |  | 0.20 (0.10 to 0.30) | at most 1 |"
     assert line in replaced.splitlines()
+    assert "| lines | 2,000 |  |  |  | few |" in replaced.splitlines()
     assert replaced == report.replace_table(replaced, written)
     assert math.isclose(0.5, figure.ours)

@@ -46,9 +46,7 @@ TEST = "What Who Whom Whose Whoever Those"
 """Of a test, which says what its name cannot, but names a subject."""
 
 UNCLEAN = (
-    "benchmarks/",
     "docs/cli.md",
-    "docs/performance.md",
     "docs/shim.md",
     "examples/",
     "registry/cli/",
