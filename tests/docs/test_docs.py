@@ -79,6 +79,28 @@ def test_every_link_leads_somewhere() -> None:
                 assert Path(ROOT, document).parent.joinpath(target).exists(), target
 
 
+def test_every_test_that_a_document_names_exists() -> None:
+    """By its node id, or by its file."""
+    missing = []
+    for document in DOCUMENTS:
+        text = Path(ROOT, document).read_text(encoding="utf-8")
+        for file, _, name in re.findall(r"`(tests/[\w/]+\.py)(::(\w+))?", text):
+            path = Path(ROOT, file)
+            source = path.read_text(encoding="utf-8") if path.exists() else ""
+            if not re.search(rf"^(async )?def {name}\(" if name else ".", source, re.MULTILINE):
+                missing.append(f"{document}: {file}::{name}")
+    assert not missing, "\n".join(missing)
+
+
+def test_every_promise_names_a_test() -> None:
+    """Each section of docs/guarantees.md below "Promises"."""
+    text = Path(ROOT, "docs", "guarantees.md").read_text(encoding="utf-8")
+    promises = text.split("## Promises\n")[1].split("\n## ")[0].split("\n### ")[1:]
+    assert len(promises) > 20
+    for promise in promises:
+        assert re.search(r"`tests/[\w/]+\.py::\w+`", promise), promise
+
+
 def test_every_section_that_an_error_names_exists() -> None:
     """Errors lead to docs/operators.md, some of them to a section of it."""
     document = Path(ROOT, "docs/operators.md").read_text(encoding="utf-8")

@@ -67,7 +67,7 @@ def lost(request: pytest.FixtureRequest, path: str) -> str:
     [{}, {"create": False}, {"read_only": True}, {"reconcile": False}],
     ids=str,
 )
-def test_a_lost_database_is_not_begun_anew(
+def test_a_lost_database_is_not_replaced_by_a_new_registry(
     lost: str, files: Callable[..., None], proof: str, options: dict[str, bool]
 ) -> None:
     """One proof is enough; the files stay as they are, and the message names them."""

@@ -165,7 +165,7 @@ def test_an_interrupt_beside_a_sync_that_fails_leaves_nothing_stored(
     assert [("a", ""), ("b", "")] == sorted(found)
 
 
-def test_a_commit_that_nobody_can_make_sure_of_says_so(path: str) -> None:
+def test_a_commit_whose_outcome_is_unknown_raises_commit_unknown(path: str) -> None:
     """And the engine writes no more."""
     assert ["CommitUnknownError", "''", "CommitUnknownError"] == fail(path, "1+")
     found = run(READ, path).strip()

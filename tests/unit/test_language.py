@@ -73,7 +73,6 @@ UNCLEAN = (
     "CHANGELOG.md",
     "Makefile",
     "docs/differences.md",
-    "docs/guarantees.md",
     "docs/schema.md",
     "pyproject.toml",
     "tests/docs/",
