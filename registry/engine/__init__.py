@@ -1,23 +1,19 @@
-"""The file: one place that begins and ends write transactions, one place that reads.
+"""Access to one database file: write transactions, snapshots, and the files beside it.
 
-paths          the files themselves, looked at by stat alone
-probe          what the system refuses when SQLite cannot open a file
-driver         connections as we want them, driver errors as we raise them
-wal_file       the log as a file: what SQLite would apply
-continuity     whether a log continues the database file beside it
+sqlite_errors  SQLite's errors as errors of this package, with the errno behind them
+driver         connections with the settings that a registry needs
+wal_file       the write-ahead log, read as a file
+continuity     whether a log continues the database file beside it; numbers of commits
 disk_reserve   disk space and inodes reserved for use when the disk is full
-lost           evidence of a registry whose database is missing
-disk_space     what a transaction may write, by what is free on the disk
+disk_space     what a transaction may write, by the free space of the disk
 lock_file      a file that exists to be locked, and says by whom
-file_locks     locks that processes hold on a file, as the kernel lists them
 process_lock   fair lock between processes
 owner          the task or thread that owns a transaction
 transaction    what is open in this process, and what is committed together
 lock_holder    who holds the write lock, for errors
 file_identity  whether the paths still refer to the files that are open
-readers        connections that only read
-watch          whether anybody has committed
-wal            the log: how long it may get, and preallocation
+readers        connections that only read; whether a commit was made since
+wal            growth of the write-ahead log: its bound, and preallocation
 writer         the connection that writes, step by step
 group_commit   several writes committed by one COMMIT
 engine         all of it for one database file

@@ -30,8 +30,9 @@ import sqlite3
 from enum import Enum
 from typing import Final, NamedTuple
 
-from registry.engine import driver, paths, wal_file
+from registry.engine import driver, wal_file
 from registry.engine.wal_file import Header, Log
+from registry.host import paths
 
 _NUMBER_MAX: Final = 0x7FFFFFFF
 """Of a signed 32-bit integer; 0 is the number of a database that has none."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from registry.engine import paths
+from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 SIZES: Final = {"-spare": 128 * 1024, "-reserve": 256 * 1024}

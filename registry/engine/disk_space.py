@@ -17,9 +17,9 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
-from registry.engine import paths
 from registry.engine.disk_reserve import SIZES, DiskReserve
 from registry.errors import ResourceExhaustedError
+from registry.host import paths
 
 if TYPE_CHECKING:
     from registry.engine.driver import Connection

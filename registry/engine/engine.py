@@ -22,10 +22,9 @@ from registry.engine.disk_reserve import SIZES
 from registry.engine.file_identity import FileIdentity
 from registry.engine.group_commit import GroupCommit
 from registry.engine.owner import current_owner
-from registry.engine.paths import NO_SPACE
-from registry.engine.readers import Readers
+from registry.engine.readers import DataVersion, Readers
+from registry.engine.sqlite_errors import driver_errors
 from registry.engine.transaction import Transaction
-from registry.engine.watch import DataVersion
 from registry.engine.writer import Writer
 from registry.errors import (
     FailedPreconditionError,
@@ -33,6 +32,7 @@ from registry.errors import (
     ResourceExhaustedError,
     StoreClosedError,
 )
+from registry.host.paths import NO_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -229,7 +229,7 @@ class Engine:
             with self._readers.snapshot(doing, single=single) as connection:
                 yield connection
         else:
-            with driver.driver_errors(doing, self.path):
+            with driver_errors(doing, self.path):
                 yield transaction.connection
 
     # Writing.

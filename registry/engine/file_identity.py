@@ -11,9 +11,9 @@ import os
 from typing import Final
 
 from registry.engine import driver
-from registry.engine.paths import identity
 from registry.errors import DataLossError
 from registry.host.kernel import file_at
+from registry.host.paths import identity
 
 replaced_files: Final[dict[str, object]] = {}
 """Which databases, by their paths, have connections that must not be closed.

@@ -18,8 +18,8 @@ import time
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
-from registry.engine import paths
 from registry.errors import FailedPreconditionError
+from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 _RECORD_LOCK: Final = struct.Struct("@hhqqi0q")

@@ -7,12 +7,12 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Final
 
-from registry.engine import file_locks
-from registry.engine.driver import translate
-from registry.engine.file_locks import process_name
 from registry.engine.lock_file import Holder
+from registry.engine.sqlite_errors import translate
 from registry.engine.transaction import Transaction
 from registry.errors import RegistryError, UnavailableError, retold
+from registry.host import file_locks
+from registry.host.file_locks import process_name
 
 
 def timeout_error(

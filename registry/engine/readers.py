@@ -1,24 +1,26 @@
-"""The connections that only read: each look sees one commit, and none keeps a writer waiting.
+"""Connections that only read: each read sees one commit, and no writer waits for a reader.
 
 Rules:
 
-1. No cursor stays open: behind one the log grows, and what it reads gets old.
-2. What another process has made of the schema is looked at after each look, so that nothing is
-   read by rules that no longer hold.
-3. On a read-only file system a registry that was closed is read as immutable, for SQLite cannot
-   make its index of the log there. Somebody may write to it through another mount: who reads
-   meanwhile is told.
+1. No cursor stays open: the log grows behind an open cursor, and the cursor returns old rows.
+2. The schema version is checked after each read: another process may have upgraded the registry
+   past what this code may read.
+3. On a read-only file system SQLite cannot make its index of the log. A registry that was closed is
+   then read as immutable. Another mount may still write to it; a read during which the file changed
+   raises.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
-from registry.engine.paths import on_read_only_file_system, size, stamp
+from registry.engine.sqlite_errors import driver_errors, translate
 from registry.errors import DataLossError, FailedPreconditionError, ReadOnlyError
+from registry.host.paths import on_read_only_file_system, size, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     from registry.engine.driver import Fetch
 
 IDLE: Final = 4
-"""Readers that are kept open for the next look."""
+"""Idle readers that are kept open."""
 BUSY_TIMEOUT: Final = 5.0
-"""Seconds that SQLite waits where somebody recovers the log."""
+"""Seconds that SQLite waits while another process recovers the log."""
 
 
 class Readers:
-    """The readers of one database file in this process."""
+    """Readers of one database file in this process."""
 
     def __init__(
         self,
@@ -42,14 +44,14 @@ class Readers:
         admit: Callable[[Fetch, str, str], object],
         require_same_file: Callable[[str], None],
     ) -> None:
-        """Open none yet.
+        """Prepare, without opening a connection.
 
         Args:
             path: the database.
-            read_only: whether nothing else has it open here.
-            admit: called with a reader, what it does and the path when the schema was changed;
-                raises where it may no longer be read.
-            require_same_file: raises where the database is no longer at its path.
+            read_only: whether this process has the database open for reading alone.
+            admit: called with a reader's `fetch`, the operation and the path when the schema has
+                changed; raises if this code may no longer read the registry.
+            require_same_file: raises if the database is no longer at its path.
         """
         self.closed = self.abandoned = False
         self._path: Final = path
@@ -60,7 +62,7 @@ class Readers:
         self._immutable = False
         self._stamp: object = None
         self._schema: int | None = None
-        """SQLite's number of the schema that may be read."""
+        """SQLite's version of the schema that `admit` has accepted."""
 
     # Opening and closing.
 
@@ -70,13 +72,13 @@ class Readers:
         prepare: Callable[[driver.Connection, str], None],
         timeout: float,
     ) -> None:
-        """Open the first one, of a registry that is only read; arguments as `Engine.open`."""
-        with driver.driver_errors(f"open registry {self._path!r}", self._path):
+        """Open the first reader of a registry that is only read; arguments as `Engine.open`."""
+        with driver_errors(f"open registry {self._path!r}", self._path):
             try:
                 inspect(self._path)
                 reader = self._open(prepare, timeout)
             except sqlite3.OperationalError as error:
-                # Only there: a file that others may write is not immutable.
+                # A file that other processes may write is not immutable.
                 if not on_read_only_file_system(self._path):
                     raise
                 reader = self._open_immutable(prepare, error)
@@ -102,11 +104,12 @@ class Readers:
     def _open_immutable(
         self, prepare: Callable[[driver.Connection, str], None], cause: sqlite3.Error
     ) -> driver.Connection:
-        # A log that is there holds what is newer than the file: it must not be passed over.
+        # The log holds commits that the file lacks.
         if size(f"{self._path}-wal"):
             raise ReadOnlyError(
-                f"open registry {self._path!r}: its log holds changes that cannot be read without "
-                "writing beside it; make the file system writable, or copy the three files",
+                f"open registry {self._path!r}: its log holds commits, which SQLite cannot read on "
+                "a read-only file system; make the file system writable, or copy the registry with "
+                "its -wal to a writable one",
                 path=self._path,
             ) from cause
         self._immutable = True
@@ -120,17 +123,17 @@ class Readers:
         return reader
 
     def close(self, close: Callable[[driver.Connection], None]) -> None:
-        """Have *close* close those that are idle; the others are when they are given back.
+        """Close the idle readers by *close*; readers in use are closed when they are given back.
 
         Safe to call again after an interrupt; it resumes.
         """
         self.closed = True
-        # No call stands between the two, or another thread might take one of them.
+        # No call stands between the two lines, so no other thread takes one of the readers.
         self._closing += self._idle
         del self._idle[:]
         while self._closing:
             close(self._closing[-1])
-            del self._closing[-1]  # afterwards: one that is lost keeps the file open
+            del self._closing[-1]  # afterwards, since a reader that is lost keeps the file open
 
     # Reading.
 
@@ -139,13 +142,13 @@ class Readers:
         """Lend a connection on which all queries see the same commit.
 
         Args:
-            doing: for messages.
-            single: one query only, which is its own snapshot.
+            doing: the operation, for messages.
+            single: the caller runs one query, which is a snapshot by itself.
         """
         connection = self.take(doing)
         lent = [connection]
         try:
-            with driver.driver_errors(doing, self._path):
+            with driver_errors(doing, self._path):
                 try:
                     if not single:
                         connection.execute("BEGIN")
@@ -156,21 +159,20 @@ class Readers:
             try:
                 self.give_back(lent)
             except BaseException:
-                self.give_back(lent)  # interrupted: it goes on where it was
+                self.give_back(lent)  # after an interrupt; it resumes
                 raise
             self.require_unchanged(doing)
 
     def take(self, doing: str) -> driver.Connection:
-        """Return a reader, to be given back."""
-        # No call stands between the two: CPython runs signal handlers and other threads after one.
+        """Return a reader; the caller gives it back by `give_back`."""
+        # CPython runs signal handlers and other threads after a call; none stands between the two.
         idle = self._idle[-1:]
         del self._idle[-1:]
         if idle:
             return idle[0]
-        # Not `ro` where it can be helped: SQLite leaves the CHECKs out of a schema that it reads
-        # so, and integrity_check then passes over them.
+        # With `ro`, SQLite leaves the CHECKs out of the schema, and integrity_check ignores them.
         mode = "ro" if self._read_only else "rw"
-        with driver.driver_errors(doing, self._path):
+        with driver_errors(doing, self._path):
             try:
                 connection = driver.connect(
                     self._path,
@@ -180,7 +182,7 @@ class Readers:
                     immutable=self._immutable,
                 )
             except sqlite3.Error:
-                self._require_same_file(doing)  # that it is gone says more than "cannot open"
+                self._require_same_file(doing)  # a removed file explains "cannot open"
                 raise
         try:
             self._require_same_file(doing)
@@ -190,20 +192,20 @@ class Readers:
         return connection
 
     def give_back(self, lent: list[driver.Connection]) -> None:
-        """Keep the readers in *lent* for later, or close them, and empty the list.
+        """Keep the readers in *lent* as idle ones, or close them, and empty the list.
 
-        Safe to call again after an interrupt: a reader that is lost keeps its snapshot, and so the
-        WAL, until the garbage collector finds it.
+        Safe to call again after an interrupt. A reader that is lost would keep its snapshot, and
+        the log from being reset, until the garbage collector finds it.
         """
         if self.abandoned:
             return
         for connection in lent:
             if connection.in_transaction:
                 connection.rollback()
-        # No call stands between the two, or another thread might have a reader that is still lent.
+        # No call stands between the two lines, so no other thread gets a reader that is lent.
         self._idle += lent
         del lent[:]
-        # Looked at afterwards: a close may come between.
+        # Checked afterwards, since `close` may have run in between.
         while self._idle and (self.closed or len(self._idle) > IDLE):
             with contextlib.suppress(IndexError):
                 driver.close(self._idle.pop())
@@ -214,15 +216,79 @@ class Readers:
             return
         (schema,) = connection.execute("PRAGMA schema_version").fetchone()
         if schema != self._schema:
-            with contextlib.suppress(DataLossError):  # of which schema it is, nobody can tell
+            with contextlib.suppress(DataLossError):  # a damaged schema has no known version
                 self._admit(connection.fetch, doing, self._path)
                 self._schema = schema
 
     def require_unchanged(self, doing: str) -> None:
-        """Raise if an immutable file was changed: what was read may be neither old nor new."""
+        """Raise if an immutable file has changed: what was read may mix two commits."""
         if self._immutable and stamp(self._path) != self._stamp:
             raise FailedPreconditionError(
-                f"{doing}: {self._path!r} was changed meanwhile, though it can only be read "
-                "from here; close the store and open it anew",
+                f"{doing}: {self._path!r} was changed during the read, on a file system that is "
+                "read-only here; close the store and open it again",
                 path=self._path,
             )
+
+
+class DataVersion:
+    """SQLite's `data_version` of one database file, which changes with each commit.
+
+    The number changes after a commit of any connection: of this process, of another one, or of the
+    `sqlite3` shell. A read of it takes a few microseconds. Rows that were cached stay valid while
+    the number stays the same.
+    """
+
+    def __init__(self, path: str, readers: Readers) -> None:
+        """Prepare, without a connection; *readers* lends it."""
+        self._path: Final = path
+        self._readers: Final = readers
+        self._mutex = threading.Lock()
+        self._reading_thread = 0
+        self._connection: driver.Connection | None = None
+        self._close: Callable[[driver.Connection], None] | None = None
+
+    def read(self, doing: str) -> int | None:
+        """Return the number of the latest commit.
+
+        None if the caller has to read the rows instead: after the close, and in a signal handler or
+        a finalizer that runs in the middle of another call of the same thread.
+
+        Raises:
+            RegistryError: the number cannot be read; see `Readers`.
+        """
+        thread = threading.get_ident()
+        if self._reading_thread == thread:
+            return None
+        with self._mutex:
+            if self._readers.closed:  # since the caller checked
+                return None
+            self._reading_thread = thread
+            try:
+                if self._connection is None:
+                    self._connection = self._readers.take(doing)
+                # All rows are fetched: the number stands still while a cursor is open.
+                (number,) = self._connection.execute("PRAGMA data_version").fetchone()
+                self._readers.require_unchanged(doing)
+            except sqlite3.Error as error:
+                raise translate(error, doing, self._path) from error
+            finally:
+                self._reading_thread = 0
+                if self._close is not None:
+                    self._close_now(self._close)
+        return int(number)
+
+    def close(self, close: Callable[[driver.Connection], None]) -> None:
+        """Close the connection by *close*, after a read in another thread has ended.
+
+        In a signal handler that interrupts a read of its thread, that read closes it.
+        """
+        if self._reading_thread == threading.get_ident():
+            self._close = close
+            return
+        with self._mutex:
+            self._close_now(close)
+
+    def _close_now(self, close: Callable[[driver.Connection], None]) -> None:
+        if self._connection is not None:
+            close(self._connection)
+            self._connection = None  # afterwards: an interrupted close is called again

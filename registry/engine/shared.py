@@ -17,10 +17,10 @@ from registry.engine import driver, lock_file
 from registry.engine.driver import Fetch
 from registry.engine.engine import Engine, open_engines
 from registry.engine.file_identity import replaced_files
-from registry.engine.lost import require_beginnable
-from registry.engine.paths import identity, make_directories, resolve, size
+from registry.engine.sqlite_errors import driver_errors
 from registry.engine.transaction import Transaction
 from registry.errors import DataLossError, StoreClosedError, UnavailableError
+from registry.host.paths import identity, make_directories, resolve, size
 from registry.sync.locks import Mutex
 
 T = TypeVar("T")
@@ -71,7 +71,8 @@ def attach(
         _require_openable(real)
         engine = _engines.get((real, read_only))
         if engine is None or engine.closed:
-            _require_there(real, create=create and not read_only)
+            if not size(real):
+                _prepare_creation(real, inspect, create=create and not read_only)
             engine = Engine(real, read_only=read_only, guard=guard, admit=admit)
             engine.open(inspect, prepare, timeout, deadline)
             _engines[real, read_only] = engine
@@ -82,12 +83,12 @@ def attach(
     return _serialized((real, read_only), use, timeout, deadline)
 
 
-def _require_there(path: str, *, create: bool) -> None:
-    """Raise unless there is a file at *path*, or one may be made, whose directories then are."""
-    if not size(path):
-        require_beginnable(path, create=create)
-        if create:
-            make_directories(os.path.dirname(path))
+def _prepare_creation(path: str, inspect: Callable[[str], None], *, create: bool) -> None:
+    """Call *inspect* before a lock file is made beside *path*, and make its directories."""
+    with driver_errors(f"open registry {path!r}", path):
+        inspect(path)
+    if create:
+        make_directories(os.path.dirname(path))
 
 
 def detach(user: object, timeout: float) -> None:

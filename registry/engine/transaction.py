@@ -19,8 +19,9 @@ from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from registry.engine.driver import Connection, translate
+from registry.engine.driver import Connection
 from registry.engine.owner import current_owner
+from registry.engine.sqlite_errors import translate
 from registry.errors import FailedPreconditionError, RegistryError, retold
 
 if TYPE_CHECKING:

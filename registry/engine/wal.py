@@ -19,8 +19,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
-from registry.engine.file_locks import snapshot_holders
-from registry.engine.paths import free
+from registry.host.file_locks import snapshot_holders
+from registry.host.paths import free
 from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:

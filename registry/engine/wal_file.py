@@ -15,7 +15,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-from registry.engine.paths import refused
+from registry.host.paths import refused
 from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:

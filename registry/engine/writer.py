@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Final
 from registry.engine import driver
 from registry.engine.continuity import following, give_number, next_number
 from registry.engine.disk_space import DiskSpace
-from registry.engine.driver import translate
 from registry.engine.lock_holder import timeout_error
-from registry.engine.paths import create_file, refused, size
 from registry.engine.process_lock import ProcessLock
+from registry.engine.sqlite_errors import driver_errors, translate
 from registry.engine.wal import Wal
 from registry.errors import (
     CommitUnknownError,
@@ -29,6 +28,7 @@ from registry.errors import (
     RegistryError,
     UnavailableError,
 )
+from registry.host.paths import create_file, refused, size
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Writer:
         try:
             self._acquire_lock("open registry", deadline, timeout)
             taken = True
-            with driver.driver_errors(f"open registry {self._path!r}", self._path):
+            with driver_errors(f"open registry {self._path!r}", self._path):
                 inspect(self._path)
             self._connect(prepare, deadline, timeout)
             opened = True
@@ -116,7 +116,7 @@ class Writer:
         doing = f"open registry {self._path!r}"
         create_file(self._path)
         self._file_identity.record(log=False)
-        with driver.driver_errors(doing, self._path):
+        with driver_errors(doing, self._path):
             remaining = max(0.0, deadline - time.monotonic())
             connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
             try:

@@ -10,4 +10,6 @@ netns         network namespaces: created, entered and removed
 pidfd         pidfds, and the entry of a process in /proc
 process       identity of the process that a pid names
 held_process  Process: a process held by a pidfd
+paths         files at paths, inspected by stat alone
+file_locks    locks that processes hold on a file
 """

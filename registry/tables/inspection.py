@@ -1,52 +1,57 @@
 """Inspection of the path of a registry, before SQLite may change anything there.
 
-SQLite applies the log beside a database as soon as the database is read, and moves it into the
-database when the last connection is closed, also after an open that was refused. Therefore whether
-there is a registry, and whether the log belongs to it, is decided first, through connections that
-write to neither file:
+SQLite applies the log beside a database as soon as it reads the database. It moves the log into the
+database when the last connection is closed, also after an open that was refused. Therefore this
+module decides first whether there is a registry, and whether the log belongs to it, by connections
+that write to neither file:
 
     immutable   reads the database file without its log: its header, or all of it if there is none
-    mode=ro     reads it with its log; SQLite may create the index of the log (-shm)
+    mode=ro     reads the database with its log; SQLite may create the index of the log (-shm)
 
-What is refused stays as it is, byte for byte.
+A file that is refused stays as it is, byte for byte.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from registry.engine import continuity, driver, paths
+from registry.engine import continuity, disk_reserve, driver
 from registry.engine.continuity import Continuity
-from registry.engine.lost import require_beginnable
-from registry.errors import DataLossError, RegistryError
+from registry.engine.sqlite_errors import RESTORE
+from registry.errors import DataLossError, NotFoundError, RegistryError
+from registry.host import paths
 from registry.tables import migrations, sql
 from registry.tables.version import APPLICATION_ID
 
 if TYPE_CHECKING:
     from registry.engine.continuity import FileAndLog
 
+BESIDE: Final = ("-wal", "-shm", "-lock", "-queue", *disk_reserve.SIZES)
+"""Suffixes of the files beside a database."""
 _BUSY_TIMEOUT: Final = 5.0
-"""Seconds that SQLite waits where another process recovers the log."""
+"""Seconds that SQLite waits while another process recovers the log."""
 
 
 def inspect(path: str, *, create: bool, upgrade: bool) -> None:
-    """Raise unless what is at *path* may be opened; nothing is changed.
+    """Raise unless the registry at *path* may be opened; nothing is changed.
 
-    What another process changes meanwhile is observed again, so that no verdict rests on a file of
-    before the change and a log of after it.
+    Files that another process changes during the inspection are inspected again: no refusal rests
+    on a file from before the change and a log from after it.
 
     Args:
-        path: of the database.
-        create: a registry may be begun where there is none.
-        upgrade: an older one may be brought up to date.
+        path: the database.
+        create: a registry may be begun at a path without one.
+        upgrade: an older schema may be brought up to date.
     Raises:
-        DataLossError: it is not a registry, its log is not its own, or its database was lost.
-        NotFoundError: there is none, and none may be begun.
-        SchemaVersionError: its schema is too new, or too old and may not be upgraded.
-        sqlite3.Error: it cannot be read.
+        DataLossError: the file is not a registry, its log belongs to another file, or the database
+            of a registry is missing.
+        NotFoundError: there is no registry, and none may be begun.
+        SchemaVersionError: the schema is too new, or it is too old and may not be upgraded.
+        sqlite3.Error: the file cannot be read.
     """
     found = continuity.read(path)
     while True:
@@ -64,16 +69,16 @@ def inspect(path: str, *, create: bool, upgrade: bool) -> None:
 def _require_openable(path: str, found: FileAndLog, *, create: bool, upgrade: bool) -> None:
     if paths.size(path) == 1:  # SQLite treats it as empty, and would write over the byte
         raise DataLossError(
-            f"open registry {path!r}: it has one byte and is no SQLite database; is the path "
-            f"right? If it was a registry, {driver.RESTORE}",
+            f"open registry {path!r}: the file has one byte and is not an SQLite database; is the "
+            f"path right? If it was a registry, {RESTORE}",
             path=path,
         )
     if found.file is None:
         if not found.has_log or not paths.size(path):
-            require_beginnable(path, create=create)
+            _require_beginnable(path, create=create, has_log=found.has_log)
             migrations.require_revisions(f"open registry {path!r}", path)
             return
-        # A registry whose only commits are in its log: nothing was moved into the file yet.
+        # A new registry: all its commits are in the log, and none was moved into the file yet.
         first = None if found.log is None else found.log.first
         ours = first is not None and first.application_id == APPLICATION_ID
     else:
@@ -83,14 +88,58 @@ def _require_openable(path: str, found: FileAndLog, *, create: bool, upgrade: bo
             raise migrations.not_a_registry(connection, f"open registry {path!r}", path)
     if found.file is not None:
         _require_own_log(path, found)
-    # What SQLite has to roll back first, it rolls back when it is opened for writing.
+    # SQLite rolls back a rollback journal only when the file is opened for writing.
     if not paths.size(f"{path}-journal"):
         with _probe(path, without_log=not found.has_log) as connection:
             migrations.verify(connection, path, create=create, upgrade=upgrade)
 
 
+def _require_beginnable(path: str, *, create: bool, has_log: bool) -> None:
+    """Raise unless a registry may be begun at *path*, where there is none or an empty file.
+
+    An interrupted creation leaves an empty file and empty lock files, which prove nothing: the disk
+    reserve is allocated, and the lock file is marked, when the registry exists.
+
+    Args:
+        path: the database.
+        create: a registry may be begun.
+        has_log: SQLite would apply the log beside *path*.
+    Raises:
+        DataLossError: there was a registry, and its database is missing.
+        NotFoundError: there is no registry, and none may be begun.
+    """
+    doing, missing = f"open registry {path!r}", _what_is_missing(path)
+    evidence = ["'-wal' holds commits"] if has_log else []
+    for suffix, size in disk_reserve.SIZES.items():
+        if paths.size(f"{path}{suffix}") == size:
+            evidence.append(f"{suffix!r} is allocated")
+    if paths.size(f"{path}-lock"):
+        evidence.append("'-lock' is marked")
+    if evidence:
+        there = ", ".join(repr(f"{path}{name}") for name in BESIDE if os.path.lexists(path + name))
+        raise DataLossError(
+            f"{doing}: {missing}, but there was a registry: beside it {' and '.join(evidence)}; "
+            "bring the database back (mount its disk, restore a backup); or, to begin a new "
+            f"registry, first move these files away together: {there} "
+            "(docs/operators.md, 'There was a registry')",
+            path=path,
+        )
+    if not create:
+        advice = "" if os.path.exists(path) else "; is its disk mounted?"
+        raise NotFoundError(f"{doing}: {missing}{advice}", path=path)
+
+
+def _what_is_missing(path: str) -> str:
+    if not os.path.exists(path):
+        return "there is no such file"
+    if not paths.size(path):
+        return "the database file is empty"
+    # The database file of a new registry has the first page only: the rest is in the log.
+    return f"the database file holds no table, and its log '{path}-wal' is missing"
+
+
 def _require_own_log(path: str, found: FileAndLog) -> None:
-    """Raise unless the log at *path* is that of the database."""
+    """Raise unless the log beside *path* belongs to the database."""
     verdict = found.continuity()
     if verdict in {Continuity.UNDETERMINED, Continuity.REPLACES}:
         whole = _is_whole_with_log(path, older=verdict is Continuity.REPLACES)
@@ -98,25 +147,25 @@ def _require_own_log(path: str, found: FileAndLog) -> None:
     if verdict is Continuity.STRANGE:
         raise DataLossError(
             f"open registry {path!r}: the log '{path}-wal' does not continue the database file: "
-            "one of them was copied or moved here, and SQLite would mix them up; nothing was "
-            f"changed. To keep the database, move '{path}-wal' and '{path}-shm' away together and "
-            f"open it again; if it is not the right one either, move {path!r} away too and restore "
+            "one of them was copied or moved here, and SQLite would mix them up (nothing was "
+            f"changed); to keep the database, move '{path}-wal' and '{path}-shm' away together and "
+            f"open it again; if the database is wrong too, move {path!r} away as well and restore "
             "a backup (docs/operators.md)",
             path=path,
         )
 
 
 def _is_whole_with_log(path: str, *, older: bool) -> bool:
-    """Return whether the database with its log is the same registry as without, and whole.
+    """Return whether the database with its log is undamaged, and the same registry as without it.
 
     Args:
-        path: of the database.
-        older: with the log it may be an older state.
+        path: the database.
+        older: the database with its log may be in an older state.
     """
     with _probe(path, without_log=True) as file:
         try:
             before = _identity(file)
-        except sqlite3.Error:  # half of a checkpoint: all of it is in the log
+        except sqlite3.Error:  # an unfinished checkpoint: all its pages are in the log
             before = None
     with _probe(path, without_log=False) as connection:
         try:
@@ -145,8 +194,8 @@ def _probe(path: str, *, without_log: bool) -> Iterator[driver.Connection]:
     """Lend a connection that writes neither to the database nor to its log.
 
     Args:
-        path: of the database.
-        without_log: read the database file as if there was no log beside it.
+        path: the database.
+        without_log: read the database file as if there were no log beside it.
     """
     connection = driver.connect(
         path, "ro", driver.READER_SETUP, busy_timeout=_BUSY_TIMEOUT, immutable=without_log

@@ -17,9 +17,9 @@ from typing import Final
 
 from registry import cri
 from registry.engine.driver import WAL_MAX, Connection
-from registry.engine.file_locks import snapshot_holders
-from registry.engine.paths import size
 from registry.errors import RegistryError
+from registry.host.file_locks import snapshot_holders
+from registry.host.paths import size
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import validate as validate_status
 from registry.sync.interrupts import reraise_interrupt

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from registry.engine import Connection, Transaction
 from registry.engine.continuity import give_number, next_number
-from registry.engine.driver import RESTORE, Fetch
+from registry.engine.driver import Fetch
+from registry.engine.sqlite_errors import RESTORE
 from registry.errors import (
     DataLossError,
     FailedPreconditionError,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from registry import DataLossError, NotFoundError, Store
-from registry.engine.lost import BESIDE
+from registry.tables.inspection import BESIDE
 from tests.tools import READY, contents, environment, run, sandbox
 
 KILLED = """

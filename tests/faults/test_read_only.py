@@ -81,7 +81,7 @@ def test_a_log_that_cannot_be_read_is_not_passed_over(path: str) -> None:
     remount(path, "rw")
     os.unlink(f"{path}-shm")
     remount(path, "ro")
-    with pytest.raises(ReadOnlyError, match="its log holds changes"):
+    with pytest.raises(ReadOnlyError, match="its log holds commits"):
         Store.open(path, read_only=True)
     remount(path, "rw")
     with Store.open(path) as store:
@@ -113,7 +113,7 @@ def test_a_file_that_changes_though_it_was_closed_is_not_taken_for_fixed(
         with Store.open(path) as store:
             store.add(sandbox("b"), READY)
             for read in (reader.list, reader.history, reader.check, lambda: reader.get("a")):
-                with pytest.raises(FailedPreconditionError, match="open it anew"):
+                with pytest.raises(FailedPreconditionError, match="open it again"):
                     read()
         with pytest.raises(RegistryError):
             reader.list()

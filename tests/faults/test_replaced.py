@@ -16,7 +16,7 @@ from contextlib import suppress
 import pytest
 
 from registry import DataLossError, Store
-from registry.engine.lost import BESIDE
+from registry.tables.inspection import BESIDE
 from tests.tools import READY, ids, query, run, sandbox, sqlite_shell
 
 

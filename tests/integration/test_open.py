@@ -558,7 +558,7 @@ def test_without_a_right_to_its_directory_a_registry_is_read_while_it_is_open(
         assert "1\n" == run(AS_NOBODY, everybodys, "read_only")
     told = run(AS_NOBODY, everybodys, "read_only")
     assert "ReadOnlyError" in told
-    assert "only who can write its directory can read it" in told
+    assert "open it as a user who can write its directory" in told
 
 
 @needs.another_user

@@ -20,7 +20,7 @@ from registry import (
     ResourceExhaustedError,
     Store,
 )
-from registry.engine.driver import driver_errors
+from registry.engine.sqlite_errors import driver_errors
 from tests import needs
 from tests.tools import READY, ids, query, run, sandbox, small_file_system
 

@@ -12,7 +12,7 @@ import pytest
 from registry import Store
 from registry.engine import driver, wal
 from registry.engine.driver import WAL_MAX
-from registry.engine.file_locks import READ_MARKS, locks_on, snapshot_holders
+from registry.host.file_locks import READ_MARKS, locks_on, snapshot_holders
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import (

@@ -9,7 +9,7 @@ import pytest
 
 import registry
 from registry import Store, errors
-from registry.engine import driver
+from registry.engine.sqlite_errors import translate
 
 TREE = {
     "NotFoundError": "RegistryError",
@@ -96,7 +96,7 @@ def test_driver_errors_are_mapped_by_code(code: int | None, expected: str, path:
     raw = sqlite3.OperationalError("database is locked or full or corrupt")
     if code is not None:
         raw.sqlite_errorcode, raw.sqlite_errorname = code, f"CODE_{code}"
-    error = driver.translate(raw, "add sandbox 'a'", path)
+    error = translate(raw, "add sandbox 'a'", path)
     assert expected == type(error).__name__
     assert code == error.sqlite_code
     assert str(error).startswith("add sandbox 'a': ")

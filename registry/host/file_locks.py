@@ -6,7 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from registry.engine import paths
+from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
