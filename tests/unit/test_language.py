@@ -70,7 +70,6 @@ UNCLEAN = (
     "tests/shim/",
     "tests/unit/",
     # Below: of the documents and tools of the tests.
-    "CHANGELOG.md",
     "Makefile",
     "docs/differences.md",
     "docs/schema.md",
