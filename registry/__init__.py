@@ -7,6 +7,7 @@
 
 Packages, each importing only from those before it; the docstring of each lists its modules:
 
+    version       the version of the distribution
     errors        what can go wrong
     sync          locks, calls in other threads, and interrupts
     cri           the CRI's PodSandboxConfig, and Go's JSON of it

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-EXTRAS: Final = {"typer": "cli", "rich": "cli", "grpc": "shim"}
-"""What is not always installed, and by which extra it is."""
+EXTRAS: Final = {"click": "cli", "grpc": "shim"}
+"""Optional dependencies, and the extra that installs each."""
+SHIM: Final = {"serve": "registry.shim.command:serve"}
+"""Verbs of the shim, which stands above the command line; see `registry.cli.program.VERBS`."""
+INTERRUPTED: Final = 130
+"""Exit code that a shell shows for a program ended by SIGINT."""
 
 
 def main() -> int:
     """Run the command line and return its exit code; see docs/cli.md."""
     try:
-        from registry.cli import commands  # noqa: PLC0415 - typer and rich are an extra
-        from registry.shim import command  # noqa: F401, PLC0415 - it adds its verb
+        from registry.cli import program  # noqa: PLC0415 - click is an extra
 
-        return commands.main()
+        return program.main(more=SHIM)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = EXTRAS.get(missing)
@@ -26,7 +29,7 @@ def main() -> int:
         )
         return 2
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

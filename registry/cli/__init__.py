@@ -1,7 +1,15 @@
-"""The program `sandbox-registry`.
+"""The program `sandbox-registry`: what a registry holds, as tables and as JSON.
 
-documents      the documents in a file of JSON
-import_export  sandboxes in and out, as containerd's JSON
-output         tables and JSON
-commands       the verbs
+documents      JSON documents in a file
+import_export  sandboxes from and to containerd's JSON
+cells          widths of text on a terminal
+terminal       tables on a terminal: folding and colours
+output         tables and JSON on stdout
+failures       exit codes, and errors on stderr
+options        options that several verbs have, and the registry that they name
+show           the verbs list and inspect
+history        the verb history
+maintain       the verbs reconcile, check and delete
+transfer       the verbs import and export
+program        the group of all verbs, each imported when it is run
 """

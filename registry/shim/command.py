@@ -1,32 +1,36 @@
-"""`sandbox-registry serve`."""
+"""The verb `serve`."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from typing import Annotated
 
-import typer
+import click
 
-from registry.cli.commands import FINE, Db, app, path_of
+from registry.cli import options
+from registry.cli.failures import FINE
 
 
-@app.command()
-def serve(
-    ctx: typer.Context,
-    *,
-    listen: Annotated[
-        str, typer.Option(metavar="unix:///PATH", help="Where to serve.")
-    ] = "unix:///run/sandbox-registry.sock",
-    db: Db = None,
-) -> int:
-    """Serve the CRI's sandbox calls until SIGTERM; sandboxes outlive this. Makes the registry."""
-    # What it cannot do we say; its own words would go to stderr before ours.
+@click.command()
+@click.option(
+    "--listen",
+    metavar="unix:///PATH",
+    default="unix:///run/sandbox-registry.sock",
+    show_default=True,
+    help="Socket to serve at.",
+)
+@options.db
+def serve(*, listen: str, db: str) -> int:
+    """Serve the CRI's sandbox calls until SIGTERM; this writes.
+
+    It makes the registry if there is none. The sandboxes outlive it.
+    """
+    # Errors are reported by this program; gRPC would write its own to stderr first.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from registry.shim import server  # noqa: PLC0415 - gRPC is an extra of its own
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("registry").setLevel(logging.INFO)
-    server.serve(path_of(ctx, db), listen)
+    server.serve(db, listen)
     return FINE

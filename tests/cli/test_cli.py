@@ -23,7 +23,8 @@ import pytest
 
 import registry
 from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store
-from registry.cli import commands
+from registry.cli import program
+from registry.cli.failures import ADVICE
 from registry.cri import NamespaceMode
 from tests import needs
 from tests.tools import NOTREADY, environment, execute, pod, query, sandbox
@@ -44,7 +45,7 @@ class Done(NamedTuple):
     err: str
 
 
-def program(*args: str, unbuffered: bool = False) -> list[str]:
+def real(*args: str, unbuffered: bool = False) -> list[str]:
     """Return the command that runs the real program."""
     return [sys.executable, *(["-u"] if unbuffered else []), "-m", "registry", *args]
 
@@ -59,7 +60,7 @@ def clean(**variables: str) -> dict[str, str]:
 def run(*args: str, **variables: str) -> Done:
     """Run the real program."""
     done = subprocess.run(
-        program(*args), env=clean(**variables), capture_output=True, text=True, check=False
+        real(*args), env=clean(**variables), capture_output=True, text=True, check=False
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -67,7 +68,7 @@ def run(*args: str, **variables: str) -> Done:
 def shell(command: str, *args: str, unbuffered: bool = False) -> Done:
     """Run the real program in a pipeline: *command*, in which it is called "$@"."""
     done = subprocess.run(
-        ["bash", "-c", command, "bash", *program(*args, unbuffered=unbuffered)],
+        ["bash", "-c", command, "bash", *real(*args, unbuffered=unbuffered)],
         env=clean(),
         capture_output=True,
         text=True,
@@ -103,7 +104,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.delenv("SANDBOX_REGISTRY_DB", raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        code = commands.main(args)
+        code = program.main(args)
         return Done(code, *capsys.readouterr())
 
     return main
@@ -611,7 +612,7 @@ def test_no_error_names_a_parameter_of_the_library() -> None:
             if isinstance(node.value, str):
                 found |= set(re.findall(r"[^;]*\b\w+=(?:True|False)\b", node.value))
                 assert "include_unknown" not in node.value
-    assert {text.strip() for text in found} == commands.ADVICE.keys()
+    assert {text.strip() for text in found} == ADVICE.keys()
 
 
 @needs.namespaces
@@ -733,9 +734,7 @@ def test_ctrl_c_ends_it_with_130(call: Call, monkeypatch: pytest.MonkeyPatch) ->
     assert Done(130, "", "") == call("list")
 
 
-@pytest.mark.parametrize(
-    ("missing", "extra"), [("typer", "cli"), ("rich", "cli"), ("grpc", "shim")]
-)
+@pytest.mark.parametrize(("missing", "extra"), [("click", "cli"), ("grpc", "shim")])
 def test_without_its_libraries_it_says_what_to_install(missing: str, extra: str, path: str) -> None:
     """The library itself works without them."""
     code = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry import Store
-from registry.cli import commands
+from registry.cli import program
 from tests.pages import flip, places
 from tests.tools import READY, pod, sandbox
 
@@ -45,7 +45,7 @@ def test_commands_say_what_is_wrong_with_a_damaged_record(
         shutil.copy(whole, path)
         flip(path, place, bit)
         for command in COMMANDS:
-            code = commands.main(["--db", path, *command.split()])
+            code = program.main(["--db", path, *command.split()])
             out, err = capfd.readouterr()
             what = f"{command}: bit {bit} of the type of {table}.{column}; DAMAGE_SEED={SEED}"
             assert code in {0, 1, DAMAGED}, f"{what}: {err}"

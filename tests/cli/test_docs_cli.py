@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-import typer
-from typer.core import TyperCommand, TyperGroup
 
 from registry import Metadata, State, Status, Store
-from registry.cli import commands
+from registry.__main__ import SHIM
+from registry.cli import failures, program
 from registry.cri import LinuxPodSandboxConfig, NamespaceMode
-from registry.shim.command import serve  # noqa: F401 - so that it is there
 from tests.tools import ROOT, environment, execute, pod
 
 DOCS = Path(ROOT, "docs", "cli.md").read_text(encoding="utf-8")
@@ -27,9 +26,13 @@ SECTIONS = dict(
 )
 EXAMPLES = re.findall(r"^```console\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 
-GROUP = typer.main.get_command(commands.app)
-assert isinstance(GROUP, TyperGroup)
-COMMANDS: dict[str, TyperCommand] = dict(GROUP.commands)  # type: ignore[arg-type]
+GROUP = program.group(SHIM)
+CONTEXT = click.Context(GROUP, help_option_names=["-h", "--help"])
+COMMANDS: dict[str, click.Command] = {}
+for verb in GROUP.list_commands(CONTEXT):
+    command = GROUP.get_command(CONTEXT, verb)
+    assert command is not None
+    COMMANDS[verb] = command
 
 WEB = "3f2a9c41d07e"
 PROXY = "77b0d2e5a9f1"
@@ -71,7 +74,7 @@ def printed(path: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]
     """Return a function that returns the JSON which a verb prints."""
 
     def printed(*args: str) -> Any:
-        commands.main(["--db", path, *args, "--json"])
+        program.main(["--db", path, *args, "--json"])
         return json.loads(capsys.readouterr().out)
 
     return printed
@@ -88,10 +91,7 @@ def test_every_option_is_documented_and_there_are_no_others(verb: str) -> None:
     common = documented_options("Options of every verb")
     if verb in {"export", "serve"}:  # it prints nothing else, or nothing
         common -= {"--json"}
-    context = typer.Context(
-        COMMANDS[verb], parent=typer.Context(GROUP, help_option_names=["-h", "--help"])
-    )
-    parameters = COMMANDS[verb].get_params(context)
+    parameters = COMMANDS[verb].get_params(click.Context(COMMANDS[verb], parent=CONTEXT))
     options = {option for each in parameters for option in each.opts if option[0] == "-"}
     assert options == documented_options(verb) | common
     assert set() == documented_options(verb) & common
@@ -157,12 +157,12 @@ def test_fields_of_import_are_as_documented(tmp_path: Path, printed: Callable[..
 def test_exit_codes_are_as_documented() -> None:
     """Those of the program, and 130 of Ctrl-C."""
     codes = [
-        commands.FINE,
-        commands.FOUND,
-        commands.USAGE,
-        commands.UNAVAILABLE,
-        130,
-        commands.CLOSED_PIPE,
+        failures.FINE,
+        failures.FOUND,
+        failures.USAGE,
+        failures.UNAVAILABLE,
+        failures.INTERRUPTED,
+        failures.CLOSED_PIPE,
     ]
     text = " ".join(re.findall(r"^\| ([\d, ]+) \|", SECTIONS["Exit codes"], re.MULTILINE))
     assert codes == [int(code) for code in re.findall(r"\d+", text)]

@@ -352,7 +352,7 @@ def test_closed_streams_are_no_traceback(path: str, tmp_path: Path, redirect: st
 
 def test_stdin_is_read_before_the_registry_is_locked(path: str) -> None:
     """A slow writer of documents holds up nobody."""
-    code = "import sys; from registry.cli.commands import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from registry.cli.program import main; sys.exit(main(sys.argv[1:]))"
     with running(code, "--db", path, "import", "-") as process:
         assert process.stdin is not None
         process.stdin.write(line("a").decode())
@@ -381,12 +381,12 @@ def test_statuses_that_the_memory_does_not_hold_are_no_traceback(path: str, tmp_
     (tmp_path / "s").write_text(json.dumps(many))
     code = """
         import resource, sys
-        from registry.cli import commands
+        from registry.cli import program
         with open("/proc/self/statm") as statm:
             pages = int(statm.read().split()[0])
         limit = pages * resource.getpagesize() + 2**25
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        sys.exit(commands.main(sys.argv[1:]))
+        sys.exit(program.main(sys.argv[1:]))
         """
     done = subprocess.run(
         python(code, "--db", path, "import", "-", "--status", tmp_path / "s"),

@@ -316,7 +316,7 @@ def test_opening_an_up_to_date_registry_imports_neither_alembic_nor_pyroute2(pat
             store.add(Metadata("a", "a", None), Status(State.READY))
             store.list()
             store.get("a").status.update(lambda old: old)
-        slow = ("alembic", "pyroute2", "google.protobuf.json_format", "registry.cli.commands")
+        slow = ("alembic", "pyroute2", "google.protobuf.json_format", "registry.cli.program")
         print([name for name in slow if name in sys.modules])
         """,
         path,

@@ -24,7 +24,7 @@ from registry import (
     Store,
     Verdict,
 )
-from registry.cli import commands
+from registry.cli import history, program
 from tests.tools import READY, UNKNOWN, execute, ids, pod, query, sandbox, tamper
 
 DAMAGES = {
@@ -193,7 +193,7 @@ def test_it_appears_in_the_views(store: Store, path: str) -> None:
 
 def call(capfd: pytest.CaptureFixture[str], path: str, *args: str) -> tuple[int, str, str]:
     """Run the command line in this process."""
-    code = commands.main(["--db", path, *args])
+    code = program.main(["--db", path, *args])
     return code, *capfd.readouterr()
 
 
@@ -461,7 +461,7 @@ def test_cli_history_shows_all_but_the_damaged_transitions(
 
     for pages in (1000, 2, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(commands, "PAGE", pages)
+            patch.setattr(history, "PAGE", pages)
             found, errors = shown()
             assert ([2, 4, 5, 6], 2) == (found, len(errors))
             assert "read transition 1 of sandbox 'bad': 'SANDBOX_NEWER'" in errors[0]

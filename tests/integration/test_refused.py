@@ -24,7 +24,7 @@ from registry import (
     SchemaVersionError,
     Store,
 )
-from registry.cli import commands
+from registry.cli import failures, program
 from registry.host import kernel
 from tests import needs
 from tests.tools import READY, contents, execute, run, sandbox, tamper
@@ -284,8 +284,8 @@ def test_a_refused_file_stays_as_it_was(
         assert before == files(folder), options
     for command in COMMANDS:
         words = command.format(document=document).split()
-        expected = commands.USAGE if kind.error is InvalidArgumentError else commands.UNAVAILABLE
-        assert expected == commands.main(["--db", path, *words]), command
+        expected = failures.USAGE if kind.error is InvalidArgumentError else failures.UNAVAILABLE
+        assert expected == program.main(["--db", path, *words]), command
         assert "registry.db" in capsys.readouterr().err
         assert before == files(folder), command
 

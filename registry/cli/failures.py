@@ -1,0 +1,74 @@
+"""Exit codes, and errors as one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Final, TextIO
+
+from registry.cli.output import plain
+from registry.errors import (
+    CompactedError,
+    InvalidArgumentError,
+    MetadataError,
+    NetNSError,
+    NotFoundError,
+    RegistryError,
+)
+from registry.sync.interrupts import reraise_interrupt
+
+PROGRAM: Final = "sandbox-registry"
+
+FINE, FOUND, USAGE, UNAVAILABLE = 0, 1, 2, 3
+"""Exit codes; FOUND: the object of the question is missing or wrong."""
+INTERRUPTED: Final = 130
+CLOSED_PIPE: Final = 141
+"""Exit codes that a shell shows for a program ended by SIGINT, and by SIGPIPE."""
+
+ADVICE: Final = {
+    "open it with read_only=True": (
+        "mount its file system writable; without that list, inspect, history, check, export and "
+        "reconcile --dry-run work"
+    ),
+    "open it for writing with upgrade=True": f"`{PROGRAM} reconcile` brings it up to date",
+}
+"""Advice for operators, by the library's advice for programs, which it replaces in messages."""
+
+
+def code_of(error: RegistryError) -> int:
+    """Return the exit code for *error*."""
+    if isinstance(error, NotFoundError):
+        return FOUND if error.id else UNAVAILABLE
+    if isinstance(error, (CompactedError, MetadataError, NetNSError)):
+        return FOUND
+    return USAGE if isinstance(error, InvalidArgumentError) else UNAVAILABLE
+
+
+def complain(message: str, code: int) -> int:
+    """Write *message* as one line on stderr, if there is a stderr, and return *code*."""
+    for of_library, of_program in ADVICE.items():
+        message = message.replace(of_library, of_program)
+    try:
+        if sys.stderr is not None:
+            sys.stderr.write(f"{PROGRAM}: error: {plain(message)}\n")
+            sys.stderr.flush()
+    except OSError as error:
+        reraise_interrupt(error)
+        discard(sys.stderr)
+    return code
+
+
+def complain_all(messages: Iterable[str]) -> int:
+    """Write each of *messages* on stderr; return FOUND if there is one, else FINE."""
+    return max([complain(message, FOUND) for message in messages], default=FINE)
+
+
+def discard(stream: TextIO) -> None:
+    """Discard the buffer of *stream*: Python would write it again at exit, and report the failure.
+
+    The descriptor stays in use; otherwise the next file that is opened would get its number.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

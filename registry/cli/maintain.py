@@ -1,0 +1,99 @@
+"""The verbs `reconcile`, `check` and `delete`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from registry.cli import options
+from registry.cli.failures import FINE, FOUND, complain
+from registry.cli.output import plain, table, write, write_all, write_json
+from registry.errors import InvalidArgumentError, NetNSError, NotFoundError
+from registry.recovery.verdicts import Report, Verdict
+
+
+@click.command()
+@options.db
+@click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
+@click.option("--remove-orphans", is_flag=True, help="Remove namespaces that no sandbox owns.")
+@options.timeout
+@options.as_json
+def reconcile(
+    *, db: str, dry_run: bool, remove_orphans: bool, timeout: float, as_json: bool
+) -> int:
+    """Observe every sandbox, and mark those that are gone as NOTREADY; this writes.
+
+    It also brings the schema of an older registry up to date.
+    """
+    removed, code = [], FINE
+    remove = remove_orphans and not dry_run
+    opened = options.open_to_read(db) if dry_run else options.open_to_write(db, timeout)
+    with opened as store:
+        report = store.reconcile(dry_run=dry_run)
+        for path in report.orphans if remove else ():
+            try:
+                removed += store.remove_orphans([path])
+            except (NetNSError, InvalidArgumentError) as error:  # the others can be removed
+                code = complain(str(error), FOUND)
+    if as_json:
+        counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
+        write_json(asdict(report) | {"counts": counts, "removed": removed, "dry_run": dry_run})
+    else:
+        write(_report(report, removed, dry_run=dry_run, tried=remove))
+    return code
+
+
+def _report(report: Report, removed: Sequence[str], *, dry_run: bool, tried: bool) -> str:
+    """Return *report* for people: a table of findings, the counts, and a line for each orphan."""
+    findings = [asdict(finding) for finding in report.findings]
+    columns = ("sandbox_id", "verdict", "changed", "reason", "message")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(report.counts.items()))
+    lines = [f"sandboxes: {counts or 'none'}"]
+    if dry_run:
+        lines.append("dry run: nothing was changed")
+    left = "not removed" if tried else "no sandbox owns it; --remove-orphans removes it"
+    lines += [
+        f"orphan {plain(path)}: {'removed' if path in removed else left}" for path in report.orphans
+    ]
+    return (table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
+
+
+@click.command()
+@options.db
+@options.as_json
+def check(*, db: str, as_json: bool) -> int:
+    """Report every violated invariant of the registry; exit code 1 if there is one."""
+    with options.open_to_read(db) as store:
+        found = [asdict(violation) for violation in store.check()]
+    if found or as_json:
+        write_all(found, ("rule", "sandbox_id", "found", "expected"), as_json=as_json)
+    else:
+        write("no violations\n")
+    return FOUND if found else FINE
+
+
+@click.command()
+@options.id
+@options.db
+@options.timeout
+@options.as_json
+def delete(*, id: str, db: str, timeout: float, as_json: bool) -> int:
+    """Delete the record of one sandbox, and nothing else; this writes.
+
+    Its processes and its network namespace are left alone.
+    """
+    deleted, path = False, ""
+    with options.open_to_write(db, timeout) as store, contextlib.suppress(NotFoundError):
+        sandbox = store.get(id, include_unknown=True)
+        id, path, deleted = sandbox.id, sandbox.netns_path, sandbox.delete()
+    if as_json:
+        write_json({"id": id, "deleted": deleted})
+    elif deleted:
+        left = f"; network namespace {path} is left alone" if path else ""
+        write(plain(f"deleted {id}{left}") + "\n")
+    if not deleted:
+        return complain(f"delete sandbox {id!r}: there is no such sandbox", FOUND)
+    return FINE

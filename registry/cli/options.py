@@ -1,0 +1,85 @@
+"""Options that several verbs have, and the registry that they name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import click
+
+from registry.cli.failures import PROGRAM
+from registry.store import Store
+
+TIMEOUT_MAX: Final = 86_400.0
+"""Seconds that a timeout may have; a longer one, infinity included, is refused."""
+
+
+def _name_registry(ctx: click.Context, _: click.Parameter, value: str | None) -> str:
+    """Return the path of the registry: given after the verb, before it, or by the environment."""
+    path: str | None = ctx.obj if value is None else value
+    if path is None:
+        raise click.BadParameter("no registry is named, and SANDBOX_REGISTRY_DB is not set")
+    return path
+
+
+class Count(click.IntRange):
+    """An integer of 0 or more."""
+
+    name = "integer"
+
+    def __init__(self) -> None:
+        """Have no upper bound."""
+        super().__init__(min=0)
+
+
+class Seconds(click.ParamType[float]):
+    """A number of seconds, between 0 and `TIMEOUT_MAX`."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return *value*, a text or a number, as a number."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        if not 0 <= seconds <= TIMEOUT_MAX:  # nan too, which a FloatRange accepts
+            self.fail(f"{seconds:g} is not between 0 and {TIMEOUT_MAX:g}", param, ctx)
+        return seconds
+
+
+db = click.option(
+    "--db",
+    metavar="PATH",
+    callback=_name_registry,
+    help="The registry; takes precedence over --db before the verb.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+timeout = click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=Seconds(),
+    default=30.0,
+    show_default=True,
+    help="Longest time to wait for other writers.",
+)
+id = click.argument("id", metavar="ID", help="Full id, or a unique prefix.")
+
+
+def open_to_read(db: str) -> Store:
+    """Open the registry at *db* read-only."""
+    return Store.open(db, read_only=True, create=False)
+
+
+def open_to_write(db: str, timeout: float, *, create: bool = False) -> Store:
+    """Open the registry at *db* for writing, without a reconcile.
+
+    Args:
+        db: path of the registry.
+        timeout: seconds that a write waits for other writers.
+        create: make the registry if there is none.
+    """
+    actor = f"{PROGRAM}[{os.getpid()}]"
+    return Store.open(db, create=create, reconcile=False, timeout=timeout, actor=actor)

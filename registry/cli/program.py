@@ -1,0 +1,163 @@
+"""The group of all verbs, each imported when it is run, and the exit code of the program.
+
+Rules:
+
+1. A verb is read-only unless its help says that it writes, and opens the store accordingly.
+2. Text from the database is data: `output` escapes it. `export` alone writes bytes as they are.
+3. Output is written after the store is closed: a slow reader of the output delays no writer.
+4. Exit codes and the fields of `--json` are a contract (docs/cli.md); they are only added to.
+5. A verb returns its exit code. It imports what only it needs when it is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import click
+
+from registry.cli.failures import (
+    CLOSED_PIPE,
+    INTERRUPTED,
+    PROGRAM,
+    UNAVAILABLE,
+    code_of,
+    complain,
+    discard,
+)
+from registry.cli.output import write
+from registry.errors import RegistryError
+from registry.sync.interrupts import reraise_interrupt
+from registry.version import __version__
+
+VERBS: Final = {
+    "list": "registry.cli.show:list_sandboxes",
+    "inspect": "registry.cli.show:inspect",
+    "history": "registry.cli.history:history",
+    "reconcile": "registry.cli.maintain:reconcile",
+    "check": "registry.cli.maintain:check",
+    "delete": "registry.cli.maintain:delete",
+    "import": "registry.cli.transfer:import_sandboxes",
+    "export": "registry.cli.transfer:export_sandboxes",
+}
+"""Verbs in the order of the help; of each the module and the name of its click command there."""
+
+# Errors that are logged are also in the output. Without a handler Python would write them to stderr
+# a second time, with tracebacks.
+logging.getLogger("registry").addHandler(logging.NullHandler())
+
+
+class Verbs(click.Group):
+    """Group of verbs, each of which is imported when it is asked for."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Return the names of the verbs, in the order of the help."""
+        return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the verb *cmd_name*, None if there is no such verb."""
+        verb = super().get_command(ctx, cmd_name)
+        return verb.load() if isinstance(verb, Deferred) else verb
+
+
+class Deferred(click.Command):
+    """A verb that is not imported yet."""
+
+    def __init__(self, name: str, place: str) -> None:
+        """Stand for the command at *place*, `MODULE:NAME`."""
+        super().__init__(name)
+        self._place = place
+
+    def load(self) -> click.Command:
+        """Import the module and return the command."""
+        module, _, name = self._place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
+    if asked:
+        write(f"{PROGRAM} {__version__}\n")
+        ctx.exit()
+
+
+def group(more: Mapping[str, str]) -> click.Group:
+    """Return the program as a click group of `VERBS` and *more* verbs."""
+
+    @click.group(
+        PROGRAM,
+        cls=Verbs,
+        commands={name: Deferred(name, place) for name, place in {**VERBS, **more}.items()},
+        no_args_is_help=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    @click.option(
+        "--db", metavar="PATH", envvar="SANDBOX_REGISTRY_DB", show_envvar=True, help="The registry."
+    )
+    @click.option(
+        "--version",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_version,
+        help="Show the version and exit.",
+    )
+    @click.pass_context
+    def program(ctx: click.Context, db: str | None) -> None:
+        """See, check and recover a registry of pod sandboxes.
+
+        Exit codes: 0 fine, 1 an object is missing or wrong, 2 usage, 3 the registry is unavailable.
+        """
+        ctx.obj = db
+
+    return program
+
+
+def main(args: Sequence[str] | None = None, *, more: Mapping[str, str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        args: the command line; sys.argv[1:] by default.
+        more: verbs of packages above this one, as `VERBS` has its own.
+    """
+    if sys.stdout is None:  # closed, as by `>&-`: the caller wants the exit code alone
+        with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
+            return main(args, more=more)
+    try:
+        return _run(group(more or {}), list(sys.argv[1:] if args is None else args))
+    except click.ClickException as error:
+        message = " ".join(error.format_message().split())
+        return complain(f"{message} (see {PROGRAM} --help)", error.exit_code)
+    except RegistryError as error:
+        return complain(str(error), code_of(error))
+    except (OSError, MemoryError) as error:  # of the output: the store raises RegistryErrors
+        reraise_interrupt(error)
+        return _fail_to_write(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _fail_to_write(error: OSError | MemoryError) -> int:
+    """Report *error*, which kept the output from being written, and return the exit code."""
+    discard(sys.stdout)
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_PIPE
+    why = "no memory" if isinstance(error, MemoryError) else f"write output: {error.strerror}"
+    return complain(why, UNAVAILABLE)
+
+
+def _run(program: click.Group, args: list[str]) -> int:
+    """Parse *args*, run the verb and return its exit code.
+
+    Not by `program.main`, which writes to stderr on Ctrl-C, and ends the process itself.
+    """
+    try:
+        with program.make_context(PROGRAM, args) as ctx:
+            code: int = program.invoke(ctx)
+            return code
+    except click.exceptions.Exit as done:  # after --help and --version
+        return done.exit_code

@@ -1,0 +1,139 @@
+"""The verbs `import` and `export`: sandboxes from and to containerd's JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+import click
+
+from registry.cli import documents, import_export, options
+from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain, complain_all
+from registry.cli.import_export import Outcome
+from registry.cli.output import table, write, write_bytes, write_json
+from registry.errors import MetadataError, NotFoundError
+from registry.handles.sandbox import Sandbox
+from registry.sync.interrupts import reraise_interrupt
+
+T = TypeVar("T")
+
+
+@click.command("import")
+@click.argument(
+    *("files",),
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    help="JSON documents, each on a line or several; - is stdin.",
+)
+@options.db
+@click.option("--status", metavar="FILE", help="Statuses of the sandboxes, as JSON by id.")
+@click.option("--keep-going", is_flag=True, help="Import the others when some are refused.")
+@click.option("--create", is_flag=True, help="Make the registry if there is none.")
+@options.timeout
+@options.as_json
+def import_sandboxes(
+    *,
+    files: Sequence[str],
+    db: str,
+    status: str | None,
+    keep_going: bool,
+    create: bool,
+    timeout: float,
+    as_json: bool,
+) -> int:
+    """Import sandboxes from the JSON that containerd stores, all or none; this writes.
+
+    Without a status they are UNKNOWN, and UNVERIFIED to a reconcile.
+    """
+    if [*files, status].count(documents.STDIN) > 1:
+        message = "- stands twice, and stdin can be read once"
+        raise click.BadParameter(message, param_hint="FILE")
+    statuses = {} if status is None else import_export.read_statuses(status)
+    given = (document for path in files for document in documents.read(path))
+    candidates = import_export.prepare(given, statuses)
+    try:
+        store = options.open_to_write(db, timeout, create=create)
+    except NotFoundError as error:
+        return complain(f"{error}; --create makes a registry", UNAVAILABLE)
+    with store:
+        outcomes = import_export.load(store, candidates, keep_going=keep_going)
+    unused = len(statuses.keys() - {outcome.id for outcome in outcomes})
+    _write_outcomes(outcomes, unused, len(statuses), as_json=as_json)
+    refused = sum(bool(outcome.error) for outcome in outcomes)
+    if refused:
+        imported = sum(outcome.imported for outcome in outcomes)
+        left = f"{imported} imported" if keep_going else "see --keep-going"
+        return complain(f"import: {refused} of {len(outcomes)} refused; {left}", FOUND)
+    return FINE
+
+
+def _write_outcomes(
+    outcomes: Sequence[Outcome], unused: int, statuses: int, *, as_json: bool
+) -> None:
+    """Write what became of each document.
+
+    Args:
+        outcomes: one for each document, in order.
+        unused: how many statuses belong to no document.
+        statuses: how many there are.
+        as_json: print JSON instead of a table.
+    """
+    found = [asdict(each) | {"state": each.state and str(each.state)} for each in outcomes]
+    imported = sum(outcome.imported for outcome in outcomes)
+    if as_json:
+        refused = sum(bool(outcome.error) for outcome in outcomes)
+        counts = {"imported": imported, "refused": refused, "unused_statuses": unused}
+        write_json({"sandboxes": found} | counts)
+        return
+    columns = ("source", "id", "state", "imported", "holder", "error")
+    write(table(found, columns) if found else "")
+    write(f"imported {imported} of {len(found)}\n")
+    if unused:
+        write(f"{unused} of {statuses} statuses are of none of them\n")
+
+
+@click.command("export")
+@click.argument("ids", metavar="[ID...]", nargs=-1, help="Full ids, or unique prefixes.")
+@options.db
+@click.option("--status", metavar="FILE", help="Write their statuses to FILE, for import.")
+def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
+    """Write sandboxes as the JSON that containerd stores, one a line; all of them without an ID."""
+    if status == documents.STDIN:
+        message = "- stands for stdout, where the sandboxes go"
+        raise click.BadParameter(message, param_hint="'--status'")
+    with options.open_to_read(db) as store:
+        if status is not None and _is_of(store.path, os.path.realpath(status)):
+            message = f"{status!r} is the registry, or a file of it"
+            raise click.BadParameter(message, param_hint="'--status'")
+        found = [store.get(id, include_unknown=True) for id in ids]
+        sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
+    failed: list[str] = []
+    if status is not None:
+        try:
+            with open(status, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(_readable(import_export.status_line, sandboxes, failed))
+        except OSError as error:
+            reraise_interrupt(error)
+            return complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)
+    for line in _readable(lambda each: each.metadata.marshal_json() + b"\n", sandboxes, failed):
+        write_bytes(line)
+    return complain_all(failed)
+
+
+def _is_of(registry: str, path: str) -> bool:
+    """Return whether *path* is the registry, or one of the files beside it."""
+    return path == registry or path.startswith(f"{registry}-")
+
+
+def _readable(
+    fn: Callable[[Sandbox], T], sandboxes: Iterable[Sandbox], failed: list[str]
+) -> Iterator[T]:
+    """Yield *fn* of each sandbox, and append to *failed* why it is missing for the others."""
+    for sandbox in sandboxes:
+        try:
+            yield fn(sandbox)
+        except MetadataError as error:
+            failed.append(str(error))

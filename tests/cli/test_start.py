@@ -1,0 +1,47 @@
+"""Modules that each start of the program imports."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from registry import Store
+from registry.cli.program import VERBS
+from tests.tools import READY, run, sandbox
+
+SLOW = {"alembic", "asyncio", "grpc", "pydantic", "pyroute2", "rich", "sqlalchemy", "typer"}
+"""Distributions and packages that no start needs for reading."""
+MODULES = {place.partition(":")[0] for place in VERBS.values()}
+
+
+def imported(*args: str) -> set[str]:
+    """Return the names of the modules that the program has imported once it has run *args*."""
+    out = run(
+        """
+        import sys
+        from registry.__main__ import main
+        assert main() == 0
+        print("\\n", sorted(sys.modules))
+        """,
+        *args,
+    )
+    return set(ast.literal_eval(out.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("verb", ["list", "history", "--help"])
+def test_reading_imports_no_slow_package(path: str, verb: str) -> None:
+    """On a pipe; the help needs every verb, but not what the verbs need."""
+    with Store.open(path) as store:
+        store.add(sandbox("a", config=None), READY)
+    loaded = imported("--db", path, verb)
+    assert set() == SLOW & {name.partition(".")[0] for name in loaded}
+    assert "registry.shim.server" not in loaded
+    assert "registry.cli.terminal" not in loaded
+
+
+def test_a_verb_imports_no_other_verb(path: str) -> None:
+    """Each group of verbs is a module, imported when one of its verbs is run."""
+    Store.open(path).close()
+    assert {"registry.cli.show"} == MODULES & imported("--db", path, "list")
+    assert {"registry.cli.history"} == MODULES & imported("--db", path, "history")
