@@ -71,8 +71,6 @@ UNCLEAN = (
     "tests/unit/",
     # Below: of the documents and tools of the tests.
     "Makefile",
-    "docs/differences.md",
-    "docs/schema.md",
     "pyproject.toml",
     "tests/docs/",
     "tests/golden.py",
