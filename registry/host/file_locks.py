@@ -20,8 +20,12 @@ snapshot that needs no log: it keeps all of the log from being moved into the da
 
 
 class FileLock(NamedTuple):
-    """A lock; *pid* holds it on the bytes from *first* to *last*."""
+    """A lock; *pid* holds it on the bytes from *first* to *last*.
 
+    *device* is that of the file system, as major:minor; `stat` may show another one (btrfs).
+    """
+
+    device: str
     kind: str
     access: str
     pid: int
@@ -40,9 +44,10 @@ def locks_on(path: str) -> Iterator[FileLock]:
                 if "->" in line:  # of a process that waits for the lock of the line before
                     continue
                 _, kind, _, access, pid, file, first, last, *_ = line.split()
-                if int(file.rpartition(":")[2]) == found[1]:
+                device, _, inode = file.rpartition(":")
+                if int(inode) == found[1]:
                     end = math.inf if last == "EOF" else int(last)
-                    yield FileLock(kind, access, int(pid), int(first), end)
+                    yield FileLock(device, kind, access, int(pid), int(first), end)
     except (OSError, ValueError) as error:
         reraise_interrupt(error)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from registry.errors import ClosedNetNSError, NetNSError
 from registry.host import kernel, mounts
 from registry.host.context import HostContext
+from registry.host.directory_lock import locked
 from registry.host.namespaces import (
     NetNSObservation,
     Presence,
@@ -200,7 +200,7 @@ def remove(path: str, identity: NetNSIdentity | None, *, own: bool = False) -> N
         name = encode(path)
         with contextlib.ExitStack() as stack:
             try:
-                directory = stack.enter_context(_locked(os.path.dirname(name)))
+                directory = stack.enter_context(locked(os.path.dirname(name)))
             except (FileNotFoundError, NotADirectoryError) as error:
                 reraise_interrupt(error)
                 removal.is_wanted(absent(path))
@@ -310,10 +310,11 @@ class _Removal(NamedTuple):
                 reraise_interrupt(error)
 
     def _may_unlink(self, fd: int) -> bool:
-        """Return whether the empty file *fd* is no stranger's mount point, as far as can be seen.
+        """Return whether no other namespace is seen to be mounted on the empty file *fd*.
 
         Raises:
-            NetNSError: it cannot be told.
+            NetNSError: with `.errno`; EEXIST or EXDEV: the file may be the mount point of a
+                namespace in another mount namespace.
         """
         if self.identity is None and not self.own:
             raise self._error(
@@ -327,20 +328,32 @@ class _Removal(NamedTuple):
         if elsewhere and not self.own:
             return False
         for mount in mounts.elsewhere(fd):
-            if self.identity is None:
-                raise self._error(
-                    f"another mount namespace has something mounted on it, at {mount.path!r}; "
-                    "remove it there if it is this sandbox's",
-                    errno.EXDEV,
-                )
-            if mount.net_inode != self.identity.inode:
-                return False
-            observed = observe(mount.path, self.context)
-            # Where another mount covers it, only the inode can tell.
-            covered = observed.presence in {Presence.ABSENT, Presence.NOT_A_NAMESPACE}
-            if not covered and not self.is_wanted(observed):
+            if not self._is_mount_of_ours(mount):
+                if self.own:
+                    raise self._mounted_elsewhere(mount)
                 return False
         return True
+
+    def _is_mount_of_ours(self, mount: mounts.Elsewhere) -> bool:
+        """Return whether *mount* is one of the namespace to be removed."""
+        if self.identity is None or mount.net_inode != self.identity.inode:
+            return False
+        observed = observe(mount.path, self.context)
+        # If another mount covers it, only the inode identifies it.
+        covered = observed.presence in {Presence.ABSENT, Presence.NOT_A_NAMESPACE}
+        return covered or self.is_wanted(observed)
+
+    def _mounted_elsewhere(self, mount: mounts.Elsewhere) -> NetNSError:
+        """Return the error for a file of the registry's own name that is a mount point elsewhere.
+
+        No other program uses such a name, so the file would be left for ever without a report.
+        """
+        what = "something" if self.identity is None else "something else"
+        return self._error(
+            f"another mount namespace has {what} mounted on its file, at {mount.path!r}; unmount "
+            "it there if it is left over, then retry",
+            errno.EXDEV,
+        )
 
 
 def _is_of_process(directory: int, name: bytes) -> bool:
@@ -377,17 +390,6 @@ def _held(directory: int, name: bytes) -> Iterator[int]:
             os.close(fd)
 
 
-@contextmanager
-def _locked(directory: bytes) -> Iterator[int]:
-    """Lend *directory*, opened, under the lock by which `ip netns` too changes it."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
-    finally:
-        os.close(fd)
-
-
 # Making.
 
 
@@ -409,7 +411,7 @@ def _make(path: str) -> NetNSIdentity:
     name = encode(path)
     directory = os.path.dirname(name)
     os.makedirs(directory, 0o755, exist_ok=True)
-    with _locked(directory):
+    with locked(directory):
         _share(directory)
         # Opened again: the descriptor from before lies beneath the mount that it has become.
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -101,7 +101,9 @@ def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> 
     """Remove those of *paths* that are still orphans, and return them.
 
     Raises:
-        NetNSError: for the first orphan that cannot be removed, after the others were removed.
+        NetNSError: with `.errno`; for the first orphan that cannot be removed, after the others
+            were removed. ETIMEDOUT, if another process holds the lock of the directory, ends the
+            removal at once, since it holds the write lock of the registry.
     """
     removed, errors = [], []
     wanted = [path for path in sorted(set(paths)) if netns.is_own_path(path, registry_id)]
@@ -112,6 +114,8 @@ def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> 
                     removed.append(path)
             except NetNSError as error:
                 errors.append(error)
+                if error.errno == errno.ETIMEDOUT:
+                    break
     if errors:
         raise errors[0]
     return removed

@@ -6,6 +6,7 @@ import ast
 import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from registry import NetNS, NetNSError, Sandbox, Store
-from registry.host import kernel
+from registry.host import directory_lock, kernel, netns
 from registry.host.context import HostContext
 from registry.host.namespaces import is_elsewhere
 from registry.model.identity import NetNSIdentity
@@ -397,6 +398,22 @@ def test_an_empty_file_on_which_a_stranger_has_mounted_is_left(
     assert not os.path.lexists(made.path)
 
 
+def test_remove_reports_another_namespace_on_our_own_name_in_another_mount_namespace(
+    store: Store, path: str, base_dir: str
+) -> None:
+    """The file would be left for ever without a word: EXDEV, and where it is mounted."""
+    made, handle = add(store, store.new_netns_path(base_dir))
+    kernel.umount(made.path, kernel.MNT_DETACH)
+    os.unlink(made.path)
+    with other_mount_namespace(path, *os.path.split(made.path)) as child:
+        message = refused(handle.remove_netns, errno.EXDEV, made.path)
+        assert f"/proc/{child.pid}/root{made.path}" in message
+        assert os.path.isfile(made.path)
+        assert not is_closed(child)
+    handle.remove_netns()
+    assert not os.path.lexists(made.path)
+
+
 def test_an_empty_file_on_which_the_recorded_namespace_is_mounted_elsewhere_is_removed(
     store: Store, base_dir: str
 ) -> None:
@@ -639,6 +656,59 @@ def test_an_orphan_that_cannot_be_removed_keeps_no_other(store: Store, base_dir:
         process.kill()
         process.wait()
     assert [lived_in.path] == store.remove_orphans(paths)
+
+
+@pytest.mark.parametrize("held_by", ["child", "hidden"])
+def test_create_and_remove_stop_waiting_for_the_lock_of_the_directory(
+    store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch, held_by: str
+) -> None:
+    """Any user may hold it: ETIMEDOUT names the path and, if /proc/locks does, the process."""
+    monkeypatch.setattr(directory_lock, "TIMEOUT", 0.1)
+    if held_by == "hidden":
+        monkeypatch.setattr(directory_lock, "holder_of", lambda _: None)
+    made = NetNS.create(store.new_netns_path(base_dir))
+    orphans = [made.path, NetNS.create(store.new_netns_path(base_dir)).path]
+    new = store.new_netns_path(base_dir)
+    child = subprocess.Popen(
+        ["flock", base_dir, "sh", "-c", "echo ready; exec sleep 1000"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert "ready" == line(child)
+        for refuse, path in (
+            (made.remove, made.path),
+            (lambda: NetNS.create(new), new),
+            (lambda: store.remove_orphans(orphans), min(orphans)),
+        ):
+            message = refused(refuse, errno.ETIMEDOUT, path)
+            assert f"waiting for the flock on {base_dir!r}, held by " in message
+            by = f"process {child.pid} (flock)" if held_by == "child" else "an unknown process"
+            assert f"held by {by}; retry" in message
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+    assert not os.path.lexists(new)
+    assert sorted(orphans) == store.remove_orphans(orphans)
+
+
+def test_remove_orphans_stops_at_the_first_lock_that_times_out(
+    store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the write lock of the registry, and must not wait once for each orphan."""
+    paths = [NetNS.create(store.new_netns_path(base_dir)).path for _ in range(2)]
+    calls = []
+
+    def times_out(path: str, *_: object) -> None:
+        calls.append(path)
+        raise NetNSError("timed out", path=path, errno=errno.ETIMEDOUT)
+
+    monkeypatch.setattr(netns, "remove", times_out)
+    refused(lambda: store.remove_orphans(paths), errno.ETIMEDOUT, min(paths))
+    assert [min(paths)] == calls
+    monkeypatch.undo()
+    assert sorted(paths) == store.remove_orphans(paths)
 
 
 def test_an_orphan_whose_path_cannot_be_passed_keeps_no_other(path: str, base_dir: str) -> None:
