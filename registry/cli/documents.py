@@ -19,7 +19,8 @@ from io import BytesIO
 from typing import BinaryIO, Final
 
 from registry.errors import MetadataError
-from registry.model.metadata import DOCUMENT_MAX, Metadata
+from registry.model.containerd import DOCUMENT_MAX
+from registry.model.metadata import Metadata
 from registry.sync.interrupts import reraise_interrupt
 
 STDIN: Final = "-"

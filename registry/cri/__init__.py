@@ -16,29 +16,34 @@ stores all of this, is in `registry.cri.gojson`.
 
 from __future__ import annotations
 
-from registry.cri.sandbox_config_pb2 import (
-    DNSConfig,
-    HugepageLimit,
-    IDMapping,
-    Int64Value,
-    LinuxContainerResources,
-    LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext,
-    NamespaceMode,
-    NamespaceOption,
-    PodSandboxConfig,
-    PodSandboxMetadata,
-    PortMapping,
-    ProfileType,
-    Protocol,
-    SecurityProfile,
-    SELinuxOption,
-    SupplementalGroupsPolicy,
-    UserNamespace,
-    WindowsNamespaceOption,
-    WindowsPodSandboxConfig,
-    WindowsSandboxSecurityContext,
-)
+from typing import TYPE_CHECKING, Any
+
+from registry.sync.imports import late_import
+
+if TYPE_CHECKING:
+    from registry.cri.sandbox_config_pb2 import (
+        DNSConfig,
+        HugepageLimit,
+        IDMapping,
+        Int64Value,
+        LinuxContainerResources,
+        LinuxPodSandboxConfig,
+        LinuxSandboxSecurityContext,
+        NamespaceMode,
+        NamespaceOption,
+        PodSandboxConfig,
+        PodSandboxMetadata,
+        PortMapping,
+        ProfileType,
+        Protocol,
+        SecurityProfile,
+        SELinuxOption,
+        SupplementalGroupsPolicy,
+        UserNamespace,
+        WindowsNamespaceOption,
+        WindowsPodSandboxConfig,
+        WindowsSandboxSecurityContext,
+    )
 
 __all__ = [
     "DNSConfig",
@@ -63,3 +68,22 @@ __all__ = [
     "WindowsPodSandboxConfig",
     "WindowsSandboxSecurityContext",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a message class; protobuf is imported when the first one is used (PEP 562).
+
+    Raises:
+        ResourceExhaustedError: no file descriptor is left to import it.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with late_import("google.protobuf"):
+        from registry.cri import sandbox_config_pb2  # noqa: PLC0415 - 10 ms
+
+    globals().update({each: getattr(sandbox_config_pb2, each) for each in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

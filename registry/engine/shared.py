@@ -177,8 +177,8 @@ def _in_child() -> None:
         engine.abandon_in_child()
         _open_at_fork.add(engine.path)
     _engines.clear()
+    lock_file.close_all()  # first: where no descriptor is left, it frees those that the next needs
     driver.leak_all()
-    lock_file.close_all()
 
 
 os.register_at_fork(after_in_child=_in_child)

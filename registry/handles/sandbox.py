@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from registry.cri import PodSandboxConfig
+from registry import cri
 from registry.errors import NotFoundError
 from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container, StopCh
@@ -103,7 +103,7 @@ class Sandbox:
         return columns | texts
 
     @property
-    def config(self) -> PodSandboxConfig | None:
+    def config(self) -> cri.PodSandboxConfig | None:
         """`metadata.config`."""
         return self.metadata.config
 

@@ -14,7 +14,6 @@ import errno
 import fcntl
 import os
 import re
-import socket
 import stat
 import threading
 from collections import Counter
@@ -266,6 +265,8 @@ def _cookie(fd: int) -> int | None:
     """Return the cookie of a socket made inside; None where the kernel or a right is missing."""
 
     def inside() -> int:
+        import socket  # noqa: PLC0415 - 6 ms that only a kernel before Linux 6.18 makes necessary
+
         kernel.setns(fd, kernel.CLONE_NEWNET)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             option = probe.getsockopt(socket.SOL_SOCKET, kernel.SO_NETNS_COOKIE, 8)
@@ -273,7 +274,7 @@ def _cookie(fd: int) -> int | None:
 
     try:
         return inside() if getattr(_this_thread, "roams", False) else threads.run(inside)
-    except OSError as error:  # which threads.NoThreadError is too
+    except (OSError, ImportError) as error:  # threads.NoThreadError is an OSError too
         reraise_interrupt(error)
         return None
 

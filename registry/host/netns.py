@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import stat
-import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -53,7 +52,16 @@ BASE_DIR: Final = "/run/netns"
 
 def own_path(directory: str, registry_id: str) -> str:
     """Return a fresh path in *directory* that carries the registry's own name."""
-    return os.path.join(directory, f"sr-{registry_id}-{uuid.uuid4()}")
+    return os.path.join(directory, f"sr-{registry_id}-{_random_uuid()}")
+
+
+def _random_uuid() -> str:
+    """Return a UUID of version 4 (RFC 9562); importing `uuid` takes 6 ms."""
+    number = bytearray(os.urandom(16))
+    number[6] = number[6] & 0x0F | 0x40
+    number[8] = number[8] & 0x3F | 0x80
+    text = number.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def is_own_path(path: str, registry_id: str) -> bool:
@@ -90,7 +98,7 @@ class NetNS:
             InvalidArgumentError: *path* is no absolute path.
             NetNSError: with `.errno`; nothing of it is left.
         """
-        target = f"{BASE_DIR}/sr-{uuid.uuid4()}" if path is None else path
+        target = f"{BASE_DIR}/sr-{_random_uuid()}" if path is None else path
         doing = f"create network namespace {target!r}"
         check_path(doing, "path", target)
         made: list[NetNSIdentity] = []

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from registry.cri.gojson.shapes import TEXT, Fresh, Map, Pointer, Slice, Struct, Written
+from registry.sync.imports import late_import
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -214,6 +213,8 @@ def canonical_ip(text: str) -> str:
     Raises:
         ValueError: *text* is no address.
     """
+    with late_import("ipaddress"):
+        from ipaddress import IPv4Address, IPv6Address  # noqa: PLC0415 - 4 ms
     if text == "":
         return ""
     if ":" not in text:
@@ -240,23 +241,3 @@ def canonical_network(text: str) -> str:
     if wide and ":" not in shown:  # IPv4 in IPv6, of which Go prints the IPv4 part
         ones = max(0, ones - 96)
     return f"{shown}/{ones}"
-
-
-_IP: Final = Written("an IP address", canonical_ip, "")
-_IPS: Final = Pointer(lambda: {"IP": _IP, "Gateway": _IP})
-_INTERFACE: Final = Pointer(lambda: {"IPConfigs": Slice(_IPS), "Mac": TEXT, "Sandbox": TEXT})
-_DNS: Final = Struct(
-    lambda: {
-        "nameservers": Slice(TEXT),
-        "domain": TEXT,
-        "search": Slice(TEXT),
-        "options": Slice(TEXT),
-    }
-)
-_ROUTE: Final = Fresh(
-    lambda: {"dst": Written("a network such as 10.1.2.0/24", canonical_network, None), "gw": _IP}
-)
-SHAPE: Final = Pointer(
-    lambda: {"Interfaces": Map(_INTERFACE), "DNS": Slice(_DNS), "Routes": Slice(_ROUTE)}
-)
-"""What Go reads it into, and `load` takes."""

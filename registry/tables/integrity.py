@@ -6,7 +6,6 @@ is reported itself.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,8 @@ from registry.host.file_locks import snapshot_holders
 from registry.host.paths import size
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import validate as validate_status
+from registry.model.text import loads
+from registry.sync.imports import late_import
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import sql
 from registry.tables.encoding import config_json, label_rows, metadata_columns
@@ -242,8 +243,8 @@ def config_json_is_true(connection: Connection) -> Iterator[Violation]:
 
     But for fields that we do not know: of those that a newer program knows it writes both forms.
     """
-    from google.protobuf import json_format  # noqa: PLC0415 - see encoding.config_json
-
+    with late_import("google.protobuf.json_format"):
+        from google.protobuf import json_format  # noqa: PLC0415 - see encoding.config_json
     query = "SELECT id, config, config_json FROM sandboxes WHERE config IS NOT NULL"
     for id, data, text in connection.fetch(query):
         try:
@@ -251,8 +252,8 @@ def config_json_is_true(connection: Connection) -> Iterator[Violation]:
             stored.DiscardUnknownFields()
             known = stored.ByteSize() == len(data)
             shown = cri.PodSandboxConfig()
-            json_format.ParseDict(json.loads(text), shown, ignore_unknown_fields=not known)
-            by_proto_names = not known or json.loads(text) == json.loads(config_json(stored))
+            json_format.ParseDict(loads(text), shown, ignore_unknown_fields=not known)
+            by_proto_names = not known or loads(text) == loads(config_json(stored))
         except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
             reraise_interrupt(error)
             yield Violation("config_json_is_true", id, str(error), "a config in both forms")

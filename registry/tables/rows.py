@@ -8,12 +8,13 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple, get_type_hints
 
 from registry import cri
-from registry.errors import MetadataError
+from registry.errors import MetadataError, ResourceExhaustedError
 from registry.model import cni
 from registry.model.cni import CNIResult
 from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status
+from registry.model.text import loads
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables.columns import Shape
 
@@ -82,6 +83,7 @@ class Row(NamedTuple):
 
         Raises:
             MetadataError: the stored bytes cannot be decoded.
+            ResourceExhaustedError: no file descriptor is left to import protobuf.
         """
         mistyped = _METADATA.mistyped(metadata_of(self))
         if mistyped:
@@ -92,6 +94,8 @@ class Row(NamedTuple):
             result = None if self.cni_result is None else _load_cni_result(self.cni_result)
             for field in _TEXTS:
                 (getattr(self, field) or "").encode()
+        except ResourceExhaustedError:
+            raise  # of a late import: the bytes were not even looked at
         except Exception as error:
             reraise_interrupt(error)
             raise self._unreadable(error) from error
@@ -220,18 +224,14 @@ _TRANSITION: Final = Shape(
 
 
 def _load_ips(text: str) -> tuple[str, ...]:
-    import json  # noqa: PLC0415 - see encoding
-
-    ips = json.loads(text)
+    ips = loads(text)
     if not isinstance(ips, list) or not all(isinstance(ip, str) for ip in ips):
         raise ValueError(f"additional_ips {text!r} is no array of strings")
     return tuple(ips)
 
 
 def _load_cni_result(text: str) -> CNIResult:
-    import json  # noqa: PLC0415 - see encoding
-
-    value = json.loads(text)
+    value = loads(text)
     result = cni.load(value)
     if cni.dump(result) != value:  # what is not known here would be lost
         raise ValueError("cni_result has a layout that is not known here")

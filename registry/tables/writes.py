@@ -5,7 +5,7 @@ Nothing here looks at the host, takes a lock or has an effect outside the file.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -126,7 +126,7 @@ def insert(
     _refuse_taken(transaction, str(metadata["id"]), str(metadata["name"]))
     # Random: a number from a sequence would be given again after a rollback, and a handle that
     # the rollback left behind would stand for another sandbox.
-    creation = secrets.randbits(62)
+    creation = int.from_bytes(os.urandom(8), "big") >> 2
     transaction.execute(
         sql.INSERT_SANDBOX,
         {

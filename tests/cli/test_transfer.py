@@ -22,7 +22,7 @@ import registry
 from registry import Metadata, State, Status, Store, Verdict
 from registry.cli import documents, import_export
 from registry.cli.documents import Document
-from registry.model.metadata import DOCUMENT_MAX
+from registry.model.containerd import DOCUMENT_MAX
 from tests.golden import DATA
 from tests.tools import (
     NOTREADY,

@@ -8,7 +8,8 @@ import pytest
 
 from registry import MetadataError
 from registry.cri import PodSandboxConfig
-from registry.model.metadata import CONFIG_MAX, DOCUMENT_MAX
+from registry.model.containerd import DOCUMENT_MAX
+from registry.model.metadata import CONFIG_MAX
 from tests.golden import ours
 from tests.tools import run, sandbox
 

@@ -14,6 +14,7 @@ ORDER = [
     "version",
     "errors",
     "sync.interrupts",
+    "sync.imports",
     "sync.locks",
     "sync.threads",
     "sync",
@@ -24,10 +25,12 @@ ORDER = [
     "cri.gojson",
     "cri",
     "model.validation",
+    "model.text",
     "model.identity",
     "model.status",
     "model.cni",
     "model.metadata",
+    "model.containerd",
     "model",
     "host.descriptor",
     "host.kernel",
@@ -113,7 +116,7 @@ ORDER = [
     "shim",
     "__main__",
 ]
-LATE = {("store", "tables.integrity")}
+LATE = {("store", "tables.integrity"), ("model.metadata", "model.containerd")}
 """Upwards, and only when it is called."""
 PACKAGES = {name.partition(".")[0] for name in ORDER if "." in name}
 
