@@ -234,7 +234,7 @@ def test_a_child_of_a_closing_store_keeps_no_lock(path: str) -> None:
         begun.wait()
         mutex = store._session.engine.writes.mutex
         threading.Thread(target=store.close, daemon=True).start()
-        while mutex.next is None:
+        while mutex.next_waiter is None:
             time.sleep(0.001)
         child = os.fork()
         if child == 0:
