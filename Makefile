@@ -1,5 +1,5 @@
-# `make` lists the targets. The first one that needs Python makes $(VENV), which takes about a
-# minute; it is brought up to date only when pyproject.toml has changed.
+# `make` lists the targets. The first target that needs Python makes $(VENV), which takes about a
+# minute. It is brought up to date only when pyproject.toml has changed.
 #
 #   make test PYTHON=python3.13     another Python, in an environment of its own: .venv-python3.13
 #   make test JOBS=0                one test after the other, in one process; default: one per CPU
@@ -17,12 +17,12 @@ MAKEFLAGS += --no-print-directory
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Absolute, since some targets run elsewhere.
+# Absolute, since some targets run in another directory.
 override VENV := $(abspath $(VENV))
 python := $(VENV)/bin/python
 installed := $(VENV)/.installed
-# Each job begins with a share of neighbouring tests, which share what a module starts, and takes
-# from the others when it is done. pytest-randomly shuffles them, and prints the seed.
+# Each job begins with neighbouring tests, so that they share the fixtures of a module, and takes
+# tests from the other jobs when it is done. pytest-randomly shuffles them, and prints the seed.
 pytest = $(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 protos := registry/cri/sandbox_config.proto registry/shim/runtime.proto
 
@@ -31,11 +31,11 @@ help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: demo
-demo: $(installed) ## see it work: a crash, a recovery, and what an operator sees
+demo: $(installed) ## show a crash, a recovery, and what an operator sees
 	@$(python) examples/demo.py
 
 .PHONY: demo-shim
-demo-shim: $(installed) ## the same over the CRI: serve, kill, serve again
+demo-shim: $(installed) ## show the same over the CRI: serve, kill, serve again
 	@$(python) -m examples.demo_shim
 
 .PHONY: test
@@ -68,7 +68,7 @@ bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick
 		$(python) -m pip install --quiet --editable '.[bench]'
 	@$(python) -m benchmarks $(BENCH)
 
-# In namespaces of their own, so that nothing they mount or make is seen by, or left on, the host.
+# In namespaces of their own, so that the host neither sees nor keeps what the tests mount or make.
 .PHONY: netns
 netns: $(installed) ## run only the tests that make network namespaces
 	@unshare --mount --net $$([ "$$(id -u)" = 0 ] || echo --user --map-root-user) \
@@ -84,14 +84,14 @@ type: $(installed) ## check types
 	@$(python) -m mypy
 
 .PHONY: fmt
-fmt: $(installed) ## format, and mend what can be mended
+fmt: $(installed) ## format, and fix what can be fixed
 	@$(python) -m ruff check --fix-only
 	@$(python) -m ruff format
 
-# The wheel is built from the sdist, so that the sdist is known to be whole. The check runs with -I:
-# nothing of the checkout can be imported.
+# The wheel is built from the sdist, which proves that the sdist is complete. The check runs with -I,
+# so that it cannot import the checkout.
 .PHONY: wheel
-wheel: $(installed) ## build sdist and wheel, and try the wheel in an environment of its own
+wheel: $(installed) ## build sdist and wheel, and check the wheel in an environment of its own
 	@rm -rf dist
 	@$(python) -m build --no-isolation >/dev/null
 	@ls dist/*
@@ -103,7 +103,7 @@ wheel: $(installed) ## build sdist and wheel, and try the wheel in an environmen
 		"$$away/venv/bin/python" -I $(CURDIR)/tests/wheel_check.py
 
 .PHONY: proto
-proto: $(installed) ## generate the Python of the .proto files, beside them
+proto: $(installed) ## generate the Python code of the .proto files, beside them
 	@$(python) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(protos)
 
 .PHONY: sql
@@ -111,16 +111,15 @@ sql: $(installed) ## generate the SQL that the package runs from its definitions
 	@generated=$$($(python) -m registry.tables.generate); echo "$$generated" >registry/tables/sql.py
 
 .PHONY: ci
-ci: lint type test wheel demo ## all that must pass before a change goes in
+ci: lint type test wheel demo ## run all that must pass before a change is merged
 
 .PHONY: clean
-clean: ## remove what was built and cached, the environments too
+clean: ## remove builds, caches and environments
 	@rm -rf $(VENV) .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Says in one line what is missing instead of failing in the middle of an installation. An
-# environment that is broken (its Python has gone, or pip never came) or of another Python than the
-# one asked for is made anew.
+# Says in one line what is missing instead of failing in the middle of an installation. Makes the
+# environment again if it is broken (its Python or pip is missing) or has another Python than PYTHON.
 $(installed): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "$(PYTHON) is not installed; on Debian: apt-get install python3 python3-venv"; exit 1; }

@@ -1,4 +1,4 @@
-"""Fixtures: every test that has a store is also a test that `check` finds nothing."""
+"""Fixtures that open registries, and check each of them at the end of its test."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.tools import environment, python
 OpenStore = Callable[..., Store]
 RunInLocale = Callable[..., list[str]]
 
-# Of a job in the background SIGINT is ignored, and so it would be of all that the tests start.
+# A job in the background ignores SIGINT, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """Return where a registry can be made."""
+    """Return a path at which a registry can be created."""
     return str(tmp_path / "registry.db")
 
 
 @pytest.fixture
 def open_store(path: str) -> Iterator[OpenStore]:
-    """Return `Store.open` of *path*; all are closed at the end, and the file is checked."""
+    """Return `Store.open` of *path*; close all stores at the end, and check the file."""
     stores = []
 
     def open_it(**options: Any) -> Store:
@@ -46,7 +46,7 @@ def open_store(path: str) -> Iterator[OpenStore]:
 
 @pytest.fixture
 def store(open_store: OpenStore) -> Store:
-    """Return an open store on a fresh file."""
+    """Return an open store of a new file."""
     return open_store()
 
 

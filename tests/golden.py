@@ -1,4 +1,4 @@
-"""What Go and containerd wrote, and what Go's decoder said: see tests/data."""
+"""Documents that Go and containerd wrote, and results of Go's decoder; see tests/data."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, NamedTuple
 from registry import Metadata, MetadataError
 
 DATA = Path(__file__).parent / "data"
-"""What the suite always has."""
+"""Folder of the data that the suite always has."""
 SHARED = DATA.parents[2] / "shared" / "data"
-"""More of the same, where it lies beside the checkout."""
+"""Folder with more of the same, if it lies beside the checkout."""
 FOLDERS = [folder for folder in (DATA, SHARED) if folder.is_dir()]
 
 
 class Case(NamedTuple):
-    """An input of Go's UnmarshalJSON, and what it made of it."""
+    """One input of Go's UnmarshalJSON, and its result."""
 
     name: str
     input: bytes
     remarshal: bytes | None
-    """What its MarshalJSON wrote of the result; None: it refused the input."""
+    """Output of MarshalJSON for the result; None when the input was refused."""
     error: str | None
 
 
 def documents() -> dict[str, bytes]:
-    """Return every document that Go's encoder wrote, by a name."""
+    """Return every document that Go's encoder wrote, by name."""
     found = {}
     for folder in FOLDERS:
         for file in sorted((folder / "containerd").glob("*.json")):
@@ -38,7 +38,7 @@ def documents() -> dict[str, bytes]:
 
 
 def encoded() -> list[dict[str, Any]]:
-    """Return every line of metadata-*.jsonl, with a *name* that ends with its layout."""
+    """Return every line of metadata-*.jsonl, with a name that ends with its layout."""
     found = []
     for folder in FOLDERS:
         for file in sorted((folder / "go").glob("metadata-*.jsonl")):
@@ -63,7 +63,7 @@ def cases(folder: Path) -> list[Case]:
 
 
 def ours(data: bytes) -> bytes | MetadataError:
-    """Return what we write of *data*, or the error that refuses it."""
+    """Return *data* decoded and encoded again, or the error that refuses it."""
     try:
         return Metadata.unmarshal_json(data).marshal_json()
     except MetadataError as error:
@@ -71,7 +71,7 @@ def ours(data: bytes) -> bytes | MetadataError:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    # Not splitlines(): a raw U+2028 is no end of a line.
+    # Not splitlines(): a raw U+2028 does not end a line here.
     for line in file.read_text(encoding="utf-8").split("\n"):
         if line:
             yield json.loads(line)

@@ -1,7 +1,7 @@
-"""Marks for tests that need something of the machine; without it they are skipped and say why.
+"""Marks for tests that need a feature of the machine; without it they are skipped with the reason.
 
-Being root is not enough: in most containers root may neither mount nor trace nor make namespaces.
-So each need is tried, once in a process.
+Being root is not enough: in most containers root may neither mount nor trace nor create namespaces.
+So each feature is tried, once in a process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _root = os.geteuid() == 0
 
 namespaces = pytest.mark.skipif(
     not (_root and _works("unshare", "--mount", "--net", "true")),
-    reason="making mounts and namespaces needs root with CAP_SYS_ADMIN",
+    reason="creating mounts and namespaces needs root with CAP_SYS_ADMIN",
 )
 another_user = pytest.mark.skipif(
     not (_root and _works("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true")),

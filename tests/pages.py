@@ -1,6 +1,6 @@
-"""Damage to single records of a registry: where the bytes of a column stand in the file.
+"""Damage to single records of a registry, by the places of their columns in the file.
 
-Of a closed registry with few sandboxes, whose tables have one page each.
+The registry is closed, and has so few sandboxes that each table has one page.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from contextlib import closing
 from typing import NamedTuple
 
 _LENGTHS = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
-"""Bytes of a value by its serial type, of the first ones."""
+"""Length in bytes of a value, by its serial type, for types 0 to 9."""
 
 
 class Place(NamedTuple):
-    """Where a column of a record stands: bytes from the beginning of the file."""
+    """Place of a column of a record: offsets in bytes from the beginning of the file."""
 
     type: range
-    """Of the serial type, in the header of the record."""
+    """Bytes of the serial type, in the header of the record."""
     value: range
+    """Bytes of the value."""
 
 
 def places(path: str, table: str, id: str) -> dict[str, Place]:
-    """Return where each column of the record of the sandbox *id* stands in the closed file."""
+    """Return the place of each column in the record of sandbox *id* in the closed file."""
     with closing(sqlite3.connect(path)) as shell:
         query = f"SELECT rootpage FROM sqlite_master WHERE name = '{table}'"
         ((root,),) = shell.execute(query)
@@ -41,7 +42,7 @@ def places(path: str, table: str, id: str) -> dict[str, Place]:
 
 
 def flip(path: str, place: range, bit: int) -> None:
-    """Flip one bit of those in *place*, counted from its first byte on."""
+    """Flip the bit number *bit* of *place*, counted from its first byte."""
     with open(path, "r+b") as file:
         file.seek(place.start + bit // 8)
         (byte,) = file.read(1)
@@ -50,7 +51,7 @@ def flip(path: str, place: range, bit: int) -> None:
 
 
 def _records(data: bytes, page: int) -> Iterator[int]:
-    """Yield where each record begins on a leaf page of a table, with rowids or without."""
+    """Yield the offset of each record on a leaf page of a table, with rowids or without."""
     kind = data[page]
     assert kind in {0x0D, 0x0A}, f"{kind:#x} is not a leaf"
     (count,) = struct.unpack_from(">H", data, page + 3)
@@ -72,7 +73,7 @@ def _columns(data: bytes, record: int) -> Iterator[Place]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number at *at*, and where it ends; a ninth byte is taken whole."""
+    """Return the number at *at*, and the offset behind it; a ninth byte counts whole."""
     value = 0
     for _ in range(8):
         byte, at = data[at], at + 1

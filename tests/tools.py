@@ -1,4 +1,4 @@
-"""What several tests need: sandboxes to add, and other processes that use the registry."""
+"""Tools of several tests: sandboxes to add, and other processes that use the registry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from registry.host import kernel
 T = TypeVar("T")
 
 LONG = os.environ.get("FAULTS") == "long"
-"""Whether tests try everything, as by `make test-faults`, and not a selection."""
+"""True when tests try everything, as by `make test-faults`, instead of a selection."""
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(registry.__file__)))
 
@@ -40,26 +40,28 @@ def pod(name: str = "web", namespace: str = "default", **labels: str) -> PodSand
 
 
 def sandbox(id: str, **fields: Any) -> Metadata:
-    """Return metadata that can be added: the name follows from the id."""
+    """Return valid metadata with a name that is made from the id."""
     fields.setdefault("name", f"name-{id}")
     fields.setdefault("config", pod())
     return Metadata(id=id, **fields)
 
 
 def python(code: str, *args: object) -> list[str]:
-    """Return the command that runs *code* with *args* in sys.argv[1:]."""
+    """Return the command that runs the Python *code* with *args* in sys.argv[1:]."""
     return [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
 
 
 def environment() -> dict[str, str]:
-    """Return the environment in which a child imports this checkout."""
+    """Return an environment in which a child process imports this checkout."""
     return {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
 
 
 def run(code: str, *args: object, timeout: float | None = None, expected: int = 0) -> str:
-    """Run *code* in another process, which must end as *expected*; return what it printed.
+    """Run *code* in another process, and return its standard output.
 
-    Without a *timeout* (seconds) it may take as long as a test: pytest ends what hangs.
+    Args:
+        timeout: seconds that the process may take; default: as long as a test.
+        expected: exit code that the process must have.
     """
     done = subprocess.run(
         python(code, *args),
@@ -75,7 +77,7 @@ def run(code: str, *args: object, timeout: float | None = None, expected: int = 
 
 @contextmanager
 def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """Run *code* in another process meanwhile; it is killed at the end if it still runs."""
+    """Run *code* in another process during the block, and kill it at the end."""
     process = subprocess.Popen(
         python(code, *args),
         env=environment(),
@@ -89,14 +91,14 @@ def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
-        # Not by reading to the end, which does not come while a child of it lives.
+        # Not by communicate(): the pipes reach no end while a child of the process lives.
         for pipe in (process.stdin, process.stdout, process.stderr):
             with suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """Return the next line of a running process; what went wrong instead, if it has none."""
+    """Return the next line of a running process; fail with its stderr if it has ended."""
     assert process.stdout is not None
     text = process.stdout.readline().rstrip("\n")
     if not text and process.poll() is not None:
@@ -113,29 +115,29 @@ def say(process: subprocess.Popen[str], text: str = "") -> None:
 
 
 def is_recent(moment: int) -> bool:
-    """Return whether *moment* (ns since 1970) is today: steps of the clock are of no consequence.
+    """Return whether *moment* (ns since 1970) is less than a day away from now.
 
-    A machine that was just booted sets its clock while tests run.
+    A machine that was just booted sets its clock while tests run: steps of it must not matter.
     """
     return abs(moment - time.time_ns()) < 24 * 3600 * 10**9
 
 
 def until(condition: Callable[[], object], found: Callable[[], object] = lambda: "") -> None:
-    """Wait until *condition* is true, for four minutes; *found* tells what is there instead."""
+    """Wait at most 240 s until *condition* is true; *found* returns the text for a failure."""
     deadline = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain {found()}"
+        assert time.monotonic() < deadline, f"timed out after 240 s {found()}"
         time.sleep(0.002)
 
 
 def query(path: str, sql: str) -> list[tuple[Any, ...]]:
-    """Return what plain SQL says, through a connection of its own."""
+    """Return the rows of plain SQL, through a new connection."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(sql).fetchall()
 
 
 def execute(path: str, *statements: str) -> None:
-    """Run plain SQL, as an operator would, and commit."""
+    """Run plain SQL as an operator does, and commit."""
     with closing(sqlite3.connect(path)) as connection, connection:
         for statement in statements:
             connection.execute(statement)
@@ -160,7 +162,7 @@ def sqlite_shell(path: str, sql: str) -> None:
 
 
 def tamper(path: str, *statements: str) -> None:
-    """Run plain SQL with triggers and constraints out of the way, and put them back."""
+    """Run plain SQL without triggers and constraints, and restore the triggers."""
     with closing(sqlite3.connect(path, isolation_level=None)) as shell:
         query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
         triggers = shell.execute(query).fetchall()
@@ -172,9 +174,9 @@ def tamper(path: str, *statements: str) -> None:
 
 
 def end_pid_namespaces(path: str) -> None:
-    """Record pid namespaces that exist no more instead of ours.
+    """Replace the recorded pid namespaces by one that does not exist.
 
-    Where ours is not the initial one, as in a container, it contradicts a reboot of the host.
+    A pid namespace other than the initial one, as in a container, contradicts a reboot.
     """
     tamper(
         path,
@@ -184,7 +186,7 @@ def end_pid_namespaces(path: str) -> None:
 
 
 def is_locked(path: str) -> bool:
-    """Tell whether somebody has the file at *path* locked by `flock`."""
+    """Return whether the file at *path* is locked by `flock`."""
     with open(path, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +197,7 @@ def is_locked(path: str) -> bool:
 
 @contextmanager
 def small_file_system(folder: str, mebibytes: int, *more: str) -> Iterator[str]:
-    """Mount one in memory, with *more* options of tmpfs, in a new directory *folder*."""
+    """Mount a tmpfs of *mebibytes* at the new directory *folder*, with *more* mount options."""
     os.mkdir(folder)
     options = ",".join((f"size={mebibytes}m", *more))
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", folder], check=True)
@@ -206,13 +208,13 @@ def small_file_system(folder: str, mebibytes: int, *more: str) -> Iterator[str]:
 
 
 def in_another_thread(fn: Callable[[], T]) -> T:
-    """Return what *fn* returns when another thread calls it."""
+    """Call *fn* in another thread, and return its result."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(fn).result()
 
 
 def ids(found: Iterable[Sandbox]) -> list[str]:
-    """Return the ids, in order."""
+    """Return the ids of the sandboxes, in order."""
     return [each.id for each in found]
 
 

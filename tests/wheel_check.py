@@ -1,6 +1,6 @@
-"""Tries the wheel where nothing of the checkout can be imported; `make wheel` runs it with -I.
+"""Check of the wheel where the checkout cannot be imported; `make wheel` runs it with -I.
 
-Not a pytest module: in that environment there is no pytest.
+Not a pytest module: that environment has no pytest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGE = os.path.dirname(registry.__file__)
 
 
 def run(program: str, *args: str) -> str:
-    """Run an installed program, which must succeed, and return what it printed."""
+    """Run an installed program, which must succeed, and return its standard output."""
     done = subprocess.run(
         [os.path.join(BIN, program), *args], capture_output=True, text=True, check=False
     )
@@ -30,7 +30,7 @@ def run(program: str, *args: str) -> str:
 
 
 def contents() -> None:
-    """The package is the installed one, and whole."""
+    """Require that the package is the installed one, and complete."""
     assert PACKAGE.startswith(sys.prefix), PACKAGE
     for name in (
         "py.typed",
@@ -46,7 +46,7 @@ def contents() -> None:
 
 
 def recover(path: str) -> None:
-    """A registry is created, opened again without what is slow, and reconciled."""
+    """Create a registry, open it again without slow imports, and reconcile it."""
     with Store.open(path) as store:
         store.add(Metadata("a", "a", None, netns_path="/run/netns/none"), Status(State.READY))
         store.add(Metadata("b", "b", None), Status(State.READY))
@@ -63,7 +63,7 @@ def recover(path: str) -> None:
 
 
 def upgrade(path: str) -> None:
-    """An empty file becomes a registry by `open`, and by the shipped alembic.ini."""
+    """Make a registry of an empty file, by `open` and by the shipped alembic.ini."""
     with open(path, "wb"):
         pass
     Store.open(path).close()
@@ -75,14 +75,14 @@ def upgrade(path: str) -> None:
 
 
 def command_line(path: str) -> None:
-    """The program is installed and reads what the library wrote."""
+    """Read with the installed program what the library wrote."""
     assert "reconcile" in run("sandbox-registry", "--help")
     assert "SANDBOX_NOTREADY" in run("sandbox-registry", "--db", path, "list", "--json")
     assert "no violations" in run("sandbox-registry", "--db", path, "check")
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all checks."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/registry.db"
         contents()

@@ -1,4 +1,4 @@
-"""What the documents say is run, and what they list is compared."""
+"""The documents: snippets are run, and lists are compared with the sources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"] + [
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """Return every block of *language*, each with a name."""
+    """Return every code block of *language*, with a name made of its document and number."""
     found = []
     for document in DOCUMENTS:
         text = Path(ROOT, document).read_text(encoding="utf-8")
@@ -39,8 +39,8 @@ PYTHON, SQL = dict(blocks("python")), dict(blocks("sql"))
 @pytest.mark.netns
 @needs.namespaces
 @pytest.mark.parametrize("name", PYTHON)
-def test_a_python_snippet_runs(name: str, tmp_path: Path) -> None:
-    """As it stands, twice, in an empty directory; what its comments promise is printed."""
+def test_python_snippet_runs_twice(name: str, tmp_path: Path) -> None:
+    """Unchanged, in one directory; it prints the states that its comments promise."""
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", PYTHON[name]],
@@ -58,8 +58,8 @@ def test_a_python_snippet_runs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SQL)
-def test_an_sql_snippet_runs(name: str, store: Store, path: str) -> None:
-    """On a registry that has what it asks for; a question has an answer."""
+def test_sql_snippet_runs(name: str, store: Store, path: str) -> None:
+    """On a registry with the sandboxes that it names; a SELECT returns a row."""
     store.add(
         sandbox("4a333b1c", config=pod("web-0", app="web")), Status(State.READY, created_at=1)
     )
@@ -71,8 +71,8 @@ def test_an_sql_snippet_runs(name: str, store: Store, path: str) -> None:
         assert ["5b"] == [each.id for each in store.list()]
 
 
-def test_every_link_leads_somewhere() -> None:
-    """Files of the project, by relative paths."""
+def test_every_link_leads_to_a_file() -> None:
+    """Relative paths of the project; other sites are not asked."""
     for document in DOCUMENTS:
         text = Path(ROOT, document).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -115,14 +115,14 @@ def test_every_section_that_an_error_names_exists() -> None:
         assert f'## "{section}"' in document
 
 
-def test_the_figures_in_the_documents_are_those_that_were_measured() -> None:
-    """Word for word: nobody has changed one by hand."""
+def test_figures_of_the_documents_equal_the_measured_ones() -> None:
+    """The table is generated, and not changed by hand."""
     document = Path(ROOT, "docs", "performance.md").read_text(encoding="utf-8")
     figures = Path(ROOT, "benchmarks", "results", "figures.json").read_text(encoding="utf-8")
     assert document == report.replace_table(document, json.loads(figures))
 
 
-def test_every_make_target_in_the_documents_exists() -> None:
+def test_every_make_target_of_the_documents_exists() -> None:
     """The two commands of the README among them."""
     makefile = Path(ROOT, "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
@@ -134,8 +134,8 @@ def test_every_make_target_in_the_documents_exists() -> None:
             assert set(" ".join(named).split()) <= targets, named
 
 
-def test_docs_schema_lists_what_there_is(store: Store, path: str) -> None:
-    """Every table and view, every column, in order."""
+def test_docs_schema_lists_every_table_and_view(store: Store, path: str) -> None:
+    """With every column, in order."""
     store.list()
     text = Path(ROOT, "docs/schema.md").read_text(encoding="utf-8")
     assert f"Revision {version.REVISION}." in text
@@ -153,14 +153,14 @@ def test_docs_schema_lists_what_there_is(store: Store, path: str) -> None:
     assert found == listed
 
 
-def test_docs_reconcile_knows_every_verdict() -> None:
-    """Each in a row of its table."""
+def test_docs_reconcile_lists_every_verdict() -> None:
+    """Each in a row of the table."""
     text = Path(ROOT, "docs/reconcile.md").read_text(encoding="utf-8")
     assert set(Verdict) == {Verdict(word) for word in re.findall(r"\| `([A-Z]+)` \|", text)}
 
 
-def test_docs_differences_opens_with_the_seeds_symbols() -> None:
-    """All of them, in the first table."""
+def test_docs_differences_lists_every_symbol_of_the_seed() -> None:
+    """In the first table."""
     text = Path(ROOT, "docs/differences.md").read_text(encoding="utf-8")
     table = text.split("## Departures")[0]
     symbols = (

@@ -70,13 +70,6 @@ UNCLEAN = (
     "tests/shim/",
     "tests/unit/",
     # Below: of the documents and tools of the tests.
-    "Makefile",
-    "pyproject.toml",
-    "tests/docs/",
-    "tests/golden.py",
-    "tests/pages.py",
-    "tests/tools.py",
-    "tests/wheel_check.py",
 )
 """Files and folders that have such words or docstrings still; each is removed once it has none."""
 
