@@ -32,7 +32,7 @@ from registry.handles import additions
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, check_function
-from registry.host import netns
+from registry.host import context, netns
 from registry.host.context import HostContext
 from registry.model.metadata import Metadata, check_prefix
 from registry.model.metadata import validate as validate_metadata
@@ -456,7 +456,7 @@ def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:
     check_line(doing, "actor", actor, ACTOR_MAX)
     if clock is not None and not callable(clock):
         raise invalid(doing, "clock", clock, "is not a function that returns nanoseconds")
-    return Author(actor or f"{printable}[{os.getpid()}]", clock or time.time_ns)
+    return Author(actor or f"{printable}[{os.getpid()}]", clock or time.time_ns, context.boot_id)
 
 
 def _refuse_unless_completed(doing: str, row: Row, metadata: Metadata) -> None:

@@ -1,6 +1,6 @@
-"""What a call changes in the tables, inside the transaction of whoever calls.
+"""Writes to the tables, each inside the open transaction of its caller.
 
-Nothing here looks at the host, takes a lock or has an effect outside the file.
+Nothing here observes the host, acquires a lock or has an effect outside the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from registry.errors import (
     FailedPreconditionError,
     NameReservedError,
 )
-from registry.host import context
 from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import TIME_MAX, State, Status
@@ -27,32 +26,37 @@ from registry.tables import encoding, queries, rows, sql
 from registry.tables.rows import AnyRow, Row, StatusRow
 
 NAMED: Final = 10
-"""Ids that a message names before it only counts them."""
+"""Number of ids that a message names; it counts the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Who writes, and by which clock (ns since the Unix epoch)."""
+    """Source of the audit columns: who wrote a row, when, and under which boot of the host."""
 
     actor: str
+    """Name of the writer in the history."""
     clock: Callable[[], int]
+    """Returns the time in ns since the Unix epoch."""
+    boot_id: Callable[[], str]
+    """Returns the boot id of the host; "" where it is hidden."""
 
-    def sign(self, previous: int | None) -> dict[str, object]:
-        """Return the columns that say who wrote a status row; never at the time *previous*.
+    def audit_columns(self, previous: int | None) -> dict[str, object]:
+        """Return the audit columns of a status row that is written now.
 
-        The triggers take a row whose changed_at stands still for one written by plain SQL.
+        `changed_at` differs from *previous*, its value before: the triggers take a row whose
+        changed_at stays the same for one that was written by plain SQL.
         """
         now = check_integer("read the clock", "clock", self.clock(), 0, TIME_MAX - 1)
         return {
             "changed_at": now + 1 if now == previous else now,
             "actor": self.actor,
-            "boot_id": context.boot_id() or None,
+            "boot_id": self.boot_id() or None,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """What was there when a sandbox was added."""
+    """Identities that were observed before a sandbox is inserted; None: there is no such object."""
 
     netns: NetNSIdentity | None
     process: ProcessIdentity | None
@@ -63,7 +67,7 @@ def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
     """Return the sandbox whose id is *prefix*, else the only one whose id begins with it.
 
     Raises:
-        AmbiguousPrefixError: several ids begin so.
+        AmbiguousPrefixError: several ids begin with *prefix*.
     """
     exact = fetch(sql.ROW_BY_ID, {"id": prefix})
     if exact:
@@ -74,7 +78,7 @@ def find(prefix: str, doing: str, fetch: Fetch) -> Row | None:
         named = ", ".join(repr(id) for id in ids[:NAMED])
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         raise AmbiguousPrefixError(
-            f"{doing}: {len(ids)} ids begin so: {named}{more}; give more of it",
+            f"{doing}: {len(ids)} ids begin with it: {named}{more}; give a longer prefix",
             field="id",
             value=prefix,
             prefix=prefix,
@@ -96,7 +100,7 @@ def find_status(creation: int, fetch: Fetch) -> StatusRow | None:
 
 
 def find_changeable(creation: int, fetch: Fetch) -> AnyRow | None:
-    """Return what of *creation* can be changed; None when it has been deleted."""
+    """Return the part of *creation* that can be changed; None when it has been deleted."""
     row = find_status(creation, fetch)
     unknown = row is not None and row.state == str(State.UNKNOWN)
     return find_creation(creation, fetch) if unknown else row
@@ -114,18 +118,18 @@ def insert(
     """Insert both rows of a sandbox, and its labels.
 
     Args:
-        transaction: the open one.
-        metadata: its columns, encoded before the lock was taken.
-        labels: their rows.
-        status: of the new sandbox.
-        identities: what was looked up before the lock was taken.
-        author: who writes.
+        transaction: the open transaction.
+        metadata: columns of the metadata, encoded before the lock was acquired.
+        labels: rows of the labels.
+        status: status of the new sandbox.
+        identities: identities that were observed before the lock was acquired.
+        author: source of the audit columns.
     Raises:
         AlreadyExistsError, NameReservedError: the id or the name is taken.
     """
     _refuse_taken(transaction, str(metadata["id"]), str(metadata["name"]))
-    # Random: a number from a sequence would be given again after a rollback, and a handle that
-    # the rollback left behind would stand for another sandbox.
+    # Random, 62 bits: a number from a sequence would be used again after a rollback, and a handle
+    # that the rollback left behind would refer to another sandbox.
     creation = int.from_bytes(os.urandom(8), "big") >> 2
     transaction.execute(
         sql.INSERT_SANDBOX,
@@ -143,7 +147,7 @@ def insert(
             "sandbox_id": metadata["id"],
             **encoding.status_columns(status),
             **encoding.process_columns(identities.process),
-            **author.sign(None),
+            **author.audit_columns(None),
         },
     )
     return _written(transaction, creation)
@@ -166,7 +170,7 @@ def _refuse_taken(transaction: Transaction, id: str, name: str) -> None:
 
 
 def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> Row:
-    """Store *metadata* for the sandbox of *row*; another path is another, unknown namespace."""
+    """Store *metadata* for the sandbox of *row*; a new path clears the namespace identity."""
     recorded = rows.load_netns(row) if metadata.netns_path == row.netns_path else None
     transaction.execute(
         sql.UPDATE_METADATA,
@@ -182,33 +186,34 @@ def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> 
 
 
 def replace_status(transaction: Transaction, row: AnyRow, status: Status, author: Author) -> None:
-    """Store *status* for the sandbox of *row*; another pid is another, unknown process.
+    """Store *status* for the sandbox of *row*; a new pid clears the identity of the process.
 
     Args:
-        transaction: the open one, in which *row* was read.
-        row: the sandbox as it is.
-        status: that it is to have.
-        author: who writes.
+        transaction: the open transaction, in which *row* was read.
+        row: the stored row.
+        status: the status to store.
+        author: source of the audit columns.
     Raises:
-        FailedPreconditionError: it leads back to UNKNOWN.
+        FailedPreconditionError: *status* leads back to UNKNOWN.
     """
     if status.state is State.UNKNOWN and row.state != str(State.UNKNOWN):
         raise FailedPreconditionError(
-            f"{transaction.doing}: no way leads from {row.state} back to {status.state}", id=row.id
+            f"{transaction.doing}: no transition leads from {row.state} back to {status.state}",
+            id=row.id,
         )
     before, columns = rows.status_of(row), encoding.status_columns(status)
     pairs = zip(columns.items(), before, strict=True)
     changed = {name: value for (name, value), old in pairs if value != old}
     if "pid" in changed:
         changed |= encoding.process_columns(None)
-    changed |= author.sign(row.changed_at)
+    changed |= author.audit_columns(row.changed_at)
     transaction.execute(queries.update_status(frozenset(changed)), {**changed, "of": row.creation})
 
 
 def delete(transaction: Transaction, row: Row, author: Author) -> None:
-    """Delete the sandbox of *row*, which is there; the history says who did it."""
-    signature = author.sign(row.changed_at)
-    transaction.execute(sql.ANNOUNCE_DELETION, {"of": row.creation, "leaving": 1, **signature})
+    """Delete the sandbox of *row*, which exists; the audit columns go into the history."""
+    audit = author.audit_columns(row.changed_at)
+    transaction.execute(sql.ANNOUNCE_DELETION, {"of": row.creation, "leaving": 1, **audit})
     transaction.execute(sql.DELETE, {"creation": row.creation})
 
 
@@ -218,7 +223,7 @@ def note(
     netns: NetNSIdentity | None,
     process: ProcessIdentity | None,
 ) -> None:
-    """Record identities where none is recorded and *row* still names the same path and pid."""
+    """Record identities where none is recorded, if path and pid are still those of *row*."""
     if netns is not None:
         where = {"of": row.creation, "at_path": row.netns_path}
         transaction.execute(sql.NOTE_NETNS, {**where, **encoding.netns_columns(netns)})

@@ -301,7 +301,7 @@ def test_many_ambiguous_ids_are_counted_in_the_message(store: Store) -> None:
     with store.transaction():
         for n in range(30):
             store.add(sandbox(f"a{n:02}"), READY)
-    with pytest.raises(AmbiguousPrefixError, match=r"30 ids begin so.* and 20 more") as caught:
+    with pytest.raises(AmbiguousPrefixError, match=r"30 ids begin with it.* and 20 more") as caught:
         store.get("a")
     assert 30 == len(caught.value.ids)
 
