@@ -1,10 +1,10 @@
-"""See the shim work: pods over the CRI, a server that is killed, and the next one.
+"""Demo of the shim: pods run over the CRI, the server is killed, and the next one recovers.
 
     make demo-shim
 
-Serves the CRI on a socket in a temporary directory, runs three pods over gRPC, kills the server and
-one pause process, serves again and lists. Needs root, or a kernel that lets users make namespaces.
-All of it is removed at the end.
+It serves the CRI on a socket in a temporary directory, runs three pods over gRPC, kills the server
+and one pause process, serves again, and lists. It needs root, or a kernel that lets users make
+namespaces. At the end it removes the pods.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXPECTED = {"web-0": "SANDBOX_READY", "web-1": "SANDBOX_NOTREADY", "proxy": "SAN
 
 
 class Runtime:
-    """A client of the CRI."""
+    """Client of the CRI."""
 
     def __init__(self, socket: str) -> None:
         """Prepare the connection, which is made by the first call."""
@@ -41,7 +41,7 @@ class Runtime:
         self._channel.close()
 
     def call(self, method: str, request: Any) -> Any:
-        """Call *method*, and wait for the server if it is just being started."""
+        """Call *method*, and wait for the server if it is starting."""
         return self._channel.unary_unary(
             f"/runtime.v1.RuntimeService/{method}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -58,11 +58,11 @@ class Runtime:
         return str(id)
 
     def sandboxes(self) -> list[Any]:
-        """Return the sandboxes."""
+        """Return all sandboxes."""
         return list(self.call("ListPodSandbox", api.ListPodSandboxRequest()).items)
 
     def info(self, id: str) -> Any:
-        """Return the verbose information on a sandbox."""
+        """Return the verbose information about a sandbox."""
         request = api.PodSandboxStatusRequest(pod_sandbox_id=id, verbose=True)
         return json.loads(self.call("PodSandboxStatus", request).info["info"])
 
@@ -72,16 +72,16 @@ class Runtime:
 
 
 def serve(folder: str) -> subprocess.Popen[bytes]:
-    """Start the server; its log goes to a file."""
+    """Start the server; its log goes to a file in *folder*."""
     command = [sys.executable, "-m", "registry", "serve", "--listen", f"unix://{folder}/cri.sock"]
     with open(f"{folder}/log", "ab") as log:
-        # A group of its own, where Ctrl-C does not end it before it has removed the pods.
+        # A process group of its own: Ctrl-C must not end the server before the pods are removed.
         command += ["--db", f"{folder}/registry.db"]
         return subprocess.Popen(command, stderr=log, process_group=0)
 
 
 def demonstrate(folder: str) -> None:
-    """Run, kill, serve again; whatever happens, nothing is left running."""
+    """Run pods, kill the server, serve again, and remove the pods, also when a step fails."""
     overview = "SELECT pod, state, pid, reason FROM sandbox_overview"
     ids: dict[str, str] = {}
     server, runtime = serve(folder), Runtime(f"{folder}/cri.sock")
@@ -113,9 +113,9 @@ def demonstrate(folder: str) -> None:
         print(f"\n  {(time.monotonic() - began) * 1000:.0f} ms after its start; and the file says")
         show(f"{folder}/registry.db", overview)
         if states != EXPECTED:
-            raise SystemExit(f"that is not what was to be expected: {EXPECTED}")
+            raise SystemExit(f"the demo expected {EXPECTED}")
     finally:
-        if server.poll() is not None:
+        if server.poll() is not None:  # the demo was interrupted while no server ran
             server = serve(folder)
         for item in runtime.sandboxes():
             runtime.remove(item.id)

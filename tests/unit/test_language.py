@@ -47,8 +47,6 @@ TEST = "What Who Whom Whose Whoever Those"
 
 UNCLEAN = (
     "docs/cli.md",
-    "docs/shim.md",
-    "examples/",
     "registry/cli/",
     "registry/cri/",
     "registry/engine/",
