@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -35,6 +34,7 @@ from registry.cri import PodSandboxConfig, PodSandboxMetadata
 from registry.shim import runtime_pb2 as api
 from registry.shim.sandboxer import Sandboxer, name_of
 from registry.shim.validate import options_of
+from registry.version import __version__
 
 Request = TypeVar("Request", bound=Message)
 
@@ -160,7 +160,7 @@ class RuntimeService:
         return api.VersionResponse(
             version=request.version or "0.1.0",
             runtime_name="sandbox-registry",
-            runtime_version=_version(),
+            runtime_version=__version__,
             runtime_api_version="v1",
         )
 
@@ -285,14 +285,6 @@ class RuntimeService:
         with contextlib.suppress(InvalidArgumentError):  # the id of a damaged record may be no text
             return next((change.at for change in self._store.history(sandbox.id, limit=1)), 1)
         return 1
-
-
-@cache
-def _version() -> str:
-    """Return the version of this package; read at the first call, since that takes 20 ms."""
-    from importlib.metadata import version  # noqa: PLC0415
-
-    return version("sandbox-registry")
 
 
 def _json(value: object) -> str:

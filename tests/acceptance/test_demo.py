@@ -120,15 +120,15 @@ def check_output(output: str) -> None:
         assert line in output
 
 
-def test_the_demo_shows_a_crash_and_the_recovery(machine: Machine) -> None:
-    """As root, in /run/netns."""
+def test_demo_shows_a_crash_and_the_recovery(machine: Machine) -> None:
+    """It runs as root, in /run/netns."""
     done = machine.run(sys.executable, DEMO)
     assert (0, "") == (done.returncode, done.stderr)
     check_output(done.stdout)
 
 
-def test_without_privileges_the_demo_runs_in_a_user_namespace(machine: Machine) -> None:
-    """The same as nobody, in a Python that nobody may read."""
+def test_demo_runs_in_a_user_namespace_without_privileges(machine: Machine) -> None:
+    """The user is 65534, who may read this Python."""
     become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     in_user_namespace = [*become, "unshare", "--user", "--map-root-user", "--mount", "--net"]
     if not shutil.which("setpriv"):
@@ -148,8 +148,8 @@ def test_without_privileges_the_demo_runs_in_a_user_namespace(machine: Machine) 
     pytest.skip("another user may not read this Python or this checkout")
 
 
-def test_where_no_namespace_can_be_made_the_demo_says_what_is_missing(machine: Machine) -> None:
-    """In one line: root without rights, and no unshare."""
+def test_demo_names_what_is_missing_when_namespaces_cannot_be_made(machine: Machine) -> None:
+    """The message has one line; unshare is missing here."""
     done = machine.run(sys.executable, DEMO, env={"PATH": os.path.dirname(__file__)})
     assert 1 == done.returncode
     assert 1 == len(done.stderr.splitlines())
@@ -162,10 +162,10 @@ DEMOS = {"demo": [DEMO], "demo-shim": ["-m", "examples.demo_shim"]}
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 @pytest.mark.parametrize("name", DEMOS)
-def test_an_interrupted_demo_leaves_nothing_behind(
+def test_interrupted_demo_leaves_nothing(
     machine: Machine, name: str, after: int, number: int
 ) -> None:
-    """Ctrl-C or SIGTERM after so many lines of its output."""
+    """SIGINT or SIGTERM arrives after some lines of its output."""
     with machine.start(sys.executable, "-u", *DEMOS[name], cwd=ROOT, stdout=PIPE) as demo:
         assert demo.stdout is not None
         for _ in range(after):
@@ -176,10 +176,8 @@ def test_an_interrupted_demo_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("name", DEMOS)
-def test_a_demo_whose_output_nobody_reads_any_more_ends_in_silence(
-    machine: Machine, name: str
-) -> None:
-    """As by `make demo | head -3`; its sandboxes do not keep the pipe open."""
+def test_demo_ends_silently_when_its_pipe_is_closed(machine: Machine, name: str) -> None:
+    """`make demo | head -3` does so; the sandboxes do not keep the pipe open."""
     command = [sys.executable, "-u", *DEMOS[name]]
     with machine.start(*command, cwd=ROOT, stdout=PIPE, stderr=PIPE) as demo:
         assert demo.stdout is not None
@@ -191,8 +189,8 @@ def test_a_demo_whose_output_nobody_reads_any_more_ends_in_silence(
     assert 141 == demo.returncode
 
 
-def test_the_demo_of_the_shim_shows_a_server_that_is_killed(machine: Machine) -> None:
-    """Three pods, of which the two whose process lives go on."""
+def test_demo_of_shim_shows_a_killed_server(machine: Machine) -> None:
+    """Two of three pods keep running."""
     done = machine.run(sys.executable, "-m", "examples.demo_shim", cwd=ROOT)
     assert (0, "") == (done.returncode, done.stderr)
     for line in (

@@ -59,8 +59,8 @@ def in_network_of(pid: int, *command: str) -> str:
 # What clients do on every connect.
 
 
-def test_crictl_connects(cri: Client) -> None:
-    """It asks for the version, and refuses a runtime that leaves one of four fields empty."""
+def test_version_and_status_satisfy_crictl(cri: Client) -> None:
+    """Crictl refuses a runtime that leaves one of four fields of Version empty."""
     version = cri.call("Version", version="v1")
     assert ("v1", "sandbox-registry", "v1") == (
         version.version,
@@ -70,8 +70,8 @@ def test_crictl_connects(cri: Client) -> None:
     assert version.runtime_version
 
 
-def test_critest_connects(cri: Client) -> None:
-    """It asks for the version and for the file system of images, then whether all is ready."""
+def test_version_image_fs_and_status_satisfy_critest(cri: Client) -> None:
+    """Critest asks for the version, the file system of images, and the conditions."""
     version = cri.call("Version")
     assert "" not in {
         version.version,
@@ -86,8 +86,8 @@ def test_critest_connects(cri: Client) -> None:
     }
 
 
-def test_there_are_no_containers_and_no_images(cri: Client) -> None:
-    """Whatever is asked for."""
+def test_containers_and_images_are_empty_lists(cri: Client) -> None:
+    """A filter in the request changes nothing."""
     wanted = {"pod_sandbox_id": "4a33"}
     assert [] == list(cri.call("ListContainers", filter=wanted).containers)
     assert [] == list(cri.call("ListImages").images)
@@ -100,8 +100,8 @@ def test_there_are_no_containers_and_no_images(cri: Client) -> None:
         "PodSandboxStatus", "ListPodSandbox", "ListContainers", "ListImages", "ImageFsInfo",
     }
 ], ids=lambda pair: pair[1])  # fmt: skip
-def test_everything_else_is_unimplemented(server: Server, method: tuple[str, str]) -> None:
-    """Streams too."""
+def test_other_methods_are_unimplemented(server: Server, method: tuple[str, str]) -> None:
+    """Streaming methods are refused in the same way."""
     with grpc.insecure_channel(f"unix://{server.socket}") as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/runtime.v1." + "/".join(method)
@@ -114,8 +114,8 @@ def test_everything_else_is_unimplemented(server: Server, method: tuple[str, str
 # The life of a sandbox.
 
 
-def test_crictl_runs_stops_and_removes_a_pod(cri: Client) -> None:
-    """`runp`, `pods`, `inspectp`, `stopp` and `rmp`, in the order of their calls."""
+def test_pod_is_run_listed_stopped_and_removed(cri: Client) -> None:
+    """The calls are those of `runp`, `pods`, `inspectp`, `stopp` and `rmp`, in this order."""
     cri.call("Version")
     id = cri.run(pod_config("web", app="shop"))
     cri.call("Version")
@@ -145,8 +145,8 @@ def test_crictl_runs_stops_and_removes_a_pod(cri: Client) -> None:
 
 
 @needs.program("ip")
-def test_a_sandbox_has_namespaces_of_its_own(cri: Client) -> None:
-    """Its network with the loopback up and nothing else, its host name, its IPC."""
+def test_sandbox_has_its_own_network_uts_and_ipc_namespaces(cri: Client) -> None:
+    """The network has only a loopback device, which is up."""
     pid = cri.info(cri.run(pod_config("web")))["pid"]
     for kind in ("net", "uts", "ipc"):
         assert namespace_of(pid, kind) != namespace_of(os.getpid(), kind)
@@ -157,8 +157,10 @@ def test_a_sandbox_has_namespaces_of_its_own(cri: Client) -> None:
     assert socket.gethostname() != "host-of-web"
 
 
-def test_a_sandbox_on_the_host_network_has_none(server: Server, cri: Client) -> None:
-    """Neither a network nor a host name of its own, and no path."""
+def test_sandbox_on_host_network_has_no_network_and_uts_namespace(
+    server: Server, cri: Client
+) -> None:
+    """The record has no path of a namespace."""
     before = namespaces(server.db)
     id = cri.run(pod_config("web", host_network=True))
     info = cri.info(id)
@@ -170,8 +172,8 @@ def test_a_sandbox_on_the_host_network_has_none(server: Server, cri: Client) -> 
     assert NODE == cri.status(id).linux.namespaces.options.network
 
 
-def test_a_sandbox_may_share_the_ipc_of_the_host(cri: Client) -> None:
-    """If its config says so."""
+def test_sandbox_shares_host_ipc_when_config_says_node(cri: Client) -> None:
+    """The network is its own nevertheless."""
     config = pod_config("web")
     config.linux.security_context.namespace_options.ipc = NODE
     pid = cri.info(cri.run(config))["pid"]
@@ -179,8 +181,8 @@ def test_a_sandbox_may_share_the_ipc_of_the_host(cri: Client) -> None:
     assert namespace_of(pid, "net") != namespace_of(os.getpid(), "net")
 
 
-def test_sysctls_are_set_in_the_sandbox_alone(cri: Client) -> None:
-    """Of the network and of IPC, with dots or slashes; to values that the host does not have."""
+def test_sysctls_are_set_in_sandbox_and_not_on_host(cri: Client) -> None:
+    """Names have dots or slashes; the values differ from the host's."""
     config = pod_config("web")
     before = {}
     for name in (
@@ -201,8 +203,8 @@ def test_sysctls_are_set_in_the_sandbox_alone(cri: Client) -> None:
 @pytest.mark.parametrize("name", [
     "kernel.panic", "vm.swappiness", "net/../kernel/panic", "net..ipv4", "/net", "kernel.sem.",
 ])  # fmt: skip
-def test_a_sysctl_of_the_host_is_refused(cri: Client, name: str) -> None:
-    """Before anything is made."""
+def test_sysctl_of_the_host_is_refused(cri: Client, name: str) -> None:
+    """The call fails before a record or a namespace is made."""
     config = pod_config("web")
     config.linux.sysctls[name] = "1"
     message = refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "RunPodSandbox", config=config)
@@ -211,16 +213,16 @@ def test_a_sysctl_of_the_host_is_refused(cri: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["net.ipv4.ip_forward", "kernel.shmmni", "kernel.domainname"])
-def test_a_sysctl_is_of_the_host_where_the_namespace_is(cri: Client, name: str) -> None:
-    """On the host network, or with its IPC."""
+def test_sysctl_is_refused_when_namespace_is_shared_with_host(cri: Client, name: str) -> None:
+    """The sandbox is on the host network and shares its IPC."""
     config = pod_config("web", host_network=True)
     config.linux.security_context.namespace_options.ipc = NODE
     config.linux.sysctls[name] = "1"
     refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "RunPodSandbox", config=config)
 
 
-def test_a_pause_process_has_nothing_of_the_server(server: Server, cri: Client) -> None:
-    """No descriptor, session, directory, environment or ignored signal."""
+def test_pause_process_inherits_nothing_from_server(server: Server, cri: Client) -> None:
+    """Descriptors, session, directory, environment and ignored signals are its own."""
     id = cri.run(pod_config("web"))
     pid = cri.info(id)["pid"]
 
@@ -243,8 +245,8 @@ def test_a_pause_process_has_nothing_of_the_server(server: Server, cri: Client) 
     assert 0 == int(masks["SigIgn"], 16) & ~GLIBC_INTERNAL
 
 
-def test_a_pause_process_ignores_no_signal_that_its_server_was_started_with() -> None:
-    """As by nohup, or in the background of a script."""
+def test_pause_process_resets_signals_that_server_ignores() -> None:
+    """Nohup and scripts start a server with ignored signals."""
     out = run(
         """
         import signal
@@ -264,8 +266,8 @@ def test_a_pause_process_ignores_no_signal_that_its_server_was_started_with() ->
 # Refusals.
 
 
-def test_a_taken_name_is_refused_naming_its_holder(cri: Client) -> None:
-    """In containerd's words; also while it is NOTREADY, and not any more once it is removed."""
+def test_taken_name_is_refused_and_names_its_holder(cri: Client) -> None:
+    """A NOTREADY sandbox keeps its name until it is removed; the message is containerd's."""
     config = pod_config("web")
     id = cri.run(config)
     name = "web_default_uid-web_1"
@@ -287,10 +289,10 @@ def test_a_taken_name_is_refused_naming_its_holder(cri: Client) -> None:
         ("log_directory", "x" * (4 << 20), "config"),
     ],
 )
-def test_a_config_that_cannot_be_had_is_refused(
+def test_unsupported_config_is_refused(
     server: Server, cri: Client, field: str, value: str | None, why: str
 ) -> None:
-    """Saying why, and nothing is left of it."""
+    """The message gives the reason, and no record is left."""
     config = pod_config("web")
     if value is None:
         config.ClearField(field)
@@ -307,15 +309,15 @@ def test_a_config_that_cannot_be_had_is_refused(
     assert [] == cri.list()
 
 
-def test_a_host_name_means_nothing_on_the_host_network(cri: Client) -> None:
-    """So any goes: a kubelet sends that of the node."""
+def test_hostname_is_ignored_on_host_network(cri: Client) -> None:
+    """A kubelet sends the name of the node, which may be too long for a sandbox."""
     config = pod_config("web", host_network=True)
     config.hostname = "h" * 65
     assert READY == cri.status(cri.run(config)).state
 
 
-def test_a_long_error_keeps_its_beginning_and_its_end(cri: Client) -> None:
-    """Where the holder of a name is, however long that is; gRPC would send none of it."""
+def test_long_error_keeps_its_beginning_and_end(cri: Client) -> None:
+    """The end names the holder of a name; gRPC would drop the whole message."""
     for letter in ("x", "\U0001f600"):
         config = pod_config(letter * 4000)
         config.metadata.uid, config.hostname = "", "web"
@@ -325,8 +327,8 @@ def test_a_long_error_keeps_its_beginning_and_its_end(cri: Client) -> None:
         assert message.endswith(f'is reserved for "{id}"')
 
 
-def test_a_step_that_fails_undoes_those_before_it(server: Server, cri: Client) -> None:
-    """The sysctl is refused by the kernel, when record and namespace are there already."""
+def test_failed_step_undoes_earlier_steps(server: Server, cri: Client) -> None:
+    """The kernel refuses the sysctl after record and namespace were made."""
     config = pod_config("web")
     config.linux.sysctls["net.ipv4.no_such_thing"] = "1"
     message = refused(grpc.StatusCode.INVALID_ARGUMENT, cri, "RunPodSandbox", config=config)
@@ -343,8 +345,8 @@ def test_a_step_that_fails_undoes_those_before_it(server: Server, cri: Client) -
 # Looking up.
 
 
-def test_ids_may_be_prefixes(cri: Client) -> None:
-    """In every call that takes one."""
+def test_calls_accept_unique_prefixes_of_ids(cri: Client) -> None:
+    """Each call that takes an id takes a prefix."""
     id = cri.run(pod_config("web", host_network=True))
     assert id == cri.status(id[:12]).id
     assert [id] == [item.id for item in cri.list(id=id[:12])]
@@ -353,8 +355,8 @@ def test_ids_may_be_prefixes(cri: Client) -> None:
     assert [] == cri.list()
 
 
-def test_an_ambiguous_prefix_is_an_error_in_status_and_nothing_in_list(cri: Client) -> None:
-    """Of 17 ids two begin alike."""
+def test_ambiguous_prefix_fails_status_and_matches_nothing_in_list(cri: Client) -> None:
+    """Two of 17 ids begin with the same character."""
     found = [cri.run(pod_config(f"web-{n}", host_network=True)) for n in range(17)]
     first = [id[0] for id in found]
     prefix = next(letter for letter in first if first.count(letter) > 1)
@@ -365,8 +367,8 @@ def test_an_ambiguous_prefix_is_an_error_in_status_and_nothing_in_list(cri: Clie
     assert 17 == len(cri.list(state=READY))
 
 
-def test_what_is_missing(cri: Client) -> None:
-    """Has no status, is not listed, and is stopped and removed."""
+def test_missing_sandbox_has_no_status_and_is_stopped_and_removed(cri: Client) -> None:
+    """It is NOT_FOUND in status, absent in list, and no error in stop and remove."""
     assert "no such sandbox" in refused(
         grpc.StatusCode.NOT_FOUND, cri, "PodSandboxStatus", pod_sandbox_id="4a33"
     )
@@ -376,13 +378,13 @@ def test_what_is_missing(cri: Client) -> None:
 
 
 @pytest.mark.parametrize("method", ["PodSandboxStatus", "StopPodSandbox", "RemovePodSandbox"])
-def test_an_empty_id_is_no_id(cri: Client, method: str) -> None:
-    """It would be a prefix of all."""
+def test_empty_id_is_refused(cri: Client, method: str) -> None:
+    """An empty prefix would match every id."""
     refused(grpc.StatusCode.INVALID_ARGUMENT, cri, method)
 
 
-def test_list_filters(cri: Client) -> None:
-    """By state, labels and id, all of them together."""
+def test_list_filters_by_state_labels_and_id(cri: Client) -> None:
+    """Several filters are combined by AND."""
     web = cri.run(pod_config("web", host_network=True, app="shop", tier="front"))
     db = cri.run(pod_config("db", host_network=True, app="shop", tier="back"))
     cri.stop(db)
@@ -402,8 +404,8 @@ def test_list_filters(cri: Client) -> None:
 
 
 @pytest.mark.parametrize(("labels", "fits"), [(256, True), (257, False), (2000, False)])
-def test_a_label_selector_may_have_256_labels(cri: Client, labels: int, fits: bool) -> None:
-    """All of which a sandbox must have; more are refused, and the message says how many."""
+def test_label_selector_accepts_256_labels(cri: Client, labels: int, fits: bool) -> None:
+    """More labels are refused, and the message gives their number."""
     wanted = {f"key{n}": f"value{n}" for n in range(labels)}
     if fits:
         id = cri.run(pod_config("web", host_network=True, **wanted))
@@ -416,8 +418,8 @@ def test_a_label_selector_may_have_256_labels(cri: Client, labels: int, fits: bo
         )
 
 
-def test_a_sandbox_that_never_ran_has_a_time_too(server: Server, cri: Client) -> None:
-    """That of its record, since clients take 0 for 1970; and the addresses it was given."""
+def test_sandbox_that_never_ran_has_time_of_its_record(server: Server, cri: Client) -> None:
+    """Clients show 0 as 1970; addresses are listed too."""
     with Store.open(server.db, reconcile=False) as store:
         config = PodSandboxConfig(metadata={"name": "web"})
         ips = {"ip": "10.88.0.7", "additional_ips": ("fd00::7", "10.88.0.8")}
@@ -429,8 +431,8 @@ def test_a_sandbox_that_never_ran_has_a_time_too(server: Server, cri: Client) ->
     assert ["fd00::7", "10.88.0.8"] == [each.ip for each in status.network.additional_ips]
 
 
-def test_a_runtime_handler_is_refused(server: Server, cri: Client) -> None:
-    """There is one way to run a sandbox, and who asks for another must not get this one."""
+def test_runtime_handler_is_refused(server: Server, cri: Client) -> None:
+    """A client that asks for another handler must not get the default one."""
     assert 'failed to get sandbox runtime: no runtime for "gvisor" is configured' == refused(
         grpc.StatusCode.INVALID_ARGUMENT,
         cri,
@@ -446,7 +448,7 @@ def test_a_runtime_handler_is_refused(server: Server, cri: Client) -> None:
 
 
 def test_stop_is_idempotent(server: Server, cri: Client) -> None:
-    """The first one ends process and namespace; why and when is told from then on."""
+    """The first call ends process and namespace; reason and time stay."""
     id = cri.run(pod_config("web"))
     before = cri.info(id)
     assert not before["netNamespaceClosed"]
@@ -466,8 +468,8 @@ def test_stop_is_idempotent(server: Server, cri: Client) -> None:
     assert before["pid"] not in pauses(server.db)
 
 
-def test_stop_succeeds_when_the_namespace_is_gone(cri: Client) -> None:
-    """Somebody has removed it."""
+def test_stop_succeeds_when_namespace_is_gone(cri: Client) -> None:
+    """Another program has removed the namespace."""
     id = cri.run(pod_config("web"))
     path = cri.info(id)["netNamespacePath"]
     kernel.umount(path, kernel.MNT_DETACH)
@@ -477,8 +479,8 @@ def test_stop_succeeds_when_the_namespace_is_gone(cri: Client) -> None:
     assert NOTREADY == cri.status(id).state
 
 
-def test_remove_stops_what_runs(server: Server, cri: Client) -> None:
-    """And then it is gone, for good, whole."""
+def test_remove_stops_a_running_sandbox(server: Server, cri: Client) -> None:
+    """Process, namespace and record are gone afterwards."""
     id = cri.run(pod_config("web"))
     cri.remove(id)
     assert NOTHING == left_of(server.db)
@@ -492,8 +494,8 @@ def test_remove_stops_what_runs(server: Server, cri: Client) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)], ids=["kill", "term"]
 )
-def test_the_end_of_a_pause_process_is_noted(cri: Client, number: int, status: int) -> None:
-    """With exit status, time and reason; no call has to ask for it."""
+def test_exit_of_pause_process_is_recorded(cri: Client, number: int, status: int) -> None:
+    """Exit status, time and reason are recorded without a call."""
     id = cri.run(pod_config("web"))
     pid = cri.info(id)["pid"]
     os.kill(pid, number)
@@ -505,8 +507,8 @@ def test_the_end_of_a_pause_process_is_noted(cri: Client, number: int, status: i
     assert not info["netNamespaceClosed"]
 
 
-def test_a_stop_after_an_exit_removes_the_namespace_and_keeps_the_reason(cri: Client) -> None:
-    """Why it ended is not that somebody stopped it later."""
+def test_stop_after_exit_removes_namespace_and_keeps_reason(cri: Client) -> None:
+    """The reason remains ProcessExited."""
     id = cri.run(pod_config("web"))
     os.kill(cri.info(id)["pid"], signal.SIGKILL)
     until_stopped(cri, id)
@@ -518,10 +520,8 @@ def test_a_stop_after_an_exit_removes_the_namespace_and_keeps_the_reason(cri: Cl
     assert info == cri.info(id)
 
 
-def test_the_end_of_a_pause_process_fires_stopch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A waiting thread of this process is woken by the end itself, and by no timer."""
+def test_exit_of_pause_process_sets_stopch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit wakes a waiting thread of this process; no timer is involved."""
     for timer in ("RETRY", "LOOK"):
         monkeypatch.setattr(f"registry.handles.exit_watcher.{timer}", 3600.0)
     config = PodSandboxConfig.FromString(pod_config("web").SerializeToString())

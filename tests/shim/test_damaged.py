@@ -62,8 +62,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
 Damaged = tuple[Server, dict[str, str]]
 
 
-def test_a_list_has_every_record(damaged: Damaged) -> None:
-    """The damaged ones by their columns; a state that is not known is not READY."""
+def test_list_shows_every_record(damaged: Damaged) -> None:
+    """Damaged records are shown by their columns; an unknown state is NOTREADY."""
     server, ids = damaged
     with Client(server.socket) as cri:
         found = {item.id: item for item in cri.list()}
@@ -82,8 +82,8 @@ def test_a_list_has_every_record(damaged: Damaged) -> None:
         assert "a test" == found[ids["unknown-state"]].annotations["made-by"]
 
 
-def test_a_list_by_state_agrees_with_the_list_of_all(damaged: Damaged) -> None:
-    """Whatever is shown as NOTREADY is found as NOTREADY."""
+def test_list_by_state_agrees_with_full_list(damaged: Damaged) -> None:
+    """A record that is shown as NOTREADY is found by that filter."""
     server, _ = damaged
     with Client(server.socket) as cri:
         for state in (READY, NOTREADY):
@@ -91,8 +91,8 @@ def test_a_list_by_state_agrees_with_the_list_of_all(damaged: Damaged) -> None:
             assert shown == [item.id for item in cri.list(state=state)]
 
 
-def test_a_status_is_data_lost_for_the_damaged_one_alone(damaged: Damaged) -> None:
-    """It says why."""
+def test_status_is_data_loss_for_damaged_records_only(damaged: Damaged) -> None:
+    """The message gives the cause."""
     server, ids = damaged
     with Client(server.socket) as cri:
         for name, id in ids.items():
@@ -105,7 +105,7 @@ def test_a_status_is_data_lost_for_the_damaged_one_alone(damaged: Damaged) -> No
             assert f"of sandbox {id!r}: " in str(caught.value.details())
 
 
-def test_a_list_logs_a_damaged_record_once(damaged: Damaged) -> None:
+def test_list_logs_a_damaged_record_once(damaged: Damaged) -> None:
     """A kubelet lists once a second."""
     server, ids = damaged
     with Client(server.socket) as cri:
@@ -117,8 +117,8 @@ def test_a_list_logs_a_damaged_record_once(damaged: Damaged) -> None:
         assert 1 == len(told)
 
 
-def test_a_damaged_record_is_stopped_and_removed(tmp_path: Path) -> None:
-    """Its process and its namespace go, though its state cannot be changed; the others stay."""
+def test_damaged_record_is_stopped_and_removed(tmp_path: Path) -> None:
+    """Process and namespace are ended although the state cannot change; other sandboxes stay."""
     with serving(tmp_path) as server, Client(server.socket) as cri:
         whole, *hurt = [cri.run(pod_config(name)) for name in ("whole", "a", "b")]
         for id in hurt:
@@ -134,10 +134,10 @@ def test_a_damaged_record_is_stopped_and_removed(tmp_path: Path) -> None:
         assert [whole] == [item.id for item in cri.list()]
 
 
-def test_an_end_that_cannot_be_recorded_keeps_no_other_from_being_recorded(
+def test_exit_is_recorded_beside_one_of_a_damaged_record(
     tmp_path: Path,
 ) -> None:
-    """Both processes end at the same time; the damaged record is left as it is."""
+    """Both processes end at the same time; the damaged record does not change."""
     with serving(tmp_path) as server, Client(server.socket) as cri:
         hurt, whole = [cri.run(pod_config(name)) for name in ("hurt", "whole")]
         pids = [cri.info(id)["pid"] for id in (hurt, whole)]
@@ -150,8 +150,8 @@ def test_an_end_that_cannot_be_recorded_keeps_no_other_from_being_recorded(
         cri.remove(hurt)
 
 
-def test_a_record_that_contradicts_its_schema_is_listed_and_left_alone(tmp_path: Path) -> None:
-    """A bit makes a boot id a blob: nothing is ended for it, until it is mended."""
+def test_record_that_contradicts_schema_is_listed_and_not_ended(tmp_path: Path) -> None:
+    """A flipped bit makes a boot id a blob; stop works again after a repair."""
     with serving(tmp_path) as server:
         with Client(server.socket) as cri:
             hurt, whole = [cri.run(pod_config(name)) for name in ("hurt", "whole")]

@@ -27,8 +27,8 @@ POD = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)[0]
 CRICTL = re.findall(r"^\$ crictl (.*)$", DOCS, re.MULTILINE)
 
 
-def test_the_pod_is_run_as_crictl_does(cri: Client) -> None:
-    """The calls of each line, since crictl itself is rarely at hand."""
+def test_pod_of_docs_is_run_by_the_calls_of_crictl(cri: Client) -> None:
+    """The calls of each line are made directly, since crictl is rarely installed."""
     verbs = [line.split()[0] for line in CRICTL]
     assert ["info", "runp", "pods", "inspectp", "stopp", "rmp"] == verbs
     pod = json_format.ParseDict(json.loads(POD), messages()["PodSandboxConfig"]())
@@ -45,8 +45,8 @@ def test_the_pod_is_run_as_crictl_does(cri: Client) -> None:
 
 
 @needs.program("crictl")
-def test_crictl_does_as_it_is_told(server: Server, tmp_path: Path) -> None:
-    """Line by line; where the docs have an id, the one that `runp` has printed."""
+def test_crictl_commands_of_docs_succeed(server: Server, tmp_path: Path) -> None:
+    """The id that `runp` prints replaces the one in the docs."""
     (tmp_path / "pod.json").write_text(POD)
     id = "4a33"
     for line in CRICTL:
@@ -63,8 +63,8 @@ def test_crictl_does_as_it_is_told(server: Server, tmp_path: Path) -> None:
             id = done.stdout.strip()
 
 
-def test_serve_is_told_as_it_is(server: Server) -> None:
-    """The line that starts it has its options."""
+def test_serve_command_of_docs_has_the_options_of_the_program(server: Server) -> None:
+    """The tests start the server with the same options."""
     (line,) = re.findall(r"^\$ (sandbox-registry serve .*)$", DOCS, re.MULTILINE)
     assert [part for part in shlex.split(line) if part.startswith("--")] == [
         part for part in server.command() if part.startswith("--")

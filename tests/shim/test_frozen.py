@@ -86,10 +86,10 @@ def interrupt_stops(db: str, reasons: Sequence[str]) -> list[int]:
         return pids
 
 
-def test_a_start_waits_for_all_frozen_processes_together(
+def test_start_waits_for_frozen_processes_together(
     db: str, calls: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All are killed before the first is waited for; the waiting has one deadline."""
+    """All are killed before the first is waited for, and share one deadline."""
     monkeypatch.setattr(module, "KILLED_WITHIN", 0.5)
     pids = interrupt_stops(db, [STOPPED, REMOVED, STOPPED])
     with frozen(pids), Store.open(db) as store:
@@ -103,10 +103,10 @@ def test_a_start_waits_for_all_frozen_processes_together(
             sandboxer.stop(sandboxer.run(config))
 
 
-def test_what_was_frozen_is_ended_once_it_is_thawed(
+def test_frozen_process_is_ended_after_it_is_thawed(
     db: str, calls: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next tries hold up nothing: each looks, and does not wait."""
+    """Retries do not wait, so that other work is not delayed."""
     monkeypatch.setattr(module, "KILLED_WITHIN", 0.1)
     pids = interrupt_stops(db, [STOPPED, REMOVED])
     with Store.open(db) as store:
@@ -126,8 +126,8 @@ def test_what_was_frozen_is_ended_once_it_is_thawed(
             until(lambda: [0] == [each.status_as_read.pid for each in store.list()])
 
 
-def test_a_stop_of_a_frozen_process_says_so(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It can be tried again, and then ends it."""
+def test_stop_of_frozen_process_fails_with_advice(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second stop succeeds after the process was thawed."""
     monkeypatch.setattr(module, "KILLED_WITHIN", 0.1)
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         (config,) = configs("web")
@@ -140,8 +140,8 @@ def test_a_stop_of_a_frozen_process_says_so(db: str, monkeypatch: pytest.MonkeyP
         assert pid not in pauses(db)
 
 
-def test_a_frozen_process_holds_up_no_other_call(mortal: Server) -> None:
-    """While a stop waits for it, others are run, listed and stopped, and their ends recorded."""
+def test_calls_are_answered_while_stop_waits_for_frozen_process(mortal: Server) -> None:
+    """Other sandboxes are run, listed and stopped, and their exits recorded."""
     with Client(mortal.socket) as cri:
         held, other, ended = (cri.run(pod_config(name)) for name in ("held", "other", "ended"))
         pid = cri.info(held)["pid"]

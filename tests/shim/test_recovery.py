@@ -64,10 +64,8 @@ def recovered(db: str) -> list[tuple[str, State]]:
 
 
 @every_line
-def test_run_that_dies_before_any_line_is_undone_or_goes_on(
-    shims: Shims, db: str, first: int
-) -> None:
-    """Until it is READY nothing of it is left, then all of it lives; its name is never stuck."""
+def test_run_killed_before_any_line_is_undone_or_kept(shims: Shims, db: str, first: int) -> None:
+    """Before READY nothing is left and the name is free; afterwards the sandbox runs."""
     place, lived = first, 0
     # One that lived need not be the end: by how its threads meet, a run has more lines or fewer.
     while lived < 12 / SHARDS:
@@ -86,10 +84,10 @@ def test_run_that_dies_before_any_line_is_undone_or_goes_on(
 
 @every_line
 @pytest.mark.parametrize("verb", ["stop", "remove"])
-def test_stop_and_remove_that_die_before_any_line_are_finished(
+def test_stop_and_remove_killed_before_any_line_are_finished(
     shims: Shims, db: str, verb: str, first: int
 ) -> None:
-    """Or have not begun: then it is READY as before, and they can be asked for again."""
+    """A kill before the intent is recorded leaves a READY sandbox as it was."""
     begun = False
     for place in itertools.count(first, SHARDS):
         id = ran(shims, db)
@@ -118,10 +116,10 @@ def untouched(found: list[tuple[str, State]], db: str) -> bool:
 
 @every_line
 @pytest.mark.parametrize("reason", ["ProcessExited", "NetNSClosed"])
-def test_a_stop_of_what_has_ended_that_dies_before_any_line_is_finished(
+def test_stop_after_exit_killed_before_any_line_is_finished(
     shims: Shims, db: str, reason: str, first: int
 ) -> None:
-    """What is left is removed, or the stop has not begun; the reason stays."""
+    """The reason of the exit stays."""
     begun = False
     for place in itertools.count(first, SHARDS):
         id = ran(shims, db)
@@ -147,8 +145,8 @@ def test_a_stop_of_what_has_ended_that_dies_before_any_line_is_finished(
     assert place > 10
 
 
-def test_what_ran_goes_on_and_is_watched_again(mortal: Server) -> None:
-    """Its process, its namespace, its status; and its end is noted as that of any."""
+def test_running_sandboxes_are_watched_after_restart(mortal: Server) -> None:
+    """Process, namespace and status are unchanged; a later exit is recorded."""
     with Client(mortal.socket) as cri:
         ids = [cri.run(pod_config(f"web-{n}")) for n in range(3)]
         before = [cri.info(id) for id in ids]
@@ -169,10 +167,10 @@ def test_what_ran_goes_on_and_is_watched_again(mortal: Server) -> None:
         assert cri.info(ids[0])["netNamespaceClosed"]
 
 
-def test_the_exit_status_of_what_an_earlier_server_ran_is_told_by_the_kernel(
+def test_exit_status_of_earlier_servers_process_is_recorded(
     mortal: Server,
 ) -> None:
-    """Where it can: from Linux 6.15 on, when init has reaped it."""
+    """The kernel reports it from Linux 6.15 on, when init has reaped the process."""
     if not kernel_tells_exits():
         pytest.skip("this kernel does not tell the exit status of a stranger")
     with Client(mortal.socket) as cri:
@@ -188,8 +186,8 @@ def test_the_exit_status_of_what_an_earlier_server_ran_is_told_by_the_kernel(
         assert parent != mortal.process.pid  # type: ignore[union-attr]
 
 
-def test_ends_are_noted_before_init_reaps(mortal: Server) -> None:
-    """Ten that nobody has reaped are NOTREADY; an exit status follows if it is told."""
+def test_exits_are_recorded_before_init_reaps(mortal: Server) -> None:
+    """Ten zombies are NOTREADY; the exit status follows if the kernel reports it."""
     subreaper = 36
     ctypes.CDLL(None).prctl(subreaper, 1)
     try:
@@ -218,8 +216,8 @@ def kernel_tells_exits() -> bool:
     return tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 15)
 
 
-def test_the_end_by_signal_leaves_the_sandboxes(mortal: Server) -> None:
-    """SIGTERM ends the server alone, and with exit code 0."""
+def test_sigterm_ends_server_and_keeps_sandboxes(mortal: Server) -> None:
+    """The exit code is 0."""
     with Client(mortal.socket) as cri:
         id = cri.run(pod_config("web"))
     assert 0 == mortal.end()
@@ -229,8 +227,8 @@ def test_the_end_by_signal_leaves_the_sandboxes(mortal: Server) -> None:
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_a_namespace_that_went_meanwhile_is_found_out(mortal: Server, stopped: bool) -> None:
-    """The process still lives, and is watched, or ended by a stop."""
+def test_namespace_removed_while_no_server_ran_is_noticed(mortal: Server, stopped: bool) -> None:
+    """The process still runs, and is watched, or ended by a stop."""
     with Client(mortal.socket) as cri:
         id = cri.run(pod_config("web"))
         pid = cri.info(id)["pid"]
@@ -250,8 +248,8 @@ def test_a_namespace_that_went_meanwhile_is_found_out(mortal: Server, stopped: b
         assert "NetNSClosed" == cri.info(id)["reason"]
 
 
-def test_what_is_not_the_shims_is_left_alone(db: str) -> None:
-    """A NOTREADY sandbox that an embedder has added, and one that somebody else is creating."""
+def test_sandboxes_of_other_programs_are_kept(db: str) -> None:
+    """An embedder has added one NOTREADY sandbox, and another process is creating one."""
     code = """
         import sys
         from registry import Metadata, State, Status, Store
@@ -268,8 +266,8 @@ def test_what_is_not_the_shims_is_left_alone(db: str) -> None:
     assert [("dead", State.NOTREADY)] == recovered(db)
 
 
-def test_a_namespace_without_a_record_is_removed(db: str) -> None:
-    """One of this registry, as it is left when a record is removed by hand while it is made."""
+def test_namespace_without_record_is_removed(db: str) -> None:
+    """It remains when a record is removed by hand during a run."""
     with Store.open(db) as store:
         orphan = NetNS.create(store.new_netns_path())
     assert [] == recovered(db)
@@ -277,10 +275,10 @@ def test_a_namespace_without_a_record_is_removed(db: str) -> None:
     assert not os.path.exists(orphan.path)
 
 
-def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
+def test_recovery_continues_after_a_sandbox_that_fails(
     shims: Shims, db: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its config is damaged, or its process cannot be told from another; it is said, and stays."""
+    """The config is damaged, or the process cannot be identified; both are logged and kept."""
     first, second = ran(shims, db, "a"), ran(shims, db, "b")
     with Store.open(db, read_only=True) as store:
         pid = store.get(first).status_as_read.pid
@@ -299,8 +297,8 @@ def test_one_that_cannot_be_recovered_does_not_stop_the_rest(
     until(lambda: pid not in pauses(db))
 
 
-def test_servers_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> None:
-    """While eight clients run, stop and remove: what was acknowledged is so, and no more lives."""
+def test_servers_killed_at_random_lose_no_acknowledged_call(tmp_path: Path) -> None:
+    """Eight clients run, stop and remove meanwhile; no other sandbox runs at the end."""
     acknowledged: dict[str, str] = {}
     unsure: set[str] = set()
     stop = threading.Event()

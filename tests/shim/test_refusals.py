@@ -164,10 +164,10 @@ CASES = [
     [pytest.param(field, change, id=f"{field}-{n}") for field, n, change in CASES],
 )
 @pytest.mark.parametrize("host_network", [False, True], ids=["pod", "host"])
-def test_a_field_that_cannot_be_honoured_is_refused_by_name(
+def test_unsupported_field_is_refused_by_name(
     field: str, change: Change, host_network: bool
 ) -> None:
-    """Before anything is recorded or made; with the field and its value as attributes."""
+    """Field and value are attributes; nothing was recorded or made before."""
     message = pod_config("web", host_network=host_network)
     change(message)
     config = PodSandboxConfig.FromString(message.SerializeToString())
@@ -181,8 +181,10 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(
     assert str(caught.value).startswith(f"run sandbox: {field} ")
 
 
-def test_a_refusal_over_the_cri_leaves_nothing(server: Server, cri: Client) -> None:
-    """INVALID_ARGUMENT names the field; there is no record, process or namespace afterwards."""
+def test_refusal_over_cri_leaves_no_record_process_or_namespace(
+    server: Server, cri: Client
+) -> None:
+    """INVALID_ARGUMENT names the field."""
     for field, _, change in CASES:
         config = pod_config("web")
         change(config)
@@ -194,8 +196,8 @@ def test_a_refusal_over_the_cri_leaves_nothing(server: Server, cri: Client) -> N
     assert NOTHING == left_of(server.db)
 
 
-def test_every_enum_of_a_config_is_looked_at() -> None:
-    """None of those that upstream's messages have, below PodSandboxConfig, is missing above."""
+def test_cases_cover_every_enum_of_upstreams_config() -> None:
+    """An unknown value of each enum below PodSandboxConfig is tried above."""
     types, enums, todo = upstream()["messages"], set(), [("", "PodSandboxConfig")]
     while todo:
         path, name = todo.pop()
@@ -234,8 +236,8 @@ def _parse(value: dict[str, Any], message: Any) -> None:
     json_format.Parse(text, message)
 
 
-def test_what_a_kubelet_sends_is_run(server: Server, cri: Client) -> None:
-    """Each RunPodSandbox of its recorded calls: static pods, one of them on the host network."""
+def test_configs_of_a_kubelet_are_run(server: Server, cri: Client) -> None:
+    """These are the recorded calls for static pods, one of them on the host network."""
     configs = kubelet_configs()
     assert {"hn-node-kc", "pn-node-kc"} == {config.metadata.name for config in configs}
     for config in configs:
@@ -256,8 +258,8 @@ RUNS = {
 pid namespace or a profile of the node."""
 
 
-def test_the_pods_of_containerd_are_run_or_refused(cri: Client) -> None:
-    """With the code that says whose fault it is."""
+def test_configs_of_containerd_are_run_or_refused(cri: Client) -> None:
+    """A refusal has the code of an invalid argument."""
     refused = set()
     for path in sorted((DATA / "containerd").glob("*.config.pb")):
         config = messages()["PodSandboxConfig"].FromString(path.read_bytes())
@@ -287,16 +289,16 @@ IGNORED = [
 ]
 
 
-def test_what_changes_nothing_for_a_process_that_sleeps_is_let_through() -> None:
-    """The table in docs/shim.md says why, field by field."""
+def test_fields_without_effect_on_a_sleeping_process_are_accepted() -> None:
+    """The table in docs/shim.md gives the reason for each field."""
     for change in IGNORED:
         message = pod_config("web")
         change(message)
         validate.check(PodSandboxConfig.FromString(message.SerializeToString()))
 
 
-def test_the_docs_have_every_field() -> None:
-    """Of upstream's PodSandboxConfig, at any depth; a message stands for what is in it."""
+def test_docs_list_every_field() -> None:
+    """Fields of upstream's PodSandboxConfig are listed at any depth, or by their parent."""
     docs = (Path(ROOT) / "docs" / "shim.md").read_text()
     types, todo = upstream()["messages"], [("", "PodSandboxConfig")]
     while todo:
@@ -329,10 +331,10 @@ def credentials(pid: int) -> dict[str, str]:
         (2**32 - 2, 2**32 - 2, [2**32 - 2], (f"{2**32 - 2}",) * 3),
     ],
 )
-def test_a_pause_process_runs_as_the_user_that_is_asked_for(
+def test_pause_process_runs_as_requested_user(
     cri: Client, user: int | None, group: int | None, groups: list[int], expected: tuple[str, ...]
 ) -> None:
-    """With its group and supplementary groups; and it can be stopped as any other."""
+    """Group and supplementary groups are set too; a stop ends the process."""
     config = pod_config("web")
     context = config.linux.security_context
     context.supplemental_groups.extend(groups)
@@ -352,8 +354,8 @@ def test_a_pause_process_runs_as_the_user_that_is_asked_for(
 
 
 @pytest.mark.parametrize("state", [2, 9, -1])
-def test_a_list_of_an_unknown_state_is_refused(cri: Client, state: int) -> None:
-    """It is not the list of those that are not ready."""
+def test_list_of_unknown_state_is_refused(cri: Client, state: int) -> None:
+    """It must not be answered like a list of NOTREADY sandboxes."""
     with pytest.raises(grpc.RpcError) as caught:
         cri.list(state=state)
     assert grpc.StatusCode.INVALID_ARGUMENT is caught.value.code()

@@ -66,8 +66,8 @@ def refused(*options: str) -> str:
     "listen",
     ["tcp://127.0.0.1:80", "/run/x.sock", "unix:x.sock", "unix://x.sock", "unix:///run/x/", ""],
 )
-def test_only_a_unix_socket_is_served(tmp_path: Path, listen: str) -> None:
-    """At an absolute path; the example says how."""
+def test_serve_refuses_other_addresses_than_unix_sockets(tmp_path: Path, listen: str) -> None:
+    """The path must be absolute; the message has an example."""
     told = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
     assert f"serve at {listen!r}" in told
     assert "unix:///run/sandbox-registry.sock" in told
@@ -75,8 +75,8 @@ def test_only_a_unix_socket_is_served(tmp_path: Path, listen: str) -> None:
 
 
 @pytest.mark.parametrize("name", [b"%41", b"\xff", b"a\nb", b"x" * 108, b"folder", b"file"])
-def test_a_path_that_cannot_be_a_socket_is_refused(tmp_path: Path, name: bytes) -> None:
-    """In one line, before anything is made; no file and no folder is taken for a socket."""
+def test_serve_refuses_paths_that_cannot_be_sockets(tmp_path: Path, name: bytes) -> None:
+    """The message has one line; files and folders at the path stay."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     listen = os.fsdecode(b"unix://" + os.fsencode(tmp_path) + b"/" + name)
@@ -86,8 +86,8 @@ def test_a_path_that_cannot_be_a_socket_is_refused(tmp_path: Path, name: bytes) 
     assert {"folder", "file"} == set(os.listdir(tmp_path))
 
 
-def test_the_socket_of_another_program_is_left_to_it(tmp_path: Path) -> None:
-    """Whoever answers there, with no lock of ours."""
+def test_serve_refuses_socket_of_another_program(tmp_path: Path) -> None:
+    """The other program holds no lock of ours."""
     path = str(tmp_path / "cri.sock")
     with socket.socket(socket.AF_UNIX) as foreign:
         foreign.bind(path)
@@ -97,8 +97,10 @@ def test_the_socket_of_another_program_is_left_to_it(tmp_path: Path) -> None:
     assert ["cri.sock"] == os.listdir(tmp_path)
 
 
-def test_a_registry_is_served_once(server: Server, cri: Client, tmp_path: Path) -> None:
-    """On another socket neither, and by another name neither; it is refused before it looks."""
+def test_serve_refuses_registry_of_another_server(
+    server: Server, cri: Client, tmp_path: Path
+) -> None:
+    """Another socket or another name of the file makes no difference."""
     id = cri.run(pod_config("web"))
     (tmp_path / "link.db").symlink_to(server.db)
     for db in (server.db, str(tmp_path / "link.db")):
@@ -109,31 +111,31 @@ def test_a_registry_is_served_once(server: Server, cri: Client, tmp_path: Path) 
     assert ["link.db", "other.sock.lock"] == sorted(os.listdir(tmp_path))
 
 
-def test_a_socket_is_served_once(server: Server) -> None:
-    """Whoever comes second is refused, and the first one goes on."""
+def test_serve_refuses_socket_of_another_server(server: Server) -> None:
+    """The first server continues."""
     told = refused("--listen", f"unix://{server.socket}", "--db", server.db)
     assert f"serve at {server.socket!r}: another process does" in told
     with Client(server.socket) as cri:
         cri.call("Version")
 
 
-def test_a_socket_that_cannot_be_made_is_said(tmp_path: Path) -> None:
-    """Its path is too long for a socket, or its directory is a file."""
+def test_serve_fails_when_socket_cannot_be_created(tmp_path: Path) -> None:
+    """The path is too long, or its directory is a file."""
     db = str(tmp_path / "registry.db")
     assert "serve at" in refused("--listen", f"unix:///tmp/{'x' * 120}", "--db", db)
     (tmp_path / "file").touch()
     assert "serve at" in refused("--listen", f"unix://{tmp_path}/file/s.sock", "--db", db)
 
 
-def test_the_socket_is_for_its_owner_alone(server: Server) -> None:
-    """Whoever may call can make processes as root; a stale one is no hindrance."""
+def test_socket_has_mode_0600(server: Server) -> None:
+    """A client can start processes as root."""
     assert 0o600 == stat.S_IMODE(os.stat(server.socket).st_mode)
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(server.socket)
 
 
-def test_an_end_in_peace_removes_the_socket_and_loses_no_call(mortal: Server) -> None:
-    """SIGTERM lets the calls under way end."""
+def test_sigterm_removes_socket_and_finishes_calls(mortal: Server) -> None:
+    """Calls in progress are answered."""
     with Client(mortal.socket) as cri, ThreadPoolExecutor(8) as pool:
         runs = [pool.submit(cri.run, pod_config(f"web-{n}")) for n in range(8)]
         until(lambda: any(run.done() for run in runs))
@@ -154,8 +156,8 @@ def test_an_end_in_peace_removes_the_socket_and_loses_no_call(mortal: Server) ->
 # Many calls at once.
 
 
-def test_50_pods_at_once(server: Server, cri: Client) -> None:
-    """All of them run, each with a name, a namespace and a process of its own."""
+def test_50_pods_run_at_the_same_time(server: Server, cri: Client) -> None:
+    """Each has a name, a namespace and a process of its own."""
     with ThreadPoolExecutor(50) as pool:
         pods = [pod_config(f"web-{n}") for n in range(50)]
         ids = list(pool.map(cri.run, pods))
@@ -170,8 +172,8 @@ def test_50_pods_at_once(server: Server, cri: Client) -> None:
     assert [] == cri.list(state=READY)
 
 
-def test_of_two_with_one_name_one_wins_and_the_other_names_it(cri: Client) -> None:
-    """However many come at once."""
+def test_one_of_many_runs_with_the_same_name_succeeds(cri: Client) -> None:
+    """The errors of the others name the sandbox that was run."""
 
     def attempt(_: int) -> str:
         try:
@@ -188,10 +190,10 @@ def test_of_two_with_one_name_one_wins_and_the_other_names_it(cri: Client) -> No
 
 @pytest.mark.parametrize("verb", ["stop", "remove"])
 @pytest.mark.parametrize("moment", ["create", "spawn", "release"])
-def test_a_run_that_is_stopped_meanwhile_is_undone(
+def test_run_that_is_stopped_meanwhile_is_undone(
     db: str, verb: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any moment of it: it fails, and nothing of it is left."""
+    """The run fails at whatever step it is, and nothing is left."""
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         owner: Any = {"create": NetNS, "spawn": pause, "release": pause.Pause}[moment]
         step = getattr(owner, moment)
@@ -208,8 +210,8 @@ def test_a_run_that_is_stopped_meanwhile_is_undone(
         assert NOTHING == left_of(db)
 
 
-def test_stops_and_removes_of_one_sandbox_at_once(cri: Client) -> None:
-    """All succeed, and it is gone."""
+def test_concurrent_stops_and_removes_of_one_sandbox_succeed(cri: Client) -> None:
+    """The sandbox is gone afterwards."""
     for n in range(5):
         id = cri.run(pod_config(f"web-{n}"))
         with ThreadPoolExecutor(8) as pool:
@@ -219,8 +221,8 @@ def test_stops_and_removes_of_one_sandbox_at_once(cri: Client) -> None:
 
 
 @pytest.mark.parametrize("asked", [1, 2])
-def test_a_run_that_nobody_waits_for_is_undone(db: str, asked: int) -> None:
-    """Whenever that is found out before it is READY."""
+def test_cancelled_run_is_undone(db: str, asked: int) -> None:
+    """The cancellation is noticed at either step before READY."""
     answers = iter([True] * (asked - 1) + [False])
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         with pytest.raises(RegistryError, match="cancelled the call"):
@@ -241,8 +243,8 @@ def pipes_and_processes() -> list[str]:
     return sorted(each for each in found if each.startswith("pipe") or "pidfd" in each)
 
 
-def test_no_process_is_left_when_descriptors_run_out(db: str) -> None:
-    """However few there are: a run that fails leaves nothing, and needs none for ever."""
+def test_spawn_leaves_no_process_when_descriptors_run_out(db: str) -> None:
+    """A failed spawn leaks no descriptor at any limit."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     failed = 0
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
@@ -273,15 +275,15 @@ def test_no_process_is_left_when_descriptors_run_out(db: str) -> None:
     assert 0 < failed < 12
 
 
-def test_a_server_takes_as_many_descriptors_as_it_may(server: Server) -> None:
-    """Each sandbox needs one."""
+def test_server_raises_its_limit_of_descriptors(server: Server) -> None:
+    """Each sandbox needs one descriptor."""
     assert server.process is not None
     soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
     assert hard == soft
 
 
-def test_a_damaged_record_does_not_hide_the_others(mortal: Server) -> None:
-    """It is listed from its columns, its status is data lost, and it is stopped and removed."""
+def test_damaged_record_does_not_hide_others(mortal: Server) -> None:
+    """It is listed by its columns, its status is DATA_LOSS, and it can be stopped and removed."""
     with Client(mortal.socket) as cri:
         whole = cri.run(pod_config("whole"))
         damaged = [cri.run(pod_config(name)) for name in ("hurt-1", "hurt-2")]
@@ -315,8 +317,8 @@ def test_a_damaged_record_does_not_hide_the_others(mortal: Server) -> None:
         assert [whole] == [item.id for item in cri.list()]
 
 
-def test_a_change_that_fails_leaves_one_line_in_the_log(server: Server, cri: Client) -> None:
-    """And a question leaves none."""
+def test_failed_change_is_logged_in_one_line(server: Server, cri: Client) -> None:
+    """A failed query is not logged."""
     before = len(server.log.read_text().splitlines())
     for method in ("StopPodSandbox", "PodSandboxStatus"):
         with pytest.raises(grpc.RpcError):
@@ -325,8 +327,8 @@ def test_a_change_that_fails_leaves_one_line_in_the_log(server: Server, cri: Cli
     assert "INVALID_ARGUMENT: get sandbox ''" in told
 
 
-def test_a_locked_database_holds_up_nobody_who_only_asks(server: Server, cri: Client) -> None:
-    """More runs than can be made at once wait in vain; nothing is left, and a retry succeeds."""
+def test_list_answers_while_the_database_is_locked(server: Server, cri: Client) -> None:
+    """More runs than threads wait until their deadlines; nothing is left, and a retry succeeds."""
     id = cri.run(pod_config("first", host_network=True))
     pods = [pod_config(f"web-{n}", host_network=n % 2 == 0) for n in range(CHANGES + ANSWERS + 9)]
     with ThreadPoolExecutor(len(pods)) as pool:
@@ -355,10 +357,10 @@ def test_a_locked_database_holds_up_nobody_who_only_asks(server: Server, cri: Cl
     until(retry)
 
 
-def test_a_run_whose_undo_fails_is_undone_later(
+def test_failed_undo_of_run_is_retried(
     db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once the database can be written again its name is free, while the server goes on."""
+    """The name is free after the database can be written again."""
     monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
     reached, go = threading.Event(), threading.Event()
     create = NetNS.create
@@ -387,10 +389,10 @@ def test_a_run_whose_undo_fails_is_undone_later(
         sandboxer.run(config())
 
 
-def test_a_run_that_cannot_be_undone_is_seen_and_removed_later(
+def test_run_that_cannot_be_undone_is_listed_and_can_be_removed(
     db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its record stays, says why, and names what is left; the first error comes out."""
+    """The record gives the cause and names what is left; the first error is raised."""
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 60)
         with monkeypatch.context() as trouble:
@@ -415,10 +417,10 @@ def _stuck(_: object) -> None:
     raise NetNSError("it is stuck", path="/run/netns/x", errno=16)
 
 
-def test_an_end_that_cannot_be_noted_at_once_is_noted_later(
+def test_exit_is_recorded_after_database_was_locked(
     db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While somebody else writes for long, with the exit status that it had."""
+    """The exit status is kept meanwhile."""
     monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
     with Store.open(db, timeout=0.05) as store, closing(Sandboxer(store)) as sandboxer:
         id = sandboxer.run(config())
@@ -432,10 +434,10 @@ def test_an_end_that_cannot_be_noted_at_once_is_noted_later(
         assert "Traceback" not in caplog.text
 
 
-def test_what_goes_wrong_by_our_own_fault_does_not_end_the_watch(
+def test_watcher_continues_after_unexpected_exception(
     db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Any exception is logged, and what raised it is tried again."""
+    """The exception is logged, and the call retried."""
     monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         first, second = (store.get(sandboxer.run(config(name))) for name in ("a", "b"))
@@ -447,10 +449,8 @@ def test_what_goes_wrong_by_our_own_fault_does_not_end_the_watch(
         until(lambda: State.NOTREADY is first.status.get().state is second.status.get().state)
 
 
-def test_an_end_is_dropped_once_its_store_is_closed(
-    db: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It cannot be noted any more: that is logged once, and the process is reaped."""
+def test_exit_is_dropped_after_store_was_closed(db: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once, and the process is reaped."""
     with Store.open(db) as store:
         sandboxer = Sandboxer(store)
         pid = store.get(sandboxer.run(config())).status_as_read.pid
@@ -461,8 +461,8 @@ def test_an_end_is_dropped_once_its_store_is_closed(
     assert 1 == caplog.text.count("the end is not noted")
 
 
-def test_no_zombie_stays_of_processes_that_were_killed_stopped_or_removed(db: str) -> None:
-    """The library reaps none of them: who forked them does."""
+def test_shim_leaves_no_zombies(db: str) -> None:
+    """Killed, stopped and removed sandboxes are reaped by the process that forked them."""
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         for n in range(5):
             killed, stopped, removed, both = (sandboxer.run(config(f"{n}-{m}")) for m in range(4))
@@ -487,8 +487,8 @@ def test_no_zombie_stays_of_processes_that_were_killed_stopped_or_removed(db: st
     assert NOTHING == left_of(db)
 
 
-def test_exits_can_be_closed_while_they_watch(db: str) -> None:
-    """What they watched goes on."""
+def test_exits_close_keeps_watched_processes(db: str) -> None:
+    """The descriptors are closed, and the processes run."""
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         sandbox = store.get(sandboxer.run(config()))
         process = sandbox.open_process()
@@ -501,8 +501,8 @@ def test_exits_can_be_closed_while_they_watch(db: str) -> None:
         assert sandbox.status_as_read.pid in pauses(db)
 
 
-def test_a_namespace_that_goes_is_no_exit(cri: Client) -> None:
-    """The process lives; the verbose status tells, and a restart would make it NOTREADY."""
+def test_removed_namespace_is_no_exit(cri: Client) -> None:
+    """The process runs; the verbose status shows it, and a restart records NOTREADY."""
     id = cri.run(pod_config("web"))
     path = cri.info(id)["netNamespacePath"]
     NetNS.load(path).remove()
