@@ -29,10 +29,12 @@ db.execute("UPDATE sandbox_statuses SET message = 'started' WHERE sandbox_id = ?
 db.execute("COMMIT")
 db.close()
 """
+LISTED = 50
+"""Sandboxes that the command line lists."""
 
 
 def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
-    """Yield the figures of processes that import the package, and that use it."""
+    """Yield the figures of processes that import the package, use it, and list sandboxes."""
     _python("import registry")  # writes the compiled files, the first time
     yield single(
         "import registry / import sqlite3, protobuf",
@@ -51,8 +53,24 @@ def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
         calls=3,
     )
 
+    listed = os.path.join(os.path.dirname(path), "listed.db")
+    samples.fill(listed, LISTED)
+    yield single(
+        f"sandbox-registry list of {LISTED} / import click, sqlite3",
+        lambda _: _run("-m", "registry", "--db", listed, "list"),
+        lambda _: _python("import click, sqlite3"),
+        "at most 2.5",
+        rounds=rounds,
+        calls=3,
+    )
+
 
 def _python(code: str, *args: str) -> None:
+    _run("-c", code, *args)
+
+
+def _run(*args: str) -> None:
     # With compiled files, as an installed package has them.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    subprocess.run([sys.executable, "-c", code, *args], check=True, env=environment)
+    command = [sys.executable, *args]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
