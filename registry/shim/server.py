@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -32,6 +33,8 @@ MESSAGE_MAX: Final = 16 << 20
 """Bytes of a request; containerd's limit."""
 PATH_MAX: Final = 107
 """Bytes of the path of a unix socket (unix(7))."""
+PEER: Final = struct.Struct("@iII")
+"""struct ucred of unix(7): pid, uid and gid of the process that listens."""
 STDERR: Final = 2
 ENDS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -122,13 +125,16 @@ def _refuse_living(path: str) -> None:
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(path)
+            peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         reraise_interrupt(error)
         return
     except OSError as error:
         reraise_interrupt(error)
         raise FailedPreconditionError(f"serve at {path!r}: {error.strerror}") from error
-    raise FailedPreconditionError(f"serve at {path!r}: another process does; stop it first")
+    pid, _, _ = PEER.unpack(peer)
+    named = f", pid {pid}" if pid else ""  # 0: it is in a pid namespace that is hidden from here
+    raise FailedPreconditionError(f"serve at {path!r}: another process does{named}; stop it first")
 
 
 @contextlib.contextmanager

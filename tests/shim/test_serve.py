@@ -114,7 +114,9 @@ def test_serve_refuses_registry_of_another_server(
 def test_serve_refuses_socket_of_another_server(server: Server) -> None:
     """The first server continues."""
     told = refused("--listen", f"unix://{server.socket}", "--db", server.db)
-    assert f"serve at {server.socket!r}: another process does" in told
+    assert server.process is not None
+    process = f"another process does, pid {server.process.pid}"
+    assert f"serve at {server.socket!r}: {process}; stop it first" in told
     with Client(server.socket) as cri:
         cri.call("Version")
 
