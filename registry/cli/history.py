@@ -102,8 +102,9 @@ def _full_id(store: Store, id: str) -> str:
 
 
 def _id_of_prefix(store: Store, id: str) -> str:
+    doing = f"read history of sandbox {id!r}"
     try:
-        return store.get(id, include_unknown=True).id
+        return options.find(store, id, doing).id
     except NotFoundError as error:
-        message = f"read history of sandbox {id!r}: there is and was none, as far as is kept"
+        message = f"{doing}: there is no such sandbox, and no history of one is kept"
         raise NotFoundError(message, id=id) from error

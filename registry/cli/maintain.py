@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Final
 
 import click
 
@@ -13,6 +14,12 @@ from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output import plain, table, write, write_all, write_json
 from registry.errors import InvalidArgumentError, NetNSError, NotFoundError
 from registry.recovery.verdicts import Report, Verdict
+
+ORPHANS: Final = (
+    "--remove-orphans removes orphans, unless a process lives in one; first make sure that this "
+    "registry is no copy and was not restored from a backup: then pods may own them"
+)
+"""Line after the orphans: a copy, or a backup, does not record what was created later."""
 
 
 @click.command()
@@ -54,10 +61,12 @@ def _report(report: Report, removed: Sequence[str], *, dry_run: bool, tried: boo
     lines = [f"sandboxes: {counts or 'none'}"]
     if dry_run:
         lines.append("dry run: nothing was changed")
-    left = "not removed" if tried else "no sandbox owns it; --remove-orphans removes it"
+    left = "not removed" if tried else "no sandbox owns it"
     lines += [
         f"orphan {plain(path)}: {'removed' if path in removed else left}" for path in report.orphans
     ]
+    if report.orphans and not tried:
+        lines.append(ORPHANS)
     return (table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
 
 
@@ -87,7 +96,7 @@ def delete(*, id: str, db: str, timeout: float, as_json: bool) -> int:
     """
     deleted, path = False, ""
     with options.open_to_write(db, timeout) as store, contextlib.suppress(NotFoundError):
-        sandbox = store.get(id, include_unknown=True)
+        sandbox = options.find(store, id, f"delete sandbox {id!r}")
         id, path, deleted = sandbox.id, sandbox.netns_path, sandbox.delete()
     if as_json:
         write_json({"id": id, "deleted": deleted})

@@ -8,6 +8,8 @@ from typing import Any, Final
 import click
 
 from registry.cli.failures import PROGRAM
+from registry.errors import RegistryError
+from registry.handles.sandbox import Sandbox
 from registry.store import Store
 
 TIMEOUT_MAX: Final = 86_400.0
@@ -83,3 +85,22 @@ def open_to_write(db: str, timeout: float, *, create: bool = False) -> Store:
     """
     actor = f"{PROGRAM}[{os.getpid()}]"
     return Store.open(db, create=create, reconcile=False, timeout=timeout, actor=actor)
+
+
+def find(store: Store, id: str, doing: str) -> Sandbox:
+    """Return the sandbox with *id*, a full id or a unique prefix, an UNKNOWN one too.
+
+    Args:
+        store: has the sandbox.
+        id: as the operator has typed it.
+        doing: operation and object, which begin the message of an error.
+    Raises:
+        NotFoundError: there is no such sandbox.
+        InvalidArgumentError: *id* is empty, or several ids begin with it.
+    """
+    try:
+        return store.get(id, include_unknown=True)
+    except RegistryError as error:
+        # The same error with its operands: the operator has not asked to "get" a sandbox.
+        error.args = (str(error).replace(f"get sandbox {id!r}", doing, 1),)
+        raise

@@ -133,7 +133,7 @@ def _summary(sandbox: Sandbox, pod: Pod | None) -> dict[str, Any]:
 def inspect(*, id: str, db: str, as_json: bool) -> int:
     """Show everything about one sandbox, an UNKNOWN one too."""
     with options.open_to_read(db) as store:
-        sandbox = store.get(id, include_unknown=True)
+        sandbox = options.find(store, id, f"inspect sandbox {id!r}")
     errors = list(_unreadable(sandbox))
     found = _details(sandbox) | {"error": "; ".join(errors) or None}
     code = complain_all(errors)

@@ -57,17 +57,20 @@ def import_sandboxes(
     try:
         store = options.open_to_write(db, timeout, create=create)
     except NotFoundError as error:
-        return complain(f"{error}; --create makes a registry", UNAVAILABLE)
+        message = str(error)  # which may end with a question
+        joined = f"{message} if so," if message.endswith("?") else f"{message};"
+        return complain(f"{joined} --create makes a registry", UNAVAILABLE)
     with store:
         outcomes = import_export.load(store, candidates, keep_going=keep_going)
     unused = len(statuses.keys() - {outcome.id for outcome in outcomes})
     _write_outcomes(outcomes, unused, len(statuses), as_json=as_json)
     refused = sum(bool(outcome.error) for outcome in outcomes)
-    if refused:
-        imported = sum(outcome.imported for outcome in outcomes)
-        left = f"{imported} imported" if keep_going else "see --keep-going"
-        return complain(f"import: {refused} of {len(outcomes)} refused; {left}", FOUND)
-    return FINE
+    if not refused:
+        return FINE
+    left = f"{sum(outcome.imported for outcome in outcomes)} imported"
+    if refused < len(outcomes) and not keep_going:
+        left += "; --keep-going imports the others"
+    return complain(f"import: {refused} of {len(outcomes)} refused, {left}", FOUND)
 
 
 def _write_outcomes(
@@ -108,7 +111,7 @@ def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
         if status is not None and _is_of(store.path, os.path.realpath(status)):
             message = f"{status!r} is the registry, or a file of it"
             raise click.BadParameter(message, param_hint="'--status'")
-        found = [store.get(id, include_unknown=True) for id in ids]
+        found = [options.find(store, id, f"export sandbox {id!r}") for id in ids]
         sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
     failed: list[str] = []
     if status is not None:

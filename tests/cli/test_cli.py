@@ -25,6 +25,7 @@ import registry
 from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store
 from registry.cli import program
 from registry.cli.failures import ADVICE
+from registry.cli.maintain import ORPHANS
 from registry.cri import NamespaceMode
 from tests import needs
 from tests.tools import NOTREADY, environment, execute, pod, query, sandbox
@@ -347,10 +348,13 @@ def test_orphans_are_reported_with_what_to_do(orphans: None, call: Call) -> None
     assert Done(
         0,
         "sandboxes: none\n"
-        "orphan /run/netns/sr-a: no sandbox owns it; --remove-orphans removes it\n"
-        "orphan /run/netns/sr-b: no sandbox owns it; --remove-orphans removes it\n",
+        "orphan /run/netns/sr-a: no sandbox owns it\n"
+        "orphan /run/netns/sr-b: no sandbox owns it\n"
+        f"{ORPHANS}\n",
         "",
     ) == call("reconcile")
+    assert "--remove-orphans" in ORPHANS
+    assert "no copy and was not restored from a backup" in ORPHANS
     assert (
         []
         == json.loads(call("reconcile", "--dry-run", "--remove-orphans", "--json").out)["removed"]
@@ -364,7 +368,9 @@ def test_an_orphan_that_cannot_be_removed_does_not_stop_the_rest(orphans: None, 
     assert (1, ["/run/netns/sr-b"]) == (code, found["removed"])
     assert ["/run/netns/sr-a", "/run/netns/sr-b"] == found["orphans"]
     assert "sandbox-registry: error: remove '/run/netns/sr-a': busy\n" == err
-    assert "orphan /run/netns/sr-b: removed\n" in call("reconcile", "--remove-orphans").out
+    out = call("reconcile", "--remove-orphans").out
+    assert "orphan /run/netns/sr-a: not removed\norphan /run/netns/sr-b: removed\n" in out
+    assert "restored" not in out
 
 
 def test_check_reports_violations_with_code_1(path: str, call: Call) -> None:
@@ -650,12 +656,14 @@ def test_an_unknown_verb_is_usage_for_the_real_program() -> None:
 
 
 def test_an_ambiguous_prefix_is_usage(path: str, call: Call) -> None:
-    """All ids that begin so are named."""
+    """The error names the operation, and all ids that begin with the prefix."""
     with Store.open(path, reconcile=False) as store:
         store.add(sandbox("3f2b"), NOTREADY)
-    for verb in ("inspect", "delete", "history"):
+    operations = {"history": "read history of", "inspect": "inspect", "delete": "delete"}
+    for verb, operation in (operations | {"export": "export"}).items():
         code, out, err = call(verb, "3f")
         assert (2, "") == (code, out)
+        assert f"error: {operation} sandbox '3f': 2 ids begin" in err
         assert "3f2a" in err
         assert "3f2b" in err
 

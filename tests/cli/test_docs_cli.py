@@ -88,7 +88,7 @@ def test_every_verb_has_a_section_and_there_are_no_others() -> None:
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_option_is_documented_and_there_are_no_others(verb: str) -> None:
     """Those of every verb once, those of one verb in its section."""
-    common = documented_options("Options of every verb")
+    common = documented_options("Options that verbs share")
     if verb in {"export", "serve"}:  # it prints nothing else, or nothing
         common -= {"--json"}
     parameters = COMMANDS[verb].get_params(click.Context(COMMANDS[verb], parent=CONTEXT))
