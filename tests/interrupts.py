@@ -39,7 +39,7 @@ Points = tuple[object, ...]
 
 NUMBER: Final = signal.SIGUSR1
 PASSES: Final = 2
-"""The passes of a loop that are told apart: the third and later ones count as the second."""
+"""Passes of a loop that are distinguished: the third and later ones count as the second."""
 TESTS: Final = os.path.dirname(os.path.abspath(__file__))
 
 

@@ -1,12 +1,11 @@
-"""One database file as this process uses it: one writer, readers of their own, no surprises.
+"""One database file as this process uses it: one writer, and readers.
 
-Rules, each measured or written down by SQLite (How To Corrupt An SQLite Database):
+Rules, each measured or stated by SQLite (How To Corrupt An SQLite Database):
 
 1. The database file is never opened, copied or hashed except through SQLite: any `close()` of it
    in the process drops all locks that SQLite holds on it. `stat` is fine.
-2. A connection is not used in a forked child, nor closed there; it is leaked on purpose. A file
-   that was open at the fork cannot be opened anew in the child: SQLite would take the parent's
-   locks for its own.
+2. A connection is neither used nor closed in a forked child, but leaked on purpose. A file that was
+   open at the fork cannot be opened in the child: SQLite would take the parent's locks for its own.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from registry.engine.group_commit import GroupCommit
 from registry.engine.owner import current_owner
 from registry.engine.readers import DataVersion, Readers
 from registry.engine.sqlite_errors import driver_errors
-from registry.engine.transaction import Transaction
+from registry.engine.transaction import OpenState, Transaction
 from registry.engine.writer import Writer
 from registry.errors import (
     FailedPreconditionError,
     ReadOnlyError,
     ResourceExhaustedError,
-    StoreClosedError,
 )
 from registry.host.paths import NO_SPACE
 
@@ -42,12 +40,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("registry")
 
 open_engines: Final[set[Engine]] = set()
-"""All that may have something open: those that are being opened or closed too."""
-_ABANDONED: Final = "it belongs to the process that this one was forked from"
+"""Engines that may have files open, including those that are being opened or closed."""
+_CLOSED: Final = "the store is closed; open it again"
+_ABANDONED: Final = (
+    "the store belongs to the process that this one was forked from; open it in a spawned process"
+)
 
 
 class Engine:
-    """One database file; made by `attach`, left by `detach`."""
+    """One database file; made by `attach`, ended by `detach`."""
 
     def __init__(
         self,
@@ -57,17 +58,26 @@ class Engine:
         guard: Callable[[Transaction], None],
         admit: Callable[[Fetch, str, str], object],
     ) -> None:
-        """Remember what to open."""
+        """Open nothing yet.
+
+        Args:
+            path: real path of the database.
+            read_only: whether nothing is written, not even a lock file.
+            guard: called in a write transaction before its first statement, unless no other
+                connection has committed since the last call; raises if the database may no longer
+                be written.
+            admit: called with a reader, its operation and the path when the schema has changed;
+                raises if the database may no longer be read.
+        """
         self.path: Final = path
         self.read_only: Final = read_only
         self.users: Final[set[object]] = set()
-        """Those that have it open; the last one to leave closes it."""
-        self.closed = ""
-        """Why nothing can be done any more."""
+        """Stores that have it open; the last one to leave closes it."""
+        self.state: Final = OpenState(path)
         self._file_identity = FileIdentity(path)
         self.writer: Final = Writer(path, self._file_identity)
-        """What writes; closed where the engine is read-only."""
-        self.writes: Final = GroupCommit(path, self.writer, guard, self.require_open)
+        """The writer; not open if the engine is read-only."""
+        self.writes: Final = GroupCommit(self.writer, guard, self.state)
         self._readers = Readers(
             path,
             read_only=read_only,
@@ -88,10 +98,10 @@ class Engine:
         """Open the file, under the process lock unless it is only read.
 
         Args:
-            inspect: called with the path before SQLite may change anything; raises where nothing
-                may be changed.
+            inspect: called with the path before SQLite may change anything; raises if the file must
+                not be changed.
             prepare: called with the connection and the path before it is used.
-            timeout: seconds that were to be waited, for messages.
+            timeout: seconds that the caller waits in all, for messages.
             deadline: monotonic time in seconds after which waiting stops.
         """
         if sqlite3.sqlite_version_info < driver.OLDEST_SQLITE:
@@ -128,10 +138,10 @@ class Engine:
             self.writer.open(inspect, prepare, timeout, deadline)
 
     def close(self, timeout: float) -> None:
-        """Let nothing begin any more, and close when what is under way has ended.
+        """Refuse new work, and close when the writes under way have ended.
 
-        What goes on past *timeout* seconds in another thread is rolled back at its next step, and
-        closes when it ends.
+        A write of another thread that goes on past *timeout* seconds is rolled back at its next
+        step, and closes the files when it ends.
         """
         transaction = self.own_transaction()
         if transaction is not None:
@@ -142,17 +152,17 @@ class Engine:
             free = mutex.acquire(closing, deadline)
             if free:
                 self.writes.finish_pending()
-            self.closed = "it was closed"
+            self.state.closed = _CLOSED
             if free:
                 self._close_all(deadline)
         finally:
-            # An interrupt ends the wait, and not the close.
-            self.closed = "it was closed"
+            # An interrupt ends the wait, but not the close.
+            self.state.closed = _CLOSED
             mutex.release(closing)
             self._close_if_free()
 
     def _close_if_free(self) -> None:
-        """Close unless somebody is writing, who calls this after."""
+        """Close unless a thread is writing, which then calls this at its end."""
         mutex, closing = self.writes.mutex, object()
         try:
             if mutex.acquire(closing, time.monotonic()):
@@ -176,13 +186,18 @@ class Engine:
 
     def abandon_in_child(self) -> None:
         """Make every use raise in a forked child."""
-        self.closed = _ABANDONED
+        self.state.closed = _ABANDONED
         self._readers.abandoned = True
 
     @property
+    def closed(self) -> bool:
+        """True once the engine was closed, and in a forked child."""
+        return bool(self.state.closed)
+
+    @property
     def abandoned(self) -> bool:
-        """Whether this is a forked child, in which nothing may be touched."""
-        return self.closed == _ABANDONED
+        """True in a forked child, which must not touch the files."""
+        return self.state.closed is _ABANDONED
 
     def require_open(self, doing: str) -> None:
         """Raise unless the engine can be used.
@@ -190,14 +205,14 @@ class Engine:
         Raises:
             StoreClosedError: it was closed, or this is a forked child.
         """
-        if self.closed:
-            raise StoreClosedError(f"{doing}: the store is closed, {self.closed}", path=self.path)
+        if self.state.closed:
+            self.state.require(doing)
 
     def require_same_file(self, doing: str) -> None:
         """Raise unless the file at the path is the one that is open.
 
         Raises:
-            DataLossError: it was removed or replaced.
+            DataLossError: the file was removed or replaced.
         """
         self._file_identity.require_database(doing)
 
@@ -211,17 +226,17 @@ class Engine:
     # Reading.
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
-        """Return all rows of one query: of the caller's open transaction, else as committed."""
+        """Return all rows of one query, in the caller's open transaction or of the last commit."""
         with self.snapshot(doing, single=True) as connection:
             return connection.fetch(sql, params)
 
     @contextlib.contextmanager
     def snapshot(self, doing: str, *, single: bool = False) -> Iterator[driver.Connection]:
-        """Lend a connection on which all queries see the same commit, or the own transaction.
+        """Lend a connection whose queries all see one commit, or the caller's open transaction.
 
         Args:
-            doing: for messages.
-            single: one query only, which is its own snapshot.
+            doing: operation and object, for messages.
+            single: whether it is for one query only, which is its own snapshot.
         """
         self.require_open(doing)
         transaction = self.own_transaction()
@@ -235,38 +250,27 @@ class Engine:
     # Writing.
 
     def require_writer(self, doing: str) -> Writer:
-        """Return what writes.
+        """Return the writer.
 
         Raises:
             StoreClosedError, ReadOnlyError: no write is possible.
         """
-        self.require_open(doing)
+        if self.state.closed:
+            self.state.require(doing)
         if self.read_only:
             raise ReadOnlyError(f"{doing}: {self.path!r} is open read-only", path=self.path)
         return self.writer
 
-    def new_transaction(self, doing: str, *, exclusive: bool) -> Transaction:
-        """Return a transaction of the caller's that has not begun; errors as `require_writer`.
-
-        Args:
-            doing: what, for messages.
-            exclusive: it shares no commit with others.
-        """
-        connection = self.require_writer(doing).connection
-        return Transaction(connection, self.path, doing, self.require_open, exclusive=exclusive)
-
     def end(self, transaction: Transaction) -> None:
-        """Take back what is not committed and let the next one in; harmless when repeated."""
-        if self.abandoned:
-            return
-        self.writes.end(transaction)
-        if self.closed:
-            self._close_if_free()
+        """Roll back what is not committed, and release the mutex; idempotent."""
+        if self.state.closed is not _ABANDONED:
+            self.writes.end(transaction)
+            if self.state.closed:
+                self._close_if_free()
 
     def abandon(self, transaction: Transaction) -> None:
-        """Do so without waiting for anybody: whose it was is gone."""
-        if self.abandoned:
-            return
-        self.writes.abandon(transaction)
-        if self.closed:
-            self._close_if_free()
+        """End *transaction* as `end` does, but without waiting for other threads."""
+        if self.state.closed is not _ABANDONED:
+            self.writes.abandon(transaction)
+            if self.state.closed:
+                self._close_if_free()

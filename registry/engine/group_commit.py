@@ -1,154 +1,144 @@
-"""Group commit: threads that write at the same time share one transaction, and one disk sync.
+"""Group commit: threads that write at the same time share one transaction and one disk sync.
 
-    mutex        which thread's turn it is, in the order of asking
-    transaction  what runs in that turn: a member of the group, in a savepoint of its own
-    group        the members that have run, and wait for their commit
+    mutex        the thread that runs, in the order of asking
+    transaction  what runs: the first of a group, or a member with a savepoint of its own
+    group        the members that have run and wait for the COMMIT
 
-    ┌──────┐ take the turnstile, BEGIN    ┌─────────┐ done, the next in line may join  ┌─────────┐
-    │ idle ├─────────────────────────────▶│ running ├─────────────────────────────────▶│ pending │
-    └──▲───┘                              └┬───────▲┘◀─────────────────────────────────└────┬────┘
-       │                                   │       │          the next: SAVEPOINT           │
-       │ done, nobody may join: COMMIT     │       │ failed: ROLLBACK TO its savepoint      │
-       ├───────────────────────────────────┤       └─────────────────────────── pending     │
-       │ failed, and nobody is pending: ROLLBACK                                            │
-       │                              the mutex is free, or has come to one who cannot join │
-       └────────────────────────── COMMIT ──────────────────────────────────────────────────┘
+    state     event                                                        next state
+    idle      a writer acquires the process lock: BEGIN                    running
+    running   it has run, and the next waiter may join                     pending
+    running   it has run, and no waiter may join: COMMIT                   idle
+    running   it failed, and members are pending: ROLLBACK TO savepoint    pending
+    running   it failed, and no member is pending: ROLLBACK                idle
+    pending   the next waiter holds the mutex and joins: SAVEPOINT         running
+    pending   the mutex is free, or its holder may not join: COMMIT        idle
 
-Who begins a group finds nobody pending, and needs no savepoint: what it takes back is all there is.
-Nobody waits for company: whoever has run and sees nobody behind commits for all, and one alone pays
-for nothing. `transaction()` neither joins nor is joined.
+1. There is no delay to collect members: a writer that sees no waiter commits the whole group.
+2. The first of a group has no savepoint: if it fails, ROLLBACK undoes all there is.
+3. An exclusive transaction, such as `transaction()`, neither joins a group nor is joined.
+4. All members have one outcome: that of the COMMIT, or of an error inside one of them that ended
+   the whole transaction, or the failure that the earliest deadline of a member has passed.
+5. Every step is idempotent, and no member depends on another one: a member that has run leaves only
+   when the outcome is known. While it waits it acquires the mutex, if that is free, and finishes
+   the group itself, since an interrupt may have kept another thread from doing so.
 
-All members have one outcome. It is that of the COMMIT; or an error inside one of them that ended
-the whole transaction; or a function that did not come back before the earliest deadline of those
-who wait.
-
-An exception that a signal handler raises may strike between any two bytecodes, so each step may be
-taken again by whoever comes next: a member that has run leaves only when the outcome is known and
-somebody has concluded the group, or is about to; meanwhile it takes the mutex, when that is free,
-and commits for all. So nobody depends on anybody.
+docs/internals.md has the whole write path.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from registry.engine.lock_holder import group_failure, timeout_error
 from registry.engine.transaction import Group, Transaction
 from registry.errors import FailedPreconditionError, RegistryError
+from registry.sync.interrupts import run_to_end
 from registry.sync.locks import Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from registry.engine.transaction import OpenState
     from registry.engine.writer import Writer
 
 RUNS_MAX: Final = 64
-"""Turns after which a group is committed although others wait: a stream of them has no end."""
-INTERRUPTS_MAX: Final = 8
-"""Exceptions of signal handlers after which a member leaves the outcome to the others."""
+"""Transactions after which a group is committed although others wait: a stream of them has no end.
+"""
 
 
 class GroupCommit:
     """The write transactions of one database file in this process."""
 
     def __init__(
-        self,
-        path: str,
-        writer: Writer,
-        guard: Callable[[Transaction], None],
-        require_open: Callable[[str], None],
+        self, writer: Writer, guard: Callable[[Transaction], None], state: OpenState
     ) -> None:
         """Begin idle.
 
         Args:
-            path: the database.
-            writer: what writes to it.
-            guard: called in a transaction of SQLite before its first statement, unless nobody else
-                has committed since; raises where it may not be written any more.
-            require_open: raises once nothing may be written any more.
+            writer: of the database.
+            guard: called in a transaction of SQLite before its first statement, unless no other
+                connection has committed since the last call; raises if the database may not be
+                written any more.
+            state: of the database file.
         """
         self.transaction: Transaction | None = None
-        """The one that runs."""
+        """The transaction that runs."""
         self.mutex: Final = Mutex()
-        self._path: Final = path
         self._writer: Final = writer
         self._guard: Final = guard
-        self._require_open: Final = require_open
+        self._state: Final = state
         self._group: Group | None = None
         self._version: int | None = None
-        """The number of the commit that the guard has let through."""
+        """PRAGMA data_version at the last call of the guard."""
 
-    # A member, from its beginning to its end.
+    # One transaction, from its beginning to its end.
 
     def begin(self, transaction: Transaction, timeout: float) -> None:
-        """Wait for the turn of *transaction*, and begin it: as the first of a group, or in one."""
-        self.acquire(transaction, timeout)
-        if self._group is None:
-            self._writer.begin(transaction.doing, transaction.deadline, timeout)
-            self._require_known_schema(transaction)
-        else:
-            transaction.execute("SAVEPOINT member")
-            transaction.joined = True
-        self.transaction = transaction
-
-    def _require_known_schema(self, transaction: Transaction) -> None:
-        """Call the guard if somebody else has committed since it was called last."""
-        (version,) = transaction.fetch("PRAGMA data_version")[0]
-        if version != self._version:
-            self._writer.invalidate_number()
-            self._guard(transaction)
-            self._version = version
-
-    def acquire(self, transaction: Transaction, timeout: float) -> None:
-        """Take the mutex and, unless *transaction* joins a group that has it, the turnstile.
+        """Acquire the mutex and begin *transaction*, as the first of a group or as a member.
 
         Raises:
-            UnavailableError: that took longer than *timeout* seconds.
-            FailedPreconditionError: a signal handler has interrupted a write of this thread.
-            RegistryError: nothing can be written.
+            UnavailableError: *timeout* seconds have passed.
+            FailedPreconditionError: called in a signal handler that interrupted another write.
+            RegistryError: the database cannot be written.
         """
         transaction.timeout = timeout
         deadline = transaction.deadline = time.monotonic() + timeout
-        self._require_no_write_in_progress(transaction)
+        interrupted = self.mutex.entry_of_this_thread()
+        if interrupted is not None:
+            raise self._in_progress(transaction, interrupted)
         if not self.mutex.acquire(transaction, deadline):
             raise self._timed_out(transaction.doing, timeout)
-        self._require_open(transaction.doing)
+        if self._state.closed:
+            self._state.require(transaction.doing)
         group = self._group
         if group is not None and not self._may_join(transaction, group):
             self._finish(group)
             group = None
         if group is None:
-            self._writer.acquire_lock(transaction.doing, deadline, timeout)
+            self._begin_first(transaction, deadline, timeout)
         else:
             group.runs += 1
+            transaction.execute("SAVEPOINT member")
+            transaction.joined = True
+        self.transaction = transaction
 
-    def _require_no_write_in_progress(self, transaction: Transaction) -> None:
-        """Raise where a signal handler would wait for the write that it interrupts."""
-        other = self.mutex.entry_of_this_thread()
-        if other is not None:
-            raise FailedPreconditionError(
-                f"{transaction.doing}: this thread is in the middle of "
-                f"{getattr(other, 'doing', 'closing the store')}, which ends only after this; "
-                "in a signal handler note what is to be done, and do it later"
-            )
+    def _begin_first(self, transaction: Transaction, deadline: float, timeout: float) -> None:
+        writer = self._writer
+        writer.acquire_lock(transaction.doing, deadline, timeout)
+        writer.begin(transaction.doing, deadline, timeout)
+        (version,) = transaction.fetch("PRAGMA data_version")[0]
+        if version != self._version:  # another connection has committed
+            writer.invalidate_number()
+            self._guard(transaction)
+            self._version = version
+
+    def _in_progress(self, transaction: Transaction, other: object) -> FailedPreconditionError:
+        """Return the error of a signal handler that would wait for *other*, the interrupted one."""
+        return FailedPreconditionError(
+            f"{transaction.doing}: this thread is in the middle of "
+            f"{getattr(other, 'doing', 'closing the store')}, which cannot go on before this call "
+            "returns; in a signal handler, note the work and do it later"
+        )
 
     def _may_join(self, transaction: Transaction, group: Group) -> bool:
         whole = transaction.connection.in_transaction and not group.closed
-        open_still = group.runs < RUNS_MAX and time.monotonic() < group.join_deadline
-        return whole and open_still and not transaction.exclusive
+        in_time = group.runs < RUNS_MAX and time.monotonic() < group.join_deadline
+        return whole and in_time and not transaction.exclusive
 
     def commit(self, transaction: Transaction) -> None:
-        """Return when *transaction*, which has run, is committed with its group.
+        """Commit *transaction*, which has run, with its group; return when the outcome is known.
 
         Raises:
             RegistryError: nothing of the group is in the database.
-            CommitUnknownError: nobody can tell; nothing is written any more.
-            DataLossError: the files were replaced.
+            CommitUnknownError: the outcome cannot be known; nothing is written any more.
+            DataLossError: the files at the paths are not those that are open.
         """
-        self._require_open(transaction.doing)
-        transaction.check_whole()
+        if self._state.closed:
+            self._state.require(transaction.doing)
+        transaction.require_whole()
         group = self._group or Group()
         if group.done:
             raise group.failure_of(transaction)
@@ -160,7 +150,6 @@ class GroupCommit:
         transaction.group = group
         group.members.append(transaction)
         if self._next_may_join(transaction, group):
-            self.mutex.release(transaction)
             self._wait_for_outcome(transaction, group)
         else:
             self._finish(group)
@@ -174,32 +163,32 @@ class GroupCommit:
         return following.group is None and self._may_join(following, group)
 
     def end(self, transaction: Transaction) -> None:
-        """Take back what is not committed and let the next one in; harmless when repeated."""
+        """Roll back what is not committed, and release the mutex; idempotent."""
         group = transaction.group
         if group is not None:
-            if not group.done:  # interrupted: whoever is next may not have been woken
-                self.mutex.release(transaction)
+            if not group.done:  # interrupted: the next waiter may not have been woken
                 self._wait_for_outcome(transaction, group)
-            self._finish_if_abandoned(transaction, group)
+            if self._group is group:
+                self._finish_if_abandoned(transaction, group)
             transaction.committed = group.done and group.failure is None
         self.abandon(transaction)
 
     def abandon(self, transaction: Transaction) -> None:
-        """Do so without waiting: what others are going to commit is theirs."""
-        # The mutex goes last, and in no `finally`: by it the next try, after an interrupt, knows
-        # that there is still something to do.
+        """End *transaction* without waiting for the commit of its group; idempotent."""
+        # The mutex is released last, and in no `finally`: while it is held, the next call after an
+        # interrupt knows that the end is not complete.
         over = transaction.group is not None and transaction.group.done and self._group is None
         if not over and self.mutex.holder is transaction:
             self._roll_back(transaction)
         self.mutex.release(transaction)
 
     def _roll_back(self, transaction: Transaction) -> None:
-        """Take back what *transaction* did if it has not come to its end; it has the mutex."""
+        """Roll back *transaction*, which holds the mutex, unless it has run."""
         if self.transaction is transaction:
             self.transaction = None
         group, whole = self._group, transaction.connection.is_in_transaction()
         if group is None or not group.members:
-            self._release_writer()
+            self._writer.reset()
             self._group = None
         elif group is transaction.group or group.closed:
             self._finish(group)
@@ -207,20 +196,20 @@ class GroupCommit:
             self._fail(group, transaction, transaction.ended_by)
         elif transaction.joined and transaction.group is None:
             try:
-                # The savepoint itself stays until the end of the group, and is in nobody's way.
+                # The savepoint itself stays until the end of the group, where it does no harm.
                 transaction.connection.execute("ROLLBACK TO member")
             except sqlite3.Error as error:
                 self._fail(group, transaction, error)
 
-    # The group, in the hands of whoever has the mutex.
+    # The group, finished by the holder of the mutex.
 
     def finish_pending(self) -> None:
-        """Commit what is pending; the caller has the mutex."""
+        """Commit the group that is pending, if there is one; the caller must hold the mutex."""
         if self._group is not None:
             self._finish(self._group)
 
     def _finish(self, group: Group) -> None:
-        """Commit *group*, unless it was decided that it fails, and tell all its members."""
+        """Commit *group*, unless it was closed with a failure, and wake its members; idempotent."""
         failure = group.close(None)
         if failure is None and not group.done:
             try:
@@ -229,71 +218,60 @@ class GroupCommit:
                 failure = error
         group.failure = group.failure or failure
         group.done = True
-        self._release_writer()
-        self.mutex.freed.wake()
-        self._group = None  # at last: by it a member knows that there is still something to do
+        self._writer.reset()
+        if self.mutex.freed.sleeping:
+            self.mutex.freed.wake()
+        self._group = None  # set last: until then a member finishes the group after an interrupt
 
     def _commit(self, group: Group) -> None:
         doing = group.members[-1].doing if group.members else "write"
-        if not self._writer.committing:
-            self._require_open(doing)
+        if self._state.closed and not self._writer.committing:
+            self._state.require(doing)
         self._writer.commit(doing)
         self._writer.confirm(doing, group.deadline)
 
-    def _release_writer(self) -> None:
-        """Roll back what is left, and let other processes write."""
-        self._writer.reset()
-        self._writer.release_lock()
-
     def _fail(self, group: Group, transaction: Transaction, cause: BaseException | None) -> None:
-        """Let *group* fail, whose transaction was ended by *cause* in *transaction*, no member."""
-        group.close(group_failure(transaction, cause, self._path))
+        """Fail *group*, whose SQLite transaction was ended by *cause* in *transaction*."""
+        group.close(group_failure(transaction, cause, self._state.path))
         self._finish(group)
 
-    # Those that wait for the outcome.
+    # The members that wait for the outcome.
 
     def _wait_for_outcome(self, transaction: Transaction, group: Group) -> None:
-        """Return when the outcome of *group*, of which *transaction* is a member, is known.
+        """Return when the outcome of *group* is known; raise an interrupt only then.
 
-        An exception meanwhile is raised when it is.
+        *transaction* is a member, and gives up the mutex.
         """
-        interrupts: list[BaseException] = []
-        while not group.done and len(interrupts) < INTERRUPTS_MAX:
-            try:
-                self._advance(transaction, group)
-            except BaseException as error:  # noqa: BLE001 - of a signal handler
-                interrupts.append(error)
-                self.mutex.release(transaction)
-        try:
-            if interrupts:
-                raise interrupts[-1]
-        finally:
-            del interrupts  # or it and its traceback keep each other, and all that is in its frames
+        run_to_end(partial(self._advance, transaction, group))
+
+    def _advance(self, transaction: Transaction, group: Group) -> None:
+        """Wait for the outcome, and finish the group if no other thread does; idempotent."""
+        mutex = self.mutex
+        mutex.release(transaction)
+        while not group.done:
+            deadline = None if group.closed else group.deadline
+            if mutex.holder is transaction:
+                self._finish(group)
+            elif mutex.freed.wait(lambda: group.done or mutex.holder is None, deadline):
+                if not group.done:
+                    mutex.acquire(transaction, deadline)
+            elif time.monotonic() >= group.deadline:
+                self._expire(transaction, group)
 
     def _finish_if_abandoned(self, transaction: Transaction, group: Group) -> None:
-        """Conclude *group*, whose outcome is known, if whoever had to do so is gone."""
+        """Finish *group*, whose outcome is known, if the thread that had to was interrupted."""
         mutex = self.mutex
         while self._group is group and mutex.holder in {None, transaction}:
             if mutex.holder is transaction or mutex.acquire(transaction, time.monotonic()):
                 self.finish_pending()
 
-    def _advance(self, transaction: Transaction, group: Group) -> None:
-        mutex, deadline = self.mutex, None if group.closed else group.deadline
-        if mutex.holder is transaction:
-            self._finish(group)
-        elif mutex.freed.wait(lambda: group.done or mutex.holder is None, deadline):
-            if not group.done:
-                mutex.acquire(transaction, deadline)
-        elif time.monotonic() >= group.deadline:
-            self._expire(transaction, group)
-
     def _expire(self, transaction: Transaction, group: Group) -> None:
-        """Let *group* fail, whose deadline has passed, unless it is being committed.
+        """Fail *group*, whose deadline has passed, unless it is closed and being committed.
 
-        What holds it up is a function that waits for one of those who wait for it.
+        The function that runs may be waiting for one of the members, which wait for it.
         """
         waited = transaction.timeout + time.monotonic() - transaction.deadline
-        late = timeout_error(transaction.doing, self._path, waited, self.transaction, None)
+        late = timeout_error(transaction.doing, self._state.path, waited, self.transaction, None)
         if group.close(late) is late:
             group.held_up_by = self.transaction
             group.failure, group.done = late, True
@@ -303,4 +281,4 @@ class GroupCommit:
         running, group = self.transaction, self._group
         if running is None and group is not None:
             running = group.members[-1]
-        return timeout_error(doing, self._path, timeout, running, self._writer.holder())
+        return timeout_error(doing, self._state.path, timeout, running, self._writer.holder())

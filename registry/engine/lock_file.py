@@ -1,11 +1,10 @@
-"""A file that exists to be locked, by one process at a time, who says so.
+"""File that is locked by one process at a time, and names the holder of the lock.
 
-Who holds the lock is said by a record lock beside it, the sign, which ends at the nanosecond since
-when: the kernel tells others its end, and whose it is. What is written into a file instead costs
-half a commit, since the next sync of the log writes it down too.
+The lock is a flock. The holder is recorded by a record lock on the same file, from byte 0 to the
+byte whose number is the time of locking in nanoseconds. F_GETLK tells other processes the pid of
+the holder and the end of the range. Nothing is written to the file.
 
-Descriptors are closed in a forked child, where they would otherwise keep the lock alive after the
-parent's death.
+A forked child closes its descriptors, which would otherwise keep the lock after the parent's death.
 """
 
 from __future__ import annotations
@@ -28,17 +27,22 @@ _ANY: Final = _RECORD_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class Holder(NamedTuple):
-    """Who holds the lock: *since* in ns since the Unix epoch; *pid* 0 where it is not seen here."""
+    """Holder of a lock.
+
+    Attributes:
+        pid: of the process; 0 if it is in another pid namespace, and so not visible here.
+        since: time of locking, in nanoseconds since the Unix epoch.
+    """
 
     pid: int
     since: int
 
 
 class LockFile:
-    """A file that exists to be locked."""
+    """File beside a database that is locked by one process at a time."""
 
     def __init__(self, path: str, database: str) -> None:
-        """Open *path*, which is created for the owner of *database*, never through a symlink."""
+        """Open *path*, never through a symlink, or create it for the owner of *database*."""
         self.path: Final = path
         self._database: Final = database
         self.created = False
@@ -49,10 +53,11 @@ class LockFile:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open what is at the path now, and then let go of what was there before.
+        """Open the file that is at the path now, then close the one that was open before.
 
         Raises:
-            OSError, FailedPreconditionError: it is no file to be locked; nothing has changed.
+            OSError, FailedPreconditionError: it cannot be opened, or is no regular file; the one
+                that was open stays open.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         before = self.fd
@@ -66,25 +71,23 @@ class LockFile:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
-            raise FailedPreconditionError(
-                f"lock {self.path!r}: it is no regular file; move it away"
-            )
+            raise FailedPreconditionError(f"lock {self.path!r}: not a regular file; move it away")
         self.fd, self._identity = fd, (found.st_dev, found.st_ino)
         if before >= 0:
             os.close(before)
 
     def close(self) -> None:
-        """Close the descriptor, and with it release the lock if no forked child has it too."""
+        """Close the descriptor, which unlocks the file if no forked child has it too."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def acquire(self) -> None:
-        """Wait for the lock, without end."""
+        """Lock the file; wait without a deadline."""
         fcntl.flock(self.fd, fcntl.LOCK_EX)
 
     def try_acquire(self) -> bool:
-        """Take the lock if nobody has it, and tell whether."""
+        """Lock the file if it is not locked; return whether it is locked now."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -93,7 +96,7 @@ class LockFile:
         return True
 
     def record_holder(self) -> None:
-        """Say who holds it and since when; where that is refused, nothing is said."""
+        """Record this process and the time; if the system refuses, nothing is recorded."""
         self._recorded = True
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, time.time_ns())
@@ -101,17 +104,17 @@ class LockFile:
             reraise_interrupt(error)
 
     def holder(self) -> Holder | None:
-        """Return who else has signed; None when it is nobody, or this process."""
+        """Return the other process that is recorded; None without one."""
         try:
             found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _ANY)
-        except (OSError, ValueError) as error:  # it is closed
+        except (OSError, ValueError) as error:  # the file is closed
             reraise_interrupt(error)
             return None
         kind, _, start, length, pid = _RECORD_LOCK.unpack(found)
         return None if kind == fcntl.F_UNLCK else Holder(pid, start + length)
 
     def release(self) -> None:
-        """Release the lock, whatever the system says; releasing twice is harmless."""
+        """Unlock the file, or close it if the system refuses; idempotent."""
         if self.fd >= 0:
             try:
                 if self._recorded:
@@ -119,17 +122,17 @@ class LockFile:
                     self._recorded = False
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
             except OSError as error:
-                self.close()  # a commit may have been made under it, which must not seem to fail
+                self.close()  # no error: the commit that was made under the lock has succeeded
                 reraise_interrupt(error)
 
     def mark(self) -> None:
-        """Make the file one byte long, which it stays; where that is refused, it stays empty."""
+        """Make the file one byte long for good; if the system refuses, it stays empty."""
         with suppress_os_errors():
             if os.fstat(self.fd).st_size == 0:
                 os.ftruncate(self.fd, 1)
 
     def is_at_path(self) -> bool:
-        """Whether the file that we have open, if we have, is still the one others find."""
+        """Return whether the open file is the one at the path; False if none is open."""
         if self.fd < 0:
             return False
         try:

@@ -1,4 +1,8 @@
-"""Who stands in the way of a write: a thread of ours, a process, or one that knows no turnstile."""
+"""Contention report: the holder of the write lock, as an error names it.
+
+The holder is a thread of this process, a process that holds the process lock, or a client that
+bypasses the process lock. docs/internals.md says why two sources are needed.
+"""
 
 from __future__ import annotations
 
@@ -18,52 +22,58 @@ from registry.host.file_locks import process_name
 def timeout_error(
     doing: str, path: str, timeout: float, ours: Transaction | None, holder: Holder | None
 ) -> UnavailableError:
-    """Return the error of a write that waited too long.
+    """Return the error of a write whose deadline has passed.
 
     Args:
-        doing: what waited.
+        doing: operation and object that waited.
         path: the database.
-        timeout: seconds that it waited.
-        ours: the transaction that is open in this process, if one is.
-        holder: who else has signed for the turnstile; None when nobody has.
+        timeout: seconds for which it waited.
+        ours: the open transaction of this process, if there is one.
+        holder: the other process that is recorded as holder of the process lock; None without one.
     """
     if ours is not None:
-        who, since = _thread_of(ours), ours.since
+        name, since = _thread_of(ours), ours.since
     elif holder is None:
-        who, since = _holder_by_kernel(path), 0
+        name, since = _holder_by_kernel(path), 0
     elif holder.pid == 0:
-        who, since = "a process of another pid namespace", holder.since
+        name, since = "a process of another pid namespace", holder.since
     else:
-        who, since = f"process {holder.pid}{process_name(holder.pid)}", holder.since
-    when = f" since {datetime.fromtimestamp(since / 1e9, UTC).isoformat()}" if since else ""
+        name, since = f"process {holder.pid}{process_name(holder.pid)}", holder.since
+    when = f" since {_iso(since)}" if since else ""
     return UnavailableError(
-        f"{doing}: waited {timeout:g} s for {path!r}, which {who} has been writing{when}; "
-        "try again, or see what keeps it",
+        f"{doing}: timed out after {timeout:g} s waiting for the write lock on {path!r}, held by "
+        f"{name}{when}; retry, or stop the holder",
         path=path,
-        holder=who,
+        holder=name,
         since=since,
         timeout=timeout,
     )
 
 
-def group_failure(other: Transaction, cause: BaseException | None, path: str) -> RegistryError:
-    """Return the error of writes whose transaction *other*, which had joined it, has ended.
+def _iso(nanoseconds: int) -> str:
+    """Return a time as ISO 8601 in UTC, to the millisecond."""
+    time = datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+    return time.replace("+00:00", "Z")
 
-    Where the disk or the memory failed, they would have met the same, and it is *cause*, told to
-    them; of all else they are free, and need only try again.
+
+def group_failure(other: Transaction, cause: BaseException | None, path: str) -> RegistryError:
+    """Return the error of the members of a group whose transaction *other* has ended.
+
+    If the disk or the memory failed, the members would have met *cause* too, and get it. They have
+    no part in any other cause, and need only retry.
     """
-    who = _thread_of(other)
-    said = f"{who}, with which it shared the commit, has ended the transaction"
+    name = _thread_of(other)
+    what = f"the transaction was ended by {name}, which shared the commit"
     if isinstance(cause, sqlite3.Error):
         cause = translate(cause, other.doing, path)
     if isinstance(cause, RegistryError) and (cause.sqlite_code or 0) & 0xFF in _OF_THE_HOST:
-        error = retold(cause, f"{said}: {str(cause).removeprefix(f'{other.doing}: ')}")
+        error = retold(cause, f"{what}: {str(cause).removeprefix(f'{other.doing}: ')}")
     else:
         why = "" if cause is None else f" ({cause!r})"
         error = UnavailableError(
-            f"{said} in {path!r}{why}; nothing of it is stored, try again",
+            f"{what}, in {path!r}{why}; nothing of it is stored, retry",
             path=path,
-            holder=who,
+            holder=name,
             since=other.since,
         )
     error.__cause__ = cause
@@ -71,7 +81,7 @@ def group_failure(other: Transaction, cause: BaseException | None, path: str) ->
 
 
 _OF_THE_HOST: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
-"""Those for which SQLite ends a transaction by itself, but for an interrupt, which nobody sends."""
+"""Codes for which SQLite ends a transaction by itself; SQLITE_INTERRUPT is never sent here."""
 
 
 def _thread_of(transaction: Transaction) -> str:
@@ -79,24 +89,24 @@ def _thread_of(transaction: Transaction) -> str:
 
 
 def _holder_by_kernel(path: str) -> str:
-    """Name the process that is in the way, as the kernel lists its locks.
+    """Return the holder of the write lock by the kernel's list of locks.
 
-    SQLite locks byte 120 of the -shm file for writing (wal.c, WAL_WRITE_LOCK). Who was stopped in
-    the middle of taking its turn has a lock file, and has not signed.
+    It is needed where no other process is recorded: the client bypasses the process lock, or was
+    stopped between locking a file and recording itself, or is this process. SQLite's own write lock
+    is byte 120 of the -shm file (wal.c, WAL_WRITE_LOCK).
     """
     of_lock, of_queue = (
         file_locks.write_locker(f"{path}{name}", "FLOCK", 0) for name in ("-lock", "-queue")
     )
     writing = file_locks.write_locker(f"{path}-shm", "POSIX", file_locks.WRITE_LOCK)
     if of_lock not in {None, os.getpid()}:
-        return f"process {of_lock}{process_name(of_lock or 0)}, whose turn it is,"
+        return f"process {of_lock}{process_name(of_lock or 0)}, which has not recorded itself"
     if writing == os.getpid():
-        return "this process, by a connection that takes no turns or a lock left over,"
+        return "this process, by a connection that bypasses the process lock or a leaked lock"
     if writing is not None:
-        return f"process {writing}{process_name(writing)}, which takes no turns,"
+        return f"process {writing}{process_name(writing)}, which bypasses the process lock"
     if of_queue == os.getpid():
-        turn = "another thread, whose turn it is" if of_lock == of_queue else "a place left over"
-        return f"this process, by {turn},"
+        return f"this process, by {'another thread' if of_lock == of_queue else 'a leaked lock'}"
     if of_queue is not None:
-        return f"process {of_queue}{process_name(of_queue)}, whose turn comes next,"
+        return f"process {of_queue}{process_name(of_queue)}, the first in the queue"
     return "an unknown process"

@@ -1,9 +1,9 @@
 """Owner of a transaction: the task that began it, or else the thread.
 
-Tasks of one thread take turns wherever they await, so what another task writes meanwhile must not
-become a part of the transaction. Known are the tasks of asyncio and of trio (so those of anyio
-too), and greenlets (so those of gevent and eventlet). None of these packages is imported here: a
-task cannot run before its package is imported.
+The tasks of one thread alternate wherever they await, so a write of another task must not become a
+part of the transaction. Tasks of asyncio and trio are recognised (and so those of anyio), and
+greenlets (and so those of gevent and eventlet). None of these packages is imported here: a task
+cannot run before its package is imported.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from __future__ import annotations
 import sys
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
+_modules: Final = sys.modules
 _local = threading.local()
 _scopes: Final[ContextVar[tuple[object, ...]]] = ContextVar("registry_transactions", default=())
 """One object for each transaction in whose body the context was made, or copied."""
@@ -23,39 +21,11 @@ _scopes: Final[ContextVar[tuple[object, ...]]] = ContextVar("registry_transactio
 
 def current_owner() -> object:
     """Return the running task, or else an object that stands for the running thread."""
-    return _asyncio_task() or _trio_task() or _greenlet() or _thread()
-
-
-def _asyncio_task() -> object:
-    running_loop = _imported("asyncio.events", "_get_running_loop")  # the public one raises
-    loop = running_loop()
-    return None if loop is None else _imported("asyncio.tasks", "current_task")(loop)
-
-
-def _trio_task() -> object:
-    try:
-        return _imported("trio.lowlevel", "current_task")()
-    except RuntimeError:  # outside of a task
-        return None
-
-
-def _greenlet() -> object:
-    current = _imported("greenlet", "getcurrent")()
-    # The greenlet without a parent is the thread itself.
-    return None if current is None or current.parent is None else current
-
-
-def _imported(module: str, name: str) -> Callable[..., Any]:
-    """Return a function of *module*, or one that returns None where that is not (yet) imported."""
-    function: Callable[..., Any] = getattr(sys.modules.get(module), name, _none)
-    return function
-
-
-def _none(*_: object) -> None:
-    """Stand for a function that is not imported."""
-
-
-def _thread() -> object:
+    for package, running_task in _TASKS:
+        if package in _modules:
+            task = running_task()
+            if task is not None:
+                return task
     try:
         return _local.token
     except AttributeError:
@@ -64,13 +34,47 @@ def _thread() -> object:
         return _local.token
 
 
-def enter_scope(scope: object) -> tuple[object, ...]:
-    """Note in the caller's context that the body of a transaction begins.
+def _asyncio_task() -> object:
+    running_loop = _imported("asyncio.events", "_get_running_loop")  # the public one raises
+    if running_loop is None or (loop := running_loop()) is None:
+        return None
+    current_task = _imported("asyncio.tasks", "current_task")
+    return None if current_task is None else current_task(loop)
 
-    Args:
-        scope: of the transaction.
+
+def _trio_task() -> object:
+    current_task = _imported("trio.lowlevel", "current_task")
+    try:
+        return None if current_task is None else current_task()
+    except RuntimeError:  # outside of a task
+        return None
+
+
+def _greenlet() -> object:
+    current = _imported("greenlet", "getcurrent")
+    greenlet = None if current is None else current()
+    # The greenlet without a parent is the thread itself.
+    return None if greenlet is None or greenlet.parent is None else greenlet
+
+
+def _imported(module: str, name: str) -> Any:
+    """Return the function *name* of *module*; None if that is not imported, or not completely."""
+    return getattr(_modules.get(module), name, None)
+
+
+_TASKS: Final = (
+    ("asyncio.events", _asyncio_task),
+    ("trio.lowlevel", _trio_task),
+    ("greenlet", _greenlet),
+)
+"""Modules that run tasks, and the function that returns the running task, or None."""
+
+
+def enter_scope(scope: object) -> tuple[object, ...]:
+    """Note in the caller's context that the body of the transaction with *scope* begins.
+
     Returns:
-        what `leave_scope` takes.
+        the argument for `leave_scope`.
     """
     outer = _scopes.get()
     _scopes.set((*outer, scope))
@@ -85,6 +89,6 @@ def leave_scope(outer: tuple[object, ...]) -> None:
 def is_in_scope(scope: object) -> bool:
     """Return whether the caller's context was copied in the body of a transaction.
 
-    asyncio.to_thread and the like copy it into the thread whose end the caller awaits.
+    asyncio.to_thread and the like copy the context into a thread whose end the caller awaits.
     """
     return any(each is scope for each in _scopes.get())

@@ -1,26 +1,22 @@
-"""The lock between processes, in which writers are served in turn.
+"""Fair lock between processes, built on two flock files beside the database.
 
-SQLite's busy handler sleeps and tries again: no queue, and one busy process starves the others.
-`flock` alone is no queue either: whoever runs takes it again before a sleeper has woken. Hence two
-files beside the database:
+    lock PATH-queue ─▶ lock PATH-lock, record holder ─▶ write ─▶ unlock PATH-queue ─▶ COMMIT
+                                                                      ─▶ unlock PATH-lock
 
-    take PATH-queue ─▶ take PATH-lock, sign ─▶ write ─▶ release PATH-queue ─▶ COMMIT
-                                                                    ─▶ release PATH-lock
+A process that has committed and wants to write again queues behind all that wait already. A process
+that has rolled back may be in the queue again before the next one has woken. Only the first in the
+queue waits for PATH-lock.
 
-Whoever has committed and wants to write again stands behind everyone who is in the queue already;
-whoever has rolled back may be in it again before the next one is awake. One alone waits for the
-lock itself. The lock is for fairness and names its holder; safety rests on SQLite's own locks,
-which a writer that knows nothing of this one takes too.
+The lock provides fairness and the name of its holder. Safety rests on SQLite's own locks, which a
+client that bypasses this lock takes too.
 
-The holder releases the queue before the COMMIT, and not earlier: that wakes the next one in it, who
-is up when the disk has synced, and has looked at all that he need not be alone for; what is left of
-the COMMIT he spends looking at the lock. One waking for each turn is enough: each costs the holder
-as much as a statement.
+The holder unlocks PATH-queue just before COMMIT. This wakes the next process, which verifies the
+files while the disk syncs, and then polls PATH-lock for the rest of the COMMIT.
 
-`flock` has no deadline. A thread that may block waits in the caller's stead; one who gives up
-leaves the thread waiting, and the next to come takes its place over.
+`flock` has no timeout. A thread of its own blocks in it for the caller. A caller whose deadline has
+passed leaves that thread in the queue, and the next caller takes over its place.
 
-Assumption: one caller at a time (the engine's mutex).
+Assumption: one caller at a time, which holds the engine's mutex.
 """
 
 from __future__ import annotations
@@ -39,20 +35,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SPIN: Final = 0.0005
-"""Seconds for which whoever comes next looks at the lock without sleeping: some commits."""
+"""Seconds for which the first in the queue polls PATH-lock without sleeping: some commits."""
 POLL_INTERVAL: Final = 0.005
-"""Seconds between two looks, at most, when the commit takes longer."""
+"""Seconds between two polls, at most, when the commit takes longer."""
+
+IDLE, WAITING, SERVED = "idle", "waiting", "served"
+"""States of a place in the queue; see `_QueueThread`."""
 
 
 class ProcessLock:
-    """The write lock of one database file between processes."""
+    """Write lock of one database file between processes."""
 
     def __init__(self, database: str) -> None:
         """Open or create both lock files beside *database*.
 
         Raises:
             OSError: they cannot be opened.
-            FailedPreconditionError: something that is no regular file is in their place.
+            FailedPreconditionError: at their path is something else than a regular file.
         """
         self._lock = LockFile(f"{database}-lock", database)
         try:
@@ -64,19 +63,21 @@ class ProcessLock:
         self._queue_thread = _QueueThread(self._queue, self._lock)
 
     def acquire(self, deadline: float, verify: Callable[[], object] | None = None) -> bool:
-        """Take the lock in turn, and tell whether it came before *deadline*.
+        """Queue for the lock and acquire it; return whether it was acquired before *deadline*.
 
-        Call `release` after it, whatever came of it.
+        Call `release` afterwards, also after False or an exception.
 
         Args:
-            deadline: monotonic seconds.
-            verify: called when we are the next, beside whoever may still be committing; what it
-                raises comes out.
+            deadline: monotonic time in seconds after which waiting stops.
+            verify: called as the first in the queue, while the previous holder may still be
+                committing; its exceptions are raised.
         Raises:
             OSError, FailedPreconditionError: a file cannot be opened or locked.
         """
         for file in (self._lock, self._queue):
-            if file.fd < 0 and self._queue_thread.idle:  # its release was refused
+            if (
+                file.fd < 0 and self._queue_thread.state is IDLE
+            ):  # an unlock that failed has closed it
                 file.reopen()
         while self._acquire_queue(deadline):
             if self._queue.is_at_path():
@@ -87,25 +88,25 @@ class ProcessLock:
                 if self._lock.is_at_path():
                     self._lock.record_holder()
                     return True
-            # Somebody removed a lock file: those who come now lock another one.
+            # A lock file was removed: processes that come now lock the new one.
             self._lock.reopen()
             self._queue.reopen()
         return False
 
     def _acquire_queue(self, deadline: float) -> bool:
-        self._in_queue = True  # first: who is interrupted releases what it may have
-        if self._queue_thread.idle and self._queue.try_acquire():
+        self._in_queue = True  # set first, so that an interrupted call still releases it
+        if self._queue_thread.state is IDLE and self._queue.try_acquire():
             return True
         try:
             return self._queue_thread.wait(deadline)
         except threads.NoThreadError:
-            # From Python 3.12 on none can be started once the interpreter is exiting.
+            # From Python 3.12 on no thread can be started while the interpreter exits.
             if not threads.is_exiting():
                 raise
         return self._poll_queue(deadline)
 
     def _poll_queue(self, deadline: float) -> bool:
-        """Take the queue when it is free, in no order; return False if *deadline* comes first."""
+        """Lock the queue when it is free, in no order; return False if *deadline* comes first."""
         while not self._queue.try_acquire():
             if time.monotonic() >= deadline:
                 return False
@@ -113,7 +114,7 @@ class ProcessLock:
         return True
 
     def _acquire_lock(self, deadline: float) -> bool:
-        """Take the lock, which is free or about to be: its holder has left the queue."""
+        """Lock PATH-lock, whose holder has unlocked the queue and so is about to unlock it."""
         began = time.monotonic()
         while not self._lock.try_acquire():
             now = time.monotonic()
@@ -126,23 +127,24 @@ class ProcessLock:
         return True
 
     def release_queue(self) -> None:
-        """Let the next one get ready: all that is left is a COMMIT; harmless when repeated."""
+        """Unlock the queue before COMMIT, so that the next process prepares; idempotent."""
         if self._in_queue:
             self._queue.release()
         self._in_queue = False
 
     def release(self) -> None:
-        """Release the lock; releasing what is not held is harmless."""
+        """Release the lock; idempotent, also where it is not held."""
         if self._queue_thread.leave():
-            self.release_queue()
+            if self._in_queue:
+                self.release_queue()
             self._lock.release()
 
     def holder(self) -> Holder | None:
-        """Return who else holds the lock; None when it is nobody, or this process."""
+        """Return the other process that holds the lock; None without one."""
         return self._lock.holder()
 
     def mark(self) -> None:
-        """Mark that there is a registry, for a day on which its database is missing."""
+        """Mark that a registry exists here, as evidence if its database is missing later."""
         self._lock.mark()
 
     def remove_if_created(self) -> None:
@@ -152,16 +154,19 @@ class ProcessLock:
                 os.unlink(file.path)
 
     def close(self) -> None:
-        """Close both files; where a thread still waits, it closes them when it is served."""
+        """Close both files, or have the thread close them that still waits in the queue."""
         self._queue_thread.close()
 
 
 class _QueueThread:
-    """A thread that waits in line in the stead of a caller who has a deadline.
+    """Thread that blocks in flock for a caller who has a deadline.
 
-    IDLE, until a caller comes; WAITING, until the queue is its own; SERVED, until the caller takes
-    it over. A caller who leaves before finds it WAITING still, and the place is given back as soon
-    as it comes.
+    State of the place in the queue:
+
+        IDLE ── wait ─▶ WAITING ── the thread has the lock ─▶ SERVED ── the caller takes it ─▶ IDLE
+                           └───── the thread has it, and no caller wants it: it unlocks ─────▶ IDLE
+
+    A caller whose deadline passes leaves the state WAITING, and the next caller takes over.
     """
 
     def __init__(self, queue: LockFile, lock: LockFile) -> None:
@@ -169,57 +174,53 @@ class _QueueThread:
         self._guard = threading.Lock()
         self._changed = WaitQueue()
         self._running = False
-        self._state = _IDLE
+        self.state = IDLE
+        """While IDLE, the caller may lock the queue itself."""
         self._wanted = self._closed = False
         self._error: OSError | None = None
 
-    @property
-    def idle(self) -> bool:
-        """Whether the caller may take the queue by itself."""
-        return self._state is _IDLE
-
     def wait(self, deadline: float) -> bool:
-        """Return whether our turn came before *deadline*. After an exception call `leave`.
+        """Return whether the queue was locked before *deadline*. After an exception call `leave`.
 
         Raises:
-            OSError: no thread can be started, or the files cannot be locked.
+            OSError: no thread can be started, or the file cannot be locked.
         """
         if not self._running:
             threads.start(self._run)
         with self._guard:
             self._wanted = True
-            if self._state is _IDLE:
-                self._state = _WAITING
+            if self.state is IDLE:
+                self.state = WAITING
         self._changed.wake()
-        self._changed.wait(lambda: self._state is not _WAITING, deadline)
+        self._changed.wait(lambda: self.state is not WAITING, deadline)
         with self._guard:
             self._wanted = False
-            if self._state is _WAITING:
+            if self.state is WAITING:
                 return False
-            self._state = _IDLE
+            self.state = IDLE
             error, self._error = self._error, None
         if error is not None:
             raise error
         return True
 
     def leave(self) -> bool:
-        """Want no turn any more, and tell whether the files are the caller's to release."""
+        """Stop wanting the queue; return whether the caller may unlock the files."""
         with self._guard:
             self._wanted = False
-            if self._state is _SERVED:
-                self._state = _IDLE
-            idle = self._state is _IDLE
+            if self.state is SERVED:
+                self.state = IDLE
+            idle = self.state is IDLE
         if not idle:
-            self._changed.wake()  # who was struck in `wait` may not have told the thread
+            self._changed.wake()  # an interrupted `wait` may not have woken the thread
         return idle
 
     def _run(self) -> None:
         with self._guard:
             if self._running:
-                return  # another one, started by who was struck before he knew
+                return  # a second thread: the call that started the first was interrupted
             self._running = True
         while True:
-            self._changed.wait(lambda: self._state is _WAITING or self._closed, None)
+            self._changed.wait(lambda: self.state is WAITING or self._closed, None)
             if self._closed:
                 self._close_files()
                 return
@@ -228,26 +229,23 @@ class _QueueThread:
                 self._queue.acquire()
             except OSError as caught:
                 error = caught
-            except ValueError:  # a release that was refused has closed a file
+            except ValueError:  # an unlock that failed has closed the file
                 error = OSError(errno.EBADF, os.strerror(errno.EBADF))
             with self._guard:
-                self._state, self._error = _SERVED, error
+                self.state, self._error = SERVED, error
                 if not self._wanted:
                     self._queue.release()
-                    self._state, self._error = _IDLE, None
+                    self.state, self._error = IDLE, None
             self._changed.wake()
 
     def close(self) -> None:
-        """End the thread, and close the files now or when it is served."""
+        """End the thread, and close the files now or when the thread has the lock."""
         with self._guard:
             self._closed = True
-            if self._state is not _WAITING:
+            if self.state is not WAITING:
                 self._close_files()
         self._changed.wake()
 
     def _close_files(self) -> None:
         self._lock.close()
         self._queue.close()
-
-
-_IDLE, _WAITING, _SERVED = "idle", "waiting", "served"

@@ -1,6 +1,6 @@
-"""Which files this process has open: the Stores of one file share one engine.
+"""Files that this process has open: the Stores of one file share one engine.
 
-A forked child has none: what its parent had open is left alone there, and cannot be opened anew.
+A forked child has none: it leaves its parent's files alone, and cannot open them itself.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from registry.engine.sqlite_errors import driver_errors
 from registry.engine.transaction import Transaction
 from registry.errors import DataLossError, StoreClosedError, UnavailableError
 from registry.host.paths import identity, make_directories, resolve, size
+from registry.sync.interrupts import call_then
 from registry.sync.locks import Mutex
 
 T = TypeVar("T")
 
 EXIT_WAIT: Final = 1.0
-"""Seconds that the exit of the interpreter waits for other writers, in all."""
+"""Seconds for which the exit of the interpreter waits for other writers, in all."""
 
 _engines: dict[tuple[str, bool], Engine] = {}
 _mutexes: dict[tuple[str, bool], Mutex] = {}
@@ -49,20 +50,14 @@ def attach(
 
     Args:
         path: the database; its directories are made, with mode 0700, if *create*.
-        user: has the engine open until `detach`, which the caller owes it after an exception too.
+        user: has the engine open until `detach`, which the caller calls after an exception too.
         create: whether a missing file is made, with mode 0600.
-        read_only: read and never write, not even a lock file.
+        read_only: whether nothing is written, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
-        inspect: called with the path under the write lock, before SQLite may change anything;
-            raises where nothing may be changed.
-        prepare: called once with the new connection and the path, under the write lock, before it
-            is used.
-        guard: called in a write transaction before its first statement, unless nobody else has
-            committed since; raises where it may no longer be written.
-        admit: called with a reader, what it does and the path when the schema was changed; raises
-            where it may no longer be read.
+        inspect, prepare: see `Engine.open`.
+        guard, admit: see `Engine`.
     Raises:
-        RegistryError: with what is wrong with the file, and what to do.
+        RegistryError: the file cannot be opened.
     """
     real = resolve(path)
     deadline = time.monotonic() + timeout
@@ -128,44 +123,39 @@ def _require_openable(path: str) -> None:
 def _serialized(
     key: tuple[str, bool], call: Callable[[], T], timeout: float, deadline: float | None
 ) -> T:
-    """Return what *call* returns, and let one thread of this process at a time call for *key*.
-
-    This is no context manager: an interrupt at the begin of its `__exit__` would leave the mutex
-    held for as long as the traceback exists.
+    """Return what *call* returns; one thread of this process at a time calls for *key*.
 
     Args:
         key: real path, and whether it is opened read-only.
         call: opens or closes the file.
-        timeout: seconds that were to be waited, for the message.
+        timeout: seconds that the caller waits in all, for the message.
         deadline: monotonic time in seconds after which waiting stops; None: never.
     """
     mutex, caller = _mutexes.setdefault(key, Mutex()), object()
-    try:
+
+    def enter_and_call() -> T:
+        nonlocal mutex
         entered = mutex.acquire(caller, deadline)
-        while entered and _mutexes.get(key) is not mutex:  # the thread before has removed it
+        while entered and _mutexes.get(key) is not mutex:  # the holder before has removed it
             mutex.release(caller)
             mutex = _mutexes.setdefault(key, Mutex())
             entered = mutex.acquire(caller, deadline)
         if not entered:
-            path, who = key[0], "another thread of this process"
+            path, holder = key[0], "another thread of this process"
             raise UnavailableError(
-                f"open registry {path!r}: waited {timeout:g} s for {who}, which is opening or "
-                "closing it; try again",
+                f"open registry {path!r}: timed out after {timeout:g} s waiting for {holder}, "
+                "which is opening or closing it; retry",
                 path=path,
-                holder=who,
+                holder=holder,
                 timeout=timeout,
             )
         return call()
-    finally:
-        try:
-            _leave(key, mutex, caller)
-        except BaseException:  # interrupted
-            _leave(key, mutex, caller)
-            raise
+
+    return call_then(enter_and_call, lambda: _leave(key, mutex, caller))
 
 
 def _leave(key: tuple[str, bool], mutex: Mutex, caller: object) -> None:
-    """Release *mutex*, and keep none for a path at which no thread is."""
+    """Release *mutex*, and remove it if no other thread waits for it; idempotent."""
     if mutex.holder is caller and mutex.next_waiter is None and _mutexes.get(key) is mutex:
         _mutexes.pop(key, None)
     mutex.release(caller)
@@ -187,8 +177,8 @@ os.register_at_fork(after_in_child=_in_child)
 def _at_exit() -> None:
     """Close what is still open when the interpreter exits, under the process lock.
 
-    Python would do so without it, when it destroys the connections. What cannot be closed in time
-    is left open, as by a process that is killed: the log stays for the next one.
+    Otherwise Python closes the connections without the lock. What cannot be closed in time is
+    leaked, as by a process that is killed: the WAL stays for the next process.
     """
     deadline = time.monotonic() + EXIT_WAIT
     try:

@@ -1,12 +1,12 @@
-"""The write transaction that is open in this process, and those that are committed together.
+"""Write transaction that is open in this process, and the group that it is committed with.
 
-What the owner of a transaction writes meanwhile joins as a savepoint. Another task of its thread
-cannot wait, since the owner would not run meanwhile, and is refused. Another thread waits, unless
-it was called from the body of the transaction, which waits for it.
+A write of the owner of the open transaction joins it as a savepoint. Another task of the owner's
+thread is refused: it cannot wait, since the owner does not run meanwhile. Another thread waits,
+unless it was called from the body of the transaction, which waits for that thread.
 
-An exception that a signal handler raises may strike between any two bytecodes. So no cleaning up
-rests on a local variable: the mutex knows its holder, the connection knows whether it is in a
-transaction, and to end twice is harmless.
+An interrupt may arrive between any two bytecodes. So cleaning up never depends on a local variable:
+the mutex knows its holder, the connection knows whether it is in a transaction, and every step of
+the end is idempotent.
 """
 
 from __future__ import annotations
@@ -22,62 +22,81 @@ from typing import TYPE_CHECKING, Any
 from registry.engine.driver import Connection
 from registry.engine.owner import current_owner
 from registry.engine.sqlite_errors import translate
-from registry.errors import FailedPreconditionError, RegistryError, retold
+from registry.errors import FailedPreconditionError, RegistryError, StoreClosedError, retold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
+class OpenState:
+    """State of one open database file in this process, shared by all objects that use it."""
+
+    __slots__ = ("closed", "path")
+
+    def __init__(self, path: str) -> None:
+        """Begin open."""
+        self.path = path
+        self.closed = ""
+        """Reason for which nothing can be done any more; "" while the file may be used."""
+
+    def require(self, doing: str) -> None:
+        """Raise unless the file may be used.
+
+        Raises:
+            StoreClosedError: it was closed, or this is a forked child.
+        """
+        if self.closed:
+            raise StoreClosedError(f"{doing}: {self.closed}", path=self.path)
+
+
 class Transaction:
-    """The write transaction that is open, as its owner's calls see it."""
+    """Open write transaction, as the calls of its owner see it."""
 
     __slots__ = (
-        *("_effects", "_end_callbacks", "_outer", "committed", "connection", "deadline", "doing"),
-        *("ended_by", "exclusive", "group", "joined", "owner", "path", "require_open", "scope"),
-        *("since", "thread", "timeout"),
+        *("_effects", "_end_callbacks", "_outer", "_state", "committed", "connection", "deadline"),
+        *("doing", "ended_by", "exclusive", "group", "joined", "owner", "scope", "since", "thread"),
+        "timeout",
     )
 
     def __init__(
-        self,
-        connection: Connection,
-        path: str,
-        doing: str,
-        require_open: Callable[[str], None],
-        *,
-        exclusive: bool,
+        self, connection: Connection, state: OpenState, doing: str, *, exclusive: bool
     ) -> None:
-        """Note who begins it; the engine begins and ends it.
+        """Note its owner; the engine begins and ends it.
 
         Args:
-            connection: the one that writes.
-            path: the database.
-            doing: what, for messages.
-            require_open: raises once the connection may no longer be used.
-            exclusive: it shares no commit with others.
+            connection: of the writer.
+            state: of the database file.
+            doing: operation and object, for messages.
+            exclusive: whether it shares no commit with others.
         """
         self.exclusive = exclusive
         self.joined = False
-        """Whether it has a savepoint in a group that others began."""
+        """Whether it has a savepoint in a group that another transaction began."""
         self.group: Group | None = None
-        """The one that it waits for the commit of."""
+        """The group with which it is committed, once its body has run."""
         self.connection = connection
-        self.require_open = require_open
-        self.path = path
+        self._state = state
         self.doing = doing
-        """What is being done, for messages: by the innermost part."""
+        """Operation and object of the innermost part, for messages."""
         self._outer: list[str] = []
         self.owner = current_owner()
         self.scope = object()
-        """What stands for it in the contexts of its body."""
+        """Identifies the transaction in the contexts of its body."""
         self.thread = threading.current_thread()
         self.since = time.time_ns()
+        """Time at which it was made, in nanoseconds since the Unix epoch."""
         self.timeout = self.deadline = 0.0
-        """How long all that it does may wait (seconds), and until when (monotonic seconds)."""
+        """Seconds for which it may wait in all, and the monotonic time at which waiting stops."""
         self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
         self._effects: list[deque[Callable[[], object]]] = [deque()]
         self._end_callbacks: deque[Callable[[], object]] = deque()
+
+    @property
+    def path(self) -> str:
+        """The database."""
+        return self._state.path
 
     def execute(self, sql: str, params: Mapping[str, object] = {}) -> sqlite3.Cursor:
         """Run one statement.
@@ -87,7 +106,8 @@ class Transaction:
             FailedPreconditionError: SQLite has ended the transaction; another statement would
                 commit by itself.
         """
-        self._require_whole()
+        if self._state.closed or not self.connection.in_transaction:
+            self._refuse()
         try:
             return self.connection.execute(sql, params)
         except sqlite3.Error as error:
@@ -99,60 +119,60 @@ class Transaction:
             self.execute(sql, row)
 
     def fetch(self, sql: str, params: Mapping[str, object] = {}) -> list[tuple[Any, ...]]:
-        """Return all rows of a query, this transaction's own changes among them."""
-        self._require_whole()
+        """Return all rows of a query, including uncommitted changes of this transaction."""
+        if self._state.closed or not self.connection.in_transaction:
+            self._refuse()
         try:
             return self.connection.fetch(sql, params)
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
-    def _require_whole(self) -> None:
-        self.require_open(self.doing)
-        if not self.connection.in_transaction:
-            raise self._ended() from self.ended_by
+    def _refuse(self) -> None:
+        self._state.require(self.doing)
+        raise self._ended() from self.ended_by
 
     def _translated(self, error: sqlite3.Error) -> RegistryError:
-        """Return what a driver error is called here; of a connection closed in mid-call, that."""
-        self.require_open(self.doing)
-        translated = translate(error, self.doing, self.path)
+        """Return the error of this package for *error*; note it if it ended the transaction."""
+        self._state.require(self.doing)  # closed in the middle of a call
+        translated = translate(error, self.doing, self._state.path)
         if not self.connection.in_transaction:
             self.ended_by = translated
             translated.__cause__ = error
         return translated
 
     def after_commit(self, effect: Callable[[], object]) -> None:
-        """Run *effect* once the commit is certain and before the call returns; never otherwise."""
+        """Have *effect* called after the commit and before the write returns; else never."""
         self._effects[-1].append(effect)
 
     def effects(self) -> Iterator[Callable[[], object]]:
-        """Return the effects that wait for the commit; those of failed parts are not among them."""
+        """Return the effects that wait for the commit, without those of failed parts."""
         return chain.from_iterable(self._effects)
 
-    def after_end(self, effect: Callable[[], object]) -> None:
-        """Run *effect* when the whole transaction has ended, whatever became of it."""
-        self._end_callbacks.append(effect)
+    def after_end(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called when the whole transaction has ended, committed or not."""
+        self._end_callbacks.append(callback)
 
     @property
     def depth(self) -> int:
-        """How many savepoints it has open, and one."""
+        """Number of open savepoints, plus one."""
         return len(self._effects)
 
     def begin_nested(self, doing: str) -> None:
-        """Begin a savepoint: a part that may fail alone."""
+        """Begin a savepoint: a part that can fail without the rest."""
         self._outer.append(self.doing)
         self.doing = doing
         self._effects.append(deque())
         self.execute(f"SAVEPOINT {self._savepoint()}")
 
     def end_nested(self, error: BaseException | None) -> None:
-        """End the innermost savepoint: keep what it did, or take it back when it failed."""
+        """End the innermost savepoint: keep its changes, or roll them back if *error* is given."""
         savepoint, effects = self._savepoint(), self._effects.pop()
         try:
             if error is not None and self.connection.in_transaction:
                 self.connection.execute(f"ROLLBACK TO {savepoint}")
             self.execute(f"RELEASE {savepoint}")
         except BaseException as failure:
-            # The part can no longer be told from the whole: the whole fails.
+            # The changes of the part cannot be separated from the rest any more: all of it fails.
             of_sqlite = failure if isinstance(failure, sqlite3.Error) else None
             self.ended_by = self.ended_by or of_sqlite or error or failure
             if error is None:
@@ -166,83 +186,84 @@ class Transaction:
     def _savepoint(self) -> str:
         return f"nested_{self.depth}"
 
-    def run_effects(self) -> None:
-        """Run what waited for the commit."""
-        while self._effects[0]:
-            self._effects[0].popleft()()
+    def run_callbacks(self) -> None:
+        """Call what waits for the commit, if it was committed, and what waits for the end.
 
-    def run_end_callbacks(self) -> None:
-        """Run what waited for the end."""
+        Idempotent: each is removed before it is called.
+        """
+        if self.committed:
+            while self._effects[0]:
+                self._effects[0].popleft()()
         while self._end_callbacks:
             self._end_callbacks.popleft()()
 
-    def check_whole(self) -> None:
-        """Refuse to commit what SQLite, or a failure in a nested write, has ended.
+    def require_whole(self) -> None:
+        """Raise if SQLite, an interrupt or a failed nested write has ended a part of it.
 
         Raises:
             FailedPreconditionError: from the error that ended it.
         """
-        parts_left_open = self.depth > 1  # a signal handler's exception struck their end
+        # More than one deque: an interrupt has skipped the end of a nested write.
+        parts_left_open = len(self._effects) > 1
         if self.ended_by is not None or parts_left_open or not self.connection.in_transaction:
             raise self._ended() from self.ended_by
 
     def _ended(self) -> FailedPreconditionError:
         return FailedPreconditionError(
-            f"{self.doing}: the transaction was ended by an error inside it "
-            f"({self.ended_by!r}); nothing of it is stored, begin a new one"
+            f"{self.doing}: an error inside the transaction has ended it ({self.ended_by!r}); "
+            "nothing of it is stored, begin a new one"
         )
 
 
 class Group:
-    """Writes that are committed together."""
+    """Writes that are committed by one COMMIT and have one outcome."""
 
     __slots__ = (
-        "_outcome",
-        "deadline",
-        "done",
-        "failure",
-        "held_up_by",
-        "join_deadline",
-        "members",
+        *("_outcome", "deadline", "done", "failure", "held_up_by", "join_deadline", "members"),
         "runs",
     )
 
     def __init__(self) -> None:
-        """Begin with no member."""
+        """Begin without members."""
         self.members: list[Transaction] = []
         self.runs = 1
-        """How many have run in it, those that failed counted."""
-        self.deadline = self.join_deadline = math.inf
-        """The earliest of its members, and when nobody may join any more: after a tenth of what a
-        member may wait, so that the function of who joins has the rest. Monotonic seconds."""
+        """Number of transactions that have run in it, including those that failed."""
+        self.deadline = math.inf
+        """Earliest deadline of a member, in monotonic seconds."""
+        self.join_deadline = math.inf
+        """Monotonic time in seconds after which no transaction joins: a tenth of the timeout after
+        the first member has run, so that the function of the last one has the rest."""
         self.failure: RegistryError | None = None
         self.held_up_by: Transaction | None = None
-        """Whose function had not come back when the earliest deadline passed."""
+        """The transaction whose function was running when the earliest deadline passed."""
         self.done = False
-        """Whether the outcome is known: *failure*, or that all of it is stored."""
+        """Whether the outcome is known: *failure*, or all of it is stored."""
         self._outcome: dict[str, RegistryError | None] = {}
 
     def close(self, failure: RegistryError | None) -> RegistryError | None:
-        """Decide, the first time, that it fails by *failure* or, by None, that it is committed.
+        """Close the group to new members; return the failure that the first call has decided.
 
-        One step for all threads, without a lock. Returns what was decided.
+        Args:
+            failure: with which the group fails; None: it is to be committed.
+
+        One step of a dict decides for all threads, without a lock.
         """
         return self._outcome.setdefault("failure", failure)
 
     @property
     def closed(self) -> bool:
-        """Whether nobody may join it any more."""
+        """True once the group is closed to new members."""
         return bool(self._outcome)
 
     def failure_of(self, transaction: Transaction) -> RegistryError:
         """Return its failure as the error of one member."""
         failure = self.failure
-        assert failure is not None, "it has failed"
+        assert failure is not None, "the group has failed"
         why = str(failure)
         if transaction is self.held_up_by:
             why = (
-                "its own function was still running when another write, with which it shares the "
-                "commit, had waited as long as it may; nothing of both is stored, make it shorter"
+                "its own function was still running when the deadline of another write passed that "
+                "shares the commit; neither is stored, make the function shorter"
             )
         for member in self.members:
             why = why.removeprefix(f"{member.doing}: ")

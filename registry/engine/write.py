@@ -1,4 +1,4 @@
-"""A write transaction as the body of a `with`."""
+"""Write transaction as the body of a `with`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from registry.engine import owner
 from registry.engine.engine import Engine
 from registry.engine.transaction import Transaction
 from registry.errors import FailedPreconditionError
+from registry.sync.interrupts import call_then
 
 
 class _End(partial[None]):
-    """The end of one `with`, which alone refers to it, and drops it as soon as it has called it.
+    """`Write.__exit__` as a `with` holds it: its finalizer rolls back what was not ended.
 
-    An interrupt before the first bytecode of an `__exit__` leaves a traceback that refers to the
-    object of the `with`: its finalizer runs when the caller has handled the exception, and not
-    before. This finalizer runs before, so that the caller can write while it handles the exception.
+    An interrupt at the first bytecode of `__exit__` leaves the transaction open. The traceback then
+    refers to the `Write`, whose own finalizer would run only after the caller has handled the
+    exception. Only the `with` refers to this object, and drops it at once: so the caller can write
+    while it handles the exception.
     """
 
     def __del__(self) -> None:
-        self.args[0].abandon()
+        write = self.args[0]
+        if not write.ended:
+            write.abandon()
 
 
 class _Exit:
-    """Descriptor of `Write.__exit__`, which returns an `_End` to a `with`.
-
-    A `with` reads the attribute before it enters. Later on it is an ordinary method.
-    """
+    """Descriptor of `Write.__exit__`: an `_End` for a `with`, which reads it before it enters."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function: Final = function
@@ -43,58 +44,65 @@ class _Exit:
 
 
 class Write:
-    """Makes its body one write transaction, or a savepoint of the one its owner has open.
+    """Context manager whose body is a write transaction, or a savepoint of its owner's open one."""
 
-    All that it waits for, it waits for no longer than *timeout* seconds in all.
-    """
-
-    entered = _nested = _ended = False  # of the class: __init__ may be interrupted
+    entered = ended = _nested = False  # of the class: __init__ may be interrupted
     _scopes: tuple[object, ...] = ()
 
     def __init__(
         self, engine: Engine, doing: str, timeout: float, *, exclusive: bool = False
     ) -> None:
-        """Remember what to begin.
+        """Remember the arguments.
 
         Args:
             engine: of the database.
-            doing: what, for messages.
-            timeout: seconds that it waits.
-            exclusive: it shares no commit with others: it has many parts, or takes long.
+            doing: operation and object, for messages.
+            timeout: seconds that it may wait in all.
+            exclusive: whether it shares no commit with others: it has many parts, or takes long.
         """
         self._engine, self._doing, self._timeout = engine, doing, timeout
         self._exclusive = exclusive
 
     def __enter__(self) -> Transaction:
+        engine, doing = self._engine, self._doing
         if self.entered:
             raise FailedPreconditionError(
-                f"{self._doing}: it was entered before; call transaction() for each `with`"
+                f"{doing}: this transaction was entered before; call transaction() for each `with`"
             )
-        engine = self._engine
-        self._transaction = engine.new_transaction(self._doing, exclusive=self._exclusive)
+        connection = engine.require_writer(doing).connection
+        self._transaction = Transaction(connection, engine.state, doing, exclusive=self._exclusive)
         self.entered = True
         outer = engine.writes.transaction
-        if outer is not None and outer.owner is self._transaction.owner:
+        if outer is None:
+            self._begin()
+        elif outer.owner is self._transaction.owner:
             self._enter_nested(outer)
-        elif outer is not None and outer.thread is threading.current_thread():
+        else:
+            self._require_other_thread(outer)
+            self._begin()
+        return self._transaction
+
+    def _begin(self) -> None:
+        try:
+            self._engine.writes.begin(self._transaction, self._timeout)
+            self._scopes = owner.enter_scope(self._transaction.scope)
+        except BaseException:
+            self._engine.end(self._transaction)
+            raise
+
+    def _require_other_thread(self, outer: Transaction) -> None:
+        """Raise if *outer*, the open transaction of another owner, waits for the caller."""
+        if outer.thread is threading.current_thread():
             raise FailedPreconditionError(
                 f"{self._doing}: another task of this thread has a transaction open "
                 f"({outer.doing}); end it before awaiting, or write from another thread"
             )
-        elif outer is not None and owner.is_in_scope(outer.scope):
+        if owner.is_in_scope(outer.scope):
             raise FailedPreconditionError(
-                f"{self._doing}: it was called in another thread from inside the open transaction "
-                f"({outer.doing}), and would wait for the end of that; call it in the thread and "
-                "task that began the transaction, or after its end"
+                f"{self._doing}: called in another thread from inside the open transaction "
+                f"({outer.doing}), whose end it would wait for; call it in the thread and task "
+                "that began the transaction, or after its end"
             )
-        else:
-            try:
-                engine.writes.begin(self._transaction, self._timeout)
-                self._scopes = owner.enter_scope(self._transaction.scope)
-            except BaseException:
-                engine.end(self._transaction)
-                raise
-        return self._transaction
 
     def _enter_nested(self, outer: Transaction) -> None:
         self._nested, self._transaction = True, outer
@@ -102,7 +110,7 @@ class Write:
         try:
             outer.begin_nested(self._doing)
         except BaseException as error:
-            if outer.depth > depth:  # else it was struck before it had begun
+            if outer.depth > depth:  # else it was interrupted before it had begun
                 outer.end_nested(error)
             raise
 
@@ -113,35 +121,28 @@ class Write:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        engine, transaction = self._engine, self._transaction
         if self._nested:
-            engine.require_open(self._doing)
-            transaction.end_nested(error)
-            return
-        try:
-            owner.leave_scope(self._scopes)
-            if error is None:
-                engine.writes.commit(transaction)
-        finally:
-            # An interrupt that strikes in here makes us begin again, not give up half-way.
-            try:
-                self._finish()
-            except BaseException:
-                self._finish()
-                raise
-            self._ended = True
-            transaction.group = None  # which has it among its members: no work for the collector
+            self._engine.require_open(self._doing)
+            self._transaction.end_nested(error)
+        else:
+            call_then(partial(self._commit, error), self._finish)
+
+    def _commit(self, error: BaseException | None) -> None:
+        owner.leave_scope(self._scopes)
+        if error is None:
+            self._engine.writes.commit(self._transaction)
+
+    def _finish(self) -> None:
+        """Roll back what is not committed, and call what waits for the outcome; idempotent."""
+        transaction = self._transaction
+        self._engine.end(transaction)
+        transaction.run_callbacks()
+        self.ended = True
+        transaction.group = None  # which refers to it: no work for the garbage collector
 
     def abandon(self) -> None:
-        """Roll back what was begun, unless it has come to its end."""
-        if self.entered and not self._nested and not self._ended:
+        """Roll back what was begun, unless it has ended."""
+        if self.entered and not self._nested and not self.ended:
             self._engine.abandon(self._transaction)
 
     __del__ = abandon
-
-    def _finish(self) -> None:
-        engine, transaction = self._engine, self._transaction
-        engine.end(transaction)
-        if transaction.committed:
-            transaction.run_effects()
-        transaction.run_end_callbacks()

@@ -1,10 +1,10 @@
-"""The one connection of a process that writes, one step after the other.
+"""The one connection of a process that writes, as single steps of a transaction.
 
-Whoever calls has the process's mutex. Before SQLite's own lock stands the turnstile, from before
-the first PRAGMA of an opening to after the last close.
-
-Writers begin IMMEDIATE: a transaction that reads first and then writes fails at once when somebody
-else wrote between.
+1. The caller must hold the mutex.
+2. The process lock is held from before the first PRAGMA of an open to after the last close, and for
+   each transaction from before BEGIN to after COMMIT.
+3. Transactions BEGIN IMMEDIATE: a deferred one that reads before it writes fails at once if another
+   connection has committed in between.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import logging
 import sqlite3
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
@@ -40,22 +41,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("registry")
 
 BUSY_RETRY: Final = 0.005
-"""Seconds between two looks at a lock that a stranger to the turnstile holds."""
+"""Seconds between two attempts at SQLite's lock, while a client holds it that bypasses ours."""
 
 
 class Writer:
-    """What writes to one database file."""
+    """Writer of one database file."""
 
     connection: driver.Connection
 
     def __init__(self, path: str, file_identity: FileIdentity) -> None:
-        """Open nothing yet; *file_identity* is set when it is opened."""
+        """Open nothing yet; `open` records the files in *file_identity*."""
         self.unwritable: RegistryError | None = None
-        """Why nothing is written any more."""
+        """The error of every further write; None while the file may be written."""
         self.committing = False
-        """Whether COMMIT was asked for; until `reset`."""
+        """Whether COMMIT has begun; until `reset`."""
         self.disk_space: Final = DiskSpace(path)
-        """What may be written, by what is free on the disk."""
+        """Limits of the writes, by the free space of the disk."""
         self._refusal: sqlite3.Error | None = None
         self._path: Final = path
         self._file_identity: Final = file_identity
@@ -64,9 +65,9 @@ class Writer:
         self._changes = 0
         """`total_changes` of the connection when the transaction began."""
         self._number: int | None = None
-        """Of the transaction, once it has one; see `continuity`."""
+        """Number of the open transaction; None before it has one; see `continuity`."""
         self._latest: int | None = None
-        """Number of the latest commit; None where it must be read."""
+        """Number of the latest commit; None if it must be read."""
         self._wal: Final = Wal(path, file_identity)
 
     # Opening and closing.
@@ -81,10 +82,10 @@ class Writer:
         """Open the file under the process lock, and create it if there is none.
 
         Args:
-            inspect: called with the path before SQLite may change anything; raises where nothing
-                may be changed.
+            inspect: called with the path before SQLite may change anything; raises if the file must
+                not be changed.
             prepare: called with the connection and the path before it is used.
-            timeout: seconds that were to be waited, for messages.
+            timeout: seconds that the caller waits in all, for messages.
             deadline: monotonic time in seconds after which waiting stops.
         """
         taken = opened = False
@@ -94,7 +95,7 @@ class Writer:
             reraise_interrupt(error)
             raise self._lock_error(f"open registry {self._path!r}", error) from error
         try:
-            self._acquire_lock("open registry", deadline, timeout)
+            self.acquire_lock("open registry", deadline, timeout, verify=False)
             taken = True
             with driver_errors(f"open registry {self._path!r}", self._path):
                 inspect(self._path)
@@ -102,11 +103,11 @@ class Writer:
             opened = True
             self._lock.mark()
             self.disk_space.reserve.allocate()
-            self._lock.release()
+            self.release_lock()
         except BaseException:
             if taken and not opened:
                 self._lock.remove_if_created()
-            self._lock.release()
+            self.release_lock()
             self._lock.close()
             raise
 
@@ -121,13 +122,13 @@ class Writer:
             connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
             try:
                 prepare(connection, self._path)
-                # From now on `_begin` waits, for a stranger to the turnstile.
+                # From now on `_begin` waits, for clients that bypass the process lock.
                 connection.execute("PRAGMA busy_timeout = 0")
                 self._begin(connection, doing, deadline, timeout)
                 self._file_identity.require_database("open registry")
                 self._file_identity.record(log=True)
-                # Where the system refused to open it for writing, SQLite has opened it for reading,
-                # and begins IMMEDIATE all the same.
+                # If the system refused to open it for writing, SQLite has opened it for reading,
+                # and BEGIN IMMEDIATE succeeds all the same.
                 connection.execute("PRAGMA user_version = 0")
                 connection.execute("ROLLBACK")
             except BaseException:
@@ -142,9 +143,9 @@ class Writer:
     ) -> None:
         """Close all connections under the process lock; idempotent.
 
-        The last connection of all processes to be closed moves the log into the database. Without
-        the lock none is closed: they stay open until the process ends, and the log stays for the
-        next one.
+        The close of the last connection of all processes moves the WAL into the database. If the
+        lock cannot be acquired, the connections stay open until the process ends, and the WAL stays
+        for the next process.
 
         Args:
             deadline: monotonic time in seconds after which waiting for the lock stops.
@@ -164,39 +165,34 @@ class Writer:
         close_readers(close)
         close(self.connection)
         if locked and size(self._path):
-            self.disk_space.reserve.allocate()  # the last close frees what -wal and -shm have taken
+            self.disk_space.reserve.allocate()  # the last close has freed -wal and -shm
         lock.release()
         lock.close()
-        self._lock = None  # at last: an interrupted call is made again
+        self._lock = None  # set last: a call after an interrupt resumes
 
     # A transaction.
 
-    def acquire_lock(self, doing: str, deadline: float, timeout: float) -> None:
-        """Take the turnstile.
+    def acquire_lock(
+        self, doing: str, deadline: float, timeout: float, *, verify: bool = True
+    ) -> None:
+        """Acquire the process lock.
 
         Args:
-            doing: for messages.
-            deadline: until when it may wait, monotonic seconds.
-            timeout: how long that was, for messages.
+            doing: operation and object, for messages.
+            deadline: monotonic time in seconds after which waiting stops.
+            timeout: seconds that the caller waits in all, for messages.
+            verify: whether the open files must be those at their paths.
         Raises:
-            UnavailableError: *deadline* passed.
-            RegistryError: nothing can be written.
+            UnavailableError: *deadline* has passed.
+            RegistryError: the database cannot be written.
         """
+        assert self._lock is not None, "the writer is open"
         if self.unwritable is not None:
             raise self.unwritable.with_traceback(None)  # or it gets longer each time
-        self._holds_lock = True  # first: who is interrupted gives back what it may have
-        self._acquire_lock(doing, deadline, timeout, lambda: self._file_identity.require(doing))
-
-    def _acquire_lock(
-        self,
-        doing: str,
-        deadline: float,
-        timeout: float,
-        verify: Callable[[], object] | None = None,
-    ) -> None:
-        assert self._lock is not None, "who is closed is not asked"
+        self._holds_lock = True  # set first, so that an interrupted call still releases the lock
+        check = partial(self._file_identity.require, doing) if verify else None
         try:
-            if self._lock.acquire(deadline, verify):
+            if self._lock.acquire(deadline, check):
                 return
         except OSError as error:
             reraise_interrupt(error)
@@ -204,7 +200,7 @@ class Writer:
         raise self._timed_out(doing, timeout, self.holder())
 
     def begin(self, doing: str, deadline: float, timeout: float) -> None:
-        """Begin a transaction of SQLite; arguments and errors as `acquire_lock`."""
+        """Begin a transaction of SQLite; the arguments and errors are those of `acquire_lock`."""
         self.disk_space.begin(self.connection)
         self._begin(self.connection, doing, deadline, timeout)
         self._changes = self.connection.total_changes
@@ -226,13 +222,14 @@ class Writer:
                 return
 
     def commit(self, doing: str) -> None:
-        """Run COMMIT, once; it is not acknowledged before `confirm`.
+        """Run COMMIT; the caller acknowledges it only after `confirm`.
 
-        Who was interrupted in it calls it again, and it goes on where it was; `reset` ends it.
+        COMMIT runs at most once per transaction: a second one would commit the next one. Safe to
+        call again after an interrupt; it resumes. `reset` prepares the next transaction.
 
         Raises:
             RegistryError: nothing of the transaction is in the database.
-            CommitUnknownError: nobody can tell; nothing is written any more.
+            CommitUnknownError: the outcome cannot be known; nothing is written any more.
         """
         if self._refusal is None and (not self.committing or self.connection.in_transaction):
             try:
@@ -240,7 +237,7 @@ class Writer:
                 self.committing = True
                 if self._lock is not None:
                     self._lock.release_queue()
-                self._latest = None  # first, in case an interrupt follows the commit
+                self._latest = None  # set first, in case an interrupt follows COMMIT
                 self.connection.execute("COMMIT")
                 self._latest = self._number
             except sqlite3.Error as error:
@@ -262,22 +259,27 @@ class Writer:
         self._latest = None
 
     def reset(self) -> None:
-        """Roll back what is open, and be ready for another transaction."""
+        """Roll back an open transaction, release the process lock, and allow the next one."""
         if self.connection.is_in_transaction():
             try:
                 self.connection.execute("ROLLBACK")
             except sqlite3.Error:
                 log.exception("write to %r: rolling back failed", self._path)
         self.committing, self._refusal, self._number = False, None, None
+        if self._holds_lock:
+            self.release_lock()
 
     def confirm(self, doing: str, deadline: float) -> None:
-        """Make sure that what was committed is in the file at the path; may be called again.
+        """Make sure that the commit is in the files at the paths; idempotent.
 
-        The turn is given back before, since others need not wait for a look, unless something is
-        left to be done in it, which does not wait past *deadline* (monotonic seconds).
+        The process lock is released first, unless it is needed for maintenance of the disk reserve
+        or the WAL.
 
+        Args:
+            doing: operation and object, for messages.
+            deadline: monotonic time in seconds after which the maintenance does not wait.
         Raises:
-            DataLossError: it is in another one; nothing is written any more.
+            DataLossError: the commit is in other files; nothing is written any more.
         """
         maintain = self._holds_lock and self.disk_space.needs_maintenance(self.connection)
         keep = maintain or (self._holds_lock and self._wal.is_long())
@@ -293,10 +295,10 @@ class Writer:
             self._wal.restart(self.connection, deadline)
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
-        """Make sure that a commit which failed is not there after a crash, and raise.
+        """Make sure that a failed commit is not there after a crash, and raise its error.
 
-        When the sync of the log fails, the frames are in it all the same, and whoever opens the
-        file after a crash takes them for committed. Another commit overwrites them.
+        If the sync of the WAL fails, its frames are in the file all the same, and an open after a
+        crash takes them for committed. An empty commit overwrites them.
         """
         connection = self.connection
         try:
@@ -308,8 +310,8 @@ class Writer:
                 connection.execute("COMMIT")
         except sqlite3.Error as second:
             self.unwritable = CommitUnknownError(
-                f"{doing}: the commit failed ({error}) and so did making sure of it ({second}) "
-                f"in {self._path!r}; close the store, open it anew and read what is so",
+                f"{doing}: the commit failed ({error}), and undoing it for certain did too "
+                f"({second}) in {self._path!r}; close the store, open it again and read it",
                 path=self._path,
                 sqlite_code=error.sqlite_errorcode,
             )
@@ -317,15 +319,15 @@ class Writer:
         raise translate(error, doing, self._path) from error
 
     def release_lock(self) -> None:
-        """Give the turnstile back; harmless when repeated."""
+        """Release the process lock; idempotent."""
         if self._holds_lock and self._lock is not None:
             self._lock.release()
         self._holds_lock = False
 
-    # What is in the way.
+    # Contention.
 
     def holder(self) -> Holder | None:
-        """Return which other process holds the turnstile."""
+        """Return the other process that holds the process lock; None without one."""
         return None if self._lock is None else self._lock.holder()
 
     def _timed_out(self, doing: str, timeout: float, holder: Holder | None) -> UnavailableError:

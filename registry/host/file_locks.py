@@ -16,11 +16,11 @@ WRITE_LOCK: Final = 120
 """Byte of `-shm` that SQLite locks to write (wal.c, WAL_WRITE_LOCK)."""
 READ_MARKS: Final = range(123, 128)
 """Bytes of `-shm` that SQLite locks to read a snapshot (wal.c, WAL_READ_LOCK). The first is for a
-snapshot that needs no log: it keeps all of the log from being moved into the database."""
+snapshot that needs no WAL: while it is locked, no checkpoint moves the WAL into the database."""
 
 
 class FileLock(NamedTuple):
-    """A lock; *pid* holds it on the bytes from *first* to *last*.
+    """Lock that process *pid* holds on the bytes from *first* to *last*.
 
     *device* is that of the file system, as major:minor; `stat` may show another one (btrfs).
     """
@@ -34,14 +34,14 @@ class FileLock(NamedTuple):
 
 
 def locks_on(path: str) -> Iterator[FileLock]:
-    """Yield the locks on the file at *path* of processes that are visible here."""
+    """Yield the locks of the visible processes on the file at *path*."""
     found = paths.identity(path)
     if found is None:
         return
     try:
         with open("/proc/locks", encoding="ascii") as locks:
             for line in locks:
-                if "->" in line:  # of a process that waits for the lock of the line before
+                if "->" in line:  # a process that waits for the lock of the line before
                     continue
                 _, kind, _, access, pid, file, first, last, *_ = line.split()
                 device, _, inode = file.rpartition(":")
@@ -53,7 +53,7 @@ def locks_on(path: str) -> Iterator[FileLock]:
 
 
 def write_locker(path: str, kind: str, start: int) -> int | None:
-    """Return the process that has locked the file at *path* for writing from byte *start* on."""
+    """Return the pid that has locked the file at *path* for writing from byte *start*."""
     for lock in locks_on(path):
         if (lock.kind, lock.access, lock.first) == (kind, "WRITE", start):
             return lock.pid
@@ -61,11 +61,11 @@ def write_locker(path: str, kind: str, start: int) -> int | None:
 
 
 def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
-    """Name the processes whose snapshots keep the log of *database* from being reset.
+    """Return the processes whose snapshots keep the WAL of *database* from being reset.
 
     Args:
         database: its path.
-        ours: snapshots of this process that do not count.
+        ours: number of snapshots of this process to leave out.
     """
     marks: dict[int, int] = {os.getpid(): -ours}
     for lock in locks_on(f"{database}-shm"):

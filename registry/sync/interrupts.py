@@ -1,22 +1,36 @@
-"""Exceptions that a signal handler raises into the code of this package.
+"""Exceptions that a signal handler raises into the code of this package: interrupts.
 
-Python runs a signal handler between any two bytecodes of the main thread, and in system calls that
-a signal interrupts. What the handler raises is meant for the embedding program: it is no answer of
-the system, so it is neither swallowed nor wrapped. It may be of any class, OSError included.
+CPython runs a signal handler in the main thread, between two bytecodes: when a function begins,
+after most calls, and at the end of each pass of a loop. An exception of the handler is meant for
+the embedding program. It is no answer of the system, so it is neither swallowed nor wrapped. It may
+be of any class, OSError included.
+
+Two functions here are all that the package knows of interrupts:
+
+1. `reraise_interrupt` decides whether an error came from the system.
+2. `run_to_end`, and `call_then` which uses it, run an idempotent step to its end and then raise the
+   interrupt.
+
+docs/internals.md explains the design, and what does not work.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
+
+T = TypeVar("T")
+
+ATTEMPTS: Final = 8
+"""Calls of a step by `run_to_end`: an error that is no interrupt may come each time."""
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Return whether *error* came out of a signal handler.
+    """Return whether *error* was raised by a signal handler.
 
     Python passes to a handler the frame that it interrupts, so the traceback shows a function that
     has its own caller's frame as an argument. For errors of an embedder's function, which may be
@@ -45,8 +59,8 @@ def reraise_interrupt(error: Exception) -> None:
         if (isinstance(error, OSError) and error.errno is None) or is_interrupt(error):
             raise error
     finally:
-        # Otherwise this frame and the traceback keep each other, and with them a write that is not
-        # ended yet: its locks would be held until the garbage collector runs.
+        # Otherwise this frame and the traceback refer to each other. The traceback also refers to a
+        # write that has not ended: its locks would be held until the garbage collector runs.
         del error
 
 
@@ -57,3 +71,52 @@ def suppress_os_errors() -> Iterator[None]:
         yield
     except OSError as error:
         reraise_interrupt(error)
+
+
+def run_to_end(step: Callable[[], object], attempts: float = ATTEMPTS) -> None:
+    """Call *step* until it returns; then raise the last exception that interrupted it.
+
+    Args:
+        step: idempotent; called again, it continues where the interrupted call stopped. An error
+            of its own is treated as an interrupt.
+        attempts: calls of *step* after which the exception is raised although none has returned.
+
+    An interrupt that arrives before the first call of *step* leaves it uncalled; see `call_then`.
+    """
+    errors: list[BaseException] = []
+    ended = False
+    while not ended and len(errors) < attempts:
+        try:  # for an interrupt between two attempts
+            while not ended and len(errors) < attempts:
+                try:
+                    step()
+                    ended = True
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    errors.append(error)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+    try:
+        if errors:
+            raise errors[-1]
+    finally:
+        del errors  # or the exception and its traceback refer to each other
+
+
+def call_then(body: Callable[[], T], end: Callable[[], object]) -> T:
+    """Return what *body* returns, after *end* has run to its end whatever interrupted it.
+
+    An interrupt that arrives before *body* begins leaves both uncalled, so *body* also begins what
+    *end* ends.
+
+    Args:
+        body: called once; its exception is raised after *end*.
+        end: idempotent, and called also if *body* has not begun what it ends.
+    """
+    try:
+        return body()
+    finally:
+        try:
+            end()
+        except BaseException:
+            run_to_end(end)
+            raise

@@ -1,8 +1,8 @@
-"""Waiting for other threads, in a way that an exception from a signal handler cannot break.
+"""Locks between threads that an interrupt leaves whole.
 
-Python runs a handler between any two bytecodes of the main thread, inside the `threading` module's
-own Python too: struck at the wrong one, a Condition or an Event is left locked for ever. Here only
-the bare lock is used, in a `with` or to sleep on, and what is true is read from the data.
+An interrupt inside the `threading` module's own Python code can leave a Condition or an Event
+locked for ever. The classes here use only the bare lock, in a `with` or to sleep on, and read every
+condition from data.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from typing import Final
 
 
 class WaitQueue:
-    """Threads that sleep until something is so, and are woken to look again."""
+    """Threads that sleep until a condition holds, and check it whenever they are woken."""
 
-    __slots__ = ("_locks",)
+    __slots__ = ("sleeping",)
 
     def __init__(self) -> None:
-        """Begin with nobody asleep."""
-        self._locks: list[threading.Lock] = []
+        """Begin empty."""
+        self.sleeping: list[threading.Lock] = []
+        """One locked lock for each thread that sleeps."""
 
     def wait(self, condition: Callable[[], bool], deadline: float | None) -> bool:
-        """Sleep until *condition* holds, and tell whether it does before *deadline*.
+        """Sleep until *condition* holds; return whether it holds before *deadline*.
 
         Args:
-            condition: asked at once, and whenever somebody calls `wake`.
-            deadline: monotonic seconds; None: without end.
+            condition: checked at once, and after each `wake`.
+            deadline: monotonic time in seconds after which waiting stops; None: never.
         """
         while not condition():
             lock = threading.Lock()
             lock.acquire()
-            self._locks.append(lock)
+            self.sleeping.append(lock)
             try:
-                # Asked again, now that whoever makes it so will see us.
+                # Checked again: a thread that made it true before the append has woken no one.
                 if condition():
                     return True
                 remaining = -1 if deadline is None else deadline - time.monotonic()
@@ -43,81 +44,83 @@ class WaitQueue:
                     return False
                 lock.acquire(timeout=remaining)
             finally:
-                self._locks.remove(lock)
+                self.sleeping.remove(lock)
         return True
 
     def wake(self) -> None:
-        """Let all of them look again."""
-        for lock in tuple(self._locks):
+        """Have all sleeping threads check their condition."""
+        for lock in tuple(self.sleeping):
             _wake(lock)
 
 
 def _wake(lock: threading.Lock) -> None:
     if lock.locked():
-        with contextlib.suppress(RuntimeError):  # somebody else has woken it meanwhile
+        with contextlib.suppress(RuntimeError):  # another thread has woken it meanwhile
             lock.release()
 
 
-class Mutex:
-    """A lock that is given in turn, knows its holder, and is waited for until a deadline.
+_FREE: Final = (None,)
 
-    Whoever asks stands in the queue, and the first one in it is the holder. So there is no moment
-    at which it is held and nobody knows by whom. Each change of the queue is one step of a list,
-    under no lock: the garbage collector may call in the middle of it, with one more to release.
+
+class Mutex:
+    """FIFO lock between threads that knows its holder and is waited for until a deadline.
+
+    The first entry of the queue is the holder. So there is no moment at which the mutex is held and
+    its holder is unknown. Each change of the queue is one step of a list, and needs no lock: the
+    garbage collector may call `release` in the middle of another call.
     """
 
     def __init__(self) -> None:
-        """Begin with nobody holding it."""
+        """Begin free."""
         self.freed: Final = WaitQueue()
-        """Woken when nobody holds it any more."""
-        self._queue: list[tuple[object, threading.Lock, threading.Thread]] = []
+        """Woken when the mutex becomes free and no thread waits for it."""
+        self._queue: list[tuple[object, threading.Lock, int]] = []
 
     @property
     def holder(self) -> object:
-        """Who holds it; None when nobody does."""
-        try:
-            return self._queue[0][0]
-        except IndexError:
-            return None
+        """The holder; None when the mutex is free."""
+        return next(iter(self._queue), _FREE)[0]
 
     def entry_of_this_thread(self) -> object:
-        """Return who of the calling thread holds it, or waits; None where nobody does."""
-        thread = threading.current_thread()
+        """Return the holder or waiter that the calling thread has queued; None without one."""
+        thread = threading.get_ident()
         for holder, _, other in tuple(self._queue):
-            if other is thread:
+            if other == thread:
                 return holder
         return None
 
     @property
     def next_waiter(self) -> object:
-        """Who gets it after the holder; None when nobody waits."""
+        """The first waiter behind the holder; None when there is none."""
         waiting = self._queue[1:2]
         return waiting[0][0] if waiting else None
 
     def acquire(self, holder: object, deadline: float | None) -> bool:
-        """Wait until *holder* holds it, and tell whether it does before *deadline*.
+        """Wait until *holder* holds the mutex; return whether it does before *deadline*.
 
-        After an exception the caller releases it, whether it was held or not.
+        After an exception the caller must call `release`, whether the mutex was held or not.
         """
-        turn = threading.Lock()
-        turn.acquire()
-        self._queue.append((holder, turn, threading.current_thread()))
-        while self.holder is not holder:
+        queue, wakeup = self._queue, threading.Lock()
+        wakeup.acquire()
+        queue.append((holder, wakeup, threading.get_ident()))
+        while next(iter(queue), _FREE)[0] is not holder:
             remaining = -1 if deadline is None else deadline - time.monotonic()
-            if (deadline is not None and remaining <= 0) or not turn.acquire(timeout=remaining):
+            if (deadline is not None and remaining <= 0) or not wakeup.acquire(timeout=remaining):
                 self.release(holder)
                 return False
         return True
 
     def release(self, holder: object) -> None:
-        """Take *holder* out of the queue, wherever it stands; harmless when repeated."""
+        """Remove *holder* from the queue, wherever it stands; idempotent."""
         queue = self._queue
         for entry in tuple(queue):
             if entry[0] is holder:
-                with contextlib.suppress(ValueError):  # somebody else has taken it out
+                try:  # noqa: SIM105 - `suppress` calls three functions, in each write
                     queue.remove(entry)
+                except ValueError:  # another thread has removed it
+                    pass
                 break
-        for _, turn, _ in queue[:1]:
-            _wake(turn)
-        if not queue:
+        for _, wakeup, _ in queue[:1]:
+            _wake(wakeup)
+        if not queue and self.freed.sleeping:
             self.freed.wake()

@@ -1,8 +1,8 @@
-"""A function in a thread of its own, which an exception from a signal handler cannot break.
+"""Calls in other threads that an interrupt leaves whole.
 
-The main thread, interrupted in Thread.start, can leave the new one waiting for ever, and the
-process with it when it wants to exit. Here the bare `_thread` starts one, and that, which no
-handler interrupts, the `threading.Thread` in which the function runs.
+An interrupt of the main thread in Thread.start can leave the new thread waiting for ever, and the
+process cannot exit then. So the bare `_thread` starts an intermediate thread, in which no signal
+handler runs, and that one starts the `threading.Thread` in which the function runs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import _thread
 import contextvars
 import errno
+import math
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from registry.sync.interrupts import reraise_interrupt
+from registry.sync.interrupts import reraise_interrupt, run_to_end
 from registry.sync.locks import WaitQueue
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ T = TypeVar("T")
 
 
 class NoThreadError(OSError):
-    """No thread can be started: EAGAIN, as the kernel says it."""
+    """No thread can be started: EAGAIN, as the kernel reports it."""
 
     def __init__(self, error: BaseException) -> None:
-        """Keep what Python said."""
+        """Keep the message of *error*, which Python raised."""
         super().__init__(errno.EAGAIN, str(error))
 
 
@@ -39,7 +40,7 @@ def start(fn: Callable[[], None]) -> None:
     """Start *fn* in a thread that the `threading` module does not know.
 
     Raises:
-        NoThreadError: none can be started.
+        NoThreadError: no thread can be started.
     """
     try:
         _thread.start_new_thread(fn, ())
@@ -51,17 +52,17 @@ def start(fn: Callable[[], None]) -> None:
 def run(fn: Callable[[], T]) -> T:
     """Run *fn* in a thread and the caller's context, and return its result or raise its exception.
 
-    It is never left running: an interrupt of the caller waits until it has ended, or keeps it from
-    beginning.
+    *fn* is never left running: an interrupt of the caller is raised when *fn* has ended, or keeps
+    *fn* from being called.
 
     Raises:
-        NoThreadError: none can be started; *fn* was not begun.
+        NoThreadError: no thread can be started; *fn* was not called.
     """
     return _Call(fn).result()
 
 
 class _Call(Generic[T]):
-    """One run of a function."""
+    """One run of a function in a thread."""
 
     def __init__(self, fn: Callable[[], T]) -> None:
         self._fn = fn
@@ -69,44 +70,32 @@ class _Call(Generic[T]):
         self._daemon = threading.current_thread().daemon
         self._guard = threading.Lock()
         self._tried = self._started = self._finished = False
-        self._end = WaitQueue()
+        self._changed = WaitQueue()
         self._thread: threading.Thread | None = None
         self._results: list[T] = []
         self._failures: list[BaseException] = []
 
     def result(self) -> T:
-        interrupts: list[BaseException] = []
-        while not self._finished:
-            try:
-                self._advance(interrupts)
-            except BaseException as error:  # noqa: BLE001 - interrupted again, on the way to the `try`
-                interrupts.append(error)
-        try:
-            if interrupts:
-                raise interrupts[-1]
-        finally:
-            del interrupts  # or it and its traceback keep each other, and all that is in its frames
+        """Return the result of the function, or raise its exception."""
+        run_to_end(self._advance, attempts=math.inf)
         if self._thread is not None:
             self._thread.join()
         if self._failures:
             raise self._failures[0]
         return self._results[0]
 
-    def _advance(self, interrupts: list[BaseException]) -> None:
-        while not self._finished:
-            try:
-                if interrupts:
-                    self._prevent_start()
-                elif not self._tried:
-                    self._tried = True
-                    start(self._start)
-                self._end.wait(lambda: self._finished, None)
-            except BaseException as error:  # noqa: BLE001 - the thread may run all the same
-                interrupts.append(error)
+    def _advance(self) -> None:
+        """Start the thread and wait for its end; a second call follows an interrupt."""
+        if self._tried:
+            self._prevent_start()
+        else:
+            self._tried = True
+            start(self._start)
+        self._changed.wait(lambda: self._finished, None)
 
     def _prevent_start(self) -> None:
         with self._guard:
-            if not self._started:  # else its end is its own to note
+            if not self._started:  # else the thread itself notes its end
                 self._finished = True
 
     def _start(self) -> None:
@@ -114,12 +103,12 @@ class _Call(Generic[T]):
         self._thread = thread
         try:
             thread.start()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._thread = None
             no_thread = isinstance(error, RuntimeError)
             self._failures.append(NoThreadError(error) if no_thread else error)
             self._prevent_start()
-            self._end.wake()
+            self._changed.wake()
 
     def _run(self) -> None:
         with self._guard:
@@ -128,7 +117,7 @@ class _Call(Generic[T]):
             self._started = True
         try:
             self._results.append(self._context.run(self._fn))
-        except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._failures.append(error)
         self._finished = True
-        self._end.wake()
+        self._changed.wake()

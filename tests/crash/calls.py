@@ -1,4 +1,4 @@
-"""Calls of a store that are interrupted, in a process of their own, wherever they can be."""
+"""Calls of a store for the interrupt tests, in a process of their own."""
 
 from __future__ import annotations
 

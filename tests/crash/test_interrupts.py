@@ -121,10 +121,10 @@ BESIDE_OTHERS = """
         ("last", {"Mutex.acquire", "GroupCommit._finish", "Writer.commit"}),
     ],
 )
-def test_an_interrupted_member_of_a_group_leaves_the_others_theirs(
+def test_an_interrupted_member_leaves_the_writes_of_the_group_whole(
     path: str, place: str, interrupted: set[str]
 ) -> None:
-    """Wherever it stands in the group: what the other threads write is stored, and they go on."""
+    """At any place of the group: the writes of the other threads are stored, and they go on."""
     assert interrupted <= set(run(BESIDE_OTHERS, path, place, timeout=TIMEOUT).splitlines())
 
 
@@ -199,8 +199,8 @@ AT_THE_PROCESS_LOCK = """
         if kind == "removed":
             os.unlink(f"{database}-lock")
             os.unlink(f"{database}-queue")
-        look = holder.release if kind == "committing" else None
-        attempt.run(lambda: interrupted.acquire(time.monotonic() + 0.01, look))
+        verify = holder.release if kind == "committing" else None
+        attempt.run(lambda: interrupted.acquire(time.monotonic() + 0.01, verify))
         interrupted.release()
         holder.release()
         for each in (third, interrupted):
@@ -287,7 +287,7 @@ def test_an_interrupted_open_keeps_no_process_out(path: str) -> None:
 
 
 def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_refused(path: str) -> None:
-    """It would wait for the write that goes on only after it; before and after it may write."""
+    """It would wait for the write that it interrupted; before and after that write it may write."""
     code = """
         import sys
         from dataclasses import replace

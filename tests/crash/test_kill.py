@@ -52,7 +52,7 @@ WRITERS = """
             n += 1
         store.close()
 
-    write(sys.argv[1], 1, 2)  # what is done at first use need not be done in each writer anew
+    write(sys.argv[1], 1, 2)  # the writers below inherit what the first use does
     while line := sys.stdin.readline():
         path, first = line.split()
         begin = os.pipe()
@@ -113,8 +113,8 @@ def kill_one(
     return int(n)
 
 
-def test_killed_200_times_at_random_moments_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    """Nor is anything half there, and `check` finds nothing; each time in the same file."""
+def test_a_writer_killed_200_times_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """No transaction is half there, and `check` finds nothing; each time in the same file."""
     seed = int(os.environ.get("KILL_SEED", str(time.time_ns())))
     print(f"KILL_SEED={seed}")  # noqa: T201 - shown if the test fails
     moments = random.Random(seed)
@@ -151,7 +151,7 @@ CREATORS = """
     """
 
 
-def test_killed_while_it_creates_the_registry_the_next_open_succeeds(tmp_path: Path) -> None:
+def test_the_next_open_succeeds_after_a_kill_during_creation(tmp_path: Path) -> None:
     """At moments spread over the time that a whole creation takes here."""
     with running(CREATORS, tmp_path / "first.db") as creators:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Many threads, many processes, many tasks."""
+"""Concurrent calls of threads, processes and tasks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_8_threads_lose_no_update(open_store: OpenStore) -> None:
 
 
 def test_4_processes_lose_no_update(store: Store, path: str) -> None:
-    """4 x 200 increments are 800, and nobody waits in vain."""
+    """4 x 200 increments are 800, and all calls return."""
     store.add(sandbox("a"), READY)
     code = """
         import sys
@@ -82,8 +82,8 @@ def test_4_processes_lose_no_update(store: Store, path: str) -> None:
     assert 800 == store.get("a").status.get().exited_at
 
 
-def test_of_many_threads_that_want_one_name_one_gets_it(store: Store) -> None:
-    """All others are told who."""
+def test_one_of_many_threads_gets_a_contended_name(store: Store) -> None:
+    """The errors of all others name its holder."""
     winners: list[str] = []
     holders: list[str] = []
 
@@ -99,8 +99,8 @@ def test_of_many_threads_that_want_one_name_one_gets_it(store: Store) -> None:
     assert winners * 7 == holders
 
 
-def test_threads_that_read_and_write_meet_no_error(store: Store) -> None:
-    """Adding, updating, listing, deleting at once."""
+def test_concurrent_reads_and_writes_raise_no_error(store: Store) -> None:
+    """Threads add, update, list and delete at once."""
     stop = threading.Event()
 
     def write(n: int) -> None:
@@ -164,7 +164,7 @@ def test_another_task_of_the_thread_is_refused(store: Store) -> None:
 
 
 def test_a_task_nests_in_its_own_transaction(store: Store) -> None:
-    """Across an await too, and its thread may write after it."""
+    """Across an await too, and its thread may write afterwards."""
 
     async def write() -> None:
         with store.transaction():
@@ -181,8 +181,8 @@ def test_a_task_nests_in_its_own_transaction(store: Store) -> None:
 # Waiting.
 
 
-def test_past_the_deadline_the_holding_thread_is_named(open_store: OpenStore) -> None:
-    """An UpdateFunc that sleeps past another writer's deadline, within a process."""
+def test_the_timeout_error_names_the_holding_thread(open_store: OpenStore) -> None:
+    """An UpdateFunc sleeps past another writer's deadline, within a process."""
     store, impatient = open_store(), open_store(timeout=0.2)
     handle = store.add(sandbox("a"), READY)
     store.add(sandbox("b"), READY)
@@ -224,8 +224,8 @@ HOLDER = """
     """
 
 
-def test_past_the_deadline_the_holding_process_is_named(open_store: OpenStore, path: str) -> None:
-    """The same between two processes; and the wait comes out well when there is time."""
+def test_the_timeout_error_names_the_holding_process(open_store: OpenStore, path: str) -> None:
+    """The same between two processes; a wait with a longer timeout succeeds."""
     store, impatient = open_store(), open_store(timeout=0.2)
     store.add(sandbox("a"), READY)
     with running(HOLDER, path) as child:
@@ -255,7 +255,7 @@ def test_the_error_says_that_the_lock_holder_is_stopped(open_store: OpenStore, p
         assert f"process {child.pid} (python" in caught.value.holder
 
 
-def test_a_holder_that_is_killed_lets_the_next_one_in(store: Store, path: str) -> None:
+def test_a_killed_holder_releases_the_lock(store: Store, path: str) -> None:
     """The kernel releases its locks, and nothing of its write is there."""
     handle = store.add(sandbox("a"), READY)
     with running(HOLDER, path) as child:
@@ -264,7 +264,9 @@ def test_a_holder_that_is_killed_lets_the_next_one_in(store: Store, path: str) -
         assert 1 == handle.status.update(more).exited_at
 
 
-def test_a_stranger_to_the_process_lock_is_named_too(open_store: OpenStore, path: str) -> None:
+def test_the_timeout_error_names_a_client_that_bypasses_the_process_lock(
+    open_store: OpenStore, path: str
+) -> None:
     """The sqlite3 shell, say, that holds SQLite's own lock."""
     store, impatient = open_store(), open_store(timeout=0.2)
     handle = store.add(sandbox("a"), READY)
@@ -288,8 +290,8 @@ def test_a_stranger_to_the_process_lock_is_named_too(open_store: OpenStore, path
     assert 1 == handle.status.update(more).exited_at
 
 
-def test_the_next_one_is_woken_by_the_commit_and_not_before(store: Store, path: str) -> None:
-    """A writer has the queue until its COMMIT, and the lock until that is done."""
+def test_the_queue_is_unlocked_just_before_the_commit(store: Store, path: str) -> None:
+    """A writer holds the queue until its COMMIT, and the lock until COMMIT has returned."""
     handle = store.add(sandbox("a"), READY)
     seen = []
 
@@ -306,23 +308,23 @@ def test_the_next_one_is_woken_by_the_commit_and_not_before(store: Store, path: 
     assert {(True, True)} == {(queue, lock) for _, queue, lock in seen[:-1]}
 
 
-def test_a_turn_of_this_process_is_named(open_store: OpenStore, path: str) -> None:
-    """As one that moves the log, or closes, has without a transaction."""
+def test_the_timeout_error_names_this_process(open_store: OpenStore, path: str) -> None:
+    """A checkpoint or a close holds the process lock without a transaction."""
     store, impatient = open_store(), open_store(timeout=0.2)
     handle = store.add(sandbox("a"), READY)
     other = ProcessLock(path)
     assert other.acquire(time.monotonic() + 60)
-    with pytest.raises(UnavailableError, match="this process, by another thread, whose turn it is"):
+    with pytest.raises(UnavailableError, match="held by this process, by another thread; retry"):
         impatient.get("a").status.update(more)
     other.close()
     handle.status.update(more)
 
 
 @pytest.mark.parametrize("suffix", ["-lock", "-queue"])
-def test_who_was_stopped_on_the_way_to_its_turn_is_named(
+def test_the_timeout_error_names_a_process_that_has_not_recorded_itself(
     open_store: OpenStore, path: str, suffix: str
 ) -> None:
-    """It has one of the lock files, and has not signed."""
+    """It has locked one of the files, and was stopped there."""
     store, impatient = open_store(), open_store(timeout=0.2)
     handle = store.add(sandbox("a"), READY)
     code = """
@@ -341,8 +343,8 @@ def test_who_was_stopped_on_the_way_to_its_turn_is_named(
     handle.status.update(more)
 
 
-def test_a_write_that_can_start_no_thread_says_what_it_ran_into(store: Store, path: str) -> None:
-    """It needs one to wait for another process; later it may have one."""
+def test_a_write_that_can_start_no_thread_reports_the_limit(store: Store, path: str) -> None:
+    """It needs a thread to wait for another process; a later write may start one."""
     store.add(sandbox("a"), READY)
     code = """
         import sys, threading
@@ -374,10 +376,10 @@ def test_a_write_that_can_start_no_thread_says_what_it_ran_into(store: Store, pa
         assert "SANDBOX_READY" == line(child)
 
 
-def test_those_who_wait_for_other_locks_do_not_hide_the_stranger(
+def test_waiters_for_other_locks_do_not_hide_the_holder(
     open_store: OpenStore, path: str, tmp_path: Path
 ) -> None:
-    """The kernel lists them among the locks."""
+    """The kernel lists waiters among the locks."""
     open_store()
     store = open_store(timeout=0.2)
     code = """
@@ -392,13 +394,13 @@ def test_those_who_wait_for_other_locks_do_not_hide_the_stranger(
         shell.execute("BEGIN IMMEDIATE")
         with running(code, other) as waiter:
             assert "waits" == line(waiter)
-            with pytest.raises(UnavailableError, match="takes no turns"):
+            with pytest.raises(UnavailableError, match="bypasses the process lock"):
                 store.add(sandbox("a"), READY)
         shell.execute("ROLLBACK")
 
 
-def test_open_waits_for_a_stranger_too(path: str) -> None:
-    """Until the timeout, naming him; and no longer than he takes."""
+def test_open_waits_for_a_client_that_bypasses_the_process_lock(path: str) -> None:
+    """Until the timeout, whose error names the client; and no longer than the client writes."""
     Store.open(path).close()
     code = """
         import sqlite3, sys
@@ -421,10 +423,8 @@ def test_open_waits_for_a_stranger_too(path: str) -> None:
         opening.result().close()
 
 
-def test_an_open_that_waits_keeps_back_only_opens_of_the_same_file(
-    path: str, tmp_path: Path
-) -> None:
-    """And those, too, no longer than until their own deadline."""
+def test_a_waiting_open_delays_only_opens_of_the_same_file(path: str, tmp_path: Path) -> None:
+    """And those no longer than until their own deadline."""
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
     with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
@@ -441,7 +441,7 @@ def test_an_open_that_waits_keeps_back_only_opens_of_the_same_file(
 
 
 def test_a_transaction_is_entered_once(store: Store) -> None:
-    """Again, or inside itself, it is refused; what it holds is not harmed."""
+    """A second `with` is refused, also inside the first one, which goes on unharmed."""
     transaction = store.transaction()
     with transaction:
         store.add(sandbox("a"), READY)
@@ -453,8 +453,8 @@ def test_a_transaction_is_entered_once(store: Store) -> None:
     assert ["a", "b"] == ids(store.list())
 
 
-def test_a_close_that_waits_no_longer_ends_the_write_under_way(path: str) -> None:
-    """Which is told so and rolled back; then all is closed, and the next one gets in."""
+def test_a_close_past_its_timeout_rolls_back_the_write_under_way(path: str) -> None:
+    """The write raises StoreClosedError; then all is closed, and the next process may write."""
     store = Store.open(path, timeout=0.2)
     handle = store.add(sandbox("a"), READY)
     begun, closed = threading.Event(), threading.Event()
@@ -478,10 +478,10 @@ def test_a_close_that_waits_no_longer_ends_the_write_under_way(path: str) -> Non
     assert not os.path.exists(f"{path}-wal")
 
 
-def test_one_deadline_covers_all_that_a_write_waits_for(
+def test_one_deadline_covers_all_waits_of_a_write(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same moment for a thread of ours and for another process: the waits do not add up."""
+    """The waits for a thread and for another process do not add up."""
     deadlines: list[float] = []
 
     def noted(acquire: Callable[..., bool], place: int) -> Callable[..., bool]:
@@ -500,7 +500,7 @@ def test_one_deadline_covers_all_that_a_write_waits_for(
 
 
 def test_a_process_that_writes_without_pause_starves_no_other(store: Store, path: str) -> None:
-    """Each of our writes is served; that the lock is a queue is tested at the turnstile."""
+    """Each write of this process is served; test_waiting tests that the lock is a queue."""
     store.add(sandbox("a"), READY)
     store.add(sandbox("b"), READY)
     code = """

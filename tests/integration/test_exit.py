@@ -1,4 +1,4 @@
-"""A store that nobody closed, and one that is opened late, when the interpreter exits."""
+"""Stores that are still open, or opened, when the interpreter exits."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def locked(path: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_a_store_that_was_not_closed_is_closed_at_exit(path: str, how: str) -> None:
-    """The log is moved into the database, what was not committed is gone, and Python warns."""
+def test_an_open_store_is_closed_at_exit(path: str, how: str) -> None:
+    """The WAL is moved into the database, an open transaction is rolled back, and Python warns."""
     failed = "exception" in how  # which keeps the store until no warning can be shown any more
     said = end(f"{OPEN}\n    {ENDS[how]}", path, expected=int(failed))
     assert failed or "ResourceWarning: unclosed Store" in said
@@ -76,10 +76,8 @@ def test_a_store_that_was_not_closed_is_closed_at_exit(path: str, how: str) -> N
 
 
 @needs.strace
-def test_a_store_that_was_not_closed_is_closed_under_the_process_lock(
-    tmp_path: Path, path: str
-) -> None:
-    """Nothing is written to the database or removed before the lock is held."""
+def test_an_open_store_is_closed_at_exit_under_the_process_lock(tmp_path: Path, path: str) -> None:
+    """No file is written or removed before the lock is held."""
     calls = "trace=write,flock,unlink,pwrite64"
     strace = ["strace", "-f", "-qq", "-y", "-e", calls, "-o", str(tmp_path / "trace")]
     program = python(f"{OPEN}\n    os.write(2, b'END-OF-PROGRAM')", path)
@@ -98,10 +96,10 @@ def test_a_store_that_was_not_closed_is_closed_under_the_process_lock(
 
 
 @pytest.mark.parametrize("how", ["at the end of the program", "in a transaction"])
-def test_an_exit_does_not_wait_for_long_and_changes_nothing_without_the_lock(
+def test_an_exit_waits_for_the_lock_briefly_and_changes_nothing_without_it(
     path: str, how: str
 ) -> None:
-    """Another process has it: the log stays, as after a kill. The store's timeout is 1,000 s."""
+    """Another process holds it: the WAL stays, as after a kill. The timeout is 1,000 s."""
     ready = "os.write(1, b'ready'); sys.stdin.readline()"
     command = python(f"{OPEN}\n    {ENDS[how]}\n    {ready}", path)
     process = subprocess.Popen(
@@ -121,8 +119,8 @@ def test_an_exit_does_not_wait_for_long_and_changes_nothing_without_the_lock(
         assert (["a"], []) == (ids(store.list()), store.check())
 
 
-def test_a_write_of_a_daemon_thread_is_not_waited_for(path: str) -> None:
-    """It is in the middle of its function, which does not return; nothing of it is stored."""
+def test_an_exit_does_not_wait_for_a_write_of_a_daemon_thread(path: str) -> None:
+    """Its function does not return; nothing of it is stored."""
     code = """
     inside = threading.Event()
 
@@ -166,7 +164,7 @@ LATE = {
 @pytest.mark.parametrize("made", [False, True], ids=["new", "there"])
 @pytest.mark.parametrize("how", LATE)
 def test_a_store_may_be_opened_for_the_first_time_at_exit(path: str, how: str, made: bool) -> None:
-    """Also where that begins the registry, which imports Alembic; nothing is said on stderr."""
+    """Also if that creates the registry, which imports Alembic; nothing is written to stderr."""
     if made:
         Store.open(path).close()
     code = """
@@ -185,8 +183,8 @@ def test_a_store_may_be_opened_for_the_first_time_at_exit(path: str, how: str, m
         assert (["a"], []) == (ids(store.list()), store.check())
 
 
-def test_an_open_at_exit_that_meets_another_writer_says_so(path: str) -> None:
-    """From Python 3.12 on no thread can be started then, which is not what is wrong."""
+def test_an_open_at_exit_reports_another_writer(path: str) -> None:
+    """From Python 3.12 on no thread can be started then, which must not be the error."""
     Store.open(path).close()
     code = """
     import atexit, sys
@@ -205,7 +203,7 @@ def test_an_open_at_exit_that_meets_another_writer_says_so(path: str) -> None:
 
 
 def test_the_exit_of_a_forked_child_closes_nothing_of_its_parent(path: str) -> None:
-    """A store of its own is closed; the parent goes on."""
+    """The child's own store is closed; the parent goes on."""
     code = """
     child = os.fork()
     if child == 0:
@@ -225,7 +223,7 @@ def test_the_exit_of_a_forked_child_closes_nothing_of_its_parent(path: str) -> N
         assert ["c"] == ids(store.list())
 
 
-def test_a_close_that_does_not_get_the_lock_leaves_the_log_for_the_next_one(path: str) -> None:
+def test_a_close_without_the_lock_leaves_the_wal(path: str) -> None:
     """It writes nothing and removes nothing; this process and others may open the registry."""
     store = Store.open(path, timeout=0.1)
     store.add(sandbox("a"), READY)

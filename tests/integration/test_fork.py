@@ -1,4 +1,4 @@
-"""A forked child can use nothing of the store and harm nothing of the parent's."""
+"""Forked children: they can use nothing of the store, and harm nothing of the parent."""
 
 from __future__ import annotations
 

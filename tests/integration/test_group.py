@@ -1,4 +1,4 @@
-"""Group commit: one commit for all who write at the same time, and one outcome."""
+"""Group commit: threads that write at the same time share one commit and its outcome."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fail(_: Status) -> Status:
 
 @contextmanager
 def statements(store: Store) -> Iterator[list[str]]:
-    """Note what the writer runs."""
+    """Record the statements of the writer."""
     connection, seen = store._session.engine.writer.connection, list[str]()
     connection.set_trace_callback(seen.append)
     yield seen
@@ -54,7 +54,7 @@ def handles(store: Store) -> list[Sandbox]:
 
 @pytest.fixture
 def blocker(store: Store) -> Sandbox:
-    """Return one that keeps a convoy waiting."""
+    """Return a sandbox whose update keeps a convoy waiting."""
     return store.add(sandbox("blocker"), READY)
 
 
@@ -68,10 +68,10 @@ def updates(handles: list[Sandbox]) -> list[Call]:
     return [lambda handle=each: handle.status.update(more) for each in handles]  # type: ignore[misc]
 
 
-def test_who_waits_shares_one_commit(
+def test_waiting_threads_share_one_commit(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """Nine threads, one BEGIN, one COMMIT, and each has its own result."""
+    """Nine threads, one BEGIN, one COMMIT, and each call returns its own result."""
     with (
         statements(store) as seen,
         convoy(store, blocker, *updates(handles)) as futures,
@@ -83,17 +83,17 @@ def test_who_waits_shares_one_commit(
     assert (1, 1) == (seen.count("BEGIN IMMEDIATE"), seen.count("COMMIT"))
 
 
-def test_one_alone_pays_for_no_company(store: Store, handles: list[Sandbox]) -> None:
-    """No savepoint."""
+def test_a_write_without_waiters_makes_no_savepoint(store: Store, handles: list[Sandbox]) -> None:
+    """A single thread pays nothing for group commit."""
     with statements(store) as seen:
         handles[0].status.update(more)
     assert [] == [each for each in seen if each.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK"))]
 
 
-def test_nobody_returns_before_the_commit(
+def test_no_member_returns_before_the_commit(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """Those that have run wait for the one that runs."""
+    """Members that have run wait for the one that runs."""
     futures: list[Future[object]] = []
     returned: list[bool] = []
 
@@ -110,28 +110,28 @@ def test_nobody_returns_before_the_commit(
     assert [1] * 5 + [0] * 3 == counts(handles)
 
 
-def test_what_has_run_is_not_seen_before_the_commit(
+def test_changes_of_a_group_are_invisible_before_its_commit(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """By no reader, not of this process either; then all of it at once."""
+    """No reader sees them, not in this process either; then all appear at once."""
     seen = []
 
-    def look(old: Status) -> Status:
+    def read(old: Status) -> Status:
         with ThreadPoolExecutor(1) as other:
             seen.extend(other.submit(counts, handles).result())
         return more(old)
 
-    with convoy(store, blocker, *updates(handles[:4]), lambda: handles[4].status.update(look)):
+    with convoy(store, blocker, *updates(handles[:4]), lambda: handles[4].status.update(read)):
         pass
     assert [0] * 8 == seen
     assert [1] * 5 + [0] * 3 == counts(handles)
 
 
 @pytest.mark.parametrize("place", [0, 3, 7])
-def test_a_function_that_fails_takes_back_its_own(
+def test_a_failing_function_rolls_back_its_member_alone(
     store: Store, handles: list[Sandbox], blocker: Sandbox, place: int
 ) -> None:
-    """First, in the middle or last: the others are committed, and it alone raises its exception."""
+    """At any place of the group: the others are committed, and only its call raises."""
 
     def half(old: Status) -> Status:
         handles[place].status.update(more)
@@ -148,10 +148,10 @@ def test_a_function_that_fails_takes_back_its_own(
     assert store.list(id="gone") == []
 
 
-def test_all_may_fail_and_the_first_one_too(
+def test_a_group_of_which_all_members_fail_leaves_nothing_open(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """Then nothing is left open."""
+    """Also when the first of the group fails."""
     with convoy(store, blocker, *([lambda: handles[0].status.update(fail)] * 5)) as futures:
         pass
     assert [LookupError] * 5 == [type(each.exception()) for each in futures[1:]]
@@ -159,10 +159,10 @@ def test_all_may_fail_and_the_first_one_too(
     assert [1] + [0] * 7 == counts(handles)
 
 
-def test_a_transaction_runs_alone_after_the_group(
+def test_an_exclusive_transaction_runs_after_the_group(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """Those before it are committed when it begins, and those behind it are when it has ended."""
+    """Writes before it are committed when it begins, and writes behind it after its end."""
     seen = []
 
     def transact() -> None:
@@ -193,7 +193,7 @@ def rolled_back_in_a_part(connection: Connection, store: Store) -> None:
 
 
 def savepoint_lost(connection: Connection, store: Store) -> None:
-    """Fail, so that it is to be taken back, which SQLite refuses."""
+    """Fail, so that the member is rolled back, which SQLite refuses."""
     with suppress(sqlite3.OperationalError):
         while True:  # those of the members before it, too
             connection.execute("RELEASE member")
@@ -208,14 +208,14 @@ def savepoint_lost(connection: Connection, store: Store) -> None:
         (savepoint_lost, "no such savepoint: member"),
     ],
 )
-def test_an_error_that_ends_the_transaction_fails_all_of_it(
+def test_an_error_that_ends_the_transaction_fails_the_whole_group(
     store: Store,
     handles: list[Sandbox],
     blocker: Sandbox,
     end: Callable[[Connection, Store], None],
     why: str,
 ) -> None:
-    """None of them is stored, and the next one begins anew; who only shared it may try again."""
+    """No member is stored, the next write begins a new group, and the members may retry."""
 
     def last(old: Status) -> Status:
         end(store._session.engine.writer.connection, store)
@@ -226,18 +226,20 @@ def test_an_error_that_ends_the_transaction_fails_all_of_it(
         pass
     assert [UnavailableError] * 4 == [type(each.exception()) for each in futures[:4]]
     assert isinstance(futures[4].exception(), (FailedPreconditionError, LookupError))
-    told = str(futures[2].exception())
+    message = str(futures[2].exception())
     assert re.fullmatch(
-        rf".* 's1': thread .*'s3'.*{why}.*; nothing of it is stored, try again", told
+        rf".* 's1': the transaction was ended by thread .*'s3'.*{why}.*; nothing of it is stored, "
+        "retry",
+        message,
     )
     assert [None] * 4 == [each.exception() for each in futures[5:]]
     assert [0] * 4 + [1] * 4 == counts(handles)
 
 
-def test_a_part_that_cannot_be_taken_back_fails_its_member(
+def test_a_part_that_cannot_be_rolled_back_fails_its_member_alone(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """And nobody else; the error says what SQLite has refused, and not what was caught."""
+    """The error says what SQLite has refused, and not what the function has caught."""
 
     def last(old: Status) -> Status:
         with suppress(NotFoundError), store.transaction():
@@ -255,10 +257,10 @@ def test_a_part_that_cannot_be_taken_back_fails_its_member(
     assert [1, 1, 1, 0, 1, 1, 1, 1] == counts(handles)
 
 
-def test_a_full_disk_that_ends_the_transaction_is_told_to_all_of_it(
+def test_a_full_disk_that_ends_the_transaction_is_the_error_of_all_members(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """They would have met it too, those that mark a sandbox NOTREADY among them."""
+    """All of them would have met it, also those that mark a sandbox NOTREADY."""
     connection = store._session.engine.writer.connection
     query(store.path, "CREATE TABLE big (it)")
 
@@ -290,16 +292,16 @@ def test_a_full_disk_that_ends_the_transaction_is_told_to_all_of_it(
         assert sqlite3.SQLITE_FULL == error.sqlite_code
     assert errors[4] is getattr(errors[2], "__cause__", None)
     assert re.fullmatch(
-        r"update .* 's1': thread .*'s3'\), with which it shared the commit, has ended the "
-        r"transaction: .*full.*; free some space",
+        r"update .* 's1': the transaction was ended by thread .*'s3'\), which shared the commit: "
+        r".*full.*; free some space",
         str(errors[2]),
     )
 
 
-def test_a_group_is_bounded(
+def test_a_group_is_committed_after_a_bounded_number_of_runs(
     store: Store, handles: list[Sandbox], blocker: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many wait, also when those that join only fail."""
+    """However many threads wait, also if those that join only fail."""
     monkeypatch.setattr(group_commit, "RUNS_MAX", 3)
     failing = [lambda: handles[0].status.update(fail)] * 4
     with (
@@ -312,8 +314,8 @@ def test_a_group_is_bounded(
     assert [LookupError] * 4 == [type(each.exception()) for each in futures[-4:]]
 
 
-def test_a_function_that_waits_for_one_who_waits_for_it_ends(open_store: OpenStore) -> None:
-    """Past the deadline of all nothing of the group is stored, and nobody waits for ever."""
+def test_a_function_that_waits_for_a_waiting_member_times_out(open_store: OpenStore) -> None:
+    """At the earliest deadline the whole group fails, and no thread waits for ever."""
     store = open_store(timeout=2.0)
     blocker, *handles = (store.add(sandbox(id), READY) for id in ("blocker", "a", "b"))
     done = threading.Event()
@@ -338,8 +340,8 @@ def test_a_function_that_waits_for_one_who_waits_for_it_ends(open_store: OpenSto
     handles[0].status.update(more)
 
 
-def test_a_close_waits_for_the_group(open_store: OpenStore, path: str) -> None:
-    """What waited for its commit is stored; what had not begun is not."""
+def test_close_waits_for_the_pending_group(open_store: OpenStore, path: str) -> None:
+    """The members are stored; a write that had not begun is not."""
     store, other = open_store(), open_store()
     handles = [store.add(sandbox(id), READY) for id in ("blocker", "a", "b")]
     other.close()
@@ -352,10 +354,10 @@ def test_a_close_waits_for_the_group(open_store: OpenStore, path: str) -> None:
         assert [1, 1] == [again.get(id).status.get().exited_at for id in ("a", "b")]
 
 
-def test_what_follows_a_commit_is_done_by_each_member(
+def test_each_member_runs_its_own_effects_after_the_commit(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """A sandbox has stopped when its own call returns, and not when it was taken back."""
+    """A sandbox has stopped when the call that stops it returns, and not after a rollback."""
 
     def stop(handle: Sandbox) -> bool:
         handle.status.update(lambda old: replace(old, state=State.NOTREADY))
@@ -413,7 +415,7 @@ COUNTER = """
 
 @pytest.mark.parametrize(("processes", "threads"), [(8, 1), (4, 4)])
 def test_processes_lose_no_update(store: Store, path: str, processes: int, threads: int) -> None:
-    """Nor does anybody wait in vain."""
+    """All calls of all processes return."""
     store.add(sandbox("a"), READY)
     children = [running(COUNTER, path, threads, 50) for _ in range(processes)]
     started = [child.__enter__() for child in children]
@@ -428,8 +430,8 @@ def test_processes_lose_no_update(store: Store, path: str, processes: int, threa
     assert processes * threads * 50 == store.get("a").status.get().exited_at
 
 
-def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: str) -> None:
-    """The change is stored then, and the next write goes on."""
+def test_an_interrupt_of_a_waiting_member_is_raised_when_the_outcome_is_known(path: str) -> None:
+    """The change is stored then, and the next write succeeds."""
     out = run(
         """
         import signal, sys, threading
@@ -450,7 +452,7 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
             gates = [threading.Event(), threading.Event()]
 
             def slow(gate):
-                return lambda old: gate.wait(30) and more(old)
+                return lambda old: gate.wait(120) and more(old)
 
             def wait(count):
                 until(lambda: queue() == count)
@@ -460,12 +462,12 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
             wait(1)
 
             def behind():
-                wait(2)  # the main thread is in line
+                wait(2)  # the main thread is in the queue
                 last.start()
                 wait(3)
                 gates[0].set()
                 wait(1)
-                sleeping = store._session.engine.writes.mutex.freed._locks
+                sleeping = store._session.engine.writes.mutex.freed.sleeping
                 until(lambda: sleeping)  # the main thread has run, and waits for the commit
                 before = sleeping[:]
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
@@ -487,32 +489,32 @@ def test_an_interrupt_while_it_waits_is_raised_when_the_outcome_is_known(path: s
     assert ["interrupted, and 1", "[1, 2, 1] []"] == out.splitlines()
 
 
-def test_what_another_member_has_added_is_not_taken_for_deleted(
+def test_a_sandbox_added_by_another_member_is_not_taken_for_deleted(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """A function reads what waits for the same commit; who reads beside it does not know it yet."""
+    """A function of the group reads it; a reader beside the group does not see it yet."""
     seen: list[Sandbox] = []
 
     def add() -> object:
         return store.add(sandbox("new"), READY)
 
-    def look(old: Status) -> Status:
+    def read(old: Status) -> Status:
         seen.append(store.get("new"))
         with ThreadPoolExecutor(1) as other:  # and something was deleted since it has looked
             other.submit(store.list).result()
         return more(old)
 
     assert store.delete("s7")
-    with convoy(store, blocker, add, lambda: handles[0].status.update(look)):
+    with convoy(store, blocker, add, lambda: handles[0].status.update(read)):
         pass
     store.list()
     assert [False, False] == [each.stopped.is_set() for each in (*seen, store.get("new"))]
 
 
-def test_a_group_takes_no_members_after_a_tenth_of_the_timeout(
+def test_no_transaction_joins_after_a_tenth_of_the_timeout(
     open_store: OpenStore, path: str
 ) -> None:
-    """So a stream of slow functions does not keep a commit back: those behind find it made."""
+    """A stream of slow functions does not delay the commit: a later write finds it made."""
     store = open_store(timeout=10.0)
     blocker, quick, slow, late = (store.add(sandbox(f"s{n}"), READY) for n in range(4))
     seen = []
@@ -523,14 +525,14 @@ def test_a_group_takes_no_members_after_a_tenth_of_the_timeout(
         until(lambda: time.monotonic() > group.join_deadline)
         return more(old)
 
-    def look(old: Status) -> Status:
+    def read(old: Status) -> Status:
         seen.extend(query(path, "SELECT exited_at FROM sandbox_statuses WHERE sandbox_id = 's1'"))
         return more(old)
 
     calls: list[Call] = [
         lambda: quick.status.update(more),
         lambda: slow.status.update(outlast),
-        lambda: late.status.update(look),
+        lambda: late.status.update(read),
     ]
     with convoy(store, blocker, *calls) as futures:
         pass
@@ -538,8 +540,8 @@ def test_a_group_takes_no_members_after_a_tenth_of_the_timeout(
     assert [(1,)] == seen
 
 
-def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:
-    """A commit whose confirmation was struck after the turn was given back is confirmed again."""
+def test_the_wal_is_restarted_only_under_the_process_lock(store: Store) -> None:
+    """A confirmation that runs again without the lock, after an interrupt, does not."""
     handle = store.add(sandbox("a"), READY)
     writer, seen = store._session.engine.writer, list[str]()
     writer.connection.set_trace_callback(seen.append)
@@ -553,10 +555,10 @@ def test_the_log_is_begun_anew_only_by_who_has_the_turn(store: Store) -> None:
     writer.connection.set_trace_callback(None)
 
 
-def test_nothing_is_left_for_the_garbage_collector(
+def test_a_group_leaves_nothing_for_the_garbage_collector(
     store: Store, handles: list[Sandbox], blocker: Sandbox
 ) -> None:
-    """Those that shared a commit know each other no more: what they are made of is free at once."""
+    """Members that shared a commit do not refer to each other: their objects are freed at once."""
 
     def parts() -> int:
         return sum(isinstance(each, Group | Transaction) for each in gc.get_objects())

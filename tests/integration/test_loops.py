@@ -1,4 +1,4 @@
-"""Tasks of every event loop: one owns its transaction, the others are told so at once."""
+"""Tasks of every event loop: one owns the transaction, and the others are refused at once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LOOPS: dict[str, Callable[[Callable[[], Awaitable[None]]], None]] = {
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_another_task_of_a_loop_is_refused(store: Store, loop: str) -> None:
-    """Its write is not taken back with the other's transaction; it reads what is committed."""
+    """Its write is not rolled back with the other's transaction; it reads what is committed."""
     store.add(sandbox("a"), READY)
 
     async def main() -> None:
@@ -92,7 +92,7 @@ def test_another_task_of_a_loop_is_refused(store: Store, loop: str) -> None:
 
 
 def test_another_greenlet_of_the_thread_is_refused(store: Store) -> None:
-    """Also one that no loop runs; the greenlet of the thread is the thread."""
+    """Also a greenlet that no loop runs; the main greenlet of a thread is the thread."""
 
     def intrude() -> None:
         with pytest.raises(FailedPreconditionError, match="another task of this thread"):
@@ -115,7 +115,7 @@ def test_another_greenlet_of_the_thread_is_refused(store: Store) -> None:
 
 @pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
 def test_a_write_of_another_greenlet_of_gevent_is_not_lost(path: str, patched: bool) -> None:
-    """It is refused, or waits where gevent has made locks of its own for threads."""
+    """It is refused, or waits if gevent has replaced the locks of threads."""
     out = run(
         """
         import sys
@@ -221,7 +221,7 @@ def test_a_write_in_a_thread_that_the_transaction_awaits_is_refused(store: Store
 
 
 def test_a_write_in_a_thread_is_refused_inside_an_update_function(store: Store) -> None:
-    """Which is the body of a transaction too."""
+    """An UpdateFunc is the body of a transaction too."""
     handle = store.add(sandbox("a"), READY)
     told = []
 
@@ -272,7 +272,7 @@ def test_a_thread_with_a_context_of_its_own_waits(store: Store) -> None:
 
 
 def test_a_store_of_another_file_is_written_in_a_thread(store: Store, path: str) -> None:
-    """The transaction of one file stands in nobody's way at another."""
+    """A transaction of one file does not block writes to another file."""
     with Store.open(f"{path}.other") as other:
         IN_THREAD["asyncio"](store, lambda: other.add(sandbox("b"), READY))
         assert ["b"] == ids(other.list())

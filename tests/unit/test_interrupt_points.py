@@ -49,8 +49,8 @@ def test_a_call_is_interrupted_before_and_after_each_call_in_it() -> None:
     assert "ablc False" == lines[-1]
 
 
-def test_a_point_in_each_function_may_be_enough() -> None:
-    """Then as many calls are interrupted as there are functions, and the names are known."""
+def test_selected_attempts_interrupt_one_point_of_each_function() -> None:
+    """As many calls are interrupted as there are functions, and the names are known."""
     out = run(
         CALL
         + """
@@ -77,7 +77,7 @@ def test_two_interrupts_are_combined() -> None:
     assert {"- 1 True", "lc 1 True", "lc 2 True", "lc 0 False"} == set(out.splitlines())
 
 
-def test_an_interrupt_in_a_finalizer_is_told_from_one_that_is_swallowed() -> None:
+def test_an_interrupt_in_a_finalizer_is_distinguished_from_a_swallowed_one() -> None:
     """CPython lets no exception out of a finalizer."""
     out = run(
         CALL

@@ -1,4 +1,4 @@
-"""An exception of a signal handler is told from an answer of the system, and comes out."""
+"""Interrupts: distinguished from errors of the system, and raised."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from contextlib import contextmanager
 import pytest
 
 import registry
-from registry.sync.interrupts import is_interrupt, reraise_interrupt, suppress_os_errors
+from registry.sync.interrupts import (
+    ATTEMPTS,
+    call_then,
+    is_interrupt,
+    reraise_interrupt,
+    run_to_end,
+    suppress_os_errors,
+)
+from tests.interrupts import Interrupts
 
 PACKAGE = os.path.dirname(registry.__file__)
 
 
 class PastDeadlineError(Exception):
-    """What an embedder's handler may raise."""
+    """Exception that an embedder's handler may raise."""
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def raising(error: Exception, form: str) -> Callable[..., None]:
 
 
 def test_an_error_of_the_system_is_no_interrupt() -> None:
-    """Also where it passed through functions of the standard library."""
+    """Also if it has passed through functions of the standard library."""
     with pytest.raises(FileNotFoundError) as caught:
         os.makedirs("/proc/self/x/y")
     assert not is_interrupt(caught.value)
@@ -96,8 +104,8 @@ def test_an_os_error_without_errno_is_an_interrupt() -> None:
         reraise_interrupt(TimeoutError("too late"))
 
 
-def test_suppress_os_errors_lets_an_interrupt_out() -> None:
-    """What the system refuses is ignored."""
+def test_suppress_os_errors_raises_an_interrupt() -> None:
+    """Errors of the system are ignored."""
     with suppress_os_errors():
         os.stat("/nonexistent")
     with (
@@ -106,6 +114,54 @@ def test_suppress_os_errors_lets_an_interrupt_out() -> None:
         suppress_os_errors(),
     ):
         signal.raise_signal(signal.SIGUSR1)
+
+
+def test_run_to_end_raises_the_last_exception_after_the_step_has_returned() -> None:
+    """The step is called once more after each exception, and not after it has returned."""
+    errors = [PastDeadlineError("first"), PastDeadlineError("second")]
+    calls: list[int] = []
+
+    def step() -> None:
+        calls.append(len(calls))
+        if len(calls) <= len(errors):
+            raise errors[len(calls) - 1]
+
+    with pytest.raises(PastDeadlineError, match="second"):
+        run_to_end(step)
+    assert [0, 1, 2] == calls
+    run_to_end(step)
+    assert [0, 1, 2, 3] == calls
+
+
+def test_run_to_end_gives_up_a_step_that_always_fails() -> None:
+    """An error of the step itself comes each time."""
+    calls: list[int] = []
+
+    def step() -> None:
+        calls.append(1)
+        raise OSError(errno.EIO, "each time")
+
+    with pytest.raises(OSError, match="each time"):
+        run_to_end(step)
+    assert ATTEMPTS == len(calls)
+
+
+def test_call_then_returns_the_result_and_raises_the_exception_of_the_body() -> None:
+    """The end runs once in both cases."""
+    ended: list[int] = []
+    assert "result" == call_then(lambda: "result", lambda: ended.append(1))
+    with pytest.raises(ZeroDivisionError):
+        call_then(lambda: 1 // 0, lambda: ended.append(2))
+    assert [1, 2] == ended
+
+
+def test_call_then_runs_the_end_wherever_an_interrupt_arrives() -> None:
+    """Also between the body and the end; before the body there is nothing to end."""
+    attempts, held = Interrupts(), set[str]()
+    for attempt in attempts:
+        attempt.run(lambda: call_then(lambda: held.add("lock"), held.clear))
+        assert set() == held, attempt
+    assert {"call_then"} <= attempts.functions
 
 
 OS_ERRORS = {
@@ -134,8 +190,8 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
                     yield relative, ast.parse(file.read())
 
 
-def test_every_handler_of_os_errors_asks_whether_it_is_an_interrupt() -> None:
-    """Or it raises the error again itself; `contextlib.suppress` cannot ask."""
+def test_every_handler_of_os_errors_reraises_an_interrupt() -> None:
+    """Or it raises every error again; `contextlib.suppress` cannot distinguish them."""
     wrong = []
     for path, module in sources():
         for node in ast.walk(module):

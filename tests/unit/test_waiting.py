@@ -1,4 +1,4 @@
-"""The mutex, the lock between processes, and what threads sleep on."""
+"""The mutex, the process lock, the wait queue and StopCh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.engine.process_lock import ProcessLock
+from registry.engine.process_lock import IDLE, ProcessLock
 from registry.handles.runtime_state import DELETED_MAX, RuntimeStates, StopCh
 from registry.sync.locks import Mutex, WaitQueue
 from tests.tools import in_another_thread, is_locked, is_recent, line, running, say, until
@@ -29,8 +29,8 @@ def later() -> float:
     return time.monotonic() + 120
 
 
-def test_the_mutex_is_given_in_the_order_of_asking() -> None:
-    """Also to those who asked while others were served."""
+def test_the_mutex_is_first_in_first_out() -> None:
+    """Also for threads that queue while others are served."""
     mutex, order = Mutex(), []
     assert mutex.acquire("first", later())
 
@@ -51,8 +51,8 @@ def test_the_mutex_is_given_in_the_order_of_asking() -> None:
     assert None is mutex.holder
 
 
-def test_who_gives_up_leaves_the_queue() -> None:
-    """And the one behind gets the mutex."""
+def test_a_waiter_past_its_deadline_leaves_the_queue() -> None:
+    """The waiter behind it gets the mutex."""
     mutex = Mutex()
     assert mutex.acquire("first", later())
     assert not mutex.acquire("second", soon())
@@ -64,8 +64,8 @@ def test_who_gives_up_leaves_the_queue() -> None:
     assert mutex.acquire("fourth", later())
 
 
-def test_sleepers_look_again_when_woken_and_at_the_deadline() -> None:
-    """No wake is lost that comes between the look and the sleep."""
+def test_a_wait_queue_checks_when_woken_and_at_the_deadline() -> None:
+    """No wake is lost between the check and the sleep."""
     sleepers, said = WaitQueue(), []
     assert sleepers.wait(lambda: True, None)
     assert not sleepers.wait(lambda: False, soon())
@@ -114,7 +114,7 @@ def test_lives_of_deleted_sandboxes_are_forgotten_in_the_end() -> None:
 
 
 def test_only_what_was_seen_in_an_earlier_commit_can_be_missing() -> None:
-    """What is being added, and what was added after the snapshot, exists."""
+    """A sandbox that is being added, or was added after the snapshot, exists."""
     states = RuntimeStates()
     before, adding = states.see(1, 0), states.of(2)
     seen = states.seen
@@ -137,8 +137,8 @@ def test_what_is_seen_late_is_looked_for_from_when_it_was_read() -> None:
     assert 0 == states.watermark
 
 
-def test_the_process_lock_is_given_back(tmp_path: object) -> None:
-    """To the next one, of this process or another."""
+def test_a_released_process_lock_can_be_acquired(tmp_path: object) -> None:
+    """By this process or another."""
     database = f"{tmp_path}/r.db"
     one, two = ProcessLock(database), ProcessLock(database)
     assert one.acquire(later())
@@ -152,8 +152,8 @@ def test_the_process_lock_is_given_back(tmp_path: object) -> None:
     two.close()
 
 
-def test_the_process_lock_names_the_process_that_holds_it_and_since_when(tmp_path: object) -> None:
-    """Nothing is written for it, and what a killed holder held is gone with it."""
+def test_the_process_lock_names_its_holder_and_since(tmp_path: object) -> None:
+    """Nothing is written for it, and the record of a killed holder is gone."""
     code = """
         import sys, time
         from registry.engine.process_lock import ProcessLock
@@ -191,8 +191,8 @@ def test_the_process_lock_names_the_process_that_holds_it_and_since_when(tmp_pat
     assert ours.holder() is None
 
 
-def test_who_gave_up_does_not_keep_the_lock_from_others(tmp_path: object) -> None:
-    """His thread still stands in line; when it is served it gives the lock back."""
+def test_a_caller_past_its_deadline_does_not_keep_the_lock(tmp_path: object) -> None:
+    """Its thread still waits in the queue, and unlocks it as soon as it is served."""
     database = f"{tmp_path}/r.db"
     one, two, three = (ProcessLock(database) for _ in range(3))
     assert one.acquire(later())
@@ -206,28 +206,28 @@ def test_who_gave_up_does_not_keep_the_lock_from_others(tmp_path: object) -> Non
 
 @pytest.fixture
 def database(tmp_path: Path) -> str:
-    """Return where a registry can be."""
+    """Return the path of a registry that does not exist."""
     return str(tmp_path / "r.db")
 
 
 @pytest.fixture
 def pair(database: str) -> Iterator[tuple[ProcessLock, ProcessLock]]:
-    """Return two turnstiles of one database, as two processes have them."""
+    """Return two process locks of one database, as two processes have them."""
     with closing(ProcessLock(database)) as one, closing(ProcessLock(database)) as two:
         yield one, two
 
 
-def test_the_next_in_line_gets_ready_while_the_holder_commits(
+def test_the_first_in_the_queue_wakes_while_the_holder_commits(
     pair: tuple[ProcessLock, ProcessLock],
 ) -> None:
-    """It is woken before the lock is free, gets it not before, and waits no longer than it may."""
+    """It acquires the lock only after the release, and waits no longer than its deadline."""
     one, two = pair
     assert one.acquire(later())
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(two.acquire, later())
-        until(lambda: not two._queue_thread.idle)
+        until(lambda: two._queue_thread.state is not IDLE)
         one.release_queue()
-        until(lambda: two._queue_thread.idle)
+        until(lambda: two._queue_thread.state is IDLE)
         assert not asking.done()
         one.release()
         assert asking.result()
@@ -237,20 +237,20 @@ def test_the_next_in_line_gets_ready_while_the_holder_commits(
     assert one.acquire(later())
 
 
-def test_the_next_in_line_looks_while_another_one_commits(
+def test_the_first_in_the_queue_verifies_while_the_holder_commits(
     database: str, pair: tuple[ProcessLock, ProcessLock]
 ) -> None:
-    """It has the queue then, and not yet the lock; what its look raises comes out."""
+    """It holds the queue then, and not the lock; what `verify` raises is raised."""
     one, two = pair
     assert one.acquire(later())
     one.release_queue()
     seen = []
 
-    def look() -> None:
+    def verify() -> None:
         seen.append(is_locked(f"{database}-queue"))
         one.release()  # without which two would wait in vain
 
-    assert two.acquire(later(), look)
+    assert two.acquire(later(), verify)
     assert [True] == seen
     two.release()
     with pytest.raises(ZeroDivisionError):
@@ -259,23 +259,25 @@ def test_the_next_in_line_looks_while_another_one_commits(
     assert one.acquire(later())
 
 
-def test_who_waits_in_a_queue_that_was_removed_goes_to_the_new_one(
+def test_a_waiter_in_a_removed_queue_moves_to_the_new_one(
     database: str, pair: tuple[ProcessLock, ProcessLock]
 ) -> None:
-    """Those who come now wait in that."""
+    """Processes that come later wait in the new file."""
     one, two = pair
     assert one.acquire(later())
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(two.acquire, later())
-        until(lambda: not two._queue_thread.idle)
+        until(lambda: two._queue_thread.state is not IDLE)
         os.unlink(f"{database}-queue")
         one.release()
         assert asking.result()
     assert is_locked(f"{database}-queue")
 
 
-def test_a_process_lock_closed_while_its_thread_waits_lets_go_in_the_end(tmp_path: object) -> None:
-    """Nothing is held and no descriptor left when the holder releases."""
+def test_a_process_lock_closed_while_its_thread_waits_is_released_in_the_end(
+    tmp_path: object,
+) -> None:
+    """Nothing is locked and no descriptor left when the holder releases."""
     database = f"{tmp_path}/r.db"
     one, two = ProcessLock(database), ProcessLock(database)
     assert one.acquire(later())
@@ -289,7 +291,7 @@ def test_a_process_lock_closed_while_its_thread_waits_lets_go_in_the_end(tmp_pat
 
 
 def test_acquire_that_can_start_no_thread_leaves_no_place_in_the_queue(tmp_path: object) -> None:
-    """Other processes get the lock, then and later; another thread of the process does, too."""
+    """Other processes get the lock, then and later, and so does another thread of the process."""
     code = """
         import sys, threading, time
         from registry.engine.process_lock import ProcessLock
@@ -322,8 +324,8 @@ def test_acquire_that_can_start_no_thread_leaves_no_place_in_the_queue(tmp_path:
     ours.close()
 
 
-def test_between_processes_the_process_lock_is_a_queue(tmp_path: object) -> None:
-    """Who holds it and wants it again stands behind the one who waits."""
+def test_the_process_lock_is_a_queue_between_processes(tmp_path: object) -> None:
+    """A holder that acquires it again queues behind the process that waits."""
     code = """
         import os, sys, time
         from registry.engine.process_lock import ProcessLock
@@ -356,8 +358,8 @@ def test_between_processes_the_process_lock_is_a_queue(tmp_path: object) -> None
 
 
 @pytest.mark.parametrize("which", ["lock", "queue"])
-def test_what_is_no_regular_file_is_no_lock_file(tmp_path: object, which: str) -> None:
-    """A fifo in its place must not block."""
+def test_a_lock_file_is_a_regular_file(tmp_path: object, which: str) -> None:
+    """A fifo at its path must not block."""
     os.mkfifo(f"{tmp_path}/r.db-{which}")
-    with pytest.raises(Exception, match="no regular file"):
+    with pytest.raises(Exception, match="not a regular file"):
         ProcessLock(f"{tmp_path}/r.db")
