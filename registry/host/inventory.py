@@ -18,6 +18,8 @@ from registry.model.identity import NetNSIdentity
 from registry.sync.interrupts import reraise_interrupt
 
 KINDS: Final = ("pid", "mnt", "net")
+INIT: Final = 1
+"""Pid of the first process of a pid namespace."""
 _ENDED: Final = {errno.ENOENT, errno.ESRCH}
 
 
@@ -51,8 +53,12 @@ class HostInventory:
 
     @cached_property
     def processes_may_be_hidden(self) -> bool:
-        """True if this process may be unable to see all processes of its pid namespace."""
-        return bool(self.scan.hidden) or proc_hides_processes()
+        """True if a process of this pid namespace, except its init, may be hidden from this one.
+
+        Init is older than every namespace that a process of the pid namespace has made. Some
+        sandboxes hide it from all other processes.
+        """
+        return bool(self.scan.hidden.keys() - {INIT}) or proc_hides_processes()
 
     def has(self, kind: str, number: int | None) -> bool:
         """Return whether the namespace of *kind* (`pid` or `mnt`) with that kernel id exists.

@@ -128,7 +128,8 @@ def _remove_orphan(path: str) -> bool:
     the copy.
 
     Raises:
-        NetNSError: with `.errno`; EBUSY: a process lives in the namespace.
+        NetNSError: with `.errno`; EBUSY: a process lives in the namespace; EACCES: processes are
+            hidden, so that one may live there.
     """
     context = HostContext.current()
     identity = namespaces.observe(path, context, follow=False).identity
@@ -140,7 +141,7 @@ def _remove_orphan(path: str) -> bool:
 
 
 def _require_no_process(path: str, identity: NetNSIdentity, inventory: HostInventory) -> None:
-    """Raise NetNSError if a process lives in the namespace at *path*."""
+    """Raise NetNSError if a process lives, or may live, in the namespace at *path*."""
     doing = f"remove orphaned network namespace {path!r}"
     try:
         living = inventory.living_in(identity.inode)
@@ -154,4 +155,11 @@ def _require_no_process(path: str, identity: NetNSIdentity, inventory: HostInven
             "sure that this registry is no copy of another",
             path=path,
             errno=errno.EBUSY,
+        )
+    if inventory.processes_may_be_hidden:
+        raise NetNSError(
+            f"{doing}: a process may live in it, since /proc hides processes from this one; run "
+            "with CAP_SYS_PTRACE and a /proc without hidepid= (systemd: ProtectProc=default)",
+            path=path,
+            errno=errno.EACCES,
         )

@@ -35,6 +35,7 @@ from tests.tools import (
     sandbox,
     say,
     tamper,
+    until,
 )
 
 pytestmark = [
@@ -656,6 +657,69 @@ def test_an_orphan_that_cannot_be_removed_keeps_no_other(store: Store, base_dir:
         process.kill()
         process.wait()
     assert [lived_in.path] == store.remove_orphans(paths)
+
+
+@needs.program("setpriv")
+@pytest.mark.parametrize("options", ["hidepid=0", "hidepid=2,gid=65534", "hidepid=4"])
+def test_remove_orphans_refuses_while_proc_hides_processes(
+    store: Store, path: str, base_dir: str, options: str
+) -> None:
+    """A hidden process may live in the orphan: EACCES, and EBUSY once it can be seen.
+
+    With hidepid=0 the process is listed, and without CAP_SYS_PTRACE its namespaces are not.
+    """
+    orphan = NetNS.create(store.new_netns_path(base_dir))
+    code = """
+        import sys
+        from registry import NetNSError, Store
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            try:
+                print(store.remove_orphans([sys.argv[2]]))
+            except NetNSError as error:
+                print(error.errno, error)
+        """
+    hiding = f"mount -t proc -o {options} proc /proc"
+    unprivileged = "exec setpriv --bounding-set=-sys_ptrace"
+    command = ["unshare", "--mount", "sh", "-c", f'{hiding} && {unprivileged} "$@"', "-"]
+    process = orphan.do(lambda: subprocess.Popen(["sleep", "1000"]))
+    try:
+        said = subprocess.run(
+            [*command, *python(code, path, orphan.path)],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        assert said.startswith(f"{errno.EACCES} remove orphaned network namespace")
+        assert "a process may live in it, since /proc hides processes" in said
+        assert not orphan.closed
+        refused(lambda: store.remove_orphans([orphan.path]), errno.EBUSY, orphan.path)
+    finally:
+        process.kill()
+        process.wait()
+    assert [orphan.path] == store.remove_orphans([orphan.path])
+
+
+def test_remove_orphans_finds_a_process_whose_main_thread_has_ended(
+    store: Store, base_dir: str
+) -> None:
+    """/proc/PID/ns is that of the main thread, which is a zombie: another thread lives there."""
+    orphan = NetNS.create(store.new_netns_path(base_dir))
+    code = """
+        import ctypes, threading, time
+        threading.Thread(target=time.sleep, args=[1000], daemon=True).start()
+        print("ready", flush=True)
+        ctypes.CDLL(None).pthread_exit(None)
+        """
+    process = orphan.do(lambda: subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True))
+    try:
+        assert "ready" == line(process)
+        until(lambda: not os.path.exists(f"/proc/{process.pid}/ns/net"))
+        refused(lambda: store.remove_orphans([orphan.path]), errno.EBUSY, orphan.path)
+    finally:
+        process.kill()
+        process.communicate()
+    assert [orphan.path] == store.remove_orphans([orphan.path])
 
 
 @pytest.mark.parametrize("held_by", ["child", "hidden"])
