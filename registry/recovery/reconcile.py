@@ -25,6 +25,7 @@ from registry.host.context import HostContext
 from registry.host.inventory import HostInventory
 from registry.host.namespaces import Observer
 from registry.host.process import Liveness, ProcessObservation
+from registry.model.status import State
 from registry.recovery import observations, verdicts
 from registry.recovery.evidence import Evidence
 from registry.recovery.observations import process_evidence
@@ -118,7 +119,9 @@ class _Results(NamedTuple):
 
     def apply(self, marked: _Marked) -> None:
         """Note which marks were written, which sandboxes are gone, and which marks failed."""
-        self.changed.update(marked.done)
+        for creation in marked.done:
+            if self.reported[creation].row.state != str(State.NOTREADY):
+                self.changed.add(creation)
         for creation in marked.gone:
             del self.reported[creation], self.verdicts[creation]
         for creation, why in marked.refused.items():

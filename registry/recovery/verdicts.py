@@ -122,7 +122,7 @@ class Decision(NamedTuple):
         verdict: conclusion.
         reason: status reason of the verdict.
         message: observations that led to the verdict.
-        marks: the sandbox is to become NOTREADY.
+        marks: the row is to be changed: to NOTREADY, or, if it is NOTREADY already, to pid 0.
         clears_pid: the pid is to become 0.
         reported: the report has a finding for the sandbox.
         left: what still exists of a sandbox that is not, or no longer, READY; not part of the
@@ -139,11 +139,14 @@ class Decision(NamedTuple):
     left: str = ""
 
     def applied_to(self, status: Status) -> Status:
-        """Return *status* with the change applied."""
+        """Return *status* with the change applied; a NOTREADY sandbox keeps its reason."""
+        pid = 0 if self.clears_pid else status.pid
+        if status.state is State.NOTREADY:
+            return replace(status, pid=pid)
         return replace(
             status,
             state=State.NOTREADY,
-            pid=0 if self.clears_pid else status.pid,
+            pid=pid,
             reason=self.reason,
             message=_printable(self.message)[:MESSAGE_MAX],
         )
@@ -398,12 +401,14 @@ def _marked(case: _Case) -> Decision:
     case.dead.sort(key=lambda conclusion: _ORDER.index(conclusion[1]))
     verdict, reason, _ = case.dead[0]
     reasons = {reason for _, reason, _ in case.dead}
+    # The pid of an earlier boot may be unobservable for ever, and would block the cleanup.
+    ran_before = reason == "HostRebooted" and "ProcessExited" in reasons and case.row.pid != 0
     return Decision(
         case.row,
         verdict,
         reason,
         case.message,
-        marks=case.row.state != _NOTREADY,
+        marks=case.row.state != _NOTREADY or ran_before,
         clears_pid=bool(reasons & {"ProcessExited", "HostRebooted"}),
         reported=True,
         left=_left(case),

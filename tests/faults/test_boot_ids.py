@@ -10,12 +10,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from registry import NetNS, State, Status, Store, Verdict
+from registry import FailedPreconditionError, NetNS, State, Status, Store, Verdict
 from registry.host import kernel
 from registry.host.context import BOOT_ID, HostContext
 from tests import needs
@@ -165,6 +166,37 @@ def test_what_was_recorded_under_another_id_from_the_start_lives_on(
     end_pid_namespaces(path)
     assert ("SANDBOX_NOTREADY", "HostRebooted") == open_under(tmp_path, BOOTS[1]).statuses["a"]
     assert [(0,)] == query(path, "SELECT pid FROM sandbox_statuses")
+
+
+def test_open_process_of_a_not_ready_sandbox_returns_none_after_a_reboot(
+    path: str, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Its pid names nothing that can be observed from the pid namespace of another boot.
+
+    Reconcile sets the pid to 0, so that it does not block the cleanup for ever; state, reason and
+    history stay.
+    """
+    with Store.open(path) as store:
+        status = Status(State.NOTREADY, pid=sleeper.pid, reason="Stopped")
+        store.add(sandbox("a"), status)
+    tamper(
+        path, f"UPDATE sandbox_statuses SET boot_id = '{BOOTS[0]}', process_boot_id = '{BOOTS[0]}'"
+    )
+    end_pid_namespaces(path)
+    history = query(path, "SELECT count(*) FROM sandbox_transitions")
+    with Store.open(path, reconcile=False) as store:
+        handle = store.get("a")
+        with pytest.raises(FailedPreconditionError, match="was recorded in pid namespace"):
+            handle.open_process()
+        (finding,) = store.reconcile(dry_run=True).findings
+        assert sleeper.pid == handle.status.get().pid
+        assert (finding,) == store.reconcile().findings
+        assert ("HostRebooted", False) == (finding.reason, finding.changed)
+        assert None is handle.open_process()
+        assert replace(status, pid=0) == handle.status.get()
+        assert not store.reconcile().findings
+        assert [] == store.check()
+    assert history == query(path, "SELECT count(*) FROM sandbox_transitions")
 
 
 @pytest.mark.parametrize("options", ["--mount", "--mount --pid --fork --mount-proc"])

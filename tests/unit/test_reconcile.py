@@ -208,6 +208,15 @@ CASES = {
     "another boot, NOTREADY": Case(
         row(NOTREADY, netns_boot_id="boot-0"), Observation(ABSENT), Verdict.CLOSED, "HostRebooted"
     ),
+    "another boot, NOTREADY, with a pid": Case(
+        row(NOTREADY, process_boot_id="boot-0", pid=5), Observation(ABSENT, HIDDEN),
+        Verdict.CLOSED, "HostRebooted", marks=True, says="ran before",
+    ),
+    "another boot, NOTREADY, with a pid, but the pid namespace exists": Case(
+        row(NOTREADY, process_boot_id="boot-0", pid=5),
+        Observation(ABSENT, HIDDEN, evidence=(MAYBE,)),
+        Verdict.CLOSED, "NetNSClosed", says="still exists",
+    ),
     "another boot, NOTREADY, but its namespace is open": Case(
         row(NOTREADY, netns_boot_id="boot-0"), Observation(OPEN, evidence=(MAYBE,)),
         Verdict.UNREACHABLE,
