@@ -1,4 +1,4 @@
-"""The demo, as `make demo` runs it."""
+"""Demos, as `make demo` and `make demo-shim` run them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ DEMO = os.path.join(ROOT, "examples", "demo.py")
 
 
 class Machine:
-    """Where a demo runs: a mount namespace, and in it /run, /tmp and all its processes.
+    """Mount namespace in which a demo runs, with its own /run and /tmp.
 
-    So what a demo leaves is not mixed up with what other programs of the host have or do meanwhile.
+    It separates what a demo leaves from the processes and mounts of other programs.
     """
 
     def __init__(self, inside: ThreadPoolExecutor, tmp: str) -> None:
@@ -39,45 +39,45 @@ class Machine:
         self._mounts = inside.submit(_mounts).result()
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a program in it."""
+        """Start a program in the mount namespace."""
         env = {**self._env, **options.pop("env", {})}
         start = partial(subprocess.Popen, command, env=env, text=True, **options)
         return self._inside.submit(start).result()
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a program in it, and return what it printed."""
+        """Run a program in the mount namespace, and return its output."""
         with self.start(*command, stdout=PIPE, stderr=PIPE, **options) as process:
             out, err = process.communicate()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def left(self) -> dict[str, list[str]]:
-        """Return what is left of the programs: processes, namespaces, mounts, files."""
+        """Return the processes, namespaces, mounts and files that the programs have left."""
         return self._inside.submit(self._left).result()
 
     def _left(self) -> dict[str, list[str]]:
         here, mark = os.readlink("/proc/thread-self/ns/mnt"), f"{MARK}={self._env[MARK]}".encode()
         processes = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            with suppress(OSError):  # it has ended, or is a zombie
+            with suppress(OSError):  # the process has ended, or is a zombie
                 marked = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
                 if marked or os.readlink(f"/proc/{pid}/ns/mnt") == here:
                     processes.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_text()!r}")
         return {
             "processes": processes,
             "namespaces": os.listdir("/run/netns"),
-            # The directory becomes a shared mount, and stays one.
+            # The directory has become a shared mount, and stays one.
             "mounts": sorted(_mounts() - self._mounts - {"/run/netns"}),
             "files": os.listdir(self._env["TMPDIR"]),
         }
 
 
 MARK = "SANDBOX_REGISTRY_DEMO"
-"""A variable by which processes are known that have left the mount namespace."""
+"""Environment variable that identifies processes outside of the mount namespace."""
 NOTHING: dict[str, list[str]] = {"processes": [], "namespaces": [], "mounts": [], "files": []}
 
 
 def _mounts() -> set[str]:
-    """Return where something is mounted; copies of the mounts of the host are among them."""
+    """Return the mount points, copies of the host's included."""
     with open("/proc/thread-self/mounts", encoding="utf-8") as mounts:
         return {line.split()[1] for line in mounts}
 
@@ -91,7 +91,7 @@ def _enter_mount_namespace() -> None:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """Return where a demo runs; nothing is left of it when the test ends."""
+    """Return a mount namespace for a demo, which must leave nothing in it."""
     with (
         ThreadPoolExecutor(1, initializer=_enter_mount_namespace) as inside,
         tempfile.TemporaryDirectory(dir="/tmp") as tmp,
@@ -105,7 +105,7 @@ def machine() -> Iterator[Machine]:
 
 
 def check_output(output: str) -> None:
-    """Compare what the demo says with what happened."""
+    """Check that the output has the states, the reasons and the query."""
     for line in (
         "web-0  SANDBOX_NOTREADY",
         "web-1  SANDBOX_NOTREADY",

@@ -1,4 +1,4 @@
-"""A client of the CRI that knows nothing of our .proto: its messages are made of upstream's."""
+"""Client of the CRI, independent of our .proto: its messages are built from upstream's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tools import ROOT
 
 UPSTREAM = os.path.join(ROOT, "tests", "data", "cri", "cri-v1-sandbox-rpcs.json")
 DEADLINE = 60.0
-"""Seconds that a call may take on the slowest machine; crictl waits for 2."""
+"""Seconds that a call may take on a slow machine; crictl waits for 2."""
 
 
 @cache
@@ -37,7 +37,7 @@ def messages() -> dict[str, Any]:
     for name, values in upstream()["enums"].items():
         enum = file.enum_type.add(name=name)
         for number, value in values:
-            # In one scope, where two enums may have the same value.
+            # All enums share one scope, and two of them have a value of the same name.
             enum.value.add(name=f"{name}_{value}", number=number)
     for name, fields in upstream()["messages"].items():
         message = file.message_type.add(name=name)
@@ -75,9 +75,9 @@ def _add_field(message: DescriptorProto, number: int, name: str, kind: str) -> N
 
 
 READY, NOTREADY = 0, 1
-"""PodSandboxState."""
+"""Numbers of PodSandboxState."""
 NODE = 2
-"""NamespaceMode."""
+"""Number of NamespaceMode.NODE."""
 
 
 def pod_config(name: str, *, host_network: bool = False, **labels: str) -> Any:
@@ -92,11 +92,11 @@ def pod_config(name: str, *, host_network: bool = False, **labels: str) -> Any:
 
 
 class Client:
-    """One connection to a runtime."""
+    """Client with one connection to a runtime."""
 
     def __init__(self, socket: str) -> None:
         eager = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
-        # Not the connection that another client of this process has, to a server that has died.
+        # Otherwise clients share a connection, also one to a server that was killed.
         alone = ("grpc.use_local_subchannel_pool", 1)
         self._channel = grpc.insecure_channel(f"unix://{socket}", [*eager, alone])
 
@@ -109,12 +109,12 @@ class Client:
     def call(
         self, method: str, /, *, timeout: float = DEADLINE, wait: bool = False, **fields: Any
     ) -> Any:
-        """Call *method* of either service, with *fields* as its request; *wait* for the server."""
+        """Call *method* of either service with *fields* as the request; *wait* for the server."""
         call, request = self._prepare(method, fields)
         return call(request, timeout=timeout, wait_for_ready=wait)
 
     def begin(self, method: str, /, *, timeout: float, **fields: Any) -> Any:
-        """Begin such a call, and return its future."""
+        """Begin a call, and return its future."""
         call, request = self._prepare(method, fields)
         return call.future(request, timeout=timeout)
 
@@ -130,30 +130,30 @@ class Client:
         raise AssertionError(method)
 
     def run(self, config: Any, **options: Any) -> str:
-        """RunPodSandbox, and its id."""
+        """Call RunPodSandbox, and return the id."""
         response = self.call("RunPodSandbox", config=config, **options)
         assert isinstance(response.pod_sandbox_id, str)
         return response.pod_sandbox_id
 
     def stop(self, id: str, timeout: float = DEADLINE) -> None:
-        """StopPodSandbox."""
+        """Call StopPodSandbox."""
         self.call("StopPodSandbox", pod_sandbox_id=id, timeout=timeout)
 
     def remove(self, id: str, timeout: float = DEADLINE) -> None:
-        """RemovePodSandbox."""
+        """Call RemovePodSandbox."""
         self.call("RemovePodSandbox", pod_sandbox_id=id, timeout=timeout)
 
     def status(self, id: str) -> Any:
-        """PodSandboxStatus, and its status."""
+        """Call PodSandboxStatus, and return the status."""
         return self.call("PodSandboxStatus", pod_sandbox_id=id).status
 
     def info(self, id: str) -> Any:
-        """PodSandboxStatus, and its verbose info."""
+        """Call PodSandboxStatus, and return the verbose information."""
         response = self.call("PodSandboxStatus", pod_sandbox_id=id, verbose=True)
         return json.loads(response.info["info"])
 
     def list(self, **filters: Any) -> list[Any]:
-        """ListPodSandbox, and its items."""
+        """Call ListPodSandbox, and return the items."""
         state = filters.pop("state", None)
         if state is not None:
             filters["state"] = {"state": state}

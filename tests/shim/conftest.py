@@ -1,4 +1,4 @@
-"""A real server, on a real socket, whose sandboxes are all gone at the end."""
+"""Fixtures: a real server on a real socket, whose sandboxes are removed at the end."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.tools import environment, query, until
 def pauses(db: str) -> set[int]:
     """Return the pids of the pause processes of a registry, held ones too.
 
-    And those of all zombies whose parent is this process or a child of it: a zombie has no
-    environment by which it could be known, and nobody here may leave one.
+    Zombies whose parent is this process or a child of it are included: a zombie has no environment
+    that names its registry, and no test may leave one.
     """
     ours = {f"SANDBOX_ID={id}".encode() for (id,) in asked(db, "sandbox_id", "sandbox_transitions")}
     found = set()
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
                 environ = file.readall()
             if environ:
@@ -49,7 +49,7 @@ def state_and_parent(pid: int) -> tuple[str, int]:
 
 
 def namespaces(db: str) -> set[str]:
-    """Return the names of the namespaces that a registry has made, what is left of one too."""
+    """Return the names of the namespaces of a registry, and of remaining mount-point files."""
     of_ours = tuple(f"sr-{id}-" for (id,) in asked(db, "registry_id", "registry"))
     try:
         return {name for name in os.listdir("/run/netns") if name.startswith(of_ours)}
@@ -58,7 +58,7 @@ def namespaces(db: str) -> set[str]:
 
 
 def asked(db: str, column: str, table: str) -> list[tuple[Any, ...]]:
-    """Return a column of a registry by plain SQL; nothing while there is none."""
+    """Return a column of a registry by plain SQL; [] while the file is missing."""
     return query(db, f"SELECT {column} FROM {table}") if os.path.exists(db) else []
 
 
@@ -71,7 +71,7 @@ NOTHING: tuple[set[int], set[str]] = (set(), set())
 
 
 class Server:
-    """`sandbox-registry serve`, to be killed and started again."""
+    """Process `sandbox-registry serve`, which tests kill and start again."""
 
     def __init__(self, directory: Path) -> None:
         self.db = str(directory / "registry.db")
@@ -80,14 +80,14 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
-        """Return how it is started."""
+        """Return the command line."""
         listen = f"unix://{self.socket}"
         return [sys.executable, "-m", "registry", "serve", "--listen", listen, "--db", self.db]
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         with self.log.open("ab") as log:
-            # It inherits a descriptor, which no sandbox may have.
+            # The server inherits a descriptor, which no sandbox may get.
             self.process = subprocess.Popen(
                 self.command(), env=environment(), stderr=log, pass_fds=[log.fileno()]
             )
@@ -95,13 +95,13 @@ class Server:
             client.call("Version", wait=True)
 
     def kill(self) -> None:
-        """Kill it, as the kernel does when memory is short."""
+        """Kill the server, as the kernel does when memory is short."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def end(self) -> int:
-        """End it as systemd does, and return its exit code."""
+        """End the server as systemd does, and return its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
@@ -109,7 +109,7 @@ class Server:
 
 @contextmanager
 def serving(directory: Path) -> Iterator[Server]:
-    """Run a server; what it ran is removed at the end, and nothing else may be left."""
+    """Run a server; remove its sandboxes at the end, and check that nothing is left."""
     server = Server(directory)
     server.start()
     try:
@@ -123,14 +123,14 @@ def serving(directory: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Return a running server, for the tests of a module."""
+    """Return a running server that the tests of a module share."""
     with serving(tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Server]:
-    """Return a running server, to be killed."""
+    """Return a running server that the test may kill."""
     with serving(tmp_path) as server:
         yield server
 
@@ -146,7 +146,7 @@ def remove_all(db: str) -> None:
 
 @pytest.fixture
 def cri(server: Server) -> Iterator[Client]:
-    """Return a client of the server; it has no sandbox before and none after the test."""
+    """Return a client of the server; there are no sandboxes before and after the test."""
     with Client(server.socket) as client:
         yield client
         for item in client.list():
@@ -155,7 +155,7 @@ def cri(server: Server) -> Iterator[Client]:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[str]:
-    """Return where a registry can be made; no process and no namespace is left of it."""
+    """Return the path of a registry to create; it may leave no process and no namespace."""
     db = str(tmp_path / "registry.db")
     yield db
     remove_all(db)

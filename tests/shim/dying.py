@@ -1,8 +1,7 @@
-"""Shims that do one thing to one sandbox, and kill themselves before a given line of code.
+"""Shims that make one call and kill themselves before a given line of code.
 
-Runs as a server: it forks a shim for each line `DB VERB ARGUMENT PLACE`, and prints its exit code.
-It is a process of its own, since a process that runs tests may have other threads, beside which
-nothing should be forked.
+This program forks a shim for each input line `DB VERB ARGUMENT PLACE`, and prints its exit code. It
+is a process of its own, since the process that runs tests may have threads, and must not fork.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ VERBS: Final[dict[str, Callable[[Sandboxer, str], object]]] = {
     "stop": Sandboxer.stop,
     "remove": Sandboxer.remove,
 }
-"""What a shim can do with the name of a pod, or the id of a sandbox."""
+"""Calls of a shim, with the name of a pod or the id of a sandbox."""
 
 
 def work(db: str, verb: str, argument: str, place: int) -> None:
-    """Do it, and die before the *place*-th line; 0: do not die.
+    """Make the call, and kill this process before the *place*-th line; 0: do not kill it.
 
-    Lines are counted as they are executed, in the shim and in what makes and removes namespaces, in
-    whatever thread.
+    Lines are counted as they are executed, in all threads, in the shim and in
+    `registry.host.netns`.
     """
     left = place
 

@@ -33,7 +33,7 @@ GLIBC_INTERNAL = 0b11 << 31
 
 
 def refused(code: grpc.StatusCode, cri: Client, method: str, **fields: Any) -> str:
-    """Make a call that must fail with *code*, and return what it says."""
+    """Make a call that must fail with *code*, and return its message."""
     with pytest.raises(grpc.RpcError) as caught:
         cri.call(method, **fields)
     assert code is caught.value.code()
@@ -56,7 +56,7 @@ def in_network_of(pid: int, *command: str) -> str:
     return subprocess.check_output([*enter, *command], text=True)
 
 
-# What clients do on every connect.
+# Calls that clients make on every connect.
 
 
 def test_version_and_status_satisfy_crictl(cri: Client) -> None:
@@ -230,7 +230,7 @@ def test_pause_process_inherits_nothing_from_server(server: Server, cri: Client)
         opened = f"/proc/{pid}/fd"
         return {fd: os.readlink(f"{opened}/{fd}") for fd in os.listdir(opened)}
 
-    # It is let go by its input, which it then changes for /dev/null.
+    # A line on its input releases it; then it replaces the input by /dev/null.
     until(lambda: dict.fromkeys("012", os.devnull) == files(), files)
     assert (pid, "/") == (os.getsid(pid), os.readlink(f"/proc/{pid}/cwd"))
     with open(f"/proc/{pid}/environ", encoding="ascii") as environ:
@@ -342,7 +342,7 @@ def test_failed_step_undoes_earlier_steps(server: Server, cri: Client) -> None:
     cri.run(config)
 
 
-# Looking up.
+# Ids and filters.
 
 
 def test_calls_accept_unique_prefixes_of_ids(cri: Client) -> None:

@@ -1,4 +1,4 @@
-"""One damaged record hides nothing of the others over the CRI."""
+"""Damaged records over the CRI: they do not hide others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DAMAGES = {
 """SQL by the name of the pod whose record it damages; `{id}` is its id."""
 UNREADABLE_STATE = {"unknown-state", "no-state"}
 LISTED_ONLY = {"config", "name-no-utf8", "handler-no-utf8", "additional-ips"} | UNREADABLE_STATE
-"""Those of which there is no status."""
+"""Damages after which a record has no status."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
             tamper(server.db, *sql.replace("{id}", f"'{found[name]}'").split(";"))
         server.start()
         yield server, found
-        # What is left of it in the history would fail the check at the end.
+        # The history of the removed record would fail the check at the end.
         tamper(server.db, HISTORY.format("'SANDBOX_UNKNOWN'", "to_state = 'SANDBOX_PAUSED'"))
 
 

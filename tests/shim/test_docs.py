@@ -1,4 +1,4 @@
-"""What docs/shim.md says is tried."""
+"""Commands and configs of docs/shim.md."""
 
 from __future__ import annotations
 

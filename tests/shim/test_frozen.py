@@ -1,4 +1,4 @@
-"""Pause processes that do not end when they are killed, since they are frozen."""
+"""Frozen pause processes, which do not end when they are killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N = 3
 def frozen(pids: Sequence[int]) -> Iterator[None]:
     """Keep processes from ending when they are killed, as the cgroup freezer of version 1 does.
 
-    A tracer may ask the kernel to stop a process in its very end, before anything of it is gone.
+    A tracer can stop a process at its exit, before the kernel releases its resources.
     """
     trace = ctypes.CDLL(None, use_errno=True).ptrace
     trace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -55,7 +55,7 @@ def configs(*names: str) -> list[PodSandboxConfig]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
-    """Return what is called of every Process: `kill`, and `wait` with the seconds it may take."""
+    """Return the calls to every Process: `kill`, and `wait` with its timeout in seconds."""
     found: list[tuple[str, float]] = []
     kill, wait = Process.kill, Process.wait
 

@@ -1,4 +1,4 @@
-"""A server that dies at any moment, and the next one."""
+"""Servers that are killed at any moment, and the recovery by the next one."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ pytestmark = [pytest.mark.netns, pytest.mark.crash, needs.namespaces]
 
 Shims = subprocess.Popen[str]
 SHARDS = 4
-"""Tests of all lines are divided, so that several run at the same time: by every fourth line."""
+"""Number of tests that share the lines, so that they can run in parallel."""
 every_line = pytest.mark.parametrize("first", range(1, SHARDS + 1), ids="lines {}".format)
 
 
 @pytest.fixture(scope="module")
 def shims() -> Iterator[Shims]:
-    """Return a server that makes shims do things, and die."""
+    """Return a process that forks shims, see `tests.shim.dying`."""
     with running("from tests.shim.dying import serve; serve()") as server:
         yield server
 
 
 def died(shims: Shims, db: str, verb: str, argument: str, place: int = 0) -> bool:
-    """Let a shim do something and die before its *place*-th line; False if it came to its end."""
+    """Fork a shim that is killed before its *place*-th line; False if it finished its call."""
     say(shims, f"{db} {verb} {argument} {place}")
     code = int(line(shims))
     assert code in {0, -signal.SIGKILL}
@@ -49,14 +49,14 @@ def died(shims: Shims, db: str, verb: str, argument: str, place: int = 0) -> boo
 
 
 def ran(shims: Shims, db: str, name: str = "web") -> str:
-    """Run a sandbox in a process that ends after it, so that its pause is a child of init."""
+    """Run a sandbox in a process that ends afterwards, so that its pause is a child of init."""
     assert not died(shims, db, "run", name)
     with Store.open(db, read_only=True) as store:
         return store.list()[-1].id
 
 
 def recovered(db: str) -> list[tuple[str, State]]:
-    """Start and end a shim, and return the sandboxes that there are then, hidden ones too."""
+    """Start and end a shim; return ids and states of all sandboxes, UNKNOWN included."""
     with Store.open(db) as store, closing(Sandboxer(store)):
         assert [] == store.check()
         found = store.list(include_unknown=True)
@@ -67,7 +67,7 @@ def recovered(db: str) -> list[tuple[str, State]]:
 def test_run_killed_before_any_line_is_undone_or_kept(shims: Shims, db: str, first: int) -> None:
     """Before READY nothing is left and the name is free; afterwards the sandbox runs."""
     place, lived = first, 0
-    # One that lived need not be the end: by how its threads meet, a run has more lines or fewer.
+    # A run that finished need not be the last: the number of lines depends on its threads.
     while lived < 12 / SHARDS:
         lived = 0 if died(shims, db, "run", "web", place) else lived + 1
         found = recovered(db)
@@ -76,7 +76,7 @@ def test_run_killed_before_any_line_is_undone_or_kept(shims: Shims, db: str, fir
             assert [State.READY] == [state for _, state in found]
             assert (1, 1) == tuple(len(each) for each in left_of(db))
             remove_all(db)
-        # A pause process that was held back reads the end of its input, and ends.
+        # A held pause process reads end of file, and ends.
         until(lambda: NOTHING == left_of(db))
         place += SHARDS
     assert place > 100
@@ -94,7 +94,7 @@ def test_stop_and_remove_killed_before_any_line_are_finished(
         end = not died(shims, db, verb, id, place)
         begun = begun or not untouched(recovered(db), db)
         if begun:
-            # For good: no later line is before its beginning.
+            # True for all later lines.
             after = [] if verb == "remove" else [(id, State.NOTREADY)]
             assert after == recovered(db)
             assert NOTHING == left_of(db)
@@ -107,7 +107,7 @@ def test_stop_and_remove_killed_before_any_line_are_finished(
 
 
 def untouched(found: list[tuple[str, State]], db: str) -> bool:
-    """Whether a sandbox is READY, all of it, as before it was stopped."""
+    """Return whether a sandbox is READY, with its process and its namespace."""
     if State.READY not in {state for _, state in found}:
         return False
     assert (1, 1) == tuple(len(each) for each in left_of(db))
@@ -172,7 +172,7 @@ def test_exit_status_of_earlier_servers_process_is_recorded(
 ) -> None:
     """The kernel reports it from Linux 6.15 on, when init has reaped the process."""
     if not kernel_tells_exits():
-        pytest.skip("this kernel does not tell the exit status of a stranger")
+        pytest.skip("this kernel does not report the exit status of other processes' children")
     with Client(mortal.socket) as cri:
         id = cri.run(pod_config("web"))
         pid = cri.info(id)["pid"]
@@ -212,7 +212,7 @@ def test_exits_are_recorded_before_init_reaps(mortal: Server) -> None:
 
 
 def kernel_tells_exits() -> bool:
-    """Whether the kernel tells how somebody else's child has ended."""
+    """Return whether the kernel reports the exit status of a process that is no child."""
     return tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 15)
 
 

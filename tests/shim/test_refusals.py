@@ -1,4 +1,4 @@
-"""A sandbox is run exactly as its config says, or refused by the name of the field."""
+"""Configs: a sandbox is run exactly as specified, or refused by the name of the field."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DATA = Path(ROOT, "tests", "data")
 OPTIONS = "linux.security_context.namespace_options"
 CONTEXT = "linux.security_context"
 CONTAINER, TARGET, UNHEARD_OF = 1, 3, 9
-"""Namespace modes; the last is none."""
+"""Namespace modes; the last one is unknown."""
 
 Change = Callable[[Any], object]
 
@@ -69,13 +69,13 @@ REFUSED: dict[str, list[Change]] = {
     ],
     f"{OPTIONS}.pid": [
         setting(f"{OPTIONS}.pid", TARGET),
-        both(setting(f"{OPTIONS}.pid", TARGET), setting(f"{OPTIONS}.target_id", "nobody")),
+        both(setting(f"{OPTIONS}.pid", TARGET), setting(f"{OPTIONS}.target_id", "container")),
         setting(f"{OPTIONS}.pid", UNHEARD_OF),
     ],
     f"{OPTIONS}.ipc": [setting(f"{OPTIONS}.ipc", mode) for mode in (CONTAINER, TARGET, UNHEARD_OF)],
     f"{OPTIONS}.target_id": [
-        setting(f"{OPTIONS}.target_id", "nobody"),
-        both(setting(f"{OPTIONS}.pid", CONTAINER), setting(f"{OPTIONS}.target_id", "nobody")),
+        setting(f"{OPTIONS}.target_id", "container"),
+        both(setting(f"{OPTIONS}.pid", CONTAINER), setting(f"{OPTIONS}.target_id", "container")),
     ],
     f"{OPTIONS}.userns_options.mode": [
         adding(f"{OPTIONS}.userns_options.uids", **MAPPING),
@@ -210,7 +210,7 @@ def test_cases_cover_every_enum_of_upstreams_config() -> None:
     assert enums <= REFUSED.keys()
 
 
-# What a kubelet sends.
+# Configs of a kubelet.
 
 
 def kubelet_configs() -> list[Any]:
@@ -310,7 +310,7 @@ def test_docs_list_every_field() -> None:
             todo.append((f"{path}{field}.", kind.removeprefix("repeated ")))
 
 
-# What is honoured.
+# Honoured fields.
 
 
 def credentials(pid: int) -> dict[str, str]:
@@ -350,7 +350,7 @@ def test_pause_process_runs_as_requested_user(
     assert "SandboxStopped" == cri.info(id)["reason"]
 
 
-# The other calls.
+# Other calls.
 
 
 @pytest.mark.parametrize("state", [2, 9, -1])

@@ -1,4 +1,4 @@
-"""The server: its socket, its command, many calls at once, and a store that is in trouble."""
+"""Server: command, socket, concurrent calls, and errors of the store."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def config(name: str = "web") -> PodSandboxConfig:
 
 
 def refused(*options: str) -> str:
-    """Return what `serve` says instead of serving."""
+    """Return the error of a `serve` that must fail."""
     command = [sys.executable, "-m", "registry", "serve", *options]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, check=False, timeout=20
@@ -155,7 +155,7 @@ def test_sigterm_removes_socket_and_finishes_calls(mortal: Server) -> None:
         ]
 
 
-# Many calls at once.
+# Concurrent calls.
 
 
 def test_50_pods_run_at_the_same_time(server: Server, cri: Client) -> None:
@@ -200,12 +200,12 @@ def test_run_that_is_stopped_meanwhile_is_undone(
         owner: Any = {"create": NetNS, "spawn": pause, "release": pause.Pause}[moment]
         step = getattr(owner, moment)
 
-        def strike_before(*given: Any) -> Any:
+        def change_before(*given: Any) -> Any:
             (sandbox,) = store.list(include_unknown=True)
             getattr(sandboxer, verb)(sandbox.id)
             return step(*given)
 
-        monkeypatch.setattr(owner, moment, strike_before)
+        monkeypatch.setattr(owner, moment, change_before)
         with pytest.raises(RegistryError):
             sandboxer.run(config())
         assert [] == store.list(include_unknown=True)
@@ -233,11 +233,11 @@ def test_cancelled_run_is_undone(db: str, asked: int) -> None:
         assert NOTHING == left_of(db)
 
 
-# Trouble.
+# Errors.
 
 
 def pipes_and_processes() -> list[str]:
-    """Return which of them this process has open."""
+    """Return the pipes and pidfds that this process has open."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):

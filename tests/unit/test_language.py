@@ -56,14 +56,12 @@ UNCLEAN = (
     "registry/model/",
     "registry/store.py",
     "registry/tables/",
-    "tests/acceptance/",
     "tests/cli/",
     "tests/faults/",
     "tests/integration/",
     "tests/migrations/",
     "tests/netns/",
     "tests/property/",
-    "tests/shim/",
     "tests/unit/",
     # Below: of the documents and tools of the tests.
 )
