@@ -1,4 +1,4 @@
-"""A sandbox that somebody else has made is taken over: nobody here is its creator."""
+"""Adoption of sandboxes that another program has created: no creator is recorded."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CREATOR = (
 )
 
 
-def test_an_adopted_sandbox_has_no_creator_and_an_added_one_has(store: Store, path: str) -> None:
-    """All its columns are NULL."""
+def test_adopt_records_no_creator_and_add_does(store: Store, path: str) -> None:
+    """All columns of the creator are NULL."""
     store.adopt(sandbox("a"), UNKNOWN)
     store.add(sandbox("b"), UNKNOWN)
     adopted, added = query(path, CREATOR)
@@ -35,8 +35,8 @@ def test_an_adopted_sandbox_has_no_creator_and_an_added_one_has(store: Store, pa
     assert os.getpid() == added[0]
 
 
-def test_an_adopted_unknown_one_stays_so_when_its_adopter_has_ended(path: str) -> None:
-    """An added one is INTERRUPTED then; of this one nobody knows, and it is UNVERIFIED."""
+def test_adopted_sandbox_stays_unknown_when_its_adopter_has_ended(path: str) -> None:
+    """It is UNVERIFIED; an added sandbox is INTERRUPTED then."""
     run(
         """
         import sys
@@ -56,15 +56,15 @@ def test_an_adopted_unknown_one_stays_so_when_its_adopter_has_ended(path: str) -
         assert [] == store.check()
 
 
-def test_somebody_can_say_more_of_an_adopted_one(store: Store) -> None:
-    """Then it is a sandbox like any other."""
+def test_adopted_sandbox_can_be_updated(store: Store) -> None:
+    """It is judged like any other sandbox then."""
     adopted = store.adopt(sandbox("a"), UNKNOWN)
     adopted.status.update(lambda _: READY)
     assert {Verdict.OPEN: 1} == store.reconcile().counts
 
 
-def test_the_process_of_an_adopted_one_is_noted(store: Store) -> None:
-    """As that of an added one: it is known again."""
+def test_adopt_records_the_identity_of_the_process(store: Store) -> None:
+    """As `add` does: the process is recognized."""
     ready = Status(State.READY, pid=os.getpid(), created_at=1_000)
     with store.adopt(sandbox("a"), ready).open_process() or pytest.fail("it runs") as process:
         assert os.getpid() == process.pid

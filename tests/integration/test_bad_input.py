@@ -1,4 +1,4 @@
-"""What cannot be stored is refused with an error of its own, and the database is unchanged."""
+"""Invalid input is refused with an error of its own, and the database is unchanged."""
 
 from __future__ import annotations
 

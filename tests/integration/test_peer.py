@@ -52,7 +52,7 @@ def filled(store: Store) -> Store:
 
 
 def same(found: Sandbox, id: str) -> bool:
-    """Whether *found* is the sandbox that was added under *id*."""
+    """Return whether *found* is the sandbox that was added under *id*."""
     metadata, status = GIVEN[id]
     return (metadata, status) == (found.metadata, found.status.get())
 

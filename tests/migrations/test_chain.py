@@ -68,7 +68,7 @@ def test_tables_are_strict_and_every_constraint_has_a_name(store: Store, path: s
 
 
 def test_a_revision_that_fails_leaves_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tables and the record of it are one transaction; the next open begins anew."""
+    """Its tables and its record are one transaction; the next open starts from the beginning."""
     run_alembic = migrations._run_alembic
 
     def fail(connection: sqlite3.Connection) -> None:
@@ -139,8 +139,8 @@ def test_the_developers_alembic_begins_a_revision(tmp_path: Path) -> None:
     compile(text, str(made), "exec")
 
 
-def test_a_file_that_alembic_would_not_know_is_no_registry(path: str) -> None:
-    """An application_id of somebody else's."""
+def test_open_refuses_a_file_with_another_application_id(path: str) -> None:
+    """Alembic alone would not notice it."""
     execute(path, "CREATE TABLE t (a)", "PRAGMA application_id = 42")
     with pytest.raises(DataLossError):
         Store.open(path)

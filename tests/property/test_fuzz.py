@@ -1,6 +1,6 @@
-"""Whatever bytes come: unmarshal_json returns metadata or raises MetadataError.
+"""Fuzzing of unmarshal_json: it returns metadata or raises MetadataError, for any bytes.
 
-A second or so in `make test`; `make fuzz` goes on for as long as FUZZ_SECONDS says.
+It takes about a second in `make test`, and FUZZ_SECONDS in `make fuzz`.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def metadatas(draw: st.DrawFn) -> Metadata:
 
 @dataclass
 class Held:
-    """What the model holds of one sandbox."""
+    """State of one sandbox in the model."""
 
     metadata: Metadata
     status: Status
@@ -162,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(prefix=IDS, error=ERRORS)
     def update_that_raises(self, prefix: str, error: BaseException) -> None:
-        """The same exception comes out, and what its function wrote is taken back."""
+        """Raise in an UpdateFunc: the same exception comes out, and its writes are rolled back."""
         id = self.expected(prefix)
         if id is None:
             return
@@ -181,7 +181,7 @@ class StoreMachine(RuleBasedStateMachine):
     def nested_failure(
         self, outer: Metadata, inner: Metadata, status: Status, error: BaseException
     ) -> None:
-        """The inner transaction fails and is caught; the outer one commits."""
+        """Fail in an inner transaction, catch it, and commit the outer one."""
         with self.store.transaction():
             self.add_to_both(outer, status)
             with pytest.raises(type(error)), self.store.transaction():
@@ -195,7 +195,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(metadata=metadatas(), status=STATUSES, error=ERRORS)
     @precondition(lambda self: self.model)
     def outer_failure(self, metadata: Metadata, status: Status, error: BaseException) -> None:
-        """All of a transaction is taken back."""
+        """Fail at the end of a transaction: all its writes are rolled back."""
         kept = {id: replace(held) for id, held in self.model.items()}
         with pytest.raises(type(error)), self.store.transaction():
             self.store.delete(next(iter(self.model)))
@@ -276,7 +276,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def equals_model(self) -> None:
-        """What is stored is what the model holds, and no rule is broken."""
+        """Require that the store equals the model, and that `check` finds nothing."""
         found = {each.id: each for each in self.store.list(include_unknown=True)}
         assert self.model.keys() == found.keys()
         for id, held in self.model.items():

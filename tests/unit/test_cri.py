@@ -129,7 +129,7 @@ def test_enums_are_those_of_the_cri() -> None:
 
 
 def test_the_messages_of_the_shim_are_those_of_the_cri() -> None:
-    """What they have of a message has upstream's numbers, names, types and order."""
+    """Their fields have upstream's numbers, names, types and order; some are left out."""
     theirs = json.loads((DATA / "cri" / "cri-v1-sandbox-rpcs.json").read_text())
     file = FileDescriptorProto()
     runtime_pb2.DESCRIPTOR.CopyToProto(file)
@@ -160,7 +160,7 @@ def test_every_message_and_enum_is_exported() -> None:
 def test_generated_code_is_what_protoc_makes_of_the_proto_file(
     tmp_path: Path, suffix: str, proto: str
 ) -> None:
-    """Generating anew gives the committed file, byte for byte; else `make proto` was forgotten."""
+    """Byte for byte; else `make proto` was forgotten."""
     pytest.importorskip("grpc_tools", reason="protoc comes with grpcio-tools, a dev dependency")
     options = ["--proto_path=.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
     command = [sys.executable, "-m", "grpc_tools.protoc", *options, proto]

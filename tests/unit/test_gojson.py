@@ -96,7 +96,7 @@ def test_go_and_we_agree_on_every_input() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
 def test_no_input_gives_another_result_than_gos(folder: Path) -> None:
-    """What we refuse and Go takes is refused for a reason that the document lists."""
+    """An input that is refused here and accepted by Go has a reason that the document lists."""
     reasons = re.findall(r"\| `([^`]+)` \|", ALONE)
     for case in cases(folder):
         found = ours(case.input)
@@ -227,7 +227,7 @@ def test_nesting_is_read_as_deep_as_go_reads(opened: str, place: str) -> None:
 
 
 class NoText:
-    """Something that JSON does not have."""
+    """A value that JSON cannot express."""
 
     def __repr__(self) -> str:
         # Without an address: every process that runs tests has to give them the same names.
@@ -287,6 +287,6 @@ def test_addresses_are_written_as_go_prints_them() -> None:
 
 
 def test_unknown_fields_are_not_written() -> None:
-    """As in containerd: JSON has names, and nobody here knows theirs."""
+    """As in containerd: JSON needs names, and those of unknown fields are not known."""
     config = PodSandboxConfig.FromString(bytes([0xC0, 0x3E, 0x2A]))
     assert b"{}" == gojson.marshal(config)

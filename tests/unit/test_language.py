@@ -59,11 +59,8 @@ UNCLEAN = (
     "tests/cli/",
     "tests/faults/",
     "tests/integration/",
-    "tests/migrations/",
     "tests/netns/",
-    "tests/property/",
     "tests/unit/",
-    # Below: of the documents and tools of the tests.
 )
 """Files and folders that have such words or docstrings still; each is removed once it has none."""
 

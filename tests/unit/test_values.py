@@ -155,9 +155,7 @@ def test_unset_times_are_null_and_set_ones_integers(store: Store, path: str) -> 
     )
 
 
-def test_a_record_that_cannot_be_read_keeps_its_name_and_hurts_nobody(
-    store: Store, path: str
-) -> None:
+def test_unreadable_record_keeps_its_name_and_affects_no_other(store: Store, path: str) -> None:
     """Its handle has id, name and status; reading its metadata says which one it is."""
     store.add(sandbox("a", name="n"), Status(State.UNKNOWN))
     store.add(sandbox("b"), READY)
