@@ -6,7 +6,6 @@ a terminal. JSON is ASCII.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,14 @@ def write_bytes(data: bytes) -> None:
 
 def write_json(value: object) -> None:
     """Write *value* as JSON."""
-    write(json.dumps(value, indent=2) + "\n")
+    write(to_json(value, indent=2) + "\n")
+
+
+def to_json(value: object, *, indent: int | None = None, ascii: bool = True) -> str:
+    """Return *value* as JSON text: on one line, or with *indent* spaces for each level."""
+    import json  # noqa: PLC0415 - most tables do without
+
+    return json.dumps(value, indent=indent, ensure_ascii=ascii)
 
 
 def write_all(found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
@@ -70,7 +76,7 @@ def shown(name: str, value: object) -> str:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return plain(json.dumps(value) if isinstance(value, (dict, tuple)) else str(value))
+    return plain(to_json(value) if isinstance(value, (dict, tuple)) else str(value))
 
 
 def plain(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -13,7 +12,7 @@ import click
 from registry import cri
 from registry.cli import options
 from registry.cli.failures import complain_all
-from registry.cli.output import plain, shown, table, write, write_all, write_json
+from registry.cli.output import plain, shown, table, to_json, write, write_all, write_json
 from registry.errors import MetadataError
 from registry.handles.sandbox import Sandbox
 from registry.model import cni
@@ -140,7 +139,7 @@ def inspect(*, id: str, db: str, as_json: bool) -> int:
     if as_json:
         write_json(found)
         return code
-    config_lines = json.dumps(found.pop("config"), indent=2, ensure_ascii=False).split("\n")
+    config_lines = to_json(found.pop("config"), indent=2, ascii=False).split("\n")
     fields = [{"field": name, "value": shown(name, value)} for name, value in found.items()]
     write(table(fields, ("field", "value")) + "config:\n")
     write("".join(f"{plain(line)}\n" for line in config_lines))
@@ -160,8 +159,15 @@ def _details(sandbox: Sandbox) -> dict[str, Any]:
         "process_label": metadata.process_label,
         "cni_result": None if result is None else cni.dump(result),
         "error": None,
-        "config": None if config is None else json.loads(encoding.config_json(config)),
+        "config": None if config is None else _fields_of(config),
     }
+
+
+def _fields_of(config: cri.PodSandboxConfig) -> Any:
+    """Return *config* as JSON has it, with proto names as keys."""
+    import json  # noqa: PLC0415 - `list` does without
+
+    return json.loads(encoding.config_json(config))
 
 
 def _undecoded(sandbox: Sandbox) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def _undecoded(sandbox: Sandbox) -> dict[str, Any]:
     config = None
     try:
         decoded = cri.PodSandboxConfig.FromString(data)
-        config, pod = json.loads(encoding.config_json(decoded)), _pod_of(decoded)
+        config, pod = _fields_of(decoded), _pod_of(decoded)
     except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
         reraise_interrupt(error)
     return _summary(sandbox, pod) | stored | {"error": None, "config": config}

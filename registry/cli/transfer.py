@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from registry.cli import documents, import_export, options
+from registry.cli import options
 from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain, complain_all
-from registry.cli.import_export import Outcome
 from registry.cli.output import table, write, write_bytes, write_json
 from registry.errors import MetadataError, NotFoundError
 from registry.handles.sandbox import Sandbox
 from registry.sync.interrupts import reraise_interrupt
+
+if TYPE_CHECKING:
+    from registry.cli.import_export import Outcome
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ def import_sandboxes(
 
     Without a status they are UNKNOWN, and UNVERIFIED to a reconcile.
     """
+    from registry.cli import documents, import_export  # noqa: PLC0415 - the help does without
+
     if [*files, status].count(documents.STDIN) > 1:
         message = "- stands twice, and stdin can be read once"
         raise click.BadParameter(message, param_hint="FILE")
@@ -104,6 +108,8 @@ def _write_outcomes(
 @click.option("--status", metavar="FILE", help="Write their statuses to FILE, for import.")
 def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
     """Write sandboxes as the JSON that containerd stores, one a line; all of them without an ID."""
+    from registry.cli import documents, import_export  # noqa: PLC0415 - the help does without
+
     if status == documents.STDIN:
         message = "- stands for stdout, where the sandboxes go"
         raise click.BadParameter(message, param_hint="'--status'")

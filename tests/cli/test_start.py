@@ -8,10 +8,13 @@ import pytest
 
 from registry import Store
 from registry.cli.program import VERBS
-from tests.tools import READY, run, sandbox
+from tests.tools import READY, pod, run, sandbox
 
-SLOW = {"alembic", "asyncio", "grpc", "pydantic", "pyroute2", "rich", "sqlalchemy", "typer"}
-"""Distributions and packages that no start needs for reading."""
+HEAVY = {
+    *("alembic", "asyncio", "google", "grpc", "json", "pydantic"),
+    *("pyroute2", "rich", "sqlalchemy", "typer"),
+}
+"""Packages of which a verb imports only those that it uses."""
 MODULES = {place.partition(":")[0] for place in VERBS.values()}
 
 
@@ -29,13 +32,16 @@ def imported(*args: str) -> set[str]:
     return set(ast.literal_eval(out.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("verb", ["list", "history", "--help"])
-def test_reading_imports_no_slow_package(path: str, verb: str) -> None:
-    """On a pipe; the help needs every verb, but not what the verbs need."""
+@pytest.mark.parametrize("verb", ["list", "list --json", "history", "--help"])
+@pytest.mark.parametrize("config", [False, True], ids=["no config", "config"])
+def test_reading_imports_only_what_it_uses(path: str, verb: str, config: bool) -> None:
+    """A config is decoded by protobuf; only a terminal needs what folds text."""
     with Store.open(path) as store:
-        store.add(sandbox("a", config=None), READY)
-    loaded = imported("--db", path, verb)
-    assert set() == SLOW & {name.partition(".")[0] for name in loaded}
+        store.add(sandbox("a", config=pod() if config else None), READY)
+    loaded = imported("--db", path, *verb.split())
+    used = {"google"} if config and "list" in verb else set()
+    used |= {"json"} if "--json" in verb else set()
+    assert used == HEAVY & {name.partition(".")[0] for name in loaded}
     assert "registry.shim.server" not in loaded
     assert "registry.cli.terminal" not in loaded
 
