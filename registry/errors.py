@@ -1,18 +1,18 @@
-"""What can go wrong, one class for each thing a caller would do about it.
+"""Errors of the package, one class for each reaction of a caller.
 
-The direct children of `RegistryError` are containerd's errdefs classes, so a shim maps them to
-gRPC codes without reading text; `NetNSError` alone is of the kernel and keeps its errno. A message
-says what was tried, on which object, why it failed and what to do; the operands are attributes.
+The direct children of `RegistryError` are containerd's errdefs classes, so that a shim maps them to
+gRPC codes without reading text. `NetNSError` alone reports an error of the kernel, with its errno.
+A message names the operation, the object, the cause and what to do; the operands are attributes.
 """
 
 from __future__ import annotations
 
 
 class RegistryError(Exception):
-    """Every error of this package; plain, it carries a driver error of an unforeseen code."""
+    """Base of the package's errors; the class itself reports a driver error of an unknown code."""
 
     def __init__(self, message: str, /, **operands: object) -> None:
-        """Keep *message* for people and each operand, a declared attribute, for programs."""
+        """Keep *message* for people, and each operand as a declared attribute for programs."""
         super().__init__(message)
         for name, value in operands.items():
             if not hasattr(type(self), name):
@@ -20,47 +20,47 @@ class RegistryError(Exception):
             setattr(self, name, value)
 
     sqlite_code: int | None = None
-    """The extended SQLite result code where one is the cause."""
+    """Extended SQLite result code of the cause; None for another cause."""
 
 
 class NotFoundError(RegistryError):
-    """There is no such sandbox, or no registry at the path. gRPC: NOT_FOUND."""
+    """No sandbox with the id, or no registry at the path. gRPC: NOT_FOUND."""
 
     id: str = ""
     path: str = ""
 
 
 class AlreadyExistsError(RegistryError):
-    """The id is taken. gRPC: ALREADY_EXISTS."""
+    """Another sandbox has the id. gRPC: ALREADY_EXISTS."""
 
     id: str = ""
 
 
 class NameReservedError(AlreadyExistsError):
-    """Sandbox *holder* has the name that *id* was to get."""
+    """Sandbox *holder* has the name that was requested for *id*."""
 
     name: str = ""
     holder: str = ""
 
 
 class InvalidArgumentError(RegistryError):
-    """A value cannot be accepted, now or ever. gRPC: INVALID_ARGUMENT."""
+    """A value that is never accepted. gRPC: INVALID_ARGUMENT."""
 
     field: str = ""
     value: object = None
 
 
 class AmbiguousPrefixError(InvalidArgumentError):
-    """Several ids begin with *prefix*; *ids* are all of them, in order."""
+    """A *prefix* of several ids; *ids* are all of them, in order."""
 
     prefix: str = ""
     ids: tuple[str, ...] = ()
 
 
 class MetadataError(InvalidArgumentError):
-    """Stored or encoded metadata cannot be read. *id* is the sandbox where it is known.
+    """Stored or encoded metadata that cannot be read; *id* is the sandbox, "" if not known.
 
-    *seq* is the transition that cannot be read, 0 where it is not one of the history.
+    *seq* is the transition that cannot be read, 0 if it is not one of the history.
     """
 
     id: str = ""
@@ -68,7 +68,7 @@ class MetadataError(InvalidArgumentError):
 
 
 class FailedPreconditionError(RegistryError):
-    """The call does not fit the present state; repeating it alone will not help.
+    """A call that the present state does not permit; repeating it alone does not help.
 
     gRPC: FAILED_PRECONDITION.
     """
@@ -78,40 +78,41 @@ class FailedPreconditionError(RegistryError):
 
 
 class StoreClosedError(FailedPreconditionError):
-    """The store was closed, or belongs to the process that forked this one."""
+    """A store that was closed, or belongs to the process that forked this one."""
 
 
 class SchemaVersionError(FailedPreconditionError):
-    """The registry's schema is not one this code may use; both revisions are named."""
+    """A schema that this code may not use; *found* and *supported* are the revisions."""
 
     found: str = ""
     supported: str = ""
 
 
 class ReadOnlyError(FailedPreconditionError):
-    """A write through a store, or to a file, that can only be read."""
+    """A write through a read-only store, or to a read-only file."""
 
 
 class ClosedNetNSError(FailedPreconditionError):
-    """No network namespace is at *path*: it was removed, or never made.
+    """A *path* without a network namespace, which was removed or never created.
 
     Source: containerd pkg/netns, ErrClosedNetNS.
     """
 
 
 class CompactedError(FailedPreconditionError):
-    """The history no longer reaches back to *after*; *oldest* is the first seq that is kept."""
+    """A history that does not reach back to *after*; *oldest* is the first seq that is kept."""
 
     after: int = 0
     oldest: int = 0
 
 
 class UnavailableError(RegistryError):
-    """Another write was in the way; a retry after a while may succeed, nothing is stored.
+    """Contention or timeout: nothing is stored, and a retry after a while may succeed.
 
     The deadline passed, or a write that shared the commit has ended the transaction of both.
-    *holder* names the thread or process, where it is known, *since* when it began (ns since the
-    Unix epoch, 0 unknown), *timeout* the seconds waited. gRPC: UNAVAILABLE.
+    *holder* names the thread or process that has the lock, if known. *since* is the time at which
+    it began (ns since the Unix epoch, 0 if unknown), *timeout* the seconds waited.
+    gRPC: UNAVAILABLE.
     """
 
     path: str = ""
@@ -121,9 +122,9 @@ class UnavailableError(RegistryError):
 
 
 class ResourceExhaustedError(RegistryError):
-    """A disk, its inodes, descriptors, threads or memory are used up, or a value is too large.
+    """Lack of disk space, inodes, descriptors, threads or memory, or a value that is too large.
 
-    *errno* is what the system said of *path* (0: nothing); *size* is over *limit* bytes.
+    *errno* is the error of the system for *path* (0: none); *size* is over *limit* bytes.
     gRPC: RESOURCE_EXHAUSTED.
     """
 
@@ -135,26 +136,26 @@ class ResourceExhaustedError(RegistryError):
 
 
 class DataLossError(RegistryError):
-    """The file is corrupt, was replaced under us, or is no registry. gRPC: DATA_LOSS."""
+    """A file that is corrupt, was replaced while open, or is no registry. gRPC: DATA_LOSS."""
 
     path: str = ""
 
 
 class CommitUnknownError(DataLossError):
-    """A commit failed and SQLite cannot tell whether it will be there after a crash.
+    """A failed commit of which SQLite cannot tell whether a crash would bring it back.
 
-    The store accepts no more writes; open it anew and read what is so.
+    The store accepts no more writes; open it again and read what is stored.
     """
 
 
 class NetNSError(RegistryError):
-    """The kernel refused an operation on the network namespace at *path*; *errno* says why."""
+    """An operation on the network namespace at *path* that the kernel refused with *errno*."""
 
     path: str = ""
     errno: int = 0
 
 
 def retold(error: RegistryError, message: str) -> RegistryError:
-    """Return *error* with another message, for another call that it has failed too."""
+    """Return a copy of *error* with another *message*, for another call that failed with it."""
     operands = {name: value for name, value in vars(error).items() if name[:2] != "__"}
     return type(error)(message, **operands)

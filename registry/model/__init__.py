@@ -1,4 +1,4 @@
-"""What a sandbox is, as values without input or output.
+"""Values that describe a sandbox, without input or output.
 
 validation    checks of single values
 text          JSON of stored values

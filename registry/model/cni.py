@@ -1,4 +1,4 @@
-"""What a CNI plugin chain answered for a sandbox: interfaces, addresses, name servers, routes.
+"""Result of a CNI plugin chain for a sandbox: interfaces, addresses, name servers, routes.
 
 The types are those that containerd keeps (github.com/containerd/go-cni, Result). `dump` and `load`
 use Go's JSON keys; nil and empty are told apart as Go tells them, by None and an empty collection.

@@ -1,4 +1,4 @@
-"""What a sandbox is: everything about it that is fixed once it has been created."""
+"""Metadata of a sandbox: all that is fixed once the sandbox has been created."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Metadata:
 
     @property
     def host_network(self) -> bool:
-        """Whether the sandbox lives in the network namespace of the node."""
+        """Return whether the sandbox is in the network namespace of the node."""
         if self.config is None:
             return False
         options = self.config.linux.security_context.namespace_options

@@ -68,7 +68,7 @@ change but one back to UNKNOWN, and an UpdateFunc that wants strictness consults
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What changes in the life of a sandbox.
+    """State of a sandbox, and all else that changes during its life.
 
     Times are integer nanoseconds since the Unix epoch, UTC; 0 is unset. *state* has no default:
     containerd's zero value is READY, which has called many a half-made sandbox ready.
@@ -82,11 +82,11 @@ class Status:
     created_at: int = 0
     exited_at: int = 0
     exit_status: int | None = None
-    """Exit status of the init process; None while it runs or when nobody saw it."""
+    """Exit status of the init process; None while it runs or when it is not known."""
     reason: str = ""
-    """Why the sandbox is in this state: a CamelCase word, as in Kubernetes conditions."""
+    """Cause of the state as a CamelCase word, as in Kubernetes conditions."""
     message: str = ""
-    """The same for people."""
+    """Cause of the state as text for people."""
 
 
 UpdateFunc = Callable[[Status], Status]
