@@ -97,7 +97,7 @@ def source() -> str:
         "TABLES": tuple(schema.metadata.tables),
         "CHECKS": checks_of(),
         "SCHEMA": schema_of(),
-        "FOUND": schema.FOUND,
+        "INITIAL": schema.INITIAL,
     }
     return HEAD + "".join(
         f"\n{name}: Final = {_value(value, len(name) + 9, 0)}\n"

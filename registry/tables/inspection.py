@@ -76,7 +76,6 @@ def _require_openable(path: str, found: FileAndLog, *, create: bool, upgrade: bo
     if found.file is None:
         if not found.has_log or not paths.size(path):
             _require_beginnable(path, create=create, has_log=found.has_log)
-            migrations.require_revisions(f"open registry {path!r}", path)
             return
         # A new registry: all its commits are in the log, and none was moved into the file yet.
         first = None if found.log is None else found.log.first

@@ -74,7 +74,6 @@ def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) ->
     if _is_empty(connection):
         if not create:
             raise NotFoundError(f"{doing}: the database file is empty", path=path)
-        require_revisions(doing, path)
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise not_a_registry(connection, doing, path)
@@ -176,10 +175,12 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
     # Off, or rebuilding a table deletes the rows that refer to it; and not to be changed inside.
     connection.execute("PRAGMA foreign_keys = OFF")
     try:
-        if not _is_empty(connection):
+        if _is_empty(connection):
+            _numbered(connection, _create)
+        else:
             # A log must begin with the schema of the file: by it a backup is told from the file.
             _numbered(connection, lambda _: None)
-        _numbered(connection, _run_alembic)
+            _numbered(connection, _run_alembic)
     except Exception as error:
         _roll_back(connection)
         if type(error).__module__.partition(".")[0] not in {"alembic", "sqlalchemy"}:
@@ -211,6 +212,12 @@ def _numbered(connection: sqlite3.Connection, change: Callable[[sqlite3.Connecti
 def _roll_back(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Create the newest schema; a test proves that the chain of revisions builds the same."""
+    for statement in (*sql.SCHEMA, *sql.INITIAL):
+        connection.execute(statement)
 
 
 def _run_alembic(connection: sqlite3.Connection) -> None:
@@ -255,7 +262,7 @@ def require_revisions(doing: str, path: str) -> None:
     folder = scripts()
     if not os.access(os.path.join(folder, "versions"), os.R_OK | os.X_OK):
         raise FailedPreconditionError(
-            f"{doing}: the migrations, which create or upgrade it, cannot be read as files in "
+            f"{doing}: the migrations, which upgrade it, cannot be read as files in "
             f"{folder!r}; install the package unpacked",
             path=path,
         )

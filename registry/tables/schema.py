@@ -44,7 +44,7 @@ from sqlalchemy import (
     text,
 )
 
-from registry.tables.version import HISTORY_MAX, LEVEL
+from registry.tables.version import APPLICATION_ID, HISTORY_MAX, LEVEL, REVISION
 
 metadata: Final = MetaData(
     naming_convention={
@@ -482,8 +482,16 @@ ORDER BY coalesce(h.at, t.changed_at), s.id""",
 for _statement in (*TRIGGERS, *VIEWS):
     event.listen(metadata, "after_create", DDL(_statement.strip().replace("%", "%%")))
 
-FOUND: Final = (
-    "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer)"
-    f" VALUES (1, lower(hex(randomblob(16))), {_NOW}, {LEVEL}, 1, 1)"
+INITIAL: Final = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    (
+        "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer)"
+        f" VALUES (1, lower(hex(randomblob(16))), {_NOW}, {LEVEL}, 1, 1)"
+    ),
+    (
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL,"
+        " CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+    ),
+    f"INSERT INTO alembic_version (version_num) VALUES ('{REVISION}')",
 )
-"""Makes an empty database of this schema a registry with an id of its own."""
+"""Statements that make a database of this schema a registry with an id, at the newest revision."""

@@ -692,8 +692,16 @@ WHERE t.state = 'SANDBOX_NOTREADY'
 ORDER BY coalesce(h.at, t.changed_at), s.id""",
 )
 
-FOUND: Final = (
-    "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer) VALUES (1, "
-    "lower(hex(randomblob(16))), CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 + "
-    "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 1, 1, 1)"
+INITIAL: Final = (
+    "PRAGMA application_id = 1397900354",
+    (
+        "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer) VALUES "
+        "(1, lower(hex(randomblob(16))), CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 + "
+        "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 1, 1, 1)"
+    ),
+    (
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT "
+        "alembic_version_pkc PRIMARY KEY (version_num))"
+    ),
+    "INSERT INTO alembic_version (version_num) VALUES ('0001')",
 )

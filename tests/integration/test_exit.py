@@ -164,7 +164,7 @@ LATE = {
 @pytest.mark.parametrize("made", [False, True], ids=["new", "there"])
 @pytest.mark.parametrize("how", LATE)
 def test_a_store_may_be_opened_for_the_first_time_at_exit(path: str, how: str, made: bool) -> None:
-    """Also if that creates the registry, which imports Alembic; nothing is written to stderr."""
+    """Also where that creates the registry; stderr stays empty."""
     if made:
         Store.open(path).close()
     code = """

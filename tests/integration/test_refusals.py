@@ -147,7 +147,7 @@ def test_a_read_of_a_database_that_was_removed_is_a_loss(path: str) -> None:
 
 UNPRIVILEGED = """
     import os, sys
-    import encodings.ascii
+    import ctypes, encodings.ascii
     from registry import RegistryError, Store
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)

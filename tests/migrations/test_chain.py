@@ -1,4 +1,4 @@
-"""The chain of migrations, `schema.py`, and the developer's alembic commands."""
+"""The chain of revisions, the schema that `open` creates, and the developer's alembic commands."""
 
 from __future__ import annotations
 
@@ -14,33 +14,47 @@ from pathlib import Path
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
 
 from registry import DataLossError, RegistryError, Store
 from registry.tables import integrity, migrations, schema, version
 from tests.tools import READY, ROOT, contents, environment, execute, query, run, sandbox
 
 
-def words(path: str) -> dict[str, str]:
-    """Return what SQLite keeps of each object."""
-    return integrity.words(query(path, integrity.OBJECTS))
+def built_by_revisions(path: str) -> str:
+    """Create a registry at *path* by Alembic's revisions, as an upgrade runs them."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        migrations._run_alembic(connection)
+        connection.execute("COMMIT")
+    return path
 
 
-def test_the_chain_and_the_schema_build_the_same_database(path: str, tmp_path: Path) -> None:
-    """Table by table, column by column, trigger by trigger."""
+def test_the_revisions_and_the_schema_build_the_same_database(path: str, tmp_path: Path) -> None:
+    """Object by object and column by column, with the same rows and the same application_id."""
     Store.open(path).close()
-    built = str(tmp_path / "built.db")
-    engine = create_engine(f"sqlite:///{built}")
-    with engine.begin() as connection:
-        schema.metadata.create_all(connection)
-    engine.dispose()
-    assert words(built) == words(path)
-    assert 5 == sum(key.startswith("table") for key in words(path))
-    for table in schema.metadata.tables:
+    chain = built_by_revisions(str(tmp_path / "chain.db"))
+    objects = "SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    objects += " AND name <> 'sqlite_sequence'"
+    assert integrity.words(query(chain, objects)) == integrity.words(query(path, objects))
+    assert 6 == sum(key.startswith("table") for key, _ in query(path, objects))
+    for table in (*schema.metadata.tables, "alembic_version"):
         columns = f"SELECT * FROM pragma_table_xinfo('{table}')"
-        assert query(built, columns) == query(path, columns)
+        assert query(chain, columns) == query(path, columns)
         keys = f"SELECT * FROM pragma_foreign_key_list('{table}')"
-        assert query(built, keys) == query(path, keys)
+        assert query(chain, keys) == query(path, keys)
+    for stored in (
+        "PRAGMA application_id",
+        "SELECT * FROM alembic_version",
+        "SELECT one, level, min_reader, min_writer FROM registry",
+    ):
+        assert query(chain, stored) == query(path, stored)
+
+
+def test_a_registry_that_revisions_have_built_is_used_as_it_is(path: str) -> None:
+    """It is up to date, and no invariant is violated."""
+    with Store.open(built_by_revisions(path)) as store:
+        store.add(sandbox("a"), READY)
+        assert [] == store.check()
 
 
 def test_every_revision_is_in_one_line_that_ends_in_ours() -> None:
@@ -67,21 +81,30 @@ def test_tables_are_strict_and_every_constraint_has_a_name(store: Store, path: s
             )
 
 
-def test_a_revision_that_fails_leaves_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tables and its record are one transaction; the next open starts from the beginning."""
-    run_alembic = migrations._run_alembic
+@pytest.mark.parametrize("step", ["_create", "_run_alembic"])
+def test_a_creation_or_an_upgrade_that_fails_leaves_nothing(
+    path: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Each is one transaction with the record of its revision; the next open begins again."""
+    if step == "_run_alembic":
+        Store.open(path).close()
+        execute(path, "UPDATE registry SET level = 0")
+    before = query(path, "SELECT name FROM sqlite_master")
+    change = getattr(migrations, step)
 
     def fail(connection: sqlite3.Connection) -> None:
-        run_alembic(connection)
+        change(connection)
+        connection.execute("CREATE TABLE half (a)")
         raise OSError("power is out")
 
-    monkeypatch.setattr(migrations, "_run_alembic", fail)
+    monkeypatch.setattr(migrations, step, fail)
     with pytest.raises(OSError, match="power"):
         Store.open(path)
     monkeypatch.undo()
-    assert [] == query(path, "SELECT name FROM sqlite_master")
+    assert before == query(path, "SELECT name FROM sqlite_master")
     with Store.open(path) as store:
-        assert [] == store.check()
+        found = [str(violation) for violation in store.check()]
+        assert all("level 0" in each for each in found)
 
 
 def test_an_older_registry_is_upgraded_or_refused(path: str) -> None:
@@ -164,10 +187,10 @@ def test_creating_needs_no_package_on_the_command_line(path: str) -> None:
 
 
 @pytest.mark.parametrize("with_migrations", [False, True], ids=["without", "with"])
-def test_a_package_in_a_zip_file_says_that_its_migrations_cannot_be_read(
+def test_a_package_in_a_zip_file_creates_registries_and_upgrades_none(
     tmp_path: Path, path: str, with_migrations: bool
 ) -> None:
-    """Nothing is made; what is up to date is read and written, and what is older stays."""
+    """An upgrade needs the revisions as files: the error says so, and an older registry stays."""
     archive = tmp_path / "registry.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         for folder in ["registry", *["migrations"] * with_migrations]:
@@ -186,13 +209,8 @@ def test_a_package_in_a_zip_file_says_that_its_migrations_cannot_be_read(
         except FailedPreconditionError as error:
             print(error)
         """
-    folder = os.path.dirname(path)
-    os.mkdir(os.path.join(folder, "new"))
-    assert "install the package unpacked" in run(code, archive, f"{folder}/new/registry.db")
-    assert [] == os.listdir(f"{folder}/new")
-    Store.open(path).close()
     assert "1 []\n" == run(code, archive, path)
     execute(path, "UPDATE registry SET level = 0")
-    before = contents(folder)
+    before = contents(os.path.dirname(path))
     assert "install the package unpacked" in run(code, archive, path)
-    assert before == contents(folder)
+    assert before == contents(os.path.dirname(path))

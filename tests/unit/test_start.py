@@ -42,6 +42,13 @@ STARTS = {
         """,
         "",
     ),
+    "create": (
+        """
+        from registry import Store
+        Store.open(sys.argv[1] + "-new").close()
+        """,
+        "",
+    ),
     "read the config": (
         """
         from registry import Store
