@@ -6,6 +6,8 @@ is a process of its own, since the process that runs tests may have threads, and
 
 from __future__ import annotations
 
+import encodings.ascii  # noqa: F401 - once, not in every shim; so are the next two
+import gc
 import os
 import signal
 import sys
@@ -15,7 +17,8 @@ from contextlib import closing
 from types import FrameType
 from typing import Any, Final
 
-import pyroute2  # noqa: F401 - once, not in every shim
+import google.protobuf.json_format  # noqa: F401
+import pyroute2  # noqa: F401
 
 import registry.shim
 from registry import Store
@@ -62,6 +65,7 @@ def work(db: str, verb: str, argument: str, place: int) -> None:
 
 def serve() -> None:
     """Fork a shim for each line of the input."""
+    gc.freeze()  # the shims share the memory of what is imported
     for line in sys.stdin:
         db, verb, argument, place = line.split()
         pid = os.fork()
