@@ -81,7 +81,7 @@ def test_adopt_records_the_identity_of_the_process(store: Store) -> None:
     ],
     ids=["id", "name", "metadata", "status"],
 )
-def test_what_add_refuses_is_refused(
+def test_adopt_refuses_what_add_refuses(
     store: Store, metadata: Metadata, status: Status, kind: type[Exception]
 ) -> None:
     """With the same error, which says what was tried."""

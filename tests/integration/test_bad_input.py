@@ -247,8 +247,8 @@ def test_a_timeout_that_is_no_time_is_refused(store: Store, path: str, timeout: 
     assert "timeout" == caught.value.field
 
 
-def test_what_is_no_function_is_refused(store: Store) -> None:
-    """A status instead of what makes one, say."""
+def test_update_refuses_an_object_that_is_no_function(store: Store) -> None:
+    """A status instead of a function that returns one, say."""
     updates: list[Callable[[Any], object]] = [
         store.get("there").status.update,
         lambda value: store.update_metadata("begun", value),
@@ -260,8 +260,8 @@ def test_what_is_no_function_is_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, None, b"registry.db", "", ":memory:", "a\0b", "\ud800"])
-def test_what_is_no_path_of_a_registry_is_refused(store: Store, wrong: Any) -> None:
-    """Bytes neither: messages and SQL have text."""
+def test_open_refuses_an_invalid_path(store: Store, wrong: Any) -> None:
+    """Bytes are refused too: messages and SQL have text."""
     with pytest.raises(InvalidArgumentError, match="no path of a file") as caught:
         Store.open(wrong)
     assert ("path", wrong) == (caught.value.field, caught.value.value)
@@ -279,7 +279,7 @@ def test_what_is_no_path_of_a_registry_is_refused(store: Store, wrong: Any) -> N
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_who_writes_and_by_which_clock_is_checked(tmp_path: Path, field: str, value: Any) -> None:
+def test_open_refuses_an_invalid_actor_or_clock(tmp_path: Path, field: str, value: Any) -> None:
     """Before anything is opened."""
     with pytest.raises(InvalidArgumentError) as caught:
         Store.open(tmp_path / "new.db", **{field: value})

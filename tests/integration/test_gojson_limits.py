@@ -28,7 +28,7 @@ def test_a_config_over_4_mib_is_refused(size: int) -> None:
         assert data == found
 
 
-def test_what_is_over_a_limit_is_refused_in_bounded_memory() -> None:
+def test_document_over_a_limit_is_refused_in_bounded_memory() -> None:
     """A process that may have 1 GiB in all reads documents of 32 MiB, each made to take more."""
     out = run(
         """

@@ -179,7 +179,7 @@ def test_the_oldest_protobuf_allowed_can_load_the_generated_code() -> None:
 
 
 @pytest.mark.parametrize("file", samples())
-def test_what_the_kubelet_sent_survives_parse_and_serialize(file: Path) -> None:
+def test_message_of_the_kubelet_survives_parse_and_serialize(file: Path) -> None:
     """As many bytes as containerd got come out again, and mean the same; map entries may move."""
     data = file.read_bytes()
     config = PodSandboxConfig.FromString(data)
@@ -188,7 +188,7 @@ def test_what_the_kubelet_sent_survives_parse_and_serialize(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", samples())
-def test_what_the_kubelet_sent_is_known_to_the_last_field(file: Path) -> None:
+def test_message_of_the_kubelet_has_no_unknown_field(file: Path) -> None:
     """Nothing in the samples passes as an unknown field: all of it can be read by name."""
     config = PodSandboxConfig.FromString(file.read_bytes())
     size = config.ByteSize()

@@ -33,7 +33,7 @@ def document(metadata: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_what_go_wrote_is_written_again_byte_for_byte(name: str) -> None:
+def test_document_of_go_is_written_again_byte_for_byte(name: str) -> None:
     """Every document of containerd and of Go's encoder; the older layout as the current one."""
     expected = DOCUMENTS[name]
     if name.endswith("v1.0"):
@@ -43,7 +43,7 @@ def test_what_go_wrote_is_written_again_byte_for_byte(name: str) -> None:
 
 
 @pytest.mark.parametrize("line", ENCODED, ids=lambda line: line["name"])
-def test_what_go_encoded_is_what_is_read(line: dict[str, Any]) -> None:
+def test_document_of_go_is_read_with_every_field(line: dict[str, Any]) -> None:
     """Its config, by the protobuf bytes, and every other field."""
     read = Metadata.unmarshal_json(line["json"])
     config = line["config_b64"]
@@ -64,8 +64,8 @@ def test_what_go_encoded_is_what_is_read(line: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((DATA / "containerd").glob("*.pb")), ids=lambda x: x.name)
-def test_what_containerd_stored_is_what_the_kubelet_sent(file: Path) -> None:
-    """The config in its JSON is the message that came."""
+def test_config_that_containerd_stored_equals_the_kubelets(file: Path) -> None:
+    """Its JSON holds the message that came."""
     stored = file.with_name(file.name.replace(".config.pb", ".json")).read_bytes()
     assert PodSandboxConfig.FromString(file.read_bytes()) == Metadata.unmarshal_json(stored).config
 
@@ -170,7 +170,7 @@ def test_a_refusal_says_where_and_why(metadata: str, field: str, message: str) -
     )
 
 
-def test_what_is_no_json_is_refused_at_its_byte() -> None:
+def test_invalid_json_is_refused_at_its_byte() -> None:
     """Before any value of a wrong type."""
     for data in (b'{"Version":1,}', '{"Version":1,}'):
         with pytest.raises(MetadataError, match="no JSON: byte 13 is '}' where a key should be"):
@@ -187,8 +187,8 @@ def test_an_escape_that_is_not_whole_is_refused(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [None, 7, ["x"], {"Version": "v1"}], ids=repr)
-def test_what_is_neither_bytes_nor_text_is_refused(data: Any) -> None:
-    """With an error of ours, like all else."""
+def test_unmarshal_json_refuses_other_types_than_bytes_and_text(data: Any) -> None:
+    """It raises MetadataError."""
     with pytest.raises(MetadataError, match="neither bytes nor str"):
         Metadata.unmarshal_json(data)
 
@@ -270,8 +270,8 @@ ODD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", ODD, ids=str)
-def test_what_cannot_be_written_is_a_metadata_error(fields: dict[str, Any]) -> None:
-    """Whatever stands in a Metadata, which is a plain value."""
+def test_unencodable_metadata_raises_metadata_error(fields: dict[str, Any]) -> None:
+    """For any value in a Metadata, which does not validate itself."""
     with pytest.raises(MetadataError, match="marshal metadata of sandbox"):
         replace(sandbox("a"), **fields).marshal_json()
 

@@ -44,6 +44,8 @@ CLASS = f"{PROPERTY} Something"
 """Of a class or module, which a noun phrase describes."""
 TEST = "What Who Whom Whose Whoever Those"
 """Of a test, which says what its name cannot, but names a subject."""
+NAME = re.compile(r"test_(what|who|whom|whose|those|it|they)_")
+"""Names of tests that name no subject."""
 
 UNCLEAN = (
     "docs/cli.md",
@@ -91,7 +93,7 @@ def words(text: str) -> Iterator[tuple[int, str]]:
 
 
 def headless(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the line of each docstring in *source* that begins with no verb or noun, and how."""
+    """Yield the line and the text of each docstring or name of a test that has no head."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
@@ -99,6 +101,8 @@ def headless(source: str) -> Iterator[tuple[int, str]]:
         first = re.match(r"\w*", docstring)
         if first is not None and first.group() in refused(node).split():
             yield node.body[0].lineno, f'"{docstring.splitlines()[0]}"'
+        if not isinstance(node, ast.Module) and NAME.match(node.name):
+            yield node.lineno, node.name
 
 
 def refused(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
@@ -171,8 +175,10 @@ def test_a_part_of_another_word_is_no_use_of_a_word(text: str) -> None:
         ('def test_a():\n    """The id is there."""', False),
         ('def test_a():\n    """Who asks is answered."""', True),
         ("def a(): pass", False),
+        ("def test_what_a_is(): pass", True),
+        ("def test_whatever_a_is(): pass", False),
     ],
 )
-def test_a_docstring_begins_with_what_describes_its_object(source: str, is_headless: bool) -> None:
-    """A verb for a function, a noun for a class, module or property, a subject for a test."""
+def test_a_docstring_or_name_without_a_head_is_found(source: str, is_headless: bool) -> None:
+    """It begins with a verb (function), a noun (class, module, property) or a subject (test)."""
     assert is_headless == bool([*headless(source)])

@@ -128,8 +128,8 @@ def test_every_config_of_containerd_survives_the_store(store: Store, file: Path)
     assert [] == store.check()
 
 
-def test_what_people_filter_by_has_its_own_columns(store: Store, path: str) -> None:
-    """Taken from the config."""
+def test_fields_of_filters_have_their_own_columns(store: Store, path: str) -> None:
+    """They are copied from the config."""
     config = PodSandboxConfig(labels={"app": "web"})
     config.metadata.name, config.metadata.namespace = "web-0", "prod"
     config.metadata.uid, config.metadata.attempt = "u-1", 3
