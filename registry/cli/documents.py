@@ -1,13 +1,12 @@
-"""The documents in a file of JSON: one in each line, or written over many lines.
+"""JSON documents in a file: one on each line, or written over several lines.
 
 Rules:
 
 1. A document begins on a line of its own and ends with the line that closes its last bracket.
-2. One that is none is reported, and stands only for what is surely its own: what follows it is
-   looked for from the next line that begins with `{`, since a document that is cut off has no end,
-   and swallows all behind it. From then on any such line begins a document: nothing is read three
-   times.
-3. What is read is bounded, however long a document or a line is.
+2. An invalid document is reported. The search for the next one starts at the next line that begins
+   with `{`: a document that is cut off has no end, and would include everything after it. From then
+   on every such line begins a document, so that no line is read a third time.
+3. Memory is bounded, however long a document or a line is.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from registry.model.metadata import Metadata
 from registry.sync.interrupts import reraise_interrupt
 
 STDIN: Final = "-"
-"""The file name that stands for it."""
-REFUSED_MAX: Final = 1000
-"""Documents of one file that are none before it is given up: a binary has millions of lines."""
-PASSED_MAX: Final = 2**30
-"""Bytes of one file that are passed over before it is given up: /dev/zero has no end."""
+"""File name that stands for stdin."""
+INVALID_MAX: Final = 1000
+"""Reading of a file stops after this many invalid documents: a binary has millions of lines."""
+SKIPPED_MAX: Final = 2**30
+"""Reading of a file stops after this many skipped bytes: /dev/zero has no end."""
 BEGIN: Final = b'{"Version":'
-"""Of a line in containerd's hand; inside of a document there is no such line."""
+"""Beginning of a document as containerd writes it; no line inside a document begins so."""
 LINE: Final = 512
-"""Bytes that a line counts for at least: an empty one costs time too."""
+"""Least number of bytes that a skipped line counts for: an empty line costs time too."""
 CHUNK: Final = 2**20
-"""Bytes that are read at once of what nobody is going to take."""
+"""Bytes per read of a line that is skipped."""
 
 _BRACKETS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|([{\[])|([}\]])')
 _WEIGHTS: Final = {None: 0, 1: 1, 2: -1}
@@ -42,7 +41,7 @@ _WEIGHTS: Final = {None: 0, 1: 1, 2: -1}
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What stands at *source*, `FILE:LINE`: metadata, or *error* says why it is none."""
+    """Document at *source*, `FILE:LINE`: its metadata, or the *error* that makes it invalid."""
 
     source: str
     metadata: Metadata | None
@@ -50,7 +49,7 @@ class Document:
 
 
 def read(path: str) -> Iterator[Document]:
-    """Yield what the file holds, in order; one that cannot be read is a document with an error."""
+    """Yield the documents of a file, in order; one with an error if the file cannot be read."""
     try:
         with open_binary(path) as file:
             yield from documents(path, file)
@@ -60,41 +59,45 @@ def read(path: str) -> Iterator[Document]:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Open *path*, or stdin, which stays open."""
+    """Open *path* for reading; `-` is stdin, whose descriptor is not closed."""
     return open(0, "rb", closefd=False) if path == STDIN else open(path, "rb")
 
 
 def documents(path: str, file: BinaryIO) -> Iterator[Document]:
-    """Yield what *file* holds; *path* is what it is called."""
-    lines, refused = _Lines(file), 0
+    """Yield the documents of *file*; *path* is its name in their sources."""
+    lines, invalid = _Lines(file), 0
     while text := _next(lines):
         first, _, rest = text.partition(b"\n")
         document = _decode(f"{path}:{lines.number - _count(rest)}", text.rstrip(b"\r\n"))
         yield document
         if document.metadata is None:
-            refused += 1
+            invalid += 1
             if rest or len(first) > DOCUMENT_MAX:
                 lines.begin = b"{"
-                lines.give_back(rest)
-                lines.pass_over()
-        if refused == REFUSED_MAX:
+                lines.push_back(rest)
+                lines.skip_to_object()
+        if invalid == INVALID_MAX:
             break
-    if refused == REFUSED_MAX or lines.given_up:
-        yield Document(path, None, "too much of it is no document; the rest is not read")
+    if invalid == INVALID_MAX or lines.exhausted:
+        yield Document(
+            path,
+            None,
+            "too much of it is invalid; the rest is not read",
+        )
 
 
 def _next(lines: _Lines) -> bytes:
     """Return the lines up to the one that closes the last bracket; b"" at the end of the file.
 
-    Of a document over `DOCUMENT_MAX` bytes, the lines up to the one that is too much.
+    Of a document over `DOCUMENT_MAX` bytes return the lines up to the one that exceeds the limit.
     """
     text, depth = bytearray(), 0
     for line in lines:
         if text and line.startswith(lines.begin):
-            lines.give_back(line)
+            lines.push_back(line)
             break
         if not text and not line.strip(b" \t\r\n"):
-            lines.passed(line)
+            lines.skipped(line)
             continue
         text += line
         depth += _opened(line)
@@ -122,48 +125,50 @@ def _decode(source: str, text: bytes) -> Document:
 
 
 class _Lines:
-    """The lines of a file, of which those that were read last can be given back.
+    """Lines of a file; those that were read last can be pushed back.
 
-    *number* is that of the last one; *begin* is how a line begins that is in no document before it;
-    *given_up* says that too much was passed over.
+    Attributes:
+        number: number of the last line that was read, from 1.
+        begin: beginning of a line that starts a new document, also inside an unclosed one.
+        exhausted: whether more than `SKIPPED_MAX` bytes were skipped.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.number = 0
         self.begin = BEGIN
-        self.given_up = False
-        self._file, self._back, self._passed = file, BytesIO(), 0
+        self.exhausted = False
+        self._file, self._back, self._skipped = file, BytesIO(), 0
 
     def __iter__(self) -> Iterator[bytes]:
-        while not self.given_up and (line := self._back.readline() or self._read()):
+        while not self.exhausted and (line := self._back.readline() or self._read()):
             self.number += 1
             yield line
 
-    def give_back(self, lines: bytes) -> None:
-        """Have the last *lines* read again."""
+    def push_back(self, lines: bytes) -> None:
+        """Push back *lines*, the last that were read, to be read again."""
         self._back = BytesIO(lines + self._back.read())
         self.number -= _count(lines)
 
-    def pass_over(self) -> None:
-        """Read on to the next line that begins with `{`."""
+    def skip_to_object(self) -> None:
+        """Skip to the next line that begins with `{`."""
         for line in self:
             if line.startswith(b"{"):
-                self.give_back(line)
+                self.push_back(line)
                 return
-            self.passed(line)
+            self.skipped(line)
 
     def _read(self) -> bytes:
-        """Return a line, of a long one no more than makes it one."""
+        """Return the next line; of one over the limit, enough to exceed the limit."""
         line = self._file.readline(DOCUMENT_MAX + 2)
         if len(line) < DOCUMENT_MAX + 2 or line.endswith(b"\n"):
             return line
-        while not self.given_up and (more := self._file.readline(CHUNK)):
-            self.passed(more)
+        while not self.exhausted and (more := self._file.readline(CHUNK)):
+            self.skipped(more)
             if more.endswith(b"\n"):
                 break
         return line + b"\n"
 
-    def passed(self, data: bytes) -> None:
-        """Count what was passed over."""
-        self._passed += max(len(data), LINE)
-        self.given_up = self._passed > PASSED_MAX
+    def skipped(self, data: bytes) -> None:
+        """Count *data* as skipped."""
+        self._skipped += max(len(data), LINE)
+        self.exhausted = self._skipped > SKIPPED_MAX

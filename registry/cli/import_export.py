@@ -1,11 +1,11 @@
-"""Sandboxes into a registry and out of it, in the JSON that containerd stores.
+"""Sandboxes from and to the JSON that containerd stores.
 
 Rules:
 
-1. All documents are read, decoded, encoded and observed before the registry is locked, then adopted
-   in one transaction, whose time grows with their number and not with its square.
-2. What is refused is reported, every one of it, and not the first only.
-3. Identities of namespaces and processes are not carried: an import records those that it observes.
+1. All documents are read, decoded, encoded and observed before the registry is locked. They are
+   adopted in one transaction, whose time is linear in their number.
+2. Every document that is refused is reported, not only the first.
+3. Identities of namespaces and processes are not exported: an import records what it observes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,23 @@ from registry.store import Store
 from registry.sync.interrupts import reraise_interrupt
 
 STATUSES_MAX: Final = 2**26
-"""Bytes of a file of statuses; decoded they take some ten times as much memory."""
+"""Bytes of a file of statuses; decoded, they take about ten times as much memory."""
 ERROR_MAX: Final = 1000
-"""Characters of an error, an id or a name that a report repeats."""
+"""Characters of an error, an id or a name in a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a document; *holder* is the sandbox that has its id or name already."""
+    """Result for one document.
+
+    Attributes:
+        source: `FILE:LINE` of the document.
+        id, name: of the sandbox; empty if the document cannot be read.
+        state: of the sandbox, also if the import is rolled back; None if the document is refused.
+        imported: whether the sandbox is in the registry now.
+        holder: sandbox that has the id or the name already, else empty.
+        error: reason of the refusal, else empty.
+    """
 
     source: str
     id: str
@@ -52,20 +61,20 @@ class Outcome:
 
 
 class _RefusedError(Exception):
-    """Ends the transaction of an import that is to be all or nothing."""
+    """Rolls back an import of which one document is refused."""
 
 
 # Statuses.
 
 
 def read_statuses(path: str) -> dict[str, Mapping[str, Any]]:
-    """Return the statuses in a file, by id, with the fields of `Status`; others are not looked at.
+    """Return the statuses in a file, by id, with the fields of `Status`; ignore other fields.
 
-    JSON: an object a line, or an array of them, each with an `id`; or an object of objects, whose
-    keys are the ids of those that have none.
+    The file has an object on each line, or an array of objects, each with an `id`; or an object of
+    objects, whose keys are the ids of those without an `id`.
 
     Raises:
-        MetadataError: it cannot be read, or holds something else, or two of one id.
+        MetadataError: the file cannot be read, is no such JSON, or has two statuses of one id.
     """
     doing = f"read statuses {path!r}"
     try:
@@ -75,25 +84,25 @@ def read_statuses(path: str) -> dict[str, Mapping[str, Any]]:
         reraise_interrupt(error)
         raise MetadataError(f"{doing}: {error.strerror}") from error
     if len(data) > STATUSES_MAX:
-        raise MetadataError(f"{doing}: it is over the limit of {STATUSES_MAX} bytes")
+        raise MetadataError(f"{doing}: the file is over the limit of {STATUSES_MAX} bytes")
     try:
         entries = _entries(data.decode())
     except (ValueError, RecursionError) as error:
-        raise MetadataError(f"{doing}: no JSON that is known here: {error}") from error
+        raise MetadataError(f"{doing}: invalid JSON: {error}") from error
     found: dict[str, Mapping[str, Any]] = {}
     for id, entry in entries:
         if not isinstance(id, str) or not isinstance(entry, dict):
-            raise MetadataError(f"{doing}: an entry is no object with an id", value=entry)
+            raise MetadataError(f"{doing}: an entry is not an object with an id", value=entry)
         if found.setdefault(id, entry) is not entry:
             raise MetadataError(f"{doing}: {id!r} has two statuses", id=id)
     return found
 
 
 def _entries(text: str) -> list[tuple[Any, Any]]:
-    """Return each id with its entry, whatever they are.
+    """Return each id with its entry, both of any type.
 
     Raises:
-        ValueError, RecursionError: it is no JSON.
+        ValueError, RecursionError: *text* is not JSON.
     """
     try:
         whole = _json(text)
@@ -119,10 +128,10 @@ def _id_of(entry: Any) -> Any:
 
 
 def _status_of(entry: Mapping[str, Any]) -> Status:
-    """Return the status that *entry* stands for; whether it can be stored is not asked here.
+    """Return the status in *entry*; it is not validated here.
 
     Raises:
-        MetadataError: it has no state that is known here.
+        MetadataError: *entry* has no known state.
     """
     fields = {name: entry.get(name) for name in Status.__dataclass_fields__}
     name = str(fields.pop("state")).removeprefix("SANDBOX_")
@@ -137,7 +146,7 @@ def _status_of(entry: Mapping[str, Any]) -> Status:
 
 
 class Candidate(NamedTuple):
-    """A document that was prepared; *outcome* has an error where there is no *addition*."""
+    """A prepared document; *outcome* has the error if there is no *addition*."""
 
     outcome: Outcome
     addition: Addition | None
@@ -146,11 +155,11 @@ class Candidate(NamedTuple):
 def prepare(
     found: Iterable[Document], statuses: Mapping[str, Mapping[str, Any]]
 ) -> list[Candidate]:
-    """Return what can be adopted of the documents *found*, and why the others cannot.
+    """Return a candidate for each document, with the reason if it cannot be adopted.
 
     Args:
         found: the documents.
-        statuses: by id, as `read_statuses` returns them; without one a sandbox is UNKNOWN.
+        statuses: by id, as `read_statuses` returns them; a sandbox without a status is UNKNOWN.
     """
     context = HostContext.current()
     return [_prepare(document, statuses, context) for document in found]
@@ -174,12 +183,12 @@ def _prepare(
 
 
 def load(store: Store, candidates: Sequence[Candidate], *, keep_going: bool) -> list[Outcome]:
-    """Adopt *candidates* in one transaction, and return what became of each.
+    """Adopt *candidates* in one transaction, and return the outcome of each.
 
     Args:
-        store: into which they go.
+        store: the registry that adopts them.
         candidates: as `prepare` returns them.
-        keep_going: take the others when some are refused, instead of none.
+        keep_going: adopt the others when some are refused, instead of none.
     """
     outcomes: list[Outcome] = []
     sources: dict[str, str] = {}
@@ -192,17 +201,17 @@ def load(store: Store, candidates: Sequence[Candidate], *, keep_going: bool) -> 
 
 
 def _adopt(store: Store, candidate: Candidate, sources: dict[str, str]) -> Outcome:
-    """Adopt one; *sources*, by id, are of those that were adopted before it, and of this one."""
+    """Adopt one candidate, and add its source to *sources*, which are by id."""
     outcome, addition = candidate
     if addition is None:
         return outcome
     try:
-        additions.insert(store._session, addition)  # noqa: SLF001 - what `Store.adopt` does second
+        additions.insert(store._session, addition)  # noqa: SLF001 - second half of `Store.adopt`
     except AlreadyExistsError as error:
         holder = error.holder if isinstance(error, NameReservedError) else error.id
         why = str(error)
         if holder in sources:
-            why = f"{sources[holder]} has its id or name already"
+            why = f"{sources[holder]} already has its id or name"
         return replace(outcome, holder=holder, error=_short(why))
     sources[str(addition.columns["id"])] = outcome.source
     return replace(outcome, state=addition.status.state, imported=True)
@@ -216,10 +225,10 @@ def _short(text: str) -> str:
 
 
 def status_line(sandbox: Sandbox) -> str:
-    """Return the status that *sandbox* was found with, as `read_statuses` takes it.
+    """Return the status of *sandbox* as it was read, in the form that `read_statuses` takes.
 
     Raises:
-        MetadataError: its state is none that is known here.
+        MetadataError: its state is unknown.
     """
     fields = asdict(sandbox.status_as_read) | {"state": str(sandbox.status_as_read.state)}
     return json.dumps({"id": sandbox.id} | fields, ensure_ascii=False) + "\n"

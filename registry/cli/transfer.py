@@ -33,7 +33,7 @@ T = TypeVar("T")
 @options.db
 @click.option("--status", metavar="FILE", help="Statuses of the sandboxes, as JSON by id.")
 @click.option("--keep-going", is_flag=True, help="Import the others when some are refused.")
-@click.option("--create", is_flag=True, help="Make the registry if there is none.")
+@click.option("--create", is_flag=True, help="Create the registry if there is none.")
 @options.timeout
 @options.as_json
 def import_sandboxes(
@@ -53,7 +53,7 @@ def import_sandboxes(
     from registry.cli import documents, import_export  # noqa: PLC0415 - the help does without
 
     if [*files, status].count(documents.STDIN) > 1:
-        message = "- stands twice, and stdin can be read once"
+        message = "- is given twice, and stdin can be read only once"
         raise click.BadParameter(message, param_hint="FILE")
     statuses = {} if status is None else import_export.read_statuses(status)
     given = (document for path in files for document in documents.read(path))
@@ -68,6 +68,11 @@ def import_sandboxes(
         outcomes = import_export.load(store, candidates, keep_going=keep_going)
     unused = len(statuses.keys() - {outcome.id for outcome in outcomes})
     _write_outcomes(outcomes, unused, len(statuses), as_json=as_json)
+    return _code_of(outcomes, keep_going=keep_going)
+
+
+def _code_of(outcomes: Sequence[Outcome], *, keep_going: bool) -> int:
+    """Return the exit code of an import; report on stderr how many documents were refused."""
     refused = sum(bool(outcome.error) for outcome in outcomes)
     if not refused:
         return FINE
@@ -80,12 +85,12 @@ def import_sandboxes(
 def _write_outcomes(
     outcomes: Sequence[Outcome], unused: int, statuses: int, *, as_json: bool
 ) -> None:
-    """Write what became of each document.
+    """Write the outcome of each document.
 
     Args:
         outcomes: one for each document, in order.
-        unused: how many statuses belong to no document.
-        statuses: how many there are.
+        unused: number of statuses that belong to no document.
+        statuses: number of all statuses.
         as_json: print JSON instead of a table.
     """
     found = [asdict(each) | {"state": each.state and str(each.state)} for each in outcomes]
@@ -99,7 +104,7 @@ def _write_outcomes(
     write(table(found, columns) if found else "")
     write(f"imported {imported} of {len(found)}\n")
     if unused:
-        write(f"{unused} of {statuses} statuses are of none of them\n")
+        write(f"{unused} of {statuses} statuses belong to no document\n")
 
 
 @click.command("export")
@@ -107,7 +112,7 @@ def _write_outcomes(
 @options.db
 @click.option("--status", metavar="FILE", help="Write their statuses to FILE, for import.")
 def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
-    """Write sandboxes as the JSON that containerd stores, one a line; all of them without an ID."""
+    """Write sandboxes as the JSON that containerd stores, all of them without an ID."""
     from registry.cli import documents, import_export  # noqa: PLC0415 - the help does without
 
     if status == documents.STDIN:

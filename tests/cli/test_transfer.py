@@ -180,7 +180,7 @@ def test_two_of_one_import_cannot_have_one_id_or_name(
     done = call(path, "import", "-", "--json", stdin=line("a") + second)
     refused = done.json["sandboxes"][1]
     assert (1, holder) == (done.code, refused["holder"])
-    assert "-:1 has its id or name already" == refused["error"]
+    assert "-:1 already has its id or name" == refused["error"]
     assert {"there"} == set(found(path))
     done = call(path, "import", "-", "--keep-going", stdin=line("a") + second)
     assert 1 == done.code
@@ -343,7 +343,7 @@ def test_a_huge_file_is_read_in_bounded_memory(path: str, tmp_path: Path) -> Non
     assert (1, True) == (done.returncode, done.stdout != b""), done.stderr
     outcomes = json.loads(done.stdout)["sandboxes"]
     assert "over the limit" in outcomes[0]["error"]
-    assert documents.REFUSED_MAX + 2 == len(outcomes)
+    assert documents.INVALID_MAX + 2 == len(outcomes)
     assert "the rest is not read" in outcomes[-1]["error"]
 
 
@@ -590,7 +590,7 @@ def test_statuses_that_belong_to_nothing_are_counted(path: str, tmp_path: Path) 
     """Their ids may have been cut."""
     (tmp_path / "s").write_text(json.dumps({"a": {"state": "READY"}, "b": {"state": "READY"}}))
     done = call(path, "import", "-", "--status", tmp_path / "s", stdin=line("a"))
-    assert done.out.endswith(b"imported 1 of 1\n1 of 2 statuses are of none of them\n")
+    assert done.out.endswith(b"imported 1 of 1\n1 of 2 statuses belong to no document\n")
 
 
 def test_export_and_import_are_a_round_trip(path: str, tmp_path: Path) -> None:
