@@ -24,7 +24,19 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from statistics import median
 
-from benchmarks import counted, orm, plain, plots, recovery, report, samples, shim, starts, writers
+from benchmarks import (
+    counted,
+    mixed,
+    orm,
+    plain,
+    plots,
+    recovery,
+    report,
+    samples,
+    shim,
+    starts,
+    writers,
+)
 from benchmarks.measure import HEAD, Call, Figure, single
 from benchmarks.writers import Job, Served
 from registry import Store
@@ -57,6 +69,7 @@ class Bench:
         yield from starts.measure(self._ours, self._plain, self._rounds)
         yield from self.as_root()
         yield from self.calls()
+        yield from mixed.measure(self._folder, self._rounds, 1.0 if self._quick else 2.0)
         yield from counted.measure(self._ours)
         if not self._quick:
             self.more_writers()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from registry.engine import attach, detach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
-from registry.handles import additions
+from registry.handles import additions, identities
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, check_function
@@ -377,10 +377,9 @@ class Store:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
             metadata = self._session.ask(transaction, row, fn, row.metadata())
             _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
-            after = writes.replace_metadata(transaction, row, metadata)
-            self._session.note_later(transaction, after, after.pid)
-            found = self._session.entry(after)
-        return Sandbox(self._session, found)
+            entry = self._session.replace_metadata(transaction, row, metadata)
+            identities.record_later(self._session, transaction, entry.row, entry.row.pid)
+        return Sandbox(self._session, entry)
 
     def delete(self, id: str) -> bool:
         """Delete the sandbox with *id*, whole or a unique prefix; False when there is none.

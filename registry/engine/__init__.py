@@ -13,6 +13,7 @@ transaction    what is open in this process, and what is committed together
 lock_holder    who holds the write lock, for errors
 file_identity  whether the paths still refer to the files that are open
 readers        connections that only read; whether a commit was made since
+own_commits    commits of this process, reported to caches
 wal            growth of the write-ahead log: its bound, and preallocation
 writer         the connection that writes, step by step
 group_commit   several writes committed by one COMMIT

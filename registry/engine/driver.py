@@ -75,6 +75,8 @@ class Connection(sqlite3.Connection):
     def __init__(self, *args: Any, **options: Any) -> None:
         """Open the connection; arguments as `sqlite3.Connection`."""
         super().__init__(*args, **options)
+        self.reported_changes = 0
+        """Of `total_changes`, the rows that transactions have reported: see `OwnCommits`."""
         _open.add(self)
         if threads.is_exiting():
             leak(self)  # or Python closes the connection without the process lock

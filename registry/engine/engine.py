@@ -20,6 +20,7 @@ from registry.engine import driver
 from registry.engine.disk_reserve import SIZES
 from registry.engine.file_identity import FileIdentity
 from registry.engine.group_commit import GroupCommit
+from registry.engine.own_commits import OwnCommits
 from registry.engine.owner import current_owner
 from registry.engine.readers import DataVersion, Readers
 from registry.engine.sqlite_errors import driver_errors
@@ -77,7 +78,6 @@ class Engine:
         self._file_identity = FileIdentity(path)
         self.writer: Final = Writer(path, self._file_identity)
         """The writer; not open if the engine is read-only."""
-        self.writes: Final = GroupCommit(self.writer, guard, self.state)
         self._readers = Readers(
             path,
             read_only=read_only,
@@ -85,6 +85,8 @@ class Engine:
             require_same_file=self._file_identity.require_database,
         )
         self.data_version: Final = DataVersion(path, self._readers)
+        self.own_commits: Final = OwnCommits(self.data_version)
+        self.writes: Final = GroupCommit(self.writer, guard, self.state, self.own_commits)
 
     # Opening and closing.
 

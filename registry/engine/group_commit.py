@@ -41,6 +41,7 @@ from registry.sync.locks import Mutex
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from registry.engine.own_commits import OwnCommits
     from registry.engine.transaction import OpenState
     from registry.engine.writer import Writer
 
@@ -53,7 +54,11 @@ class GroupCommit:
     """The write transactions of one database file in this process."""
 
     def __init__(
-        self, writer: Writer, guard: Callable[[Transaction], None], state: OpenState
+        self,
+        writer: Writer,
+        guard: Callable[[Transaction], None],
+        state: OpenState,
+        own_commits: OwnCommits,
     ) -> None:
         """Begin idle.
 
@@ -63,6 +68,7 @@ class GroupCommit:
                 connection has committed since the last call; raises if the database may not be
                 written any more.
             state: of the database file.
+            own_commits: tells the caches what each commit has changed.
         """
         self.transaction: Transaction | None = None
         """The transaction that runs."""
@@ -70,6 +76,7 @@ class GroupCommit:
         self._writer: Final = writer
         self._guard: Final = guard
         self._state: Final = state
+        self._own_commits: Final = own_commits
         self._group: Group | None = None
         self._version: int | None = None
         """PRAGMA data_version at the last call of the guard."""
@@ -110,10 +117,12 @@ class GroupCommit:
         writer.acquire_lock(transaction.doing, deadline, timeout)
         writer.begin(transaction.doing, deadline, timeout)
         (version,) = transaction.fetch("PRAGMA data_version")[0]
-        if version != self._version:  # another connection has committed
+        foreign = version != self._version  # another connection has committed
+        if foreign:
             writer.invalidate_number()
             self._guard(transaction)
             self._version = version
+        self._own_commits.begin(transaction.connection, foreign=foreign)
 
     def _in_progress(self, transaction: Transaction, other: object) -> FailedPreconditionError:
         """Return the error of a signal handler that would wait for *other*, the interrupted one."""
@@ -227,8 +236,11 @@ class GroupCommit:
         doing = group.members[-1].doing if group.members else "write"
         if self._state.closed and not self._writer.committing:
             self._state.require(doing)
+        before = self._own_commits.commit_begins()
         self._writer.commit(doing)
         self._writer.confirm(doing, group.deadline)
+        changes = [change for member in group.members for change in member.changes]
+        self._own_commits.committed(self._writer.connection, self._version, before, changes)
 
     def _fail(self, group: Group, transaction: Transaction, cause: BaseException | None) -> None:
         """Fail *group*, whose SQLite transaction was ended by *cause* in *transaction*."""

@@ -246,6 +246,8 @@ class DataVersion:
         self._reading_thread = 0
         self._connection: driver.Connection | None = None
         self._close: Callable[[driver.Connection], None] | None = None
+        self.was_read = False
+        """Whether it has been read since `OwnCommits` has reset this."""
 
     def read(self, doing: str) -> int | None:
         """Return the number of the latest commit.
@@ -263,6 +265,7 @@ class DataVersion:
             if self._readers.closed:  # since the caller checked
                 return None
             self._reading_thread = thread
+            self.was_read = True
             try:
                 if self._connection is None:
                     self._connection = self._readers.take(doing)

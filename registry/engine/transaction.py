@@ -53,7 +53,7 @@ class Transaction:
     """Open write transaction, as the calls of its owner see it."""
 
     __slots__ = (
-        *("_effects", "_end_callbacks", "_outer", "_state", "committed", "connection", "deadline"),
+        *("_end_callbacks", "_outer", "_parts", "_state", "committed", "connection", "deadline"),
         *("doing", "ended_by", "exclusive", "group", "joined", "owner", "scope", "since", "thread"),
         "timeout",
     )
@@ -90,7 +90,7 @@ class Transaction:
         self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
-        self._effects: list[deque[Callable[[], object]]] = [deque()]
+        self._parts = [_Part()]
         self._end_callbacks: deque[Callable[[], object]] = deque()
 
     @property
@@ -142,11 +142,24 @@ class Transaction:
 
     def after_commit(self, effect: Callable[[], object]) -> None:
         """Have *effect* called after the commit and before the write returns; else never."""
-        self._effects[-1].append(effect)
+        self._parts[-1].effects.append(effect)
 
-    def effects(self) -> Iterator[Callable[[], object]]:
-        """Return the effects that wait for the commit, without those of failed parts."""
-        return chain.from_iterable(self._effects)
+    def report(self, since: int, change: object) -> None:
+        """Report a change of rows, for the caches that follow the commits of this process.
+
+        Args:
+            since: `total_changes` of the connection before the statements of this change.
+            change: what the caches are told once it is committed.
+        """
+        part, rows = self._parts[-1], self.connection.total_changes - since
+        part.changes.append(change)
+        part.rows += rows
+        self.connection.reported_changes += rows  # last: an interrupt leaves it unreported
+
+    @property
+    def changes(self) -> Iterator[object]:
+        """The reported changes, without those of failed parts."""
+        return chain.from_iterable(part.changes for part in self._parts)
 
     def after_end(self, callback: Callable[[], object]) -> None:
         """Have *callback* called when the whole transaction has ended, committed or not."""
@@ -155,18 +168,20 @@ class Transaction:
     @property
     def depth(self) -> int:
         """Number of open savepoints, plus one."""
-        return len(self._effects)
+        return len(self._parts)
 
     def begin_nested(self, doing: str) -> None:
         """Begin a savepoint: a part that can fail without the rest."""
         self._outer.append(self.doing)
         self.doing = doing
-        self._effects.append(deque())
+        self._parts.append(_Part())
         self.execute(f"SAVEPOINT {self._savepoint()}")
 
     def end_nested(self, error: BaseException | None) -> None:
         """End the innermost savepoint: keep its changes, or roll them back if *error* is given."""
-        savepoint, effects = self._savepoint(), self._effects.pop()
+        savepoint, part = self._savepoint(), self._parts[-1]
+        self.connection.reported_changes -= part.rows  # until the outer part has them, or none
+        self._parts.pop()
         try:
             if error is not None and self.connection.in_transaction:
                 self.connection.execute(f"ROLLBACK TO {savepoint}")
@@ -179,7 +194,8 @@ class Transaction:
                 raise
         else:
             if error is None:
-                self._effects[-1].extend(effects)
+                self._parts[-1].add(part)
+            self.connection.reported_changes += part.rows
         finally:
             self.doing = self._outer.pop()
 
@@ -192,8 +208,9 @@ class Transaction:
         Idempotent: each is removed before it is called.
         """
         if self.committed:
-            while self._effects[0]:
-                self._effects[0].popleft()()
+            effects = self._parts[0].effects
+            while effects:
+                effects.popleft()()
         while self._end_callbacks:
             self._end_callbacks.popleft()()
 
@@ -203,8 +220,8 @@ class Transaction:
         Raises:
             FailedPreconditionError: from the error that ended it.
         """
-        # More than one deque: an interrupt has skipped the end of a nested write.
-        parts_left_open = len(self._effects) > 1
+        # More than one part: an interrupt has skipped the end of a nested write.
+        parts_left_open = len(self._parts) > 1
         if self.ended_by is not None or parts_left_open or not self.connection.in_transaction:
             raise self._ended() from self.ended_by
 
@@ -213,6 +230,24 @@ class Transaction:
             f"{self.doing}: an error inside the transaction has ended it ({self.ended_by!r}); "
             "nothing of it is stored, begin a new one"
         )
+
+
+class _Part:
+    """A transaction without its savepoints, or one savepoint."""
+
+    __slots__ = ("changes", "effects", "rows")
+
+    def __init__(self) -> None:
+        self.effects: deque[Callable[[], object]] = deque()
+        self.changes: list[object] = []
+        self.rows = 0
+        """Number of rows that *changes* have changed."""
+
+    def add(self, inner: _Part) -> None:
+        """Take over what *inner*, which was released, has collected."""
+        self.effects.extend(inner.effects)
+        self.changes.extend(inner.changes)
+        self.rows += inner.rows
 
 
 class Group:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from registry.handles.identities import netns_at
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
-from registry.handles.session import Session, netns_at
+from registry.handles.session import Session
 from registry.host import process
 from registry.host.context import HostContext
 from registry.model.metadata import Metadata
@@ -68,6 +69,7 @@ def insert(session: Session, addition: Addition, container: Container | None = N
     """
     with session.write(addition.doing) as transaction:
         session.engine.writer.disk_space.require(addition.doing, grows=True)
+        since = transaction.connection.total_changes
         row = writes.insert(
             transaction,
             addition.columns,
@@ -76,6 +78,6 @@ def insert(session: Session, addition: Addition, container: Container | None = N
             identities=addition.identities,
             author=session.author,
         )
-        sandbox = Sandbox(session, session.created(transaction, row))
+        sandbox = Sandbox(session, session.created(transaction, row, since))
         sandbox.attach(container)
     return sandbox

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from registry import cri
 from registry.errors import NotFoundError
+from registry.handles import identities
 from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.session import Session, check_function
@@ -190,7 +191,7 @@ class Sandbox:
         """
         row = self._latest(f"open process of sandbox {self.id!r}")
         recorded = rows.load_process(row)
-        if recorded is not None and self._session.identifies_later(row):
+        if recorded is not None and self._session.has_set_pid(row):
             recorded = process.identify(row.pid, HostContext.current())
         return None if recorded is None else Process.of_identity(recorded)
 
@@ -302,10 +303,8 @@ class _StoredStatus:
                     session.engine.writer.disk_space.require_to_mark(doing)
                 else:
                     session.engine.writer.disk_space.require(doing)
-                writes.replace_status(transaction, row, status, session.author)
-                if status.state is State.NOTREADY:
-                    session.stop(row.creation)
-                session.note_later(transaction, row, status.pid)
+                session.replace_status(transaction, row, status)
+                identities.record_later(session, transaction, row, status.pid)
                 return status
         session.mark_missing_deleted(handle.creation)
         raise _deleted(doing, handle)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from registry.engine import Engine, Transaction, Write, detach
@@ -17,15 +16,13 @@ from registry.errors import (
     StoreClosedError,
 )
 from registry.handles import runtime_state
-from registry.handles.cache import Cache, Entry
+from registry.handles.cache import Added, Cache, Changed, Deleted, Entry
 from registry.handles.runtime_state import Container, RuntimeState
-from registry.host import namespaces, process
-from registry.host.context import HostContext
-from registry.model.identity import NetNSIdentity
-from registry.model.status import State
+from registry.model.metadata import Metadata
+from registry.model.status import State, Status
 from registry.model.validation import invalid
 from registry.sync.interrupts import reraise_interrupt
-from registry.tables import rows, sql, writes
+from registry.tables import sql, writes
 from registry.tables.rows import AnyRow, Row
 from registry.tables.writes import Author
 
@@ -63,6 +60,7 @@ class Session:
         self._timeout = timeout
         self._runtime_states = runtime_state.table.join(engine.path, user)
         self._cache = Cache(engine.data_version.read)
+        engine.own_commits.followers.add(self._cache)
 
     def close(self) -> None:
         """End it; idempotent.
@@ -74,6 +72,7 @@ class Session:
             return
         self.closed = self._closing = True
         try:
+            self.engine.own_commits.followers.discard(self._cache)
             self._cache.invalidate()  # handles may live on
             runtime_state.table.leave(self.engine.path, self._runtime_states, self._user)
             detach(self._user, self._timeout)
@@ -111,14 +110,15 @@ class Session:
     def find(self, prefix: str, doing: str) -> Entry | None:
         """Return the sandbox that *prefix* names, see `changes.find`; of the latest commit."""
 
-        def read() -> tuple[Entry, ...]:
+        def read() -> Entry | None:
             with self.reading(doing) as reading:
                 row = writes.find(prefix, doing, reading.fetch)
-            return () if row is None else (self.entry(row, reading.watermark),)
+            return None if row is None else self.entry(row, reading.watermark)
 
-        for found in self._known(prefix, doing, read):
-            return found
-        return None
+        self.require_open(doing)
+        if self.engine.own_transaction() is not None:
+            return read()
+        return self._cache.find(prefix, doing, read)
 
     def find_creation(self, creation: int, doing: str) -> Entry | None:
         """Return the sandbox of *creation*, of the latest commit; None when it was deleted."""
@@ -147,15 +147,11 @@ class Session:
             watermark = reading.watermark
             return tuple([self.entry(Row._make(row), watermark) for row in found])
 
-        return self._known((sql, *params.items()), doing, read)
-
-    def _known(
-        self, question: Hashable, doing: str, read: Callable[[], tuple[Entry, ...]]
-    ) -> tuple[Entry, ...]:
         self.require_open(doing)
         if self.engine.own_transaction() is not None:
             return read()
-        return self._cache.several((self._runtime_states.resets, question), doing, read)
+        question = (self._runtime_states.resets, sql, *params.items())
+        return self._cache.several(question, doing, read, by_state="state" in params)
 
     @contextmanager
     def reading(self, doing: str) -> Iterator[Reading]:
@@ -214,13 +210,40 @@ class Session:
             watermark = states.watermark
             transaction.after_commit(lambda: states.stop(creation, watermark))
 
-    def created(self, transaction: Transaction, row: Row) -> Entry:
-        """Return *row*, which *transaction* has inserted, with what it has in this process."""
+    def created(self, transaction: Transaction, row: Row, since: int) -> Entry:
+        """Return *row*, which *transaction* has inserted, with what it has in this process.
+
+        Args:
+            transaction: the open one.
+            row: that was inserted.
+            since: `total_changes` of the connection before.
+        """
         creation, states = row.creation, self._runtime_states
         states.begin(creation)
         transaction.after_end(lambda: states.end(creation))
         transaction.after_commit(self._tidy)
-        return self.entry(row)
+        entry = self.entry(row)
+        transaction.report(since, Added(entry, is_new=True))
+        return entry
+
+    def replace_metadata(self, transaction: Transaction, row: Row, metadata: Metadata) -> Entry:
+        """Store *metadata* for the sandbox of *row*."""
+        since = transaction.connection.total_changes
+        entry = self.entry(writes.replace_metadata(transaction, row, metadata))
+        transaction.report(since, Added(entry, is_new=False))
+        return entry
+
+    def replace_status(self, transaction: Transaction, row: AnyRow, status: Status) -> None:
+        """Store *status* for the sandbox of *row*, and stop it if that is NOTREADY.
+
+        Raises:
+            FailedPreconditionError: it leads back to UNKNOWN.
+        """
+        since = transaction.connection.total_changes
+        columns = writes.replace_status(transaction, row, status, self.author)
+        transaction.report(since, Changed(row, columns))
+        if status.state is State.NOTREADY:
+            self.stop(row.creation)
 
     def _tidy(self) -> None:
         """Look for what other processes have deleted, in a process that adds and never reads."""
@@ -236,7 +259,9 @@ class Session:
     def delete(self, transaction: Transaction, row: Row) -> None:
         """Delete the sandbox of *row*, and stop it for good when that is committed."""
         self.engine.writer.disk_space.use_last()
+        since = transaction.connection.total_changes
         writes.delete(transaction, row, self.author)
+        transaction.report(since, Deleted(row))
         transaction.after_commit(lambda: self._runtime_states.mark_deleted(row.creation))
 
     def mark_missing_deleted(self, creation: int) -> None:
@@ -281,81 +306,11 @@ class Session:
             )
         return result
 
-    # What is looked up outside the lock.
-
-    def note_later(self, transaction: Transaction, row: AnyRow, pid: int) -> None:
-        """Once it is committed, record which namespace and process it names, if not yet known.
-
-        In a transaction of its own, since whoever looks at the host holds no lock. It shares the
-        deadline; where it fails the next write tries again.
-
-        Args:
-            transaction: the open one.
-            row: the sandbox as it was.
-            pid: what it has now.
-        """
-        new_process = pid != 0 and (pid != row.pid or not rows.process_noted(row))
-        new_netns = row.netns_inode is None and row.netns_path != "" and not row.host_network
-        if new_process or new_netns:
-            new_pid = pid if pid != row.pid else 0
-            transaction.after_commit(
-                _NoteIdentities(self._note, row.creation, new_pid, transaction.deadline)
-            )
-
-    def identifies_later(self, row: Row) -> bool:
-        """Return whether the caller's open transaction has set the pid that *row* has.
-
-        The identity of that process is recorded after the commit.
-        """
+    def has_set_pid(self, row: Row) -> bool:
+        """Return whether the caller's open transaction has set the pid that *row* has."""
         transaction = self.engine.own_transaction()
-        if transaction is None or rows.process_noted(row):
-            return False
-        effects = (each for each in transaction.effects() if isinstance(each, _NoteIdentities))
-        return any(effect.names(row) for effect in effects)
-
-    def _note(self, creation: int, deadline: float) -> None:
-        """Record which namespace and which process the row of *creation* names, if not known."""
-        doing = "note identities"
-        try:
-            row = writes.find_creation(creation, lambda sql, params: self.fetch(sql, params, doing))
-            if row is None:
-                return
-            rows.require_sound(row, doing)
-            context = HostContext.current()
-            of_netns = None if row.host_network else netns_at(row.netns_path, context)
-            of_process = process.identify(row.pid, context) if row.pid else None
-            if of_netns is not None or of_process is not None:
-                remaining = max(0.0, deadline - time.monotonic())
-                with Write(self.engine, doing, remaining) as transaction:
-                    writes.note(transaction, row, of_netns, of_process)
-        except (RegistryError, OSError) as error:
-            reraise_interrupt(error)
-            # What the caller asked for is stored; the next write tries again.
-            log.warning("%s: %r", doing, error)
-
-
-@dataclass(frozen=True, slots=True)
-class _NoteIdentities:
-    """Effect of a commit that records the identities of one sandbox."""
-
-    record: Callable[[int, float], None]
-    creation: int
-    new_pid: int
-    """The pid that the transaction has set; 0: it was set before."""
-    deadline: float
-    """Monotonic time in seconds after which waiting stops."""
-
-    def __call__(self) -> None:
-        self.record(self.creation, self.deadline)
-
-    def names(self, row: Row) -> bool:
-        """Return whether the pid of *row* is the one that was set."""
-        return (row.creation, row.pid) == (self.creation, self.new_pid)
-
-
-def netns_at(path: str, context: HostContext) -> NetNSIdentity | None:
-    """Return which network namespace is at *path*; None when none is to be seen."""
-    return namespaces.observe(path, context).identity if path else None
+        changes = () if transaction is None else transaction.changes
+        return any(isinstance(each, Changed) and each.sets_pid_of(row) for each in changes)
 
 
 def check_function(doing: str, fn: object) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import stat
@@ -132,6 +133,29 @@ def observe_held(fd: int, path: str, context: HostContext) -> NetNSObservation:
         return _observe_fd(opened, path, context)
     finally:
         os.close(opened)
+
+
+def may_be_at(path: str) -> bool:
+    """Return whether *path* leads into the file system of all namespaces; takes one `stat`.
+
+    False where the path cannot be observed.
+    """
+    try:
+        device = os.stat(encode(path)).st_dev
+    except (OSError, ValueError) as error:
+        reraise_interrupt(error)
+        return False
+    return _namespace_device() in {device, None}
+
+
+@functools.cache
+def _namespace_device() -> int | None:
+    """Return the device number of all namespaces, fixed while the kernel runs; None: unknown."""
+    try:
+        return os.stat("/proc/thread-self/ns/net").st_dev
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
 
 
 def path_of(fd: int) -> str:

@@ -281,13 +281,12 @@ def _mark(session: Session, asked: list[Decision], commit: int | None, doing: st
             else:
                 try:
                     status = decision.applied_to(rows.load_status(row))
-                    writes.replace_status(transaction, row, status, session.author)
+                    session.replace_status(transaction, row, status)
                 except (ValueError, MetadataError, FailedPreconditionError) as error:
                     # The row has no text, no state, or contradicts the schema: only this sandbox
                     # stays unmarked.
                     log.warning("mark sandbox %r: %s", row.id, error)
                     marked.refused[creation] = str(error)
                 else:
-                    session.stop(creation)
                     marked.done.add(creation)
     return marked

@@ -185,7 +185,9 @@ def replace_metadata(transaction: Transaction, row: Row, metadata: Metadata) -> 
     return _written(transaction, row.creation)
 
 
-def replace_status(transaction: Transaction, row: AnyRow, status: Status, author: Author) -> None:
+def replace_status(
+    transaction: Transaction, row: AnyRow, status: Status, author: Author
+) -> dict[str, object]:
     """Store *status* for the sandbox of *row*; a new pid clears the identity of the process.
 
     Args:
@@ -193,6 +195,8 @@ def replace_status(transaction: Transaction, row: AnyRow, status: Status, author
         row: the stored row.
         status: the status to store.
         author: source of the audit columns.
+    Returns:
+        the columns that were written.
     Raises:
         FailedPreconditionError: *status* leads back to UNKNOWN.
     """
@@ -208,6 +212,7 @@ def replace_status(transaction: Transaction, row: AnyRow, status: Status, author
         changed |= encoding.process_columns(None)
     changed |= author.audit_columns(row.changed_at)
     transaction.execute(queries.update_status(frozenset(changed)), {**changed, "of": row.creation})
+    return changed
 
 
 def delete(transaction: Transaction, row: Row, author: Author) -> None:
@@ -222,14 +227,24 @@ def note(
     row: Row,
     netns: NetNSIdentity | None,
     process: ProcessIdentity | None,
-) -> None:
-    """Record identities where none is recorded, if path and pid are still those of *row*."""
+) -> dict[str, object]:
+    """Record identities where none is recorded, if path and pid are still those of *row*.
+
+    Returns:
+        the columns that were written.
+    """
+    written: dict[str, object] = {}
     if netns is not None:
+        columns = encoding.netns_columns(netns)
         where = {"of": row.creation, "at_path": row.netns_path}
-        transaction.execute(sql.NOTE_NETNS, {**where, **encoding.netns_columns(netns)})
+        if transaction.execute(sql.NOTE_NETNS, {**where, **columns}).rowcount:
+            written |= columns
     if process is not None:
+        columns = encoding.process_columns(process)
         where = {"of": row.creation, "of_pid": row.pid}
-        transaction.execute(sql.NOTE_PROCESS, {**where, **encoding.process_columns(process)})
+        if transaction.execute(sql.NOTE_PROCESS, {**where, **columns}).rowcount:
+            written |= columns
+    return written
 
 
 def _written(transaction: Transaction, creation: int) -> Row:

@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(TIMEOUT + 60)]
 
 IN_A_WRITE = {"Mutex.acquire", "ProcessLock.acquire", "Writer.commit", "Write.__exit__"}
 INTERRUPTED = {
-    "update": {*IN_A_WRITE, "Session._note"},
-    "nested": {*IN_A_WRITE, "Transaction.end_nested", "Session._note"},
+    "update": {*IN_A_WRITE, "_record"},
+    "nested": {*IN_A_WRITE, "Transaction.end_nested", "_record"},
     "add": {*IN_A_WRITE, "identify", "observe"},
     "delete": IN_A_WRITE,
     "update_metadata": IN_A_WRITE,

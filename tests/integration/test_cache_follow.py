@@ -1,0 +1,532 @@
+"""The cache follows the commits of this process, and never returns what is stale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from enum import IntEnum
+from typing import Any
+
+import pytest
+
+from registry import Exits, NotFoundError, Process, Sandbox, State, Status, Store
+from registry.engine import own_commits
+from registry.engine.own_commits import OwnCommits
+from registry.errors import RegistryError
+from registry.handles.cache import Cache
+from tests.conftest import OpenStore
+from tests.convoy import convoy, more
+from tests.tools import NOTREADY, READY, execute, ids, in_another_thread, pod, run, sandbox, until
+
+
+@contextmanager
+def queries(store: Store) -> Iterator[list[str]]:
+    """Note the SQL of the connections that read, but for the data version."""
+    engine, noted = store._session.engine, list[str]()
+    engine.data_version.read("test")
+    engine.fetch("SELECT 1", {}, "test")
+    connections = [*engine._readers._idle, engine.data_version._connection]
+    for each in connections:
+        assert each is not None
+        each.set_trace_callback(lambda sql: None if "data_version" in sql else noted.append(sql))
+    yield noted
+    for each in connections:
+        assert each is not None
+        each.set_trace_callback(None)
+
+
+def assert_fresh(store: Store) -> None:
+    """Compare what *store* returns with what another store reads that has cached nothing."""
+    with Store.open(store.path, reconcile=False) as fresh:
+        expected = [each._entry.row for each in fresh.list(include_unknown=True)]
+        assert expected == [each._entry.row for each in store.list(include_unknown=True)]
+        for row in expected:
+            assert row == store.get(row.id, include_unknown=True)._entry.row
+            found = store._session.find_creation(row.creation, "test")
+            assert found is not None
+            assert row == found.row
+
+
+# What stays valid.
+
+
+def test_a_commit_of_ours_leaves_all_else_cached(store: Store) -> None:
+    """And what it wrote takes the place of what was cached: nothing is read again."""
+    handles = [store.add(sandbox(id, config=pod(id)), READY) for id in ("a", "b", "c")]
+    for _ in "12":
+        handles[0].status.update(more)
+        for id in "abc":
+            store.get(id)
+        store.list()
+        store.list(pod="b")
+    with queries(store) as noted:
+        handles[0].status.update(lambda old: replace(old, message="new"))
+        assert ["new", "", ""] == [store.get(id).status_as_read.message for id in "abc"]
+        assert ["new", "", ""] == [each.status_as_read.message for each in store.list()]
+        assert ["b"] == ids(store.list(pod="b"))
+        assert "new" == handles[0].status.get().message
+    assert [] == noted
+
+
+def test_a_store_follows_the_commits_of_another_store(open_store: OpenStore) -> None:
+    """Both share the connection that writes."""
+    one, two = open_store(), open_store()
+    one.add(sandbox("a"), READY)
+    two.get("a")
+    one.get("a").status.update(more)
+    with queries(two) as noted:
+        one.get("a").status.update(more)
+        assert 2 == two.get("a").status_as_read.exited_at
+    assert [] == noted
+
+
+def test_a_sandbox_that_was_added_is_cached(store: Store) -> None:
+    """Also when an earlier one had its id, and lists are read again."""
+    store.add(sandbox("a"), READY)
+    store.get("a")
+    with queries(store) as noted:
+        with store.transaction():
+            store.delete("a")
+            store.add(sandbox("a", ip="10.0.0.9"), READY)
+        assert "10.0.0.9" == store.get("a").ip
+        assert [] == noted
+        assert ["a"] == ids(store.list())
+    assert noted
+
+
+@pytest.mark.parametrize(
+    ("changes", "reads"),
+    [
+        ({"message": "x"}, [False, False]),
+        ({"exited_at": 5, "exit_status": 1}, [False, False]),
+        ({"state": State.NOTREADY}, [False, True]),
+        ({"created_at": 7}, [True, True]),
+    ],
+)
+def test_a_list_is_read_again_only_if_the_change_can_alter_which_or_in_what_order(
+    store: Store, changes: dict[str, Any], reads: list[bool]
+) -> None:
+    """A list by state depends on more than one without; both have what the change wrote."""
+    handle = store.add(sandbox("a"), READY)
+    store.add(sandbox("b"), READY)
+    filters: list[dict[str, Any]] = [{}, {"state": State.READY}]
+    for each in filters:
+        store.list(**each)
+    handle.status.update(lambda old: replace(old, **changes))
+    for each, expected in zip(filters, reads, strict=True):
+        with queries(store) as noted:
+            store.list(**each)
+        assert expected is bool(noted)
+    assert_fresh(store)
+
+
+def test_a_process_that_only_writes_does_not_read_the_data_version(store: Store) -> None:
+    """Only the first write after a read does."""
+    handle = store.add(sandbox("a"), READY)
+    version = store._session.engine.data_version
+    handle.status.get()
+    handle.status.update(more)
+    assert not version.was_read
+    connection = version._connection
+    assert connection is not None
+    noted = list[str]()
+    connection.set_trace_callback(noted.append)
+    for _ in range(5):
+        handle.status.update(more)
+    assert [] == noted
+    assert 6 == handle.status.get().exited_at
+
+
+# What does not.
+
+
+@pytest.mark.parametrize("point", ["commit_begins", "committed", "_version_of"])
+def test_a_commit_of_the_shell_around_ours_is_read(
+    store: Store, path: str, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Right before the data version is read after COMMIT, and right after."""
+    handle, other = store.add(sandbox("a"), READY), store.add(sandbox("b"), READY)
+    owner = own_commits if point == "_version_of" else OwnCommits
+    original: Callable[..., Any] = getattr(owner, point)
+
+    def interposed(*args: Any) -> Any:
+        if point != "commit_begins":
+            execute(path, "UPDATE sandbox_statuses SET message = 'shell' WHERE sandbox_id = 'b'")
+        return original(*args)
+
+    other.status.get()
+    if point == "commit_begins":  # between two of ours, with no read in between
+        handle.status.update(more)
+        execute(path, "UPDATE sandbox_statuses SET message = 'shell' WHERE sandbox_id = 'b'")
+    monkeypatch.setattr(owner, point, interposed)
+    handle.status.update(more)
+    assert "shell" == other.status.get().message == store.get("b").status_as_read.message
+    assert_fresh(store)
+
+
+@pytest.mark.parametrize("read", ["get", "list", "status"])
+def test_a_reader_that_is_late_keeps_no_older_row(
+    store: Store, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    """It has read, and has seen that no commit came; then one comes, and then it keeps."""
+    handle = store.add(sandbox("a"), READY)
+    store.add(sandbox("b"), READY)
+    store.get("b")
+    arrived, go_on = threading.Event(), threading.Event()
+    original = Cache._exclusively
+
+    def late(self: Cache, change: Callable[[], None]) -> None:
+        if threading.current_thread() is reader:
+            arrived.set()
+            assert go_on.wait(30)
+        original(self, change)
+
+    monkeypatch.setattr(Cache, "_exclusively", late)
+    reads: dict[str, Callable[[], object]] = {
+        "get": lambda: store.get("a"),
+        "list": lambda: store.list(pod="web"),
+        "status": handle.status.get,
+    }
+    store._session._cache.invalidate()
+    reader = threading.Thread(target=reads[read])
+    reader.start()
+    assert arrived.wait(30)
+    store.get("b")
+    handle.status.update(more)
+    store.get("b").status.update(more)
+    go_on.set()
+    reader.join()
+    assert [1, 1] == [store.get(id).status_as_read.exited_at for id in "ab"]
+    assert [1, 1] == [each.status_as_read.exited_at for each in store.list(pod="web")]
+    assert_fresh(store)
+
+
+def test_a_row_that_is_read_while_ours_is_committed_is_not_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After COMMIT and before the cache follows: the reader sees the new row, and so do later."""
+    handle = store.add(sandbox("a"), READY)
+    store.get("a")
+    original, found = OwnCommits.committed, list[int]()
+
+    def pause(self: OwnCommits, *args: Any) -> None:
+        found.append(in_another_thread(lambda: store.get("a").status_as_read.exited_at))
+        original(self, *args)
+
+    monkeypatch.setattr(OwnCommits, "committed", pause)
+    for n in range(1, 4):
+        handle.status.update(more)
+        assert n == found[-1] == store.get("a").status_as_read.exited_at
+    assert_fresh(store)
+
+
+def test_a_statement_that_is_not_reported_empties_the_cache(store: Store) -> None:
+    """Whatever else the transaction has reported."""
+    handle, other = store.add(sandbox("a"), READY), store.add(sandbox("b"), READY)
+    for first in (True, False):
+        other.status.get()
+        with store._session.write("test") as transaction:
+            if first:
+                handle.status.update(more)
+            sql = "UPDATE sandbox_statuses SET message = message || 'raw' WHERE sandbox_id = 'b'"
+            transaction.execute(sql)
+            if not first:
+                handle.status.update(more)
+        assert "raw" in other.status.get().message
+        assert_fresh(store)
+    assert "rawraw" == store.get("b").status_as_read.message
+
+
+def test_what_was_rolled_back_is_not_cached(store: Store) -> None:
+    """All of a transaction, or a part of one that commits the rest."""
+    handle = store.add(sandbox("a"), READY)
+    store.get("a")
+    with suppress(LookupError), store.transaction():
+        handle.status.update(more)
+        raise LookupError
+    assert_fresh(store)
+    with store.transaction():
+        with suppress(LookupError), store.transaction():
+            handle.status.update(lambda old: replace(old, message="inner"))
+            store.delete("a")
+            raise LookupError
+        handle.status.update(more)
+    assert (1, "") == (store.get("a").status_as_read.exited_at, handle.status.get().message)
+    assert_fresh(store)
+
+
+def test_members_of_a_group_are_followed_but_for_one_that_fails(store: Store) -> None:
+    """In the order in which they ran."""
+    blocker, *handles = (store.add(sandbox(id), READY) for id in ("x", "a", "b", "c"))
+    store.list()
+
+    def fail(_old: Status) -> Status:
+        store.get("c").status.update(more)
+        raise LookupError
+
+    calls: Sequence[Callable[[], object]] = [
+        lambda: handles[0].status.update(more),
+        lambda: handles[1].status.update(fail),
+        lambda: handles[0].status.update(more),
+        handles[2].delete,
+    ]
+    with convoy(store, blocker, *calls):
+        pass
+    with queries(store) as noted:
+        assert [2, 0, 1] == [store.get(id).status_as_read.exited_at for id in "abx"]
+    assert [] == noted
+    assert_fresh(store)
+    with pytest.raises(NotFoundError):
+        store.get("c")
+
+
+def test_update_metadata_is_followed(store: Store) -> None:
+    """Lists by label are read again."""
+    store.add(sandbox("a", config=pod("web", app="1")), Status(State.UNKNOWN))
+    filters: dict[str, Any] = {"include_unknown": True, "labels": {"app": "1"}}
+    assert ["a"] == ids(store.list(**filters))
+    store.update_metadata("a", lambda old: replace(old, config=pod("web", app="2"), ip="::1"))
+    assert [] == store.list(**filters)
+    assert "::1" == store.get("a", include_unknown=True).ip
+    store.get("a", include_unknown=True).status.update(lambda _: READY)
+    assert ["a"] == ids(store.list())
+    assert_fresh(store)
+
+
+def test_what_a_reconcile_and_the_exit_watcher_write_is_followed(store: Store) -> None:
+    """A process that has ended; orphans are removed without any change of rows."""
+    with subprocess.Popen(["sleep", "30"]) as child, subprocess.Popen(["sleep", "30"]) as other:
+        one = store.add(sandbox("a"), Status(State.READY, pid=child.pid))
+        two = store.add(sandbox("b"), Status(State.READY, pid=other.pid))
+        store.list(state=State.READY)
+
+        def note(ended: Sequence[tuple[object, int | None]]) -> None:
+            with store.transaction():
+                for sandbox, status in ended:
+                    assert sandbox is two
+                    two.status.update(lambda _: replace(NOTREADY, exit_status=status))  # noqa: B023
+
+        exits = Exits(note)
+        process = two.open_process()
+        assert isinstance(process, Process)
+        exits.watch(two, process)
+        child.kill()
+        other.kill()
+        child.wait()
+        until(two.stopped.is_set)
+        exits.close()
+        store.get("a")
+        store.reconcile()
+        store.remove_orphans([])
+        assert [State.NOTREADY] * 2 == [store.get(id).status_as_read.state for id in "ab"]
+        assert one.stopped.is_set()
+        assert [] == store.list(state=State.READY)
+        assert_fresh(store)
+
+
+def test_an_entry_that_became_notready_has_its_stop_channel_set(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the call of the writer has returned, too."""
+    handle = store.add(sandbox("a"), READY)
+    store.get("a")
+    original, found = Cache.follow, list[bool]()
+
+    def pause(self: Cache, *args: Any) -> None:
+        original(self, *args)
+        found.append(in_another_thread(store.get("a").stopped.is_set))
+
+    monkeypatch.setattr(Cache, "follow", pause)
+    handle.status.update(lambda _: NOTREADY)
+    assert [True] == found
+
+
+class Number(IntEnum):
+    """An int of a class of its own, as an embedder may have it."""
+
+    ONE = 1
+
+
+class Text(str):
+    """A string of a class of its own."""
+
+    __slots__ = ()
+
+
+def test_values_of_subclasses_are_read_as_sqlite_stores_them(store: Store) -> None:
+    """A plain int and a plain str."""
+    handle = store.add(sandbox("a"), READY)
+    store.get("a")
+    handle.status.update(lambda old: replace(old, exit_status=Number.ONE, message=Text("x")))
+    status = store.get("a").status_as_read
+    assert (1, "x", int, str) == (
+        status.exit_status,
+        status.message,
+        type(status.exit_status),
+        type(status.message),
+    )
+    assert_fresh(store)
+
+
+def test_a_commit_that_is_refused_is_not_followed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is one of which nothing is known; the error is the writer's."""
+    handle = store.add(sandbox("a"), READY)
+    store.get("a")
+    writer = store._session.engine.writer
+    original = writer.confirm
+
+    def refuse(doing: str, deadline: float) -> None:
+        original(doing, deadline)
+        raise RegistryError("refused")
+
+    monkeypatch.setattr(writer, "confirm", refuse)
+    with pytest.raises(RegistryError, match="refused"):
+        handle.status.update(more)
+    monkeypatch.undo()
+    assert_fresh(store)
+    handle.status.update(more)
+    assert_fresh(store)
+
+
+def test_a_data_version_that_cannot_be_read_leaves_the_commit_as_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write returns, and later reads are fresh."""
+    handle = store.add(sandbox("a"), READY)
+    store.get("a")
+
+    def fail(_doing: str) -> int:
+        raise RegistryError("cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._session.engine.data_version, "read", fail)
+        assert 1 == handle.status.update(more).exited_at
+    assert 1 == handle.status.get().exited_at
+    assert_fresh(store)
+
+
+def test_an_interrupt_between_commit_and_the_cache_leaves_nothing_stale(path: str) -> None:
+    """At each point of an update that follows a read."""
+    out = run(
+        """
+        import sys
+        from contextlib import suppress
+        from dataclasses import replace
+        from registry import Metadata, State, Status, Store
+        from tests.interrupts import Interrupt, Interrupts
+
+        with (
+            Store.open(sys.argv[1]) as store,
+            Store.open(sys.argv[1], reconcile=False) as fresh,
+        ):
+            handle = store.add(Metadata("a", "a", None), Status(State.READY))
+            other = store.add(Metadata("b", "b", None), Status(State.READY))
+
+            def call():
+                handle.status.update(lambda old: replace(old, exited_at=n))
+
+            attempts = Interrupts()
+            for n, attempt in enumerate(attempts, 1):
+                other.status.get()
+                attempt.run(call)
+                for _ in "12":
+                    fresh._session._cache.invalidate()
+                    rows = [each._entry.row for each in fresh.list()]
+                    assert rows == [each._entry.row for each in store.list()], attempt
+                    assert rows == [store.get(id)._entry.row for id in "ab"], attempt
+                    other.status.update(lambda old: replace(old, exited_at=n))
+            print(*attempts.functions, sep="\\n")
+        """,
+        path,
+    )
+    points = {"OwnCommits.committed", "Cache.follow", "Cache._change", "Transaction.report"}
+    assert points <= set(out.splitlines())
+
+
+def assert_not_older(store: Store, handles: list[Sandbox], committed: list[int]) -> None:
+    """Compare what *store* returns with what was acknowledged before; the last one is a shell's."""
+    *least, by_shell = tuple(committed)
+    for n, handle in enumerate(handles):
+        assert least[n] <= handle.status.get().exited_at
+        found = store.get(f"s{n}").status_as_read
+        assert least[n] <= found.exited_at
+        assert by_shell <= (found.exit_status or 0)
+    listed = [each.status_as_read.exited_at for each in store.list()]
+    assert [*map(max, least, listed)] == listed
+
+
+def test_two_stores_and_a_shell_in_threads_read_nothing_older(
+    open_store: OpenStore, path: str
+) -> None:
+    """Each thread writes one sandbox, and reads what it was told of the others."""
+    stores = open_store(), open_store()
+    handles = [stores[n % 2].add(sandbox(f"s{n}"), READY) for n in range(4)]
+    committed, stop = [0] * 5, threading.Event()
+
+    def write(n: int) -> None:
+        while not stop.is_set() and committed[n] < 150:
+            found = stores[n % 2].get(f"s{n}").status.update(more)
+            committed[n] = found.exited_at
+
+    def shell() -> None:
+        while not stop.is_set():
+            execute(path, "UPDATE sandbox_statuses SET exit_status = coalesce(exit_status, 0) + 1")
+            committed[4] += 1
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    writers.append(threading.Thread(target=shell))
+    for writer in writers:
+        writer.start()
+    try:
+        while any(writer.is_alive() for writer in writers[:4]):
+            for store in stores:
+                assert_not_older(store, handles, committed)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert_fresh(stores[0])
+
+
+# Identities, which are looked for at each write while none is recorded.
+
+
+@pytest.mark.parametrize("there", [None, "file", "directory"])
+def test_a_path_without_a_namespace_costs_a_write_no_query(
+    store: Store, tmp_path: Any, there: str | None
+) -> None:
+    """Nothing is read again, and nothing written, while no namespace is there."""
+    place = tmp_path / "netns"
+    if there == "file":
+        place.touch()
+    elif there == "directory":
+        place.mkdir()
+    handle = store.add(sandbox("a", netns_path=str(place)), READY)
+    with queries(store) as noted:
+        handle.status.update(more)
+    assert [] == noted
+    assert handle.netns is None
+
+
+def test_an_identity_is_recorded_at_the_first_write_at_which_the_namespace_exists(
+    store: Store, tmp_path: Any
+) -> None:
+    """And at no later one; the cache has it then."""
+    place = tmp_path / "netns"
+    handle = store.add(sandbox("a", netns_path=str(place)), READY)
+    handle.status.update(more)
+    assert store.get("a")._entry.row.netns_inode is None
+    os.symlink("/proc/self/ns/net", place)
+    handle.status.update(more)
+    inode = os.stat("/proc/self/ns/net").st_ino
+    assert inode == store.get("a")._entry.row.netns_inode
+    assert_fresh(store)
+    with queries(store) as noted:
+        handle.status.update(more)
+    assert [] == noted
