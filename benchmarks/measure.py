@@ -39,12 +39,12 @@ class Figure:
             "" if each is None else f"{each:.3f}" for each in (self.reference, self.orm)
         )
         return (
-            f"{self.work:56} {self.ours:10.3f} {other:>10} {mapped:>10} {self.unit:5} "
+            f"{self.work:62} {self.ours:10.3f} {other:>10} {mapped:>10} {self.unit:5} "
             f"{self.ratio:24} {self.goal}"
         )
 
 
-HEAD = f"{'work':56} {'ours':>10} {'reference':>10} {'ORM':>10} {'':5} {'ratio':24} goal"
+HEAD = f"{'work':62} {'ours':>10} {'reference':>10} {'ORM':>10} {'':5} {'ratio':24} goal"
 
 
 def count(work: str, value: float, goal: str = "") -> Figure:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 
 from benchmarks import samples
-from benchmarks.measure import Figure, single
+from benchmarks.measure import Figure, of_rounds, single
 
 USE = """
 import sys
@@ -29,6 +30,11 @@ db.execute("UPDATE sandbox_statuses SET message = 'started' WHERE sandbox_id = ?
 db.execute("COMMIT")
 db.close()
 """
+RESIDENT = """
+with open("/proc/self/statm", encoding="ascii") as file:
+    print(file.read().split()[1])
+"""
+"""Prints the resident set of the process, in pages."""
 LISTED = 50
 """Sandboxes that the command line lists."""
 
@@ -52,6 +58,7 @@ def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
         rounds=rounds,
         calls=3,
     )
+    yield memory(path, rounds)
 
     listed = os.path.join(os.path.dirname(path), "listed.db")
     samples.fill(listed, LISTED)
@@ -65,12 +72,30 @@ def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
     )
 
 
+def memory(path: str, rounds: int) -> Figure:
+    """Return the resident set of a process that has opened, read and updated, and is open still."""
+    idle = textwrap.indent(RESIDENT.strip(), "    ")
+    mine, theirs = [], []
+    for _ in range(rounds):
+        mine.append(_resident(f"{USE}{idle}\n", path, samples.name(1)))
+        theirs.append(_resident(f"import sqlite3\n{RESIDENT}"))
+    return of_rounds(
+        "memory of that process / import sqlite3", mine, theirs, "MiB", goal="at most 2.5"
+    )
+
+
+def _resident(code: str, *args: str) -> float:
+    """Return the resident set that *code* prints (MiB)."""
+    return int(_run("-c", code, *args)) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def _python(code: str, *args: str) -> None:
     _run("-c", code, *args)
 
 
-def _run(*args: str) -> None:
+def _run(*args: str) -> bytes:
+    """Run Python with *args*, and return its output."""
     # With compiled files, as an installed package has them.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     command = [sys.executable, *args]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout
