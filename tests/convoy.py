@@ -21,7 +21,7 @@ def more(old: Status) -> Status:
 
 def waiting(store: Store) -> int:
     """Return how many writers of this process wait for the mutex."""
-    return max(0, len(store._session.engine.writes.mutex._queue) - 1)
+    return max(0, len(store._session.engine.writes.mutex.queue) - 1)
 
 
 @contextmanager

@@ -6,20 +6,20 @@ wal_file       the write-ahead log, read as a file
 continuity     whether a log continues the database file beside it; numbers of commits
 disk_reserve   disk space and inodes reserved for use when the disk is full
 disk_space     what a transaction may write, by the free space of the disk
-lock_file      a file that exists to be locked, and says by whom
+lock_file      a file that is locked by one process at a time, and names the holder
 process_lock   fair lock between processes
 owner          the task or thread that owns a transaction
-transaction    what is open in this process, and what is committed together
-lock_holder    who holds the write lock, for errors
+transaction    the open write transaction, and the group that shares its commit
+lock_holder    the holder of the write lock, as errors name it
 file_identity  whether the paths still refer to the files that are open
 readers        connections that only read; whether a commit was made since
 own_commits    commits of this process, reported to caches
 wal            growth of the write-ahead log: its bound, and preallocation
 writer         the connection that writes, step by step
 group_commit   several writes committed by one COMMIT
-engine         all of it for one database file
+engine         the writer, the readers and the group commit of one database file
 write          a write transaction as the body of a `with`
-shared         which files the process has open; its Stores of one file share one engine
+shared         the files that this process has open: Stores of one file share one engine
 """
 
 from registry.engine.driver import Connection

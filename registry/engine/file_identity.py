@@ -39,10 +39,6 @@ class FileIdentity:
         database, found = self._observe()
         self._files = (database, found if log else None)
 
-    def matches(self) -> bool:
-        """Whether others find the database and the log that we have open."""
-        return self._observe() == self._files
-
     def is_log(self, found: os.stat_result) -> bool:
         """Whether *found* is the log that we have open."""
         return (found.st_dev, found.st_ino) == self._files[1]
@@ -52,8 +48,8 @@ class FileIdentity:
         return (identity(self._path), log)
 
     def require(self, doing: str) -> None:
-        """Raise DataLossError unless it holds."""
-        if not self.matches():
+        """Raise DataLossError unless the files at the paths are those that are open."""
+        if self._observe() != self._files:
             raise self.replaced_error(doing)
 
     def require_database(self, doing: str) -> None:

@@ -93,9 +93,8 @@ class GroupCommit:
         """
         transaction.timeout = timeout
         deadline = transaction.deadline = time.monotonic() + timeout
-        interrupted = self.mutex.entry_of_this_thread()
-        if interrupted is not None:
-            raise self._in_progress(transaction, interrupted)
+        if self.mutex.queue:
+            self._require_no_write_in_progress(transaction)
         if not self.mutex.acquire(transaction, deadline):
             raise self._timed_out(transaction.doing, timeout)
         if self._state.closed:
@@ -124,13 +123,15 @@ class GroupCommit:
             self._version = version
         self._own_commits.begin(transaction.connection, foreign=foreign)
 
-    def _in_progress(self, transaction: Transaction, other: object) -> FailedPreconditionError:
-        """Return the error of a signal handler that would wait for *other*, the interrupted one."""
-        return FailedPreconditionError(
-            f"{transaction.doing}: this thread is in the middle of "
-            f"{getattr(other, 'doing', 'closing the store')}, which cannot go on before this call "
-            "returns; in a signal handler, note the work and do it later"
-        )
+    def _require_no_write_in_progress(self, transaction: Transaction) -> None:
+        """Raise in a signal handler that would wait for the write that it has interrupted."""
+        other = self.mutex.entry_of_this_thread()
+        if other is not None:
+            raise FailedPreconditionError(
+                f"{transaction.doing}: this thread is in the middle of "
+                f"{getattr(other, 'doing', 'closing the store')}, which cannot go on before this "
+                "call returns; in a signal handler, note the work and do it later"
+            )
 
     def _may_join(self, transaction: Transaction, group: Group) -> bool:
         whole = transaction.connection.in_transaction and not group.closed
@@ -158,7 +159,7 @@ class GroupCommit:
         self.transaction = None
         transaction.group = group
         group.members.append(transaction)
-        if self._next_may_join(transaction, group):
+        if len(self.mutex.queue) > 1 and self._next_may_join(transaction, group):
             self._wait_for_outcome(transaction, group)
         else:
             self._finish(group)

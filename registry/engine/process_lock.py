@@ -75,15 +75,14 @@ class ProcessLock:
             OSError, FailedPreconditionError: a file cannot be opened or locked.
         """
         for file in (self._lock, self._queue):
-            if (
-                file.fd < 0 and self._queue_thread.state is IDLE
-            ):  # an unlock that failed has closed it
+            # A failed unlock has closed it.
+            if file.fd < 0 and self._queue_thread.state is IDLE:
                 file.reopen()
         while self._acquire_queue(deadline):
             if self._queue.is_at_path():
                 if verify is not None:
                     verify()
-                if not self._acquire_lock(deadline):
+                if not (self._lock.try_acquire() or self._poll_lock(deadline)):
                     return False
                 if self._lock.is_at_path():
                     self._lock.record_holder()
@@ -113,7 +112,7 @@ class ProcessLock:
             time.sleep(POLL_INTERVAL)
         return True
 
-    def _acquire_lock(self, deadline: float) -> bool:
+    def _poll_lock(self, deadline: float) -> bool:
         """Lock PATH-lock, whose holder has unlocked the queue and so is about to unlock it."""
         began = time.monotonic()
         while not self._lock.try_acquire():
@@ -134,7 +133,8 @@ class ProcessLock:
 
     def release(self) -> None:
         """Release the lock; idempotent, also where it is not held."""
-        if self._queue_thread.leave():
+        thread = self._queue_thread
+        if (thread.state is IDLE and not thread.wanted) or thread.leave():
             if self._in_queue:
                 self.release_queue()
             self._lock.release()
@@ -176,7 +176,8 @@ class _QueueThread:
         self._running = False
         self.state = IDLE
         """While IDLE, the caller may lock the queue itself."""
-        self._wanted = self._closed = False
+        self.wanted = self._closed = False
+        """Whether a caller waits for the queue, or has not left it after an interrupt."""
         self._error: OSError | None = None
 
     def wait(self, deadline: float) -> bool:
@@ -188,13 +189,13 @@ class _QueueThread:
         if not self._running:
             threads.start(self._run)
         with self._guard:
-            self._wanted = True
+            self.wanted = True
             if self.state is IDLE:
                 self.state = WAITING
         self._changed.wake()
         self._changed.wait(lambda: self.state is not WAITING, deadline)
         with self._guard:
-            self._wanted = False
+            self.wanted = False
             if self.state is WAITING:
                 return False
             self.state = IDLE
@@ -206,7 +207,7 @@ class _QueueThread:
     def leave(self) -> bool:
         """Stop wanting the queue; return whether the caller may unlock the files."""
         with self._guard:
-            self._wanted = False
+            self.wanted = False
             if self.state is SERVED:
                 self.state = IDLE
             idle = self.state is IDLE
@@ -233,7 +234,7 @@ class _QueueThread:
                 error = OSError(errno.EBADF, os.strerror(errno.EBADF))
             with self._guard:
                 self.state, self._error = SERVED, error
-                if not self._wanted:
+                if not self.wanted:
                     self._queue.release()
                     self.state, self._error = IDLE, None
             self._changed.wake()

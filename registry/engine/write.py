@@ -73,22 +73,18 @@ class Write:
         self._transaction = Transaction(connection, engine.state, doing, exclusive=self._exclusive)
         self.entered = True
         outer = engine.writes.transaction
-        if outer is None:
-            self._begin()
-        elif outer.owner is self._transaction.owner:
+        if outer is not None and outer.owner is self._transaction.owner:
             self._enter_nested(outer)
-        else:
+            return self._transaction
+        if outer is not None:
             self._require_other_thread(outer)
-            self._begin()
-        return self._transaction
-
-    def _begin(self) -> None:
         try:
-            self._engine.writes.begin(self._transaction, self._timeout)
+            engine.writes.begin(self._transaction, self._timeout)
             self._scopes = owner.enter_scope(self._transaction.scope)
         except BaseException:
-            self._engine.end(self._transaction)
+            engine.end(self._transaction)
             raise
+        return self._transaction
 
     def _require_other_thread(self, outer: Transaction) -> None:
         """Raise if *outer*, the open transaction of another owner, waits for the caller."""

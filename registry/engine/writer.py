@@ -25,6 +25,7 @@ from registry.engine.sqlite_errors import driver_errors, translate
 from registry.engine.wal import Wal
 from registry.errors import (
     CommitUnknownError,
+    DataLossError,
     FailedPreconditionError,
     RegistryError,
     UnavailableError,
@@ -285,10 +286,12 @@ class Writer:
         keep = maintain or (self._holds_lock and self._wal.is_long())
         if not keep:
             self.release_lock()
-        if not self._file_identity.matches():
+        try:
+            self._file_identity.require(doing)
+        except DataLossError as error:
             self._file_identity.mark_replaced()
-            self.unwritable = self._file_identity.replaced_error(doing)
-            raise self.unwritable
+            self.unwritable = error
+            raise
         if maintain:
             self.disk_space.maintain(self.connection)
         if keep and self._wal.is_long():

@@ -74,17 +74,18 @@ class Mutex:
         """Begin free."""
         self.freed: Final = WaitQueue()
         """Woken when the mutex becomes free and no thread waits for it."""
-        self._queue: list[tuple[object, threading.Lock, int]] = []
+        self.queue: Final[list[tuple[object, threading.Lock, int]]] = []
+        """The holder, then the waiters: each with the lock that wakes it, and its thread."""
 
     @property
     def holder(self) -> object:
         """The holder; None when the mutex is free."""
-        return next(iter(self._queue), _FREE)[0]
+        return next(iter(self.queue), _FREE)[0]
 
     def entry_of_this_thread(self) -> object:
         """Return the holder or waiter that the calling thread has queued; None without one."""
         thread = threading.get_ident()
-        for holder, _, other in tuple(self._queue):
+        for holder, _, other in tuple(self.queue):
             if other == thread:
                 return holder
         return None
@@ -92,7 +93,7 @@ class Mutex:
     @property
     def next_waiter(self) -> object:
         """The first waiter behind the holder; None when there is none."""
-        waiting = self._queue[1:2]
+        waiting = self.queue[1:2]
         return waiting[0][0] if waiting else None
 
     def acquire(self, holder: object, deadline: float | None) -> bool:
@@ -100,7 +101,7 @@ class Mutex:
 
         After an exception the caller must call `release`, whether the mutex was held or not.
         """
-        queue, wakeup = self._queue, threading.Lock()
+        queue, wakeup = self.queue, threading.Lock()
         wakeup.acquire()
         queue.append((holder, wakeup, threading.get_ident()))
         while next(iter(queue), _FREE)[0] is not holder:
@@ -112,7 +113,7 @@ class Mutex:
 
     def release(self, holder: object) -> None:
         """Remove *holder* from the queue, wherever it stands; idempotent."""
-        queue = self._queue
+        queue = self.queue
         for entry in tuple(queue):
             if entry[0] is holder:
                 try:  # noqa: SIM105 - `suppress` calls three functions, in each write

@@ -12,7 +12,7 @@ import pytest
 from tests.tools import ROOT
 
 TEXT = Path(ROOT, "docs", "internals.md").read_text(encoding="utf-8")
-FILES = sorted(set(re.findall(r"`((?:registry|tests|migrations|docs)/[\w./]*)`", TEXT)))
+FILES = sorted(set(re.findall(r"`((?:registry|tests|migrations|docs|benchmarks)/[\w./]*)`", TEXT)))
 NAMED = sorted(
     (file, name)
     for file, names in re.findall(r"`(registry/[\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", TEXT)

@@ -443,7 +443,7 @@ def test_an_interrupt_of_a_waiting_member_is_raised_when_the_outcome_is_known(pa
             return replace(old, exited_at=old.exited_at + 1)
 
         def queue():
-            return len(store._session.engine.writes.mutex._queue)
+            return len(store._session.engine.writes.mutex.queue)
 
         # Within a tenth of the timeout the third one has to join the group.
         with Store.open(sys.argv[1], timeout=300) as store:

@@ -43,7 +43,7 @@ def test_the_mutex_is_first_in_first_out() -> None:
     for n in range(8):
         threads.append(threading.Thread(target=ask, args=[f"n{n}"]))
         threads[-1].start()
-        until(lambda n=n: len(mutex._queue) == n + 2)  # type: ignore[misc]
+        until(lambda n=n: len(mutex.queue) == n + 2)  # type: ignore[misc]
     mutex.release("first")
     for thread in threads:
         thread.join()
