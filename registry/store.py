@@ -121,24 +121,11 @@ class Store:
         author = _author(actor, clock, doing)
 
         create, upgrade = create and not read_only, upgrade and not read_only
-        user = object()
+        user, session = object(), None
         try:
-            engine = attach(
-                path,
-                user,
-                create=create,
-                read_only=read_only,
-                timeout=timeout,
-                inspect=partial(inspect, create=create, upgrade=upgrade),
-                prepare=partial(migrations.prepare, create=create, upgrade=upgrade),
-                guard=migrations.guard,
-                admit=migrations.admit,
+            session = _open_session(
+                path, user, author, timeout, create=create, upgrade=upgrade, read_only=read_only
             )
-            session = Session(engine, user, timeout, author)
-        except BaseException:
-            detach(user, timeout)  # an interrupt may have come after it was attached
-            raise
-        try:
             # Another process may have upgraded it since this one has first opened it.
             may_write = _admit(session)
             store = cls(session)
@@ -147,7 +134,10 @@ class Store:
             if reconcile and not read_only and may_write:
                 store.recovery = store.reconcile()
         except BaseException:
-            session.close()
+            if session is None:
+                detach(user, timeout)  # an interrupt may have come after it was attached
+            else:
+                session.close()
             raise
         return store
 
@@ -299,8 +289,8 @@ class Store:
 
     # Writing.
 
-    def transaction(self) -> AbstractContextManager[object]:
-        """Return a context manager that makes the calls inside one commit.
+    def transaction(self) -> AbstractContextManager[None]:
+        """Return a context manager that makes the calls in its body one commit; it yields None.
 
         It belongs to the thread that enters it, or to the task of asyncio, trio or anyio, or to the
         greenlet. It nests by savepoint: what fails inside and is caught there is rolled back alone.
@@ -311,7 +301,7 @@ class Store:
             FailedPreconditionError: another task of this thread has one open, or this thread was
                 called from inside one, as by `asyncio.to_thread`.
         """
-        return self._session.write("transaction", exclusive=True)
+        return self._session.caller_write("transaction")
 
     def add(
         self, metadata: Metadata, status: Status, *, container: Container | None = None
@@ -371,7 +361,7 @@ class Store:
         prefix = check_prefix(doing, id)
         check_function(doing, fn)
         with self._session.write(doing) as transaction:
-            self._session.engine.writer.disk_space.require(doing, grows=True)
+            self._session.require_space(doing, grows=True)
             row = writes.find(prefix, doing, transaction.fetch)
             if row is None:
                 raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
@@ -440,8 +430,36 @@ class Store:
         return netns.own_path(base_dir, self._registry_id)
 
 
+def _open_session(
+    path: str | os.PathLike[str],
+    user: object,
+    author: Author,
+    timeout: float,
+    *,
+    create: bool,
+    upgrade: bool,
+    read_only: bool,
+) -> Session:
+    """Open the file at *path*, or join the engine that this process has open; as `Store.open`.
+
+    After an exception the caller detaches *user*.
+    """
+    engine = attach(
+        path,
+        user,
+        create=create,
+        read_only=read_only,
+        timeout=timeout,
+        inspect=partial(inspect, create=create, upgrade=upgrade),
+        prepare=partial(migrations.prepare, create=create, upgrade=upgrade),
+        guard=migrations.guard,
+        admit=migrations.admit,
+    )
+    return Session(engine, user, timeout, author)
+
+
 def _admit(session: Session) -> bool:
-    """Tell whether the registry may be written; raise unless it may be read."""
+    """Return whether the registry may be written; raise unless it may be read."""
     path = session.engine.path
     doing = f"open registry {path!r}"
     with session.reading(doing) as reading:

@@ -26,6 +26,6 @@ from registry.engine.driver import Connection
 from registry.engine.engine import Engine
 from registry.engine.shared import attach, detach
 from registry.engine.transaction import Transaction
-from registry.engine.write import Write
+from registry.engine.write import CallerWrite, Write
 
-__all__ = ["Connection", "Engine", "Transaction", "Write", "attach", "detach"]
+__all__ = ["CallerWrite", "Connection", "Engine", "Transaction", "Write", "attach", "detach"]

@@ -142,3 +142,10 @@ class Write:
             self._engine.abandon(self._transaction)
 
     __del__ = abandon
+
+
+class CallerWrite(Write):
+    """Write transaction whose body is code of the embedder: the `with` yields None."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()

@@ -68,7 +68,7 @@ def insert(session: Session, addition: Addition, container: Container | None = N
         UnavailableError: the store's timeout passed before the write could begin.
     """
     with session.write(addition.doing) as transaction:
-        session.engine.writer.disk_space.require(addition.doing, grows=True)
+        session.require_space(addition.doing, grows=True)
         since = transaction.connection.total_changes
         row = writes.insert(
             transaction,

@@ -300,9 +300,9 @@ class _StoredStatus:
             if row is not None:
                 status = validate(session.ask(transaction, row, fn, rows.load_status(row)), doing)
                 if status.state is State.NOTREADY:
-                    session.engine.writer.disk_space.require_to_mark(doing)
+                    session.require_space_to_mark(doing)
                 else:
-                    session.engine.writer.disk_space.require(doing)
+                    session.require_space(doing)
                 session.replace_status(transaction, row, status)
                 identities.record_later(session, transaction, row, status.pid)
                 return status

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
-from registry.engine import Engine, Transaction, Write, detach
+from registry.engine import CallerWrite, Engine, Transaction, Write, detach
 from registry.engine.driver import Fetch
 from registry.errors import (
     FailedPreconditionError,
@@ -101,6 +101,30 @@ class Session:
         """
         self.require_open(doing)
         return Write(self.engine, doing, self._timeout, exclusive=exclusive)
+
+    def caller_write(self, doing: str) -> AbstractContextManager[None]:
+        """Return a context manager whose body, code of the embedder, is a write transaction."""
+        self.require_open(doing)
+        return CallerWrite(self.engine, doing, self._timeout, exclusive=True)
+
+    def require_space(self, doing: str, *, grows: bool = False) -> None:
+        """Raise if the disk was full when the open transaction began.
+
+        Args:
+            doing: operation and object, for messages.
+            grows: whether the database gets longer by the operation.
+        Raises:
+            ResourceExhaustedError: the disk is full.
+        """
+        self.engine.writer.disk_space.require(doing, grows=grows)
+
+    def require_space_to_mark(self, doing: str) -> None:
+        """Raise if the rest of a full disk is reserved for deletions; as `require_space`."""
+        self.engine.writer.disk_space.require_to_mark(doing)
+
+    def is_space_low(self) -> bool:
+        """Return whether the disk may have no space for more than some tens of changes."""
+        return self.engine.writer.disk_space.is_low()
 
     def fetch(self, sql: str, params: Mapping[str, object], doing: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query: of the caller's open transaction, else as committed."""

@@ -246,7 +246,7 @@ def _mark_all(session: Session, asked: list[Decision], commit: int | None, doing
     A portion that does not fit either stays unmarked, which the report says.
     """
     marked, left = _Marked(set(), [], set(), {}), asked
-    size = PORTION if session.engine.writer.disk_space.is_low() else len(asked)
+    size = PORTION if session.is_space_low() else len(asked)
     while left:
         portion = left[:size]
         try:
@@ -267,7 +267,7 @@ def _mark(session: Session, asked: list[Decision], commit: int | None, doing: st
     marked = _Marked(set(), [], set(), {})
     nested = session.engine.own_transaction() is not None  # its changes are not committed yet
     with session.write(doing, exclusive=True) as transaction:
-        session.engine.writer.disk_space.require_to_mark(doing)
+        session.require_space_to_mark(doing)
         as_read = not nested and commit is not None and session.latest_commit(doing) == commit
         for decision in asked:
             row: AnyRow | None = decision.row

@@ -404,6 +404,12 @@ def test_a_waiting_thread_is_woken(store: Store) -> None:
     assert [True] == woken
 
 
+def test_transaction_yields_none(store: Store) -> None:
+    """Its body is given nothing of the engine."""
+    with store.transaction() as body:
+        assert body is None
+
+
 def test_a_rolled_back_change_does_not_stop(store: Store) -> None:
     """Neither to NOTREADY nor a deletion, nor a handle that was read meanwhile."""
     handle = store.add(sandbox("a"), READY)
