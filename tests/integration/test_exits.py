@@ -48,7 +48,7 @@ def start() -> Iterator[Start]:
 
 
 class Noted:
-    """What an `Exits` has noted, and the calls that it made for that."""
+    """Record of the ends that an `Exits` has noted, and of its calls."""
 
     def __init__(self, fails_for: Callable[[str], BaseException | None] = lambda _: None) -> None:
         """Note everything but what *fails_for* has an exception for."""
@@ -410,7 +410,7 @@ def test_the_end_of_a_sandbox_of_a_closed_store_is_dropped(
 def test_an_end_is_not_dropped_since_another_store_is_closed(
     store: Store, start: Start, tmp_path: Path
 ) -> None:
-    """What *note* uses beside the store of the sandbox says nothing about that one."""
+    """*note* may use other stores; the sandbox belongs to its own."""
     other = Store.open(f"{tmp_path}/other.db")
     other.close()
     refused = threading.Event()
@@ -465,7 +465,7 @@ def test_no_retry_is_lost(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_second_close_touches_no_strange_descriptor(store: Store, start: Start) -> None:
-    """Those of the watcher and of its processes have gone to other files by then."""
+    """The descriptors of the watcher and of its processes belong to other files by then."""
     exits = Exits(lambda _: None)
     process = watch(exits, added(store, "a", start().pid))
     before = {int(fd) for fd in os.listdir("/proc/self/fd")}

@@ -1,4 +1,4 @@
-"""A row whose metadata cannot be decoded stops nothing, and is kept until somebody deletes it."""
+"""Quarantined records: metadata that cannot be decoded stops nothing, and is kept until deleted."""
 
 from __future__ import annotations
 
@@ -98,17 +98,17 @@ def test_containers_are_loaded(path: str) -> None:
         assert {"good", "new"} == {id for id, _ in asked}
 
 
-def test_it_is_marked_like_any_other_when_it_is_gone(path: str) -> None:
-    """What is known of its namespace is in columns of its own."""
-    gone = "netns_path = '/run/netns/nobody-made-it', netns_inode = 1, netns_boot_id = NULL"
+def test_quarantined_sandbox_is_marked_when_its_namespace_is_gone(path: str) -> None:
+    """The identity of its namespace is in columns of its own."""
+    gone = "netns_path = '/run/netns/never-made', netns_inode = 1, netns_boot_id = NULL"
     tamper(path, f"UPDATE sandboxes SET {gone} WHERE id = 'bad'")
     with Store.open(path) as store:
         assert "NetNSClosed" == store.get("bad").status.get().reason
         assert State.READY is store.get("good").status.get().state
 
 
-def test_it_is_listed_and_found(store: Store) -> None:
-    """By id, prefix, label and pod, as the columns have them."""
+def test_quarantined_sandbox_is_listed_and_found(store: Store) -> None:
+    """By the id, prefix, label and pod in its columns."""
     assert ["bad", "good"] == ids(store.list()) == ids(store.list(labels={"app": "x"}))
     assert ["bad"] == ids(store.list(pod="lost")) == ids(store.list(id="ba"))
     found = store.get("b")
@@ -153,8 +153,8 @@ def test_its_status_can_be_updated_and_it_can_be_deleted(store: Store) -> None:
     assert [] == store.check()
 
 
-def test_its_metadata_cannot_be_updated(path: str) -> None:
-    """Nobody would know from what."""
+def test_update_metadata_refuses_a_quarantined_sandbox(path: str) -> None:
+    """There is no old value to give to the function."""
     with Store.open(path) as store:
         store.delete("good")
     tamper(path, "UPDATE sandbox_statuses SET state = 'SANDBOX_UNKNOWN' WHERE sandbox_id = 'bad'")
@@ -179,7 +179,7 @@ def test_check_says_why_and_finds_nothing_of_the_others(store: Store) -> None:
     assert reason(store) == why
 
 
-def test_it_appears_in_the_views(store: Store, path: str) -> None:
+def test_quarantined_sandbox_appears_in_the_views(store: Store, path: str) -> None:
     """Also when it is not ready."""
     store.get("bad").status.update(lambda old: replace(old, state=State.NOTREADY, reason="X"))
     execute(path, "UPDATE sandbox_statuses SET message = 'm' WHERE sandbox_id = 'bad'")
@@ -323,7 +323,7 @@ def test_a_damaged_time_does_not_keep_a_sandbox_from_being_marked(tmp_path: Path
 
 
 def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path) -> None:
-    """The others are marked, it is left as it is, and whoever reads it is told with our error."""
+    """The others are marked, it is left as it is, and reading it raises MetadataError."""
     path = str(tmp_path / "damaged.db")
     with Store.open(path) as store:
         for id in ("bad", "good"):

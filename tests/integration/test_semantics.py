@@ -1,4 +1,4 @@
-"""What a store promises, sentence by sentence."""
+"""Promises of a store, sentence by sentence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.tools import (
 
 
 class Stop(BaseException):
-    """What nobody expects."""
+    """Exception that no code of the package expects."""
 
 
 # UpdateFunc runs inside the database transaction.
@@ -88,7 +88,7 @@ def test_the_very_exception_of_an_update_func_comes_out(store: Store, error: Bas
     assert READY == handle.status.update(lambda old: old)
 
 
-def test_what_an_update_func_returns_is_validated_before_it_is_written(store: Store) -> None:
+def test_update_validates_the_status_that_the_function_returns(store: Store) -> None:
     """A status that cannot be stored raises, and the old one stays."""
     handle = store.add(sandbox("a"), READY)
     with pytest.raises(InvalidArgumentError) as caught:
@@ -98,7 +98,7 @@ def test_what_an_update_func_returns_is_validated_before_it_is_written(store: St
 
 
 def test_metadata_and_status_are_plain_values() -> None:
-    """What cannot be stored can still be made: only the store refuses it."""
+    """An invalid value can be made: only the store refuses it."""
     assert -1 == Status(State.READY, pid=-1).pid
     assert "" == Metadata(id="", name="", config=None).id
 
@@ -123,7 +123,7 @@ def test_a_slow_update_func_is_warned_of(
 
 
 def test_nested_writes_commit_with_the_outer_transaction(open_store: OpenStore) -> None:
-    """Nobody else sees them before, everybody after."""
+    """Other stores see none of them before the commit, and all after it."""
     store, other = open_store(), open_store()
     with store.transaction():
         handle = store.add(sandbox("a"), READY)
@@ -134,7 +134,7 @@ def test_nested_writes_commit_with_the_outer_transaction(open_store: OpenStore) 
 
 
 def test_a_nested_write_rolls_back_alone_when_it_alone_fails(store: Store) -> None:
-    """What was done before and after it is committed."""
+    """The writes before and after it are committed."""
     with store.transaction():
         store.add(sandbox("a"), READY)
         with pytest.raises(ValueError, match="inner"), store.transaction():
@@ -229,7 +229,7 @@ def test_a_reader_is_not_blocked_by_a_writer_and_sees_only_commits(
 def test_a_reader_sees_every_acknowledged_commit_of_another_process(
     store: Store, path: str
 ) -> None:
-    """What another process has committed is there at the next read."""
+    """The next read returns it."""
     store.add(sandbox("a"), READY)
     run(
         """
@@ -434,8 +434,8 @@ def test_a_nested_change_that_is_rolled_back_does_not_stop(store: Store) -> None
     assert not handle.stopped.is_set()
 
 
-def test_what_is_being_added_is_not_stopped_by_a_read_of_somebody_else(store: Store) -> None:
-    """It is in no snapshot but its own: neither a thread nor a task may take it for deleted."""
+def test_sandbox_being_added_is_not_stopped_by_another_read(store: Store) -> None:
+    """It is in its own snapshot alone: neither a thread nor a task takes it for deleted."""
 
     async def add() -> Sandbox:
         with store.transaction():
@@ -458,8 +458,8 @@ def test_what_is_being_added_is_not_stopped_by_a_read_of_somebody_else(store: St
     assert not added.stopped.is_set()
 
 
-def test_adds_beside_reads_stop_nobody(store: Store) -> None:
-    """Lists and vain look-ups in two threads, while a third adds."""
+def test_adds_beside_reads_stop_no_sandbox(store: Store) -> None:
+    """Two threads list and look up missing ids, while a third adds."""
     done = threading.Event()
 
     def read() -> None:
@@ -488,10 +488,10 @@ def test_a_store_that_only_reads_shares_it(open_store: OpenStore) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_what_was_read_in_a_transaction_that_failed_is_stopped_by_its_deletion(
+def test_deletion_stops_a_sandbox_that_was_read_in_a_failed_transaction(
     store: Store, path: str, nested: bool
 ) -> None:
-    """It was committed before, whatever became of the transaction."""
+    """It was committed before, so that the outcome of the transaction does not matter."""
     store.add(sandbox("a"), READY)
     with (
         Store.open(path) as other,
@@ -522,10 +522,8 @@ def test_a_write_that_does_not_find_it_stops_it(store: Store, path: str, call: s
     assert handle.stopped.is_set()
 
 
-def test_an_id_that_another_process_has_added_anew_stops_the_old_one(
-    store: Store, path: str
-) -> None:
-    """At the next read of whatever; the new one lives."""
+def test_id_added_again_by_another_process_stops_the_old_creation(store: Store, path: str) -> None:
+    """At the next read of any sandbox; the new creation is not stopped."""
     old = store.add(sandbox("a"), READY)
     run(
         """
@@ -598,7 +596,7 @@ def test_another_processs_commit_sets_it_at_the_next_read(
 
 
 def test_after_deletion_metadata_is_readable_and_the_status_is_not_found(store: Store) -> None:
-    """Also when the id has been added anew."""
+    """Also when the id has been added again."""
     old = store.add(sandbox("a", ip="10.0.0.1"), READY)
     store.delete("a")
     for _ in range(2):
@@ -654,7 +652,7 @@ def test_metadata_is_completed_while_unknown_and_fixed_afterwards(store: Store) 
 
 @pytest.mark.parametrize("how", ["update", "delete"])
 def test_a_function_that_itself_changes_the_sandbox_is_refused(store: Store, how: str) -> None:
-    """What it returns would overwrite that, metadata or status; nothing of both is stored."""
+    """Its result would overwrite that change; neither is stored."""
     handle = store.add(sandbox("a"), UNKNOWN)
 
     def meddle() -> None:
@@ -794,7 +792,7 @@ def test_history_is_read_in_parts(store: Store) -> None:
     assert everything[:2] == store.history(limit=2)
     assert [everything[1]] == store.history("b")
     assert [] == store.history("b", limit=0)
-    assert [] == store.history("nobody")
+    assert [] == store.history("missing")
     assert [] == store.history(after=10**9)
 
 

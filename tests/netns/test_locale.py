@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def test_what_is_recorded_in_utf_8_is_open_in_latin_1(
+def test_namespace_recorded_in_utf_8_is_open_in_latin_1(
     store: Store, path: str, base_dir: str, latin1: RunInLocale
 ) -> None:
     """It stays READY there, can be entered, and is removed."""
@@ -41,7 +41,7 @@ def test_what_is_recorded_in_utf_8_is_open_in_latin_1(
     assert [] == os.listdir(base_dir)
 
 
-def test_what_is_recorded_in_latin_1_is_open_in_utf_8(
+def test_namespace_recorded_in_latin_1_is_open_in_utf_8(
     store: Store, path: str, base_dir: str, latin1: RunInLocale
 ) -> None:
     """Its directory, which is not ASCII either, is searched for orphans."""

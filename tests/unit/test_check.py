@@ -189,8 +189,8 @@ def test_the_rules_are_as_many_as_their_tests() -> None:
     assert tested == {rule.__name__ for rule in integrity.RULES}
 
 
-def test_what_other_tools_keep_in_the_file_is_no_violation(store: Store, path: str) -> None:
-    """Litestream's tables, and tables, indexes, views and triggers of anybody; they are kept."""
+def test_objects_of_other_tools_in_the_file_are_no_violation(store: Store, path: str) -> None:
+    """Tables of Litestream, and tables, indexes, views and triggers of other programs."""
     store.add(sandbox("a"), READY)
     execute(
         path,

@@ -40,14 +40,14 @@ def test_the_tree_is_the_contracts(name: str) -> None:
     assert error is getattr(registry, name)
 
 
-def test_there_are_no_others() -> None:
-    """What is raised can be caught by what is documented."""
+def test_errors_module_defines_no_other_class() -> None:
+    """Every error can be caught by a documented class."""
     classes = {name for name, value in vars(errors).items() if isinstance(value, type)}
     assert {*TREE, "RegistryError"} == classes
 
 
 def test_operands_are_attributes() -> None:
-    """Those that are declared, and no others."""
+    """An operand that is not declared is refused."""
     error = errors.NameReservedError("m", id="a", name="n", holder="b")
     assert ("m", "a", "n", "b") == (str(error), error.id, error.name, error.holder)
     with pytest.raises(TypeError):

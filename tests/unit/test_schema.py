@@ -1,4 +1,4 @@
-"""What triggers and constraints hold whoever writes, the sqlite3 shell included."""
+"""Triggers and constraints, which hold for every writer, the sqlite3 shell included."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
         "INSERT INTO sandboxes (id, name, additional_ips) VALUES ('n', 'n', '{}')",
         "INSERT INTO sandboxes (id, name, config) VALUES ('n', 'n', x'')",
         "REPLACE INTO sandbox_statuses (sandbox_id, state) VALUES ('ready', 'SANDBOX_READY')",
-        "INSERT INTO sandbox_statuses (sandbox_id, state) VALUES ('nobody', 'SANDBOX_READY')",
+        "INSERT INTO sandbox_statuses (sandbox_id, state) VALUES ('none', 'SANDBOX_READY')",
         "INSERT INTO sandbox_labels (sandbox_id, key, value) VALUES ('ready', 'k', 'v')",
         "UPDATE sandbox_labels SET value = 'z' WHERE sandbox_id = 'ready'",
         "DELETE FROM sandbox_labels WHERE sandbox_id = 'ready'",
@@ -69,8 +69,8 @@ def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
         "UPDATE registry SET registry_id = '../../x'",
         "UPDATE sandbox_statuses SET reason = 'killed by hand' WHERE sandbox_id = 'ready'",
         "UPDATE OR REPLACE sandbox_labels SET sandbox_id = 'ready' WHERE sandbox_id = 'unknown'",
-        "UPDATE sandbox_labels SET sandbox_id = 'nobody' WHERE sandbox_id = 'unknown'",
-        "INSERT INTO sandbox_labels (sandbox_id, key, value) VALUES ('nobody', 'k', 'v')",
+        "UPDATE sandbox_labels SET sandbox_id = 'none' WHERE sandbox_id = 'unknown'",
+        "INSERT INTO sandbox_labels (sandbox_id, key, value) VALUES ('none', 'k', 'v')",
         FAR_AHEAD,
         "UPDATE sandboxes SET netns_boot_id = 'x' WHERE id = 'ready'",
     ],
