@@ -1,7 +1,6 @@
-"""What must hold of the data in a registry, one function for each rule.
+"""Rules that the data of a registry must satisfy, one function for each.
 
-`run` reports everything that is broken, none hidden by the first; a rule that cannot even be asked
-is reported itself.
+`run` reports every violation, also after the first one. A rule that raises is reported itself.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def run(connection: Connection) -> list[Violation]:
 
 
 def file_is_whole(connection: Connection) -> Iterator[Violation]:
-    """SQLite finds its own structure in order, and every constraint met."""
+    """Check the structure of the file by SQLite's own integrity check."""
     for (line,) in connection.fetch("PRAGMA integrity_check"):
         if line != "ok":
             yield Violation("file_is_whole", "", line, "ok")
@@ -73,12 +72,12 @@ def file_is_whole(connection: Connection) -> Iterator[Violation]:
 
 
 def _is_ours(connection: Connection) -> bool:
-    """Whether the schema is the one that we know; a newer one may allow more."""
+    """Return whether the schema is the one of this code; a newer one may allow more."""
     return connection.fetch("SELECT level FROM registry") == [(LEVEL,)]
 
 
 def log_can_be_reset(connection: Connection) -> Iterator[Violation]:
-    """No process keeps a snapshot for so long that the write-ahead log grows past its bound.
+    """Check that no process keeps a snapshot for so long that the log grows past its bound.
 
     A log of up to twice the bound says nothing of who reads now: it may have grown long since, and
     waits for the next write to be reset, as each write then waits for readers.
@@ -92,7 +91,7 @@ def log_can_be_reset(connection: Connection) -> Iterator[Violation]:
 
 
 def constraints_hold(connection: Connection) -> Iterator[Violation]:
-    """Every CHECK is met; SQLite's own check leaves them out where a file is only read."""
+    """Check every CHECK; SQLite's own check leaves them out on a read-only connection."""
     if not _is_ours(connection):
         return
     for name, query in sql.CHECKS.items():
@@ -101,7 +100,7 @@ def constraints_hold(connection: Connection) -> Iterator[Violation]:
 
 
 def schema_is_whole(connection: Connection) -> Iterator[Violation]:
-    """Every object of the schema is there, word for word, and its tables and views have no others.
+    """Check that the schema has every object, word for word, and its tables no others.
 
     Tables and views of other tools in the file, Litestream's say, are left alone.
     """
@@ -137,7 +136,7 @@ def _expected_words() -> dict[str, str]:
 
 
 def registry_says_who_it_is(connection: Connection) -> Iterator[Violation]:
-    """Once, with an id that can be part of a file's name, and the revision that made it."""
+    """Check the one row of `registry`: its id, which is a part of file names, and its revision."""
     rule = "registry_says_who_it_is"
     found = connection.fetch("SELECT registry_id, level, min_reader, min_writer FROM registry")
     if len(found) != 1:
@@ -153,7 +152,7 @@ def registry_says_who_it_is(connection: Connection) -> Iterator[Violation]:
 
 
 def sandbox_has_status(connection: Connection) -> Iterator[Violation]:
-    """Neither row of a sandbox exists without the other."""
+    """Check that neither row of a sandbox exists without the other."""
     query = (
         "SELECT id, 'no status' FROM sandboxes WHERE id NOT IN"
         " (SELECT sandbox_id FROM sandbox_statuses)"
@@ -167,7 +166,7 @@ def sandbox_has_status(connection: Connection) -> Iterator[Violation]:
 
 
 def identities_are_of_something(connection: Connection) -> Iterator[Violation]:
-    """Which process or namespace it is, is noted only of a pid or a path that there is."""
+    """Check that identities are recorded only beside a pid or a path."""
     rule, expected = "identities_are_of_something", "no identity"
     query = (
         "SELECT sandbox_id, 'of process 0' FROM sandbox_statuses WHERE pid = 0 AND"
@@ -182,15 +181,15 @@ def identities_are_of_something(connection: Connection) -> Iterator[Violation]:
         yield Violation(rule, id, found, expected)
 
 
-def nobody_is_leaving(connection: Connection) -> Iterator[Violation]:
-    """A deletion is announced and done in one transaction."""
+def no_deletion_is_pending(connection: Connection) -> Iterator[Violation]:
+    """Check that no deletion is half done: one transaction announces and completes it."""
     query = "SELECT sandbox_id FROM sandbox_statuses WHERE leaving"
     for (id,) in connection.fetch(query):
-        yield Violation("nobody_is_leaving", id, "leaving = 1", "leaving = 0")
+        yield Violation("no_deletion_is_pending", id, "leaving = 1", "leaving = 0")
 
 
 def values_are_valid(connection: Connection) -> Iterator[Violation]:
-    """Every row decodes, to values that the store would accept."""
+    """Check that every row decodes to values that the store would accept."""
     ours = _is_ours(connection)
     for row in _rows(connection):
         found = damage(row)
@@ -206,7 +205,7 @@ def values_are_valid(connection: Connection) -> Iterator[Violation]:
 
 
 def columns_are_true(connection: Connection) -> Iterator[Violation]:
-    """What is taken out of a config to be filtered by is what the config says."""
+    """Check that the columns for filters equal the fields of the config."""
     for row in _rows(connection):
         try:
             expected = metadata_columns(row.metadata())
@@ -223,7 +222,7 @@ def columns_are_true(connection: Connection) -> Iterator[Violation]:
 
 
 def labels_are_true(connection: Connection) -> Iterator[Violation]:
-    """The label rows are the labels of the config."""
+    """Check that the label rows equal the labels of the config."""
     query = (
         "SELECT key, value FROM sandbox_labels JOIN sandboxes ON id = sandbox_id"
         " WHERE creation = :of"
@@ -239,9 +238,9 @@ def labels_are_true(connection: Connection) -> Iterator[Violation]:
 
 
 def config_json_is_true(connection: Connection) -> Iterator[Violation]:
-    """The config for people means what the config for the program means.
+    """Check that the config for people (JSON) equals the config for the program (bytes).
 
-    But for fields that we do not know: of those that a newer program knows it writes both forms.
+    Fields that this code does not know are left out: a newer program has written both forms.
     """
     with late_import("google.protobuf.json_format"):
         from google.protobuf import json_format  # noqa: PLC0415 - see encoding.config_json
@@ -263,7 +262,7 @@ def config_json_is_true(connection: Connection) -> Iterator[Violation]:
 
 
 def history_is_whole(connection: Connection) -> Iterator[Violation]:
-    """No transition is missing between the oldest that is kept and the newest."""
+    """Check that no transition is missing between the oldest that is kept and the newest."""
     query = "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0), count(*) FROM sandbox_transitions"
     ((oldest, newest, count),) = connection.fetch(query)
     if count != newest - oldest + 1:
@@ -274,7 +273,7 @@ def history_is_whole(connection: Connection) -> Iterator[Violation]:
 
 
 def history_is_true(connection: Connection) -> Iterator[Violation]:
-    """Transitions follow one upon another, and the last one says what is so now."""
+    """Check that each transition continues the one before, and the last one is the status."""
     query = (
         "SELECT sandbox_id, seq, event, from_state, to_state FROM sandbox_transitions ORDER BY seq"
     )
@@ -311,7 +310,7 @@ RULES: Final[tuple[Rule, ...]] = (
     registry_says_who_it_is,
     sandbox_has_status,
     identities_are_of_something,
-    nobody_is_leaving,
+    no_deletion_is_pending,
     values_are_valid,
     columns_are_true,
     labels_are_true,

@@ -1,8 +1,8 @@
-"""Whether this code may use a file, and bringing an older one up to date.
+"""Schema of a registry file: verified, created from the newest schema, or upgraded by Alembic.
 
-The number in `registry.level` answers for an up-to-date file, so that opening one imports no
-Alembic. The revisions themselves are in `migrations/`, beside this package in a checkout and inside
-it when installed.
+`registry.level` is the newest revision as a number. It is enough for an up-to-date file, so opening
+one does not import Alembic. The revisions are in `migrations/`, beside this package in a checkout
+and inside it when installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Version(NamedTuple):
-    """What a registry says of itself: its level, and the oldest that may read and write it."""
+    """Level of a registry, and the oldest levels of code that may read and write it."""
 
     level: int
     min_reader: int
@@ -40,10 +40,10 @@ class Version(NamedTuple):
 
 
 def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -> None:
-    """Create or upgrade the registry that *connection* has open, where it is needed.
+    """Create or upgrade the registry that *connection* has open, if it is necessary.
 
-    Called under the write lock, outside a transaction. An empty file becomes a registry if
-    *create*, an older one is brought up to date if *upgrade*, each in one transaction.
+    The caller holds the write lock, outside a transaction. An empty file becomes a registry if
+    *create*, an older registry is upgraded if *upgrade*, each in one transaction.
 
     Raises:
         DataLossError, NotFoundError, SchemaVersionError: as `verify`.
@@ -55,15 +55,15 @@ def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -
 
 
 def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) -> bool:
-    """Return whether what *connection* has open must be upgraded before this code may use it.
+    """Return whether the file must be created or upgraded before this code may use it.
 
     Writes nothing.
 
     Args:
-        connection: a database.
-        path: of its file.
-        create: an empty one may be upgraded.
-        upgrade: an older registry may be.
+        connection: connection to the database.
+        path: path of its file.
+        create: an empty file may become a registry.
+        upgrade: an older registry may be upgraded.
     Raises:
         DataLossError: the database is not a registry.
         NotFoundError: it is empty, and may not be upgraded.
@@ -104,11 +104,11 @@ def not_a_registry(connection: Connection, doing: str, path: str) -> DataLossErr
 
 
 def admit(fetch: Fetch, doing: str, path: str) -> bool:
-    """Tell whether code of this level may write the registry, which it may read.
+    """Return whether code of this level may write the registry; require that it may read it.
 
     Raises:
-        SchemaVersionError: it may not even read it.
-        DataLossError: it is no registry.
+        SchemaVersionError: code of this level may not read it.
+        DataLossError: the file is not a registry.
     """
     version = _version(fetch, doing, path)
     if version.min_reader > LEVEL:
@@ -117,7 +117,7 @@ def admit(fetch: Fetch, doing: str, path: str) -> bool:
 
 
 def guard(transaction: Transaction) -> None:
-    """Refuse to write where another process has upgraded the registry past what we know.
+    """Refuse to write if another process has upgraded the registry past this code.
 
     Raises:
         SchemaVersionError: with both revisions.
@@ -148,7 +148,7 @@ def _damaged(doing: str, path: str, why: str) -> DataLossError:
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
-    """Whether nobody has put anything in; a creation that was interrupted has not either."""
+    """Return whether the database holds nothing; an interrupted creation leaves nothing in it."""
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     return (tables, application_id) == (0, 0)
@@ -166,19 +166,20 @@ def _refused(fetch: Fetch, doing: str, path: str, advice: str) -> SchemaVersionE
 
 
 def _upgrade(connection: Connection, doing: str, path: str) -> None:
-    """Apply all revisions that are missing, in one transaction with the record of them.
+    """Create the schema, or apply the missing revisions, in one transaction with their record.
 
     Raises:
-        DataLossError: they do not fit what is there.
+        DataLossError: the revisions do not fit the schema of the file.
         RegistryError: for a driver error, by its code.
     """
-    # Off, or rebuilding a table deletes the rows that refer to it; and not to be changed inside.
+    # Off: rebuilding a table would delete the rows that refer to it. It cannot change inside a
+    # transaction.
     connection.execute("PRAGMA foreign_keys = OFF")
     try:
         if _is_empty(connection):
             _numbered(connection, _create)
         else:
-            # A log must begin with the schema of the file: by it a backup is told from the file.
+            # The log must begin with the schema of the file, which distinguishes a backup from it.
             _numbered(connection, lambda _: None)
             _numbered(connection, _run_alembic)
     except Exception as error:
@@ -221,15 +222,15 @@ def _create(connection: sqlite3.Connection) -> None:
 
 
 def _run_alembic(connection: sqlite3.Connection) -> None:
-    visitor = object()
+    caller = object()
     try:
-        _alembic.acquire(visitor, None)
+        _alembic.acquire(caller, None)
         _run_alembic_alone(connection)
     finally:
-        _alembic.release(visitor)
+        _alembic.release(caller)
 
 
-# What a revision calls, `alembic.op`, is one for the whole process.
+# `alembic.op`, which revisions call, is one object for the whole process.
 _alembic: Final = Mutex()
 os.register_at_fork(after_in_child=_alembic.__init__)  # type: ignore[misc]
 
@@ -270,9 +271,9 @@ def require_revisions(doing: str, path: str) -> None:
 
 @contextmanager
 def alchemy(connection: sqlite3.Connection) -> Iterator[sqlalchemy.Connection]:
-    """Lend *connection* to SQLAlchemy inside the transaction that it is in.
+    """Lend *connection* to SQLAlchemy inside the open transaction.
 
-    Whatever SQLAlchemy thinks it commits or rolls back, who began the transaction ends it.
+    SQLAlchemy's commits and rollbacks do nothing: the caller, which began the transaction, ends it.
     """
     from sqlalchemy import StaticPool, create_engine  # noqa: PLC0415
 
@@ -282,7 +283,7 @@ def alchemy(connection: sqlite3.Connection) -> Iterator[sqlalchemy.Connection]:
 
 
 class _Lent:
-    """A driver connection whose transaction is somebody else's."""
+    """Driver connection whose transaction is begun and ended outside SQLAlchemy."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

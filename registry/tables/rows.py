@@ -120,7 +120,7 @@ class Row(NamedTuple):
 
 
 class StatusRow(NamedTuple):
-    """A `Row` without what nobody needs once it has left UNKNOWN: the metadata and its creator."""
+    """Columns of a `Row` that can change after UNKNOWN: without the metadata and the creator."""
 
     creation: int
     id: str

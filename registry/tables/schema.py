@@ -14,7 +14,7 @@ Rules:
 1. Every column is one that the code reads; nothing is kept twice but the config (bytes for the
    program, JSON for people) and what is taken out of it to be filtered by. `check` proves both.
 2. Times are integer nanoseconds since the Unix epoch, UTC, and NULL when unset. States are text.
-3. What must hold whoever writes, the `sqlite3` shell included, is a CHECK or a trigger. Foreign
+3. What must hold for every writer, the `sqlite3` shell included, is a CHECK or a trigger. Foreign
    keys do not count: the shell leaves them off.
 4. The transitions are written by triggers from the columns changed_at, actor, boot_id, reason and
    message. A writer that knows nothing of them leaves changed_at as it was; then the time is
@@ -89,7 +89,7 @@ registry: Final = Table(
 sandboxes: Final = Table(
     "sandboxes",
     metadata,
-    # The number of this creation, never used again: an id that is added anew is another sandbox.
+    # The number of this creation, never used again: an id that is added again is another sandbox.
     Column("creation", Integer, primary_key=True),
     Column("id", Text, nullable=False),
     Column("name", Text, nullable=False),
@@ -315,7 +315,7 @@ WHEN OLD.netns_inode IS NOT NULL AND OLD.netns_path IS NEW.netns_path AND {_chan
 BEGIN
   SELECT RAISE(ABORT, 'sandboxes: the identity of a network namespace is noted once');
 END""",
-    # Another path is another namespace, whoever wrote it.
+    # Another path is another namespace, whichever program wrote it.
     f"""
 CREATE TRIGGER sandboxes_netns_moved AFTER UPDATE OF netns_path ON sandboxes
 WHEN OLD.netns_path IS NOT NEW.netns_path AND NOT ({_changed(_NETNS)})

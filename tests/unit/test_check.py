@@ -29,7 +29,7 @@ def broken(path: str, *statements: str) -> list[Violation]:
         ("sandbox_has_status", "a", "DELETE FROM sandbox_statuses WHERE sandbox_id = 'a'"),
         ("sandbox_has_status", "a", "DELETE FROM sandboxes WHERE id = 'a'"),
         (
-            "nobody_is_leaving",
+            "no_deletion_is_pending",
             "a",
             "UPDATE sandbox_statuses SET leaving = 1 WHERE sandbox_id = 'a'",
         ),
@@ -178,7 +178,7 @@ def test_the_rules_are_as_many_as_their_tests() -> None:
         "identities_are_of_something",
         "registry_says_who_it_is",
         "sandbox_has_status",
-        "nobody_is_leaving",
+        "no_deletion_is_pending",
         "values_are_valid",
         "columns_are_true",
         "labels_are_true",

@@ -49,12 +49,10 @@ NAME = re.compile(r"test_(what|who|whom|whose|those|it|they)_")
 
 UNCLEAN = (
     "tests/cli/",
-    "registry/cri/",
     "registry/engine/",
     "registry/handles/",
     "registry/host/",
     "registry/store.py",
-    "registry/tables/",
     "tests/faults/",
     "tests/integration/",
     "tests/netns/",

@@ -164,7 +164,7 @@ class Scan:
         self._depth -= 1
 
     def skip(self) -> None:
-        """Read a value that nobody wants, however deep it is."""
+        """Read a value and drop it, at any depth of nesting."""
         inside: list[Iterator[object]] = []
         while True:
             kind = self.kind()
