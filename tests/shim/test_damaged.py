@@ -113,8 +113,8 @@ def test_list_logs_a_damaged_record_once(damaged: Damaged) -> None:
             cri.list()
     lines = server.log.read_text().splitlines()
     for name in LISTED_ONLY:
-        told = [line for line in lines if "list sandboxes: " in line and ids[name] in line]
-        assert 1 == len(told)
+        logged = [line for line in lines if "list sandboxes: " in line and ids[name] in line]
+        assert 1 == len(logged)
 
 
 def test_damaged_record_is_stopped_and_removed(tmp_path: Path) -> None:

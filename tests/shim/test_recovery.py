@@ -336,12 +336,12 @@ def test_servers_killed_at_random_lose_no_acknowledged_call(tmp_path: Path) -> N
         server.start()
         with Client(server.socket) as cri:
             found = {item.id: item.state for item in cri.list()}
-            for name, told in acknowledged.items():
+            for name, answer in acknowledged.items():
                 if name in unsure:
                     continue
-                verb, _, id = told.rpartition(" ")
+                verb, _, id = answer.rpartition(" ")
                 expected = {"": READY, "stopped": NOTREADY, "removed": None}[verb]
-                assert expected == found.get(id), (name, told)
+                assert expected == found.get(id), (name, answer)
             running = {cri.info(id)["pid"] for id, state in found.items() if state == READY}
         with Store.open(server.db, reconcile=False) as store:
             report = store.reconcile(dry_run=True)

@@ -68,9 +68,9 @@ def refused(*options: str) -> str:
 )
 def test_serve_refuses_other_addresses_than_unix_sockets(tmp_path: Path, listen: str) -> None:
     """The path must be absolute; the message has an example."""
-    told = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
-    assert f"serve at {listen!r}" in told
-    assert "unix:///run/sandbox-registry.sock" in told
+    message = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
+    assert f"serve at {listen!r}" in message
+    assert "unix:///run/sandbox-registry.sock" in message
     assert [] == os.listdir(tmp_path)
 
 
@@ -80,9 +80,9 @@ def test_serve_refuses_paths_that_cannot_be_sockets(tmp_path: Path, name: bytes)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     listen = os.fsdecode(b"unix://" + os.fsencode(tmp_path) + b"/" + name)
-    told = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
-    assert "serve at" in told
-    assert 1 == len(told.splitlines())
+    message = refused("--listen", listen, "--db", str(tmp_path / "registry.db"))
+    assert "serve at" in message
+    assert 1 == len(message.splitlines())
     assert {"folder", "file"} == set(os.listdir(tmp_path))
 
 
@@ -92,8 +92,8 @@ def test_serve_refuses_socket_of_another_program(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as foreign:
         foreign.bind(path)
         foreign.listen()
-        told = refused("--listen", f"unix://{path}", "--db", str(tmp_path / "registry.db"))
-        assert "another process" in told
+        message = refused("--listen", f"unix://{path}", "--db", str(tmp_path / "registry.db"))
+        assert "another process" in message
     assert ["cri.sock"] == os.listdir(tmp_path)
 
 
@@ -104,19 +104,19 @@ def test_serve_refuses_registry_of_another_server(
     id = cri.run(pod_config("web"))
     (tmp_path / "link.db").symlink_to(server.db)
     for db in (server.db, str(tmp_path / "link.db")):
-        told = refused("--listen", f"unix://{tmp_path}/other.sock", "--db", db)
-        assert f"serve registry {db!r}: another process does" in told
-        assert 1 == len(told.splitlines())
+        message = refused("--listen", f"unix://{tmp_path}/other.sock", "--db", db)
+        assert f"serve registry {db!r}: another process does" in message
+        assert 1 == len(message.splitlines())
     assert READY == cri.status(id).state
     assert ["link.db", "other.sock.lock"] == sorted(os.listdir(tmp_path))
 
 
 def test_serve_refuses_socket_of_another_server(server: Server) -> None:
     """The first server continues."""
-    told = refused("--listen", f"unix://{server.socket}", "--db", server.db)
+    message = refused("--listen", f"unix://{server.socket}", "--db", server.db)
     assert server.process is not None
     process = f"another process does, pid {server.process.pid}"
-    assert f"serve at {server.socket!r}: {process}; stop it first" in told
+    assert f"serve at {server.socket!r}: {process}; stop it first" in message
     with Client(server.socket) as cri:
         cri.call("Version")
 
@@ -325,8 +325,8 @@ def test_failed_change_is_logged_in_one_line(server: Server, cri: Client) -> Non
     for method in ("StopPodSandbox", "PodSandboxStatus"):
         with pytest.raises(grpc.RpcError):
             cri.call(method, pod_sandbox_id="")
-    (told,) = server.log.read_text().splitlines()[before:]
-    assert "INVALID_ARGUMENT: get sandbox ''" in told
+    (message,) = server.log.read_text().splitlines()[before:]
+    assert "INVALID_ARGUMENT: get sandbox ''" in message
 
 
 def test_list_answers_while_the_database_is_locked(server: Server, cri: Client) -> None:
