@@ -1,18 +1,20 @@
-"""Errors of the package, one class for each reaction of a caller.
+"""Errors of the package: one class for each reaction of a caller.
 
-The direct children of `RegistryError` are containerd's errdefs classes, so that a shim maps them to
-gRPC codes without reading text. `NetNSError` alone reports an error of the kernel, with its errno.
-A message names the operation, the object, the cause and what to do; the operands are attributes.
+The direct children of `RegistryError` are containerd's errdefs classes, so a shim maps them to
+gRPC codes without reading the text. `NetNSError` alone belongs to the kernel, and keeps its errno.
+
+A message states the operation, the object and the cause; after a semicolon it states what to do.
+The operands of the message are attributes. An attribute has its default if it does not apply.
 """
 
 from __future__ import annotations
 
 
 class RegistryError(Exception):
-    """Base of the package's errors; the class itself reports a driver error of an unknown code."""
+    """Base of all errors of this package; by itself, a driver error of an unknown code."""
 
     def __init__(self, message: str, /, **operands: object) -> None:
-        """Keep *message* for people, and each operand as a declared attribute for programs."""
+        """Keep *message* for people, and each operand, a declared attribute, for programs."""
         super().__init__(message)
         for name, value in operands.items():
             if not hasattr(type(self), name):
@@ -20,142 +22,167 @@ class RegistryError(Exception):
             setattr(self, name, value)
 
     sqlite_code: int | None = None
-    """Extended SQLite result code of the cause; None for another cause."""
+    """Extended result code of SQLite, if an error of SQLite is the cause."""
 
 
 class NotFoundError(RegistryError):
-    """No sandbox with the id, or no registry at the path. gRPC: NOT_FOUND."""
+    """A sandbox, or the registry at a path, does not exist. gRPC: NOT_FOUND."""
 
     id: str = ""
+    """Id, or prefix of an id, of the sandbox."""
     path: str = ""
+    """Path of the registry."""
 
 
 class AlreadyExistsError(RegistryError):
-    """Another sandbox has the id. gRPC: ALREADY_EXISTS."""
+    """The id is taken. gRPC: ALREADY_EXISTS."""
 
     id: str = ""
+    """Id that the new sandbox was to get."""
 
 
 class NameReservedError(AlreadyExistsError):
-    """Sandbox *holder* has the name that was requested for *id*."""
+    """The name is taken."""
 
     name: str = ""
+    """Name that sandbox `id` was to get."""
     holder: str = ""
+    """Id of the sandbox that has the name."""
 
 
 class InvalidArgumentError(RegistryError):
-    """A value that is never accepted. gRPC: INVALID_ARGUMENT."""
+    """A value cannot be accepted, now or later. gRPC: INVALID_ARGUMENT."""
 
     field: str = ""
+    """Name of the argument, or path of the field in it."""
     value: object = None
+    """The value that was refused."""
 
 
 class AmbiguousPrefixError(InvalidArgumentError):
-    """A *prefix* of several ids; *ids* are all of them, in order."""
+    """Several ids begin with the prefix."""
 
     prefix: str = ""
+    """Prefix that was looked up."""
     ids: tuple[str, ...] = ()
+    """All ids that begin with it, in order."""
 
 
 class MetadataError(InvalidArgumentError):
-    """Stored or encoded metadata that cannot be read; *id* is the sandbox, "" if not known.
-
-    *seq* is the transition that cannot be read, 0 if it is not one of the history.
-    """
+    """Stored or encoded metadata cannot be read."""
 
     id: str = ""
+    """Id of the sandbox, if it is known."""
     seq: int = 0
+    """Number of the transition that cannot be read; 0: it is not one of the history."""
 
 
 class FailedPreconditionError(RegistryError):
-    """A call that the present state does not permit; repeating it alone does not help.
+    """The call does not fit the present state; a retry alone does not help.
 
     gRPC: FAILED_PRECONDITION.
     """
 
     id: str = ""
+    """Id of the sandbox."""
     path: str = ""
+    """Path of the file."""
+    errno: int = 0
+    """Error number of the system; 0: the system refused nothing."""
 
 
 class StoreClosedError(FailedPreconditionError):
-    """A store that was closed, or belongs to the process that forked this one."""
+    """The store was closed, or belongs to the process that forked this one."""
 
 
 class SchemaVersionError(FailedPreconditionError):
-    """A schema that this code may not use; *found* and *supported* are the revisions."""
+    """The schema of the registry is one that this code may not use."""
 
     found: str = ""
+    """Revision of the registry."""
     supported: str = ""
+    """Revision of this code."""
 
 
 class ReadOnlyError(FailedPreconditionError):
-    """A write through a read-only store, or to a read-only file."""
+    """A write to a store, or to a file, that is read-only."""
 
 
 class ClosedNetNSError(FailedPreconditionError):
-    """A *path* without a network namespace, which was removed or never created.
+    """No network namespace is at `path`: it was removed, or never created.
 
     Source: containerd pkg/netns, ErrClosedNetNS.
     """
 
 
 class CompactedError(FailedPreconditionError):
-    """A history that does not reach back to *after*; *oldest* is the first seq that is kept."""
+    """The history no longer holds all transitions after a number."""
 
     after: int = 0
+    """Number of the transition after which the caller wanted to read."""
     oldest: int = 0
+    """Number of the oldest transition that the history holds."""
 
 
 class UnavailableError(RegistryError):
-    """Contention or timeout: nothing is stored, and a retry after a while may succeed.
+    """Another write was in the way; nothing is stored, and a retry may succeed.
 
-    The deadline passed, or a write that shared the commit has ended the transaction of both.
-    *holder* names the thread or process that has the lock, if known. *since* is the time at which
-    it began (ns since the Unix epoch, 0 if unknown), *timeout* the seconds waited.
+    The deadline passed, or another write of the same group ended the transaction of both.
     gRPC: UNAVAILABLE.
     """
 
     path: str = ""
+    """Path of the registry."""
     holder: str = ""
+    """Thread or process that holds the write lock, if it is known."""
     since: int = 0
+    """Time at which the holder began to write, in ns since the Unix epoch; 0: unknown."""
     timeout: float = 0.0
+    """Seconds that the call has waited."""
 
 
 class ResourceExhaustedError(RegistryError):
-    """Lack of disk space, inodes, descriptors, threads or memory, or a value that is too large.
+    """A disk, its inodes, descriptors, threads or memory are used up, or a value is too large.
 
-    *errno* is the error of the system for *path* (0: none); *size* is over *limit* bytes.
     gRPC: RESOURCE_EXHAUSTED.
     """
 
     path: str = ""
+    """Path of the file."""
     errno: int = 0
+    """Error number of the system; 0: the system refused nothing."""
     field: str = ""
+    """Name of the argument that is too large."""
     size: int = 0
+    """Bytes of the argument."""
     limit: int = 0
+    """Bytes that the argument may have at most."""
 
 
 class DataLossError(RegistryError):
-    """A file that is corrupt, was replaced while open, or is no registry. gRPC: DATA_LOSS."""
+    """The file is damaged, was replaced while it was open, or is no registry. gRPC: DATA_LOSS."""
 
     path: str = ""
+    """Path of the registry."""
 
 
 class CommitUnknownError(DataLossError):
-    """A failed commit of which SQLite cannot tell whether a crash would bring it back.
+    """A commit failed, and SQLite cannot tell whether it will be stored after a crash.
 
-    The store accepts no more writes; open it again and read what is stored.
+    The store accepts no more writes. Open the registry again, and read the state.
     """
 
 
 class NetNSError(RegistryError):
-    """An operation on the network namespace at *path* that the kernel refused with *errno*."""
+    """The kernel refused an operation on a network namespace."""
 
     path: str = ""
+    """Path of the network namespace."""
     errno: int = 0
+    """Error number of the kernel."""
 
 
 def retold(error: RegistryError, message: str) -> RegistryError:
-    """Return a copy of *error* with another *message*, for another call that failed with it."""
+    """Return a copy of *error* with another message, for another call that failed with it."""
     operands = {name: value for name, value in vars(error).items() if name[:2] != "__"}
     return type(error)(message, **operands)

@@ -1,26 +1,28 @@
 """Check that the log beside a database file continues that file.
 
-SQLite applies any valid log to any database. A log of another registry, an older log, or a backup
-that was copied over a registry without removing its log, then give a mixture of both, or the wrong
-registry, without an error.
+SQLite applies any valid log to any database. The log of another registry, an older log, or a
+backup that was copied over a registry beside its old log, then gives a mixture of both, or the
+wrong registry, without an error.
 
 Therefore each write transaction of this package gives the database the next number, in
 `PRAGMA user_version`. That field is in the first page of the database, so each commit also writes
-that page, and a log says from which commit to which it reaches. The first number of a registry is
-random, so that two registries do not have the same ones.
+that page, and a log shows its first and its last commit. The first number of a registry is random,
+so that two registries have different numbers. Why each commit needs a number, and what it costs, is
+in docs/internals.md.
 
     file   log           verdict
     41     42 43 44      the log continues the file
-    43     42 43 44      the same, if the first page is that of commit 43: a checkpoint has moved a
-                         part of the log into the file, or all of it
-    17     42 43 44      one of the two was copied here: a backup, or the log of another registry
-    45     42 43 44      the same: an older log
-    41     41, or none   undetermined: a client that writes by itself does not number its commits
+    43     42 43 44      the log continues the file, if the first page is that of commit 43: a
+                         checkpoint has moved commits up to 43, or all, into the file
+    17     42 43 44      strange: one of the two was copied here (a backup, or another registry)
+    45     42 43 44      strange: an older log
+    41     41, or none   undetermined: another client, such as the `sqlite3` shell, does not number
+                         its commits
     45     17            replaced, if the first transaction writes all pages and changes the schema
                          version by one: `.restore` of the sqlite3 shell has written a backup
 
-A backup has the number of the commit that it was made of. It differs in `PRAGMA schema_version`,
-which SQLite counts by itself in each file, and which no numbered commit changes.
+A backup has the number of the commit from which it was made. It differs in
+`PRAGMA schema_version`, which SQLite counts in each file, and which no numbered commit changes.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ from registry.engine.wal_file import Header, Log
 from registry.host import paths
 
 _NUMBER_MAX: Final = 0x7FFFFFFF
-"""Of a signed 32-bit integer; 0 is the number of a database that has none."""
+"""Greatest signed 32-bit integer; 0 means that the database has no number."""
 
 
 _SCHEMA_OF_BACKUP: Final = 32
-"""`PRAGMA schema_version` of a registry that was begun here is greater; a backup in a new file has
-1, and one more for each later change of its schema."""
+"""Least `PRAGMA schema_version` of a registry that was created here. A backup in a new file has 1,
+and one more for each later change of its schema."""
 
 
 class Continuity(Enum):
@@ -50,20 +52,22 @@ class Continuity(Enum):
     REPLACES = "replaces"
     """The log holds another state of the whole database, as SQLite's backup API writes it."""
     STRANGE = "strange"
+    """The log does not belong to the file."""
     UNDETERMINED = "undetermined"
+    """The numbers do not tell."""
 
 
 class FileAndLog(NamedTuple):
-    """A database file and its log as they were observed, without changing anything."""
+    """Database file and its log, as they were read without changing anything."""
 
     file: Header | None
-    """None where there is no file, or one that holds nothing."""
+    """None if there is no file, or an empty one."""
     log: Log | None
-    """None where SQLite would apply nothing."""
+    """None if SQLite would apply nothing of the log."""
 
     @property
     def has_log(self) -> bool:
-        """Whether SQLite would apply a commit of the log."""
+        """True if SQLite would apply a commit of the log."""
         return self.log is not None and self.log.committed
 
     def continuity(self) -> Continuity:
@@ -78,7 +82,7 @@ class FileAndLog(NamedTuple):
         if self.log.has_file:
             return Continuity.CONTINUES
         verdict = _by_number(self.file, first)
-        # `.restore` copies the number of the backup, and counts the schema of this file by one.
+        # `.restore` copies the number of the backup, and increments the schema version of the file.
         restored = self.log.replaces_file and first.schema == self.file.schema + 1
         return Continuity.REPLACES if verdict is Continuity.STRANGE and restored else verdict
 
@@ -87,7 +91,7 @@ def _by_number(file: Header, first: Header) -> Continuity:
     """Return whether a log whose oldest copy of the first page is *first* continues *file*."""
     if first.number == following(file.number) and first.schema == file.schema:
         return Continuity.CONTINUES
-    # A client that does not number its commits may have changed the schema, many times in one.
+    # A client without numbers may change the schema, also many times in one transaction.
     of_backup = file.schema < _SCHEMA_OF_BACKUP <= first.schema
     if first.number == file.number and first.schema >= file.schema and not of_backup:
         return Continuity.UNDETERMINED
@@ -95,13 +99,13 @@ def _by_number(file: Header, first: Header) -> Continuity:
 
 
 def read(path: str) -> FileAndLog:
-    """Observe the database at *path* and its log.
+    """Read the headers of the database at *path* and of its log.
 
     Raises:
         sqlite3.Error: the file is not a database, or cannot be read.
         RegistryError: the log cannot be read.
     """
-    file = _header(path)  # first: the log, as it is later, has all that the file may have got
+    file = _header(path)  # first: a later log holds all commits that may have been moved into it
     return FileAndLog(file, wal_file.read(path, file))
 
 
@@ -133,7 +137,7 @@ _FIELDS: Final = (
 
 
 def _any_length(connection: sqlite3.Connection) -> None:
-    """A checkpoint that was interrupted leaves a file shorter than its first page says."""
+    """Accept a file that is shorter than its first page says, after a partial checkpoint."""
     connection.execute("PRAGMA writable_schema = ON")
 
 
@@ -145,7 +149,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def following(number: int) -> int:
-    """Return the number of the commit after *number*; 0: of one that has none."""
+    """Return the number of the commit after *number*; a random one after 0, which is no number."""
     if number == 0:
         return int.from_bytes(os.urandom(4), "big") % _NUMBER_MAX + 1
     return number % _NUMBER_MAX + 1
@@ -157,5 +161,5 @@ def next_number(connection: sqlite3.Connection) -> int:
 
 
 def give_number(connection: sqlite3.Connection, number: int) -> None:
-    """Number the write transaction that *connection* is in, as its last statement."""
+    """Give the open write transaction of *connection* its number, as its last statement."""
     connection.execute(f"PRAGMA user_version = {number}")

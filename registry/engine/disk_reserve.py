@@ -1,12 +1,12 @@
 """Disk space and inodes reserved for use when the disk is full.
 
-Two files beside the database, made while there is room. When the disk is full
+The reserve is two files beside the database. When the disk is full:
 
-1. a write transaction removes `-reserve`, so that what has ended can be marked NOTREADY;
-2. a checkpoint that makes the database longer takes what that needs from `-spare`, and a deletion
-   removes it: marking cannot use up what deleting needs, and deleting makes room in the database;
-3. an open removes both, since SQLite cannot even read before it has made `-wal` and `-shm`, which
-   take two inodes and 32 KiB.
+1. A write transaction removes `-reserve`, so that sandboxes can be marked NOTREADY.
+2. A checkpoint that makes the database longer takes the bytes from `-spare`, and a deletion removes
+   it. Marking thus cannot use the space that deletions need, and deletions free pages.
+3. An open removes both: SQLite cannot read before it has created `-wal` and `-shm`, which take two
+   inodes and 32 KiB.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 SIZES: Final = {"-spare": 128 * 1024, "-reserve": 256 * 1024}
-"""Bytes of the files: of some deletions, and of some tens of changes."""
+"""Bytes of the files, by suffix: for some deletions, and for some tens of changes."""
 
 
 class DiskReserve:
-    """The disk reserve of one database, which all processes that have it open share."""
+    """Disk reserve of one database, shared by all processes that have it open."""
 
     def __init__(self, database: str) -> None:
-        """Make nothing yet."""
+        """Prepare for *database*, a path, without allocating anything."""
         self._database: Final = database
         self.released = False
-        """Whether a part of it was removed here, and has not been made again since."""
+        """Whether this process has removed a part of it, and has not allocated it again since."""
 
     def allocate(self) -> bool:
-        """Make what is missing of it; return False if the file system has no room for that.
+        """Allocate the missing files; return False if the file system has no space for them.
 
-        Where it cannot be made for another reason, an unwritable directory say, return True.
+        Return True if they cannot be created for another reason, such as a read-only directory.
         """
         try:
             for suffix, size in SIZES.items():
@@ -46,7 +46,7 @@ class DiskReserve:
         return True
 
     def _allocate(self, path: str, size: int) -> None:
-        """Make the file at *path* with *size* bytes, or leave it as it was if there is no room."""
+        """Allocate *size* bytes for the file at *path*, or leave it as it was without space."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = os.open(path, flags, 0o600)
         try:
@@ -67,9 +67,10 @@ class DiskReserve:
         return paths.size(f"{self._database}-spare")
 
     def shrink(self, bytes: int) -> int:
-        """Give *bytes* of `-spare` back to the file system; return what is left of it.
+        """Release *bytes* of `-spare`; return the bytes that are left of it.
 
-        So no other program that writes to the full disk can take what is needed later.
+        Only the bytes that are needed now are released: another program on the full disk could take
+        the rest.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with suppress_os_errors():
@@ -84,7 +85,7 @@ class DiskReserve:
         return 0
 
     def release(self, *suffixes: str) -> bool:
-        """Give the files with *suffixes* back to the file system; return whether there was one."""
+        """Remove the files with *suffixes*; return whether there was one."""
         removed = [_remove(f"{self._database}{suffix}") for suffix in suffixes]
         self.released |= any(removed)
         return any(removed)

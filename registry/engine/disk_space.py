@@ -1,12 +1,12 @@
 """Limits of a write transaction, by the space that is free on the disk when it begins.
 
-Additions need a disk that is not full, and the reserve. Marking a sandbox NOTREADY may use the
-first part of the reserve, deleting one all of it.
+An addition needs free space and an allocated disk reserve. Marking a sandbox NOTREADY may use
+`-reserve`; deleting a sandbox may use all of the disk reserve.
 
-On a full disk a checkpoint comes before the transaction, since SQLite then writes over the log in
-place, which takes no room. A checkpoint makes the database longer by the pages that only the log
-has. So they are kept few while there is room: without that, one checkpoint used up the reserve and
-could not even be completed.
+On a full disk a checkpoint runs before the transaction, so that SQLite overwrites the log in place,
+which takes no space. A checkpoint makes the database longer by the pages that are only in the log.
+Checkpoints keep those few while the disk has space: otherwise one checkpoint would use up the disk
+reserve before it is complete.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ if TYPE_CHECKING:
 MARGIN: Final = 64 * 1024
 """Bytes that must be free for an addition."""
 DELETIONS: Final = 64 * 1024
-"""Bytes of `-spare` that are kept for deletions."""
+"""Bytes of `-spare` that only deletions may use."""
 GROWTH_MAX: Final = 128 * 1024
-"""Bytes by which a checkpoint may make the database longer: half of what marking may use."""
+"""Bytes by which a checkpoint may make the database longer: half of `-reserve`."""
 
 
 class DiskSpace:
     """Limits of the writes to one database, by the free space of its disk."""
 
     def __init__(self, path: str) -> None:
-        """Allow anything; *path* is the database."""
+        """Prepare for the database at *path*; before `begin` every write is allowed."""
         self.reserve: Final = DiskReserve(path)
         self._path: Final = path
         self._directory: Final = os.path.dirname(path)
         self._full = False
         """Whether the open transaction began on a full disk."""
         self._last = False
-        """Whether only deletions may use what is left; until one has, or the disk is not full."""
+        """Whether only deletions may use the rest; until a deletion has, or the disk has space."""
         self._has_reserve = self._grows = False
-        """Of the open transaction: whether it made sure of the reserve; see `require`."""
+        """Of the open transaction: whether the reserve is allocated; whether it makes the database
+        longer. Set by `require`."""
 
     def begin(self, connection: Connection) -> None:
         """Measure the free space for a transaction that *connection* is about to begin.
 
-        This is the one place that decides whether the disk is full.
+        No other place decides whether the disk is full.
         """
         free = paths.free(self._directory)
         short = free.bytes < MARGIN or (self.reserve.released and not self.reserve.allocate())
@@ -62,17 +63,17 @@ class DiskSpace:
             self._last = False
 
     def is_low(self) -> bool:
-        """Return whether there may be no room for more than some tens of changes."""
+        """Return whether the space may suffice for some tens of changes only."""
         return self.reserve.released or paths.free(self._directory).bytes < MARGIN
 
     def require(self, doing: str, *, grows: bool = False) -> None:
         """Refuse an addition if the open transaction began on a full disk.
 
-        Nothing is added either while there is no room for the reserve, which is made first.
+        The disk reserve is allocated first; without space for it, the addition is refused as well.
 
         Args:
-            doing: for messages.
-            grows: whether the database gets longer by it.
+            doing: the operation and its object, for messages.
+            grows: the addition makes the database longer.
         Raises:
             ResourceExhaustedError: the disk is full.
         """
@@ -84,7 +85,7 @@ class DiskSpace:
             raise self._exhausted(doing, "marking sandboxes NOTREADY and deleting them")
 
     def require_to_mark(self, doing: str) -> None:
-        """Refuse to mark a sandbox if what is left of a full disk is needed for deletions.
+        """Refuse to mark a sandbox if the rest of a full disk is kept for deletions.
 
         Raises:
             ResourceExhaustedError: the disk is full.
@@ -93,10 +94,10 @@ class DiskSpace:
             raise self._exhausted(doing, "deleting sandboxes")
 
     def use_last(self) -> None:
-        """Let the open transaction, which deletes, use all that is left on a full disk."""
+        """Let the open transaction, which deletes, use all of the disk reserve on a full disk."""
         if self._full:
             self.reserve.release(*SIZES)
-            self._last = False  # marking then finds room in the database
+            self._last = False  # marking can use the pages that the deletion frees
 
     def needs_maintenance(self, connection: Connection) -> bool:
         """Return whether `maintain` has something to do after a commit."""
@@ -110,11 +111,11 @@ class DiskSpace:
             self.reserve.allocate()
 
     def _make_space(self, connection: Connection) -> None:
-        """Make room on a full disk."""
+        """Release disk reserve for the log, and run a checkpoint, on a full disk."""
         self.reserve.release("-reserve")
         lacking = self._growth(connection) - paths.free(self._directory).bytes
         if lacking > self.reserve.spare_size():
-            return  # the log is written on as far as there is room
+            return  # without a checkpoint, commits extend the log into the released space
         if lacking > 0 and self.reserve.shrink(int(lacking)) < DELETIONS:
             self._last = True
         _checkpoint(connection)
@@ -127,7 +128,7 @@ class DiskSpace:
 
     def _exhausted(self, doing: str, reserved_for: str) -> ResourceExhaustedError:
         return ResourceExhaustedError(
-            f"{doing}: the disk of {self._path!r} is full, and what is left is reserved for "
+            f"{doing}: the disk of {self._path!r} is full, and the disk reserve is kept for "
             f"{reserved_for}; {paths.how_to_free(self._path)}",
             path=self._path,
             errno=errno.ENOSPC,
@@ -136,5 +137,5 @@ class DiskSpace:
 
 def _checkpoint(connection: Connection) -> None:
     """Move the log into the database, as far as readers and the disk allow."""
-    with contextlib.suppress(sqlite3.Error):  # the log is then written on
+    with contextlib.suppress(sqlite3.Error):  # commits then extend the log
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

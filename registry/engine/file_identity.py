@@ -1,8 +1,8 @@
-"""Whether the database and the log that are open are still those at their paths.
+"""Check that the open database and log are still the files at their paths.
 
-SQLite goes on writing to a file that was removed or replaced: what it commits then goes into
-nowhere, or, when the log is moved into the database at the close, over what others have written
-since. Looked at before a transaction, and after its commit before that is acknowledged.
+SQLite continues to write to a file that was removed or replaced. Its commits are then lost, or the
+close moves the log into the database over the commits of other processes. The writer checks before
+a transaction, and after its COMMIT before the commit is acknowledged.
 """
 
 from __future__ import annotations
@@ -16,71 +16,72 @@ from registry.host.kernel import file_at
 from registry.host.paths import identity
 
 replaced_files: Final[dict[str, object]] = {}
-"""Which databases, by their paths, have connections that must not be closed.
+"""Device and inode, by path, of the databases whose connections must not be closed.
 
-Their log is not the one at its path: SQLite would write the one down and remove the other.
+Their log is not the one at its path: a close would move the open log into the database, and remove
+the log at the path.
 """
 
 
 class FileIdentity:
-    """The files of one database as this process has opened them."""
+    """Identity of the files of one database that this process has open."""
 
     def __init__(self, path: str) -> None:
-        """Know of none yet."""
+        """Prepare for the database at *path*; `record` is called once it is open."""
         self._path: Final = path
         self._log: Final = os.fsencode(f"{path}-wal")
         self._files: tuple[object, object] = (None, None)
         self.log_size = 0
-        """Bytes of the log, when it was last looked at: before a transaction, or after its commit.
-        """
+        """Bytes of the log at the latest check: before a transaction, or after its commit."""
 
     def record(self, *, log: bool) -> None:
-        """Remember what is open; *log*: the log too, which exists while somebody writes."""
+        """Record the files at the paths as those that are open.
+
+        Args:
+            log: include the log, which exists while the database is open for writing.
+        """
         database, found = self._observe()
         self._files = (database, found if log else None)
-
-    def is_log(self, found: os.stat_result) -> bool:
-        """Whether *found* is the log that we have open."""
-        return (found.st_dev, found.st_ino) == self._files[1]
 
     def _observe(self) -> tuple[object, object]:
         log, self.log_size = file_at(self._log)
         return (identity(self._path), log)
 
     def require(self, doing: str) -> None:
-        """Raise DataLossError unless the files at the paths are those that are open."""
+        """Raise DataLossError unless the paths refer to the open database and its log."""
         if self._observe() != self._files:
             raise self.replaced_error(doing)
 
     def require_database(self, doing: str) -> None:
-        """Raise DataLossError unless the database, of which the log is not known, is the same."""
+        """Raise DataLossError unless the path refers to the open database."""
         if identity(self._path) != self._files[0]:
             raise self.replaced_error(doing)
 
     def replaced_error(self, doing: str) -> DataLossError:
-        """Return the error of *doing* something with files that are no longer there."""
+        """Return the error of an operation *doing* on replaced files."""
         return DataLossError(
-            f"{doing}: {self._path!r} or its -wal was removed or replaced while it was open, so "
-            "what is written goes nowhere; find out who did it, close all stores of it in this "
-            "process and open it anew, in another process if need be",
+            f"{doing}: {self._path!r} or its -wal was removed or replaced while this process had "
+            "it open, so its commits would be lost; find the program that did it, close all stores "
+            "of it in this process, and open it again, in a new process if this one is refused",
             path=self._path,
         )
 
     def mark_replaced(self) -> None:
-        """Let no connection to these files be closed any more."""
+        """Mark the open files as replaced: their connections are never closed."""
         replaced_files[self._path] = self._files[0]
 
     def mark_if_replaced(self) -> None:
-        """Do so if others find another database or log, which a close of ours would ruin.
+        """Mark the open files as replaced if a path refers to another file.
 
-        Where there is none at all, the close writes our log down, and nothing of it is lost.
+        A close would damage that file. If a path has no file, the close moves the log into the open
+        database, and nothing is lost.
         """
         pairs = zip(self._observe(), self._files, strict=True)
         if any(there not in {None, ours} for there, ours in pairs):
             self.mark_replaced()
 
     def close(self, connection: driver.Connection) -> None:
-        """Close *connection*, or leave it open for good where that would do harm."""
+        """Close *connection*, or leak it if its files were replaced."""
         if self._path in replaced_files and replaced_files[self._path] == self._files[0]:
             driver.leak(connection)
         else:

@@ -1,12 +1,9 @@
-"""The write-ahead log: neither without end nor without room.
+"""Growth of the write-ahead log: an upper bound, and preallocation.
 
-A commit that makes a file longer syncs its new length too, which takes a journaling file system
-1.4 to 2.3 times as long as the data alone (195 to 310 us and 137, ext4). SQLite writes over what
-is in the log already once it has begun it anew, which a registry of few writes never does. So
-zeros are written after the end of a log that has just grown: to SQLite they are what is left of an
-older one. It has no setting for that: SQLITE_FCNTL_CHUNK_SIZE is for the database file alone.
-
-The log is opened here beside SQLite, which the database must never be: no lock is on the log.
+A commit that makes the log longer also syncs the new length of the file: on ext4 that takes 1.4 to
+1.7 times as long as a commit that overwrites frames. Therefore the writer lets SQLite append frames
+that no commit contains, by a transaction that is rolled back: the next commits overwrite them. The
+measurements are in docs/internals.md.
 """
 
 from __future__ import annotations
@@ -19,9 +16,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
+from registry.host import paths
 from registry.host.file_locks import snapshot_holders
-from registry.host.paths import free
-from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
     from registry.engine.file_identity import FileIdentity
@@ -29,31 +25,35 @@ if TYPE_CHECKING:
 log = logging.getLogger("registry")
 
 AHEAD: Final = 256 * 1024
-"""Bytes of zeros: some thirty small updates, and less to write than what a sync takes."""
+"""Bytes that are preallocated at once, for about thirty small updates."""
 RESET_WAIT: Final = 1.0
-"""Seconds that a commit waits for readers when the log has grown past its bound: where two overlap
-all the time, longer than each of them keeps its snapshot, or it grows without end."""
+"""Seconds that a commit waits for readers when the log is longer than its bound. If two readers
+overlap all the time, it must be longer than each of them keeps its snapshot."""
 
 
 class Wal:
-    """The write-ahead log of one database file, for its writer."""
+    """Write-ahead log of one database file, as its writer lets it grow."""
 
     def __init__(self, path: str, file_identity: FileIdentity) -> None:
-        """Know of nothing yet; *file_identity* has looked at the log before any other call."""
+        """Prepare for the database at *path*; *file_identity* measures the log."""
         self._path: Final = path
         self._file_identity: Final = file_identity
         self._bound = driver.WAL_MAX
         self._size = 0
-        """Bytes, when a transaction last began."""
+        """Bytes of the log when the latest transaction began."""
 
     def is_long(self) -> bool:
-        """Whether it has grown past its bound."""
+        """Return whether the log is longer than its bound."""
         return self._file_identity.log_size > self._bound
 
     def restart(self, connection: driver.Connection, deadline: float) -> None:
-        """Write over it from its beginning on: passive checkpoints may starve.
+        """Let the next commit overwrite the log from its start.
 
-        Waits for readers, but not past *deadline* (monotonic seconds).
+        Passive checkpoints starve while readers overlap; this one waits for the readers.
+
+        Args:
+            connection: the writer's; the caller holds the process lock.
+            deadline: monotonic time in seconds after which waiting stops.
         """
         wait = max(0.0, min(RESET_WAIT, deadline - time.monotonic()))
         with contextlib.suppress(sqlite3.Error):
@@ -62,13 +62,13 @@ class Wal:
                 busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
             finally:
                 connection.execute("PRAGMA busy_timeout = 0")
-            # A reader that stays would cost every commit the wait: try again when it has grown.
+            # While a reader stays, each commit would wait: try again after the same growth.
             self._bound = driver.WAL_MAX + (self._file_identity.log_size if busy else 0)
             if busy:
                 self._warn()
 
     def _warn(self) -> None:
-        """Say in the log of the program which processes keep this one from being reset."""
+        """Log which processes keep the write-ahead log from being reset."""
         log.warning(
             "the write-ahead log of %r has %d bytes and cannot be reset: %s; end the read "
             "transaction there",
@@ -77,30 +77,37 @@ class Wal:
             f"{', '.join(snapshot_holders(self._path)) or 'an unknown process'} keeps a snapshot",
         )
 
-    def extend(self) -> None:
-        """Give it room ahead, if it has none left; nobody else may write meanwhile.
+    def preallocate(self, connection: driver.Connection) -> None:
+        """Append frames that the next commits overwrite, if commits have made the log longer.
 
-        It has none where commits alone have made it longer since the last time; more than that is
-        taken for room that another process has given it. Where it was one long commit, the next
-        commit makes the log longer once more, and then it gets room.
+        Growth by half of AHEAD or more is taken for a preallocation by another process. After one
+        long commit, the next commit makes the log longer again, and the one after it preallocates.
+
+        Args:
+            connection: the writer's, in no transaction; the caller holds the process lock.
         """
         size, grown = self._file_identity.log_size, self._file_identity.log_size - self._size
         self._size = size
-        if 0 < grown < AHEAD and size + AHEAD <= driver.WAL_MAX:
-            try:
-                self._write_zeros(size)
-            except OSError as error:
-                reraise_interrupt(error)
+        if not (0 < grown < AHEAD // 2 and size + AHEAD <= driver.WAL_MAX):
+            return
+        # The last of the disk is for data.
+        if paths.free(os.path.dirname(self._path)).bytes >= driver.WAL_MAX:
+            _append_uncommitted(connection)
+            self._size = paths.size(f"{self._path}-wal")
 
-    def _write_zeros(self, size: int) -> None:
-        """Write them, unless somebody has since we saw it *size* bytes long: that was in line."""
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(f"{self._path}-wal", flags)
+
+def _append_uncommitted(connection: driver.Connection) -> None:
+    """Append about AHEAD bytes to the log by a transaction that is rolled back.
+
+    SQLite writes the pages of a transaction to the log before its end when they exceed its cache.
+    `sqlite_sequence` is the one ordinary table that exists in every schema with AUTOINCREMENT.
+    """
+    with contextlib.suppress(sqlite3.Error):  # without preallocation the log grows with each commit
         try:
-            found = os.fstat(fd)
-            wanting = size <= found.st_size < size + AHEAD and self._file_identity.is_log(found)
-            # The last of the space is for what is written, and not for what may be.
-            if wanting and free(os.path.dirname(self._path)).bytes >= driver.WAL_MAX:
-                os.pwrite(fd, bytes(AHEAD), found.st_size)
+            connection.execute("PRAGMA cache_size = 1")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("INSERT INTO sqlite_sequence VALUES (zeroblob(?), 0)", (AHEAD,))
         finally:
-            os.close(fd)
+            if connection.is_in_transaction():
+                connection.execute("ROLLBACK")
+            driver.large_cache(connection)

@@ -1,10 +1,10 @@
-"""The write-ahead log read as a file: what SQLite would apply to the database beside it.
+"""Reader of the write-ahead log as a file: the commits that SQLite would apply to a database.
 
-SQLite applies any valid log to any database: salts and checksums tie the frames of a log to one
-another, and nothing ties them to the database. This package numbers its commits in the first page
-of the database (`continuity`); this module finds the copies of that page in a log.
+Salts and checksums tie the frames of a log to one another; nothing ties them to a database. This
+package numbers its commits in the first page of the database (`continuity`). This module finds the
+copies of that page in a log.
 
-The log is opened here beside SQLite, which the database must never be: no lock is on the log.
+The log may be opened without SQLite, unlike the database: SQLite holds no lock on the log.
 
 Source: https://www.sqlite.org/fileformat2.html, sections 1.3 and 4.
 """
@@ -26,7 +26,7 @@ _LOG_HEADER: Final = struct.Struct(">IIII8s8s")
 _FRAME_HEADER: Final = struct.Struct(">II8s8s")
 """Page number, pages of the database (0: no commit), salts, checksum."""
 _MAGIC: Final = 0x377F0682
-"""Of a log with little-endian checksums; the lowest bit is set for big-endian ones."""
+"""First word of a log with little-endian checksums; big-endian ones set the lowest bit."""
 _VERSION: Final = 3007000
 
 _DATABASE_HEADER: Final = 100
@@ -42,32 +42,32 @@ class Header(NamedTuple):
     number: int
     """`PRAGMA user_version`: see `continuity`."""
     schema: int
-    """`PRAGMA schema_version`: changes with the schema, and when a backup is made."""
+    """`PRAGMA schema_version`: changes with the schema, and differs in a backup."""
     free_pages: int
     page_size: int
 
 
 class Log(NamedTuple):
-    """Contents of a log."""
+    """Facts about a log that SQLite would read."""
 
     salts: bytes
-    """Chosen by SQLite each time that it begins to write the log from its start."""
+    """Chosen by SQLite each time that it restarts the log."""
     committed: bool
-    """Whether a whole transaction is in it."""
+    """Whether the log holds a whole transaction."""
     first: Header | None
-    """Of the oldest copy of the first page; None where no copy is in it."""
+    """Header of the oldest copy of the first page; None if the log holds no copy."""
     has_file: bool
-    """Whether a copy of the first page is the one that the database file has."""
+    """Whether a copy of the first page has the header of the database file."""
     replaces_file: bool
-    """Whether the transaction of the oldest copy of the first page writes all pages of the
-    database, so that nothing of the file is left."""
+    """Whether the transaction that wrote the oldest copy of the first page wrote all pages, so that
+    it replaces the whole file."""
 
 
 def read(database: str, file: Header | None) -> Log | None:
-    """Return what the log of *database* holds; None where SQLite would apply nothing of it.
+    """Return the facts about the log of *database*; None if SQLite would apply nothing of it.
 
     Args:
-        database: the path of the database.
+        database: path of the database.
         file: header of the database file.
     Raises:
         RegistryError: the log cannot be read.
@@ -104,7 +104,7 @@ def _read(log: BinaryIO, file: Header | None) -> Log | None:
             if first is None or found == file:
                 whole = len(page) == page_size
                 if not whole or _checksum(frame[:8] + page, checksum, order) != its_checksum:
-                    break  # torn: SQLite applies nothing from here on
+                    break  # a torn frame: SQLite ignores it and all that follow
                 first, has_file = first or found, found == file
         committed, checksum = committed or pages > 0, its_checksum
     replaces_file = first is not None and _writes_all_pages(log, page_size, salts)
@@ -125,7 +125,7 @@ def _writes_all_pages(log: BinaryIO, page_size: int, salts: bytes) -> bool:
 
 
 def _frames(log: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple[int, bytes]]:
-    """Return the offset and the header of each frame that was written since the log was reset."""
+    """Yield the offset and the header of each frame that was written since the last restart."""
     offset = _LOG_HEADER.size
     while True:
         frame = os.pread(log.fileno(), _FRAME_HEADER.size, offset)
@@ -139,7 +139,7 @@ def _frames(log: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple[int, 
 
 
 def _header_of(page: bytes) -> Header | None:
-    """Return the header in the first page of a database; None where it is cut off."""
+    """Return the header in the first page of a database; None if the page is cut off."""
     if len(page) < _DATABASE_HEADER:
         return None
     (size,) = struct.unpack_from(">H", page, _PAGE_SIZE)
@@ -151,12 +151,12 @@ def _header_of(page: bytes) -> Header | None:
 
 
 def _checksum(data: bytes, before: bytes, order: str) -> bytes:
-    """Return the checksum of *data* and of all that *before* is the checksum of.
+    """Return the checksum of the log up to the end of *data*.
 
     Args:
-        data: whole pairs of 32-bit words.
-        before: the checksum of what comes before it in the log.
-        order: `>` or `<`: of the bytes in a word.
+        data: pairs of 32-bit words.
+        before: checksum of the log up to the beginning of *data*.
+        order: byte order of a word, `>` or `<`.
     """
     first, second = struct.unpack(">II", before)
     words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))

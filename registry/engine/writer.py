@@ -203,9 +203,9 @@ class Writer:
     def begin(self, doing: str, deadline: float, timeout: float) -> None:
         """Begin a transaction of SQLite; the arguments and errors are those of `acquire_lock`."""
         self.disk_space.begin(self.connection)
+        self._wal.preallocate(self.connection)
         self._begin(self.connection, doing, deadline, timeout)
         self._changes = self.connection.total_changes
-        self._wal.extend()
 
     def _begin(
         self, connection: driver.Connection, doing: str, deadline: float, timeout: float

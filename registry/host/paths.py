@@ -1,4 +1,7 @@
-"""The files themselves, without opening the database: `stat` is fine, a stray `close()` is not."""
+"""Files of a registry at their paths, inspected by `stat` alone.
+
+The database is never opened here: any `close()` of it drops the locks that SQLite holds on it.
+"""
 
 from __future__ import annotations
 
@@ -19,43 +22,48 @@ from registry.errors import (
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Of a file system without free bytes or inodes."""
+"""Errors of a file system without free bytes or inodes."""
 NO_RESOURCES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Of a process or host without threads, descriptors or memory."""
+"""Errors of a process or host without threads, descriptors or memory."""
 
 
 def resolve(path: str | os.PathLike[str]) -> str:
-    """Return the real path of the database at *path*, where there may be none.
+    """Return the real path of the database at *path*, which need not exist.
 
     Raises:
-        RegistryError: with what is wrong with the path, and what to do.
+        InvalidArgumentError: *path* does not name a regular file.
+        FailedPreconditionError: SQLite would keep a log elsewhere; or the path cannot be inspected.
     """
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
         raise InvalidArgumentError(
-            f"open registry {text!r}: it is no path of a file", field="path", value=text
+            f"open registry {text!r}: it is not the path of a file; name a file",
+            field="path",
+            value=text,
         )
     try:
         real = os.path.realpath(text)
         found = os.stat(real)
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
-            f"open registry {text!r}: it is no path of a file", field="path", value=text
+            f"open registry {text!r}: it is not the path of a file; name a file",
+            field="path",
+            value=text,
         ) from error
     except FileNotFoundError as error:
         reraise_interrupt(error)
     except OSError as error:
         reraise_interrupt(error)
-        raise refused(f"open registry {real!r}", real, "look at it", error) from error
+        raise refused(f"open registry {real!r}", real, "inspect the path", error) from error
     else:
         _require_usable(real, found)
     return real
 
 
 def _require_usable(real: str, found: os.stat_result) -> None:
-    """Raise unless what is *found* at a path is, or can be made, a registry that is whole."""
+    """Raise unless the file at *real*, with the stat result *found*, can be a registry."""
     if not stat.S_ISREG(found.st_mode):
-        what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        what = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise InvalidArgumentError(
             f"open registry {real!r}: it is {what}; name a file in it, such as "
             f"{os.path.join(real, 'registry.db')!r}",
@@ -64,22 +72,22 @@ def _require_usable(real: str, found: os.stat_result) -> None:
         )
     if found.st_nlink > 1:
         raise FailedPreconditionError(
-            f"open registry {real!r}: it has {found.st_nlink} names (hard links), and SQLite "
-            "would keep a log for each; leave it one",
+            f"open registry {real!r}: the file has {found.st_nlink} names (hard links), and SQLite "
+            "would keep a log for each; remove all names but one",
             path=real,
         )
     if _is_mounted_alone(real):
         raise FailedPreconditionError(
-            f"open registry {real!r}: it is mounted by itself, and its log is elsewhere; "
-            "mount its directory",
+            f"open registry {real!r}: the file is a mount by itself, and its log would be "
+            "elsewhere; mount its directory",
             path=real,
         )
 
 
 def _is_mounted_alone(path: str) -> bool:
-    """Whether the file at *path* is a mount, as containers have single files of their host."""
+    """Return whether the file at *path* is a mount point, as a file of the host in a container."""
     mounted = os.fsencode(path)
-    for special in b"\\ \t\n":  # as the kernel writes them, octal
+    for special in b"\\ \t\n":  # the kernel writes these as octal numbers
         mounted = mounted.replace(bytes([special]), b"\\%03o" % special)
     try:
         with open("/proc/self/mountinfo", "rb") as mounts:
@@ -90,7 +98,7 @@ def _is_mounted_alone(path: str) -> bool:
 
 
 def make_directories(directory: str) -> None:
-    """Make *directory* and what is missing above it, with mode 0700 under any umask."""
+    """Make *directory* and its missing parents, with mode 0700 under any umask."""
     if os.path.isdir(directory):
         return
     make_directories(os.path.dirname(directory))
@@ -102,12 +110,12 @@ def make_directories(directory: str) -> None:
         reraise_interrupt(error)
     except OSError as error:
         reraise_interrupt(error)
-        doing = "open registry"
-        raise refused(doing, directory, f"make directory {directory!r}", error) from error
+        doing = f"open registry in {directory!r}"
+        raise refused(doing, directory, "make the directory", error) from error
 
 
 def _sync(directory: str) -> None:
-    """Have a new entry of *directory* survive a power cut, where it may be opened for that."""
+    """Sync *directory*, if it may be opened, so that a new entry survives a power cut."""
     with suppress_os_errors():
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -117,7 +125,7 @@ def _sync(directory: str) -> None:
 
 
 def create_file(path: str) -> None:
-    """Make an empty file of mode 0600 if there is none; SQLite would follow the umask."""
+    """Make an empty file of mode 0600 unless one exists; SQLite would follow the umask."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
@@ -126,7 +134,7 @@ def create_file(path: str) -> None:
     except OSError as error:
         reraise_interrupt(error)
         raise refused(f"open registry {path!r}", path, "create the file", error) from error
-    # The only close of the file that is not SQLite's: it has not seen the file yet.
+    # This close is harmless: SQLite has not opened the new file yet.
     os.fchmod(fd, 0o600)
     os.close(fd)
 
@@ -134,7 +142,7 @@ def create_file(path: str) -> None:
 def give_to_owner(fd: int, database: str) -> None:
     """Give a file that was made beside *database* the mode 0600, and the owner of *database*.
 
-    As SQLite does with the log: else a look of root would lock the shim out.
+    SQLite does the same with the log: otherwise a command that root runs would lock the shim out.
     """
     os.fchmod(fd, 0o600)  # the umask may have taken more
     if os.geteuid() == 0:
@@ -150,10 +158,10 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
     """Return the error of this package for one of the system's.
 
     Args:
-        doing: what was being done and to which object; it begins the message.
+        doing: the operation and its object; they begin the message.
         path: the database.
-        what: was refused.
-        error: by the system.
+        what: the step that the system refused.
+        error: the system's error.
     """
     message = f"{doing}: {what}: {error.strerror}"
     operands = {"path": path, "errno": error.errno}
@@ -162,33 +170,33 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
     if error.errno in NO_RESOURCES:
         return ResourceExhaustedError(f"{message}; {_ADVICE[errno.EMFILE]}", **operands)
     if error.errno == errno.EROFS:
-        return ReadOnlyError(f"{message}; open it with read_only=True", path=path)
+        return ReadOnlyError(f"{message}; open it with read_only=True", **operands)
     if error.errno == errno.ENOENT:
         return NotFoundError(f"{message}; is its disk mounted?", path=path)
-    advice = _ADVICE.get(error.errno or 0, "may this user do so?")
-    return FailedPreconditionError(f"{message}; {advice}", path=path)
+    advice = _ADVICE.get(error.errno or 0, "is this user allowed to?")
+    return FailedPreconditionError(f"{message}; {advice}", **operands)
 
 
 _ADVICE: Final = {
     errno.EMFILE: "raise the limit of threads, files or memory that it ran into",
     errno.ENAMETOOLONG: "use a shorter path",
     errno.ELOOP: "remove the symlink",
-    errno.EISDIR: "move that away",
-    errno.ENOTDIR: "move that away",
-    errno.EINVAL: "move that away",
-    errno.EIO: "see what the kernel's log says of the disk",
+    errno.EISDIR: "move it away",
+    errno.ENOTDIR: "move it away",
+    errno.EINVAL: "move it away",
+    errno.EIO: "read about the disk in the kernel's log",
 }
 
 
 def how_to_free(path: str) -> str:
-    """Return the advice for the file system of the database at *path*, which has no room."""
+    """Return the advice for the full file system of the database at *path*."""
     if free(os.path.dirname(path)).inodes < 1:
-        return "remove some files, no inode is free"
+        return "remove some files, since no inode is free"
     return "free some space"
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode of the file at *path*; None when there is none."""
+    """Return device and inode of the file at *path*; None if there is none."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -198,7 +206,7 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def on_read_only_file_system(path: str) -> bool:
-    """Whether nobody can write the file at *path*."""
+    """Return whether the file at *path* is on a file system that is mounted read-only."""
     try:
         return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     except OSError as error:
@@ -207,7 +215,7 @@ def on_read_only_file_system(path: str) -> bool:
 
 
 def stamp(path: str) -> object:
-    """Return what is another thing once the database at *path*, or its log, has been written to."""
+    """Return a value that changes when the database at *path*, or its log, is written to."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -217,14 +225,14 @@ def stamp(path: str) -> object:
 
 
 class Free(NamedTuple):
-    """Free space of a file system; infinite where it has no limit, or does not report one."""
+    """Free space of a file system; infinite if it has, or reports, no limit."""
 
     bytes: float
     inodes: float
 
 
 def free(directory: str) -> Free:
-    """Return what is left on the file system of *directory*, for other users than root."""
+    """Return the space on the file system of *directory* that is free for users other than root."""
     try:
         found = os.statvfs(directory)
     except OSError as error:
@@ -237,7 +245,7 @@ def free(directory: str) -> Free:
 
 
 def size(path: str) -> int:
-    """Return the bytes of the file at *path*; 0 when there is none."""
+    """Return the bytes of the file at *path*; 0 if there is none."""
     try:
         return os.stat(path).st_size
     except OSError as error:

@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a workload has said, and how it ended: 0, or minus the signal."""
+    """Output of a workload, and its exit code: 0, or minus the signal."""
 
     said: list[str]
     code: int

@@ -84,7 +84,7 @@ class Worker:
         self.store.add(metadata, Status(state, message=token))
 
     def flip(self) -> None:
-        """Change the state of one, whoever added it."""
+        """Change the state of a sandbox, also of one that another worker added."""
         handle, token = self._any(), self._token()
         if handle is not None:
             self._noted("flip", lambda: self._flip(handle, token), handle, writes=[token])
@@ -147,7 +147,7 @@ class Worker:
         self._noted("check", lambda: [str(violation) for violation in self.store.check()])
 
     def fork(self) -> None:
-        """Fork a child, which ends in an odd way and harms nobody."""
+        """Fork a child, which ends in an odd way and harms no other process."""
         child = os.fork()
         if child == 0:
             ending = self._chance.choice(["exit", "collect", "crash", "use", "exec", "thread"])

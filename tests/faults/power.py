@@ -1,4 +1,4 @@
-"""What a disk may hold after a power cut: replayed from the calls that a workload has made.
+"""Contents of a disk after a power cut, replayed from the calls of a workload.
 
 The model is more wicked than most file systems. What was written and not synced may be there or
 not, each write by itself, in any order, and torn at any sector; a file's length likewise. A name

@@ -50,7 +50,7 @@ OPEN = """
 
 
 class Seen(NamedTuple):
-    """What an open of the registry has found, by sandbox."""
+    """Findings of an open of the registry, by sandbox."""
 
     statuses: dict[str, tuple[str, str]]
     findings: dict[str, tuple[str, str]]
@@ -101,7 +101,7 @@ def netns(tmp_path: Path) -> Iterator[NetNS]:
     kernel.umount(str(base), kernel.MNT_DETACH)
 
 
-def test_what_lives_stays_ready_and_what_is_gone_is_marked(
+def test_living_sandboxes_stay_ready_and_dead_ones_are_marked(
     tmp_path: Path, path: str, sleeper: subprocess.Popen[bytes]
 ) -> None:
     """One process that runs shows that the host was not booted, for all sandboxes of that boot."""
@@ -141,7 +141,7 @@ def test_a_creator_that_lives_shows_that_the_host_was_not_booted(tmp_path: Path,
         assert f"process {os.getpid()} runs" in message
 
 
-def test_what_was_recorded_under_another_id_from_the_start_lives_on(
+def test_a_sandbox_recorded_under_another_boot_id_stays_ready(
     tmp_path: Path, path: str, sleeper: subprocess.Popen[bytes]
 ) -> None:
     """A container that is shown one id after another, and then the real one."""

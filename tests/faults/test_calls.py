@@ -51,7 +51,7 @@ def judge(server: Server, path: str, run: Run) -> list[str]:
 
 
 def inject(server: Server, folder: str, call: Call, fault: str) -> tuple[list[str], bool]:
-    """Return what went wrong when *fault* struck *call*, and whether anybody was told of it."""
+    """Return the faults found after *fault* in *call*, and whether a call raised."""
     path = f"{folder}/registry.db"
     os.mkdir(folder)
     rule = f"inject={call.name}:{FAULTS[fault]}:when={call.nth}"
@@ -101,7 +101,7 @@ def test_every_call_can_be_the_last_or_fail(
                 done.result()
     tried(f"system calls: {len(calls)} calls, {len(chosen)} of {len(cases)} faults injected")
     for what, times in sorted(swallowed.items()):
-        tried(f"  {what}: failed {times} times and nobody was told")
+        tried(f"  {what}: failed {times} times, and no call raised")
     assert [] == wrong, "\n".join(wrong)
     documented = set(re.findall(r"`(\w+)` of `([\w-]+)`", GUARANTEES.read_text(encoding="utf-8")))
     assert set(swallowed) <= {f"{call} of {file}" for call, file in documented}

@@ -1,9 +1,9 @@
-"""Processes that do everything at once and are killed at any moment, for as long as there is time.
+"""Processes run all operations at once and are killed at random, for a given time.
 
-What they have noted is compared with the history of the registry, which is one order of all that
-happened: every acknowledged write stands in it once, none that was refused does, whoever was killed
-has left all or nothing, each UpdateFunc saw what stood right before it, and nothing is before
-something that had ended when it began. So the history of each status is linearizable.
+Their notes are compared with the history of the registry, which is one order of all changes. Every
+acknowledged write is in it once, and no refused write is. A killed process has left each change
+whole or absent. Each UpdateFunc was called with the status right before its own change. No change
+precedes another that had ended when it began. So the history of each status is linearizable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SECONDS = float(os.environ.get("CHURN_SECONDS", "5"))
 
 @dataclass
 class Noted:
-    """What the workers have noted of each thing they did: its begin, its end, what came of it."""
+    """Notes of the workers on each operation: its begin, its end, its result."""
 
     begun: dict[str, dict[str, Any]] = field(default_factory=dict)
     ended: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -216,7 +216,7 @@ def wrong_in(noted: Noted, history: list[Transition]) -> list[str]:
 
 
 def _deletions(noted: Noted) -> dict[str, Span]:
-    """Return when each sandbox was deleted by somebody who was told so."""
+    """Return the time of each deletion that was acknowledged."""
     return {
         noted.begun[key]["of"]: (noted.begun[key]["at"], ended["at"])
         for key, ended in noted.ended.items()
@@ -225,7 +225,7 @@ def _deletions(noted: Noted) -> dict[str, Span]:
 
 
 def _undeleted(noted: Noted, history: list[Transition]) -> list[str]:
-    """Return what somebody took for deleted that was not."""
+    """Return the sandboxes that a worker took for deleted and that were not."""
     deleted = {each.sandbox_id for each in history if each.event == "deleted"}
     found = {
         key: noted.begun[key] for key, ended in noted.ended.items() if ended["result"] is False
@@ -236,7 +236,7 @@ def _undeleted(noted: Noted, history: list[Transition]) -> list[str]:
         if failed["error"] == "NotFoundError"
     }
     told = [*_deletions(noted), *(each["of"] for each in found.values() if each["of"])]
-    return [f"{id} was not deleted, as somebody was told" for id in told if id not in deleted]
+    return [f"{id} was not deleted, as a worker read" for id in told if id not in deleted]
 
 
 def _out_of_order(
@@ -297,7 +297,7 @@ def _stale(
             continue
         found = written.get((begun["of"], ended["result"]))
         if found is None or found[0][0] > ended["at"]:
-            wrong.append(f"read {ended}, which nobody had written")
+            wrong.append(f"read {ended}, which no worker had written")
         elif len(found) > 1 and found[1][1] < begun["at"]:
             wrong.append(f"read {ended}, which was overwritten before {begun}")
     return wrong
@@ -350,7 +350,7 @@ def once(what: str, writes: list[str], result: Any, of: str = "a", never: str = 
     return Noted({"k": begun}, {"k": {"at": 2, "result": result}})
 
 
-def test_what_cannot_have_happened_is_found() -> None:
+def test_an_impossible_history_is_found() -> None:
     """A write that is lost or came back, something old that was read or seen, another order."""
     history = [transition(1, "created", "p1"), transition(2, "changed", "p2")]
 
@@ -376,7 +376,7 @@ def test_what_cannot_have_happened_is_found() -> None:
     assert "refused and there" in words(once("transact", [], {}, never="p2"))
     assert "refused and there" in words(Noted(flip.begun, {}, {"k": {"error": "X"}}))
     assert "p2 saw p0" in words(once("flip", ["p2"], {"p2": "p0"}))
-    assert "nobody had written" in words(once("read", [], "p7"))
+    assert "no worker had written" in words(once("read", [], "p7"))
     assert "overwritten before" in words(flip, later(once("read", [], "p1")))
     assert "overwritten before" in words(delete, read, then=deleted)
     assert "out of order" in words(flip, later(once("add", ["p1"], None)))

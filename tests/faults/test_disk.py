@@ -65,7 +65,7 @@ def add_many(store: Store, count: int) -> None:
 
 
 def assert_readable(path: str, count: int) -> None:
-    """The command line and plain SQL show all there is."""
+    """Assert that the command line and plain SQL show all sandboxes."""
     for verb in ("list", "history", "inspect s1", "check", "export"):
         command = [sys.executable, "-m", "registry", "--db", path, *verb.split()]
         done = subprocess.run(command, env=environment(), capture_output=True, check=False)
@@ -74,7 +74,7 @@ def assert_readable(path: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("greedy", [False, True], ids=["alone", "beside others"])
-def test_what_is_gone_can_be_marked_and_deleted(
+def test_dead_sandboxes_can_be_marked_and_deleted(
     small_disk: str, greedy: bool, tried: Callable[[str], None]
 ) -> None:
     """Even while others take every byte that is given up; adding is refused, and leaves nothing."""
@@ -113,7 +113,7 @@ def test_what_is_gone_can_be_marked_and_deleted(
     tried(f"full disk, {'beside others' if greedy else 'alone'}: 15 marked, 15 deleted, 17 refused")
 
 
-def test_what_was_given_up_is_had_again_by_any_write(small_disk: str) -> None:
+def test_any_write_allocates_the_released_reserve_again(small_disk: str) -> None:
     """Once there is space, and not only by one that needs more than is kept."""
     path = f"{small_disk}/registry.db"
     with Store.open(path, reconcile=False) as store:
@@ -132,7 +132,7 @@ def test_what_was_given_up_is_had_again_by_any_write(small_disk: str) -> None:
 
 
 def test_inside_a_transaction_a_full_disk_is_told_as_such(small_disk: str) -> None:
-    """What was done in it before is taken back with it."""
+    """Its earlier changes are rolled back too."""
     gone = Status(State.NOTREADY, message="x" * 4096)
     with Store.open(f"{small_disk}/registry.db", reconcile=False) as store:
         add_many(store, 30)
@@ -146,8 +146,8 @@ def test_inside_a_transaction_a_full_disk_is_told_as_such(small_disk: str) -> No
         assert {State.READY} == {each.status_as_read.state for each in store.list()}
 
 
-def test_it_can_be_looked_at_while_nobody_has_it_open(small_disk: str) -> None:
-    """With the space that is kept; the log and its index then stay for the next one."""
+def test_a_closed_registry_can_be_read_on_a_full_disk(small_disk: str) -> None:
+    """A read uses the disk reserve; the log and its index then stay for the next process."""
     path = f"{small_disk}/registry.db"
     with Store.open(path, reconcile=False) as store:
         add_many(store, 30)
@@ -157,7 +157,7 @@ def test_it_can_be_looked_at_while_nobody_has_it_open(small_disk: str) -> None:
         assert (30, []) == (len(store.list()), store.check())
 
 
-def test_what_an_update_wrote_itself_is_stored_with_it_or_not_at_all(small_disk: str) -> None:
+def test_writes_inside_an_update_are_stored_with_it_or_not_at_all(small_disk: str) -> None:
     """Its function marks another sandbox: both are stored, until the reserve is used up."""
     path = f"{small_disk}/registry.db"
     with Store.open(path, reconcile=False) as store:
@@ -382,7 +382,7 @@ def test_without_lock_files_it_is_opened_from_what_is_kept(small_disk: str) -> N
 
 
 def test_a_disk_too_small_for_the_reserve_is_used_without_it(small_disk: str) -> None:
-    """What is there can be marked and deleted as far as SQLite finds room."""
+    """Sandboxes can be marked and deleted as far as SQLite finds space."""
     path = f"{small_disk}/registry.db"
     with open(f"{small_disk}/other", "wb") as other:
         other.write(bytes(3_000_000))

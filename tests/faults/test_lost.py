@@ -1,4 +1,4 @@
-"""A database that is missing or empty beside proof that there was a registry is not begun anew."""
+"""No registry is begun at a path with evidence of a registry whose database is missing."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def files(killed: str, path: str) -> Callable[..., None]:
 
 
 def missing(path: str) -> None:
-    """There is no file."""
+    """Remove the database file."""
 
 
 def empty(path: str) -> None:
-    """It has no bytes."""
+    """Truncate the database file to no bytes."""
     Path(path).touch()
 
 

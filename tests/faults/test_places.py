@@ -1,7 +1,7 @@
-"""Looking from elsewhere, or at another time: nothing that lives is called dead.
+"""No observer in another namespace, or at another time, marks a living sandbox.
 
-One sandbox lives, with a namespace and a process, and one has ended. Whoever opens the registry,
-from wherever, leaves the living one READY.
+One sandbox lives, with a namespace and a process, and one has ended. Each open of the registry,
+from any place, leaves the living one READY.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def run_in(place: str, code: str, *args: object) -> str:
 
 
 def assert_alive(path: str) -> None:
-    """From here, both are what they are, and the history says nothing else."""
+    """Assert that both sandboxes are as before here, and that the history is unchanged."""
     with Store.open(path) as store:
         assert store.recovery is not None
         assert {Verdict.OPEN: 2} == dict(store.recovery.counts)
@@ -140,7 +140,7 @@ PLACES["another boot id, hidden processes"] = PLACES["hidden processes"].replace
 )
 USER_NAMESPACES: dict[str, tuple[int, dict[str, str]]] = {
     "user namespace": (0x10000000, MAP_ROOT),  # CLONE_NEWUSER
-    "user namespace of nobody": (0x10000000, {}),
+    "user namespace without a map": (0x10000000, {}),
     "all at once": (0x3E020000, MAP_ROOT),  # with NEWPID, NEWNS, NEWIPC, NEWUTS, NEWCGROUP
 }
 """Entered by the process itself, by the flags of `unshare` and the files to write there."""
@@ -180,8 +180,8 @@ def test_a_clock_that_jumps_changes_no_verdict(path: str, now: int) -> None:
             assert [] == store.check()
 
 
-def test_what_was_recorded_without_a_boot_id_is_not_of_another_boot(path: str) -> None:
-    """Nobody knows of which it is."""
+def test_a_record_without_a_boot_id_is_not_of_another_boot(path: str) -> None:
+    """The boot to which it belongs is unknown."""
     code = """
         import sys
         from registry import Store

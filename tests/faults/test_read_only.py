@@ -1,4 +1,4 @@
-"""A registry on a file system that can only be read: all of the truth, or a word that it is not.
+"""A registry on a read-only file system is read whole, or the read raises.
 
 SQLite needs a writable index of the log to read it. Without one it can read the database alone,
 which then must hold everything and must not change.
@@ -42,7 +42,7 @@ def path(small_disk: str) -> str:
 
 @pytest.fixture
 def seen(path: str, tmp_path: Path) -> Iterator[str]:
-    """Return the path of the same registry through a mount that can only be read."""
+    """Return the path of the same registry through a read-only mount."""
     place = f"{tmp_path}/seen"
     os.mkdir(place)
     for options in (["--bind", os.path.dirname(path)], ["-o", "remount,bind,ro"]):
@@ -56,7 +56,7 @@ def remount(path: str, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", os.path.dirname(path)], check=True)
 
 
-def test_what_was_closed_can_be_read_and_nothing_is_made_beside_it(path: str) -> None:
+def test_a_closed_registry_can_be_read_and_nothing_is_made_beside_it(path: str) -> None:
     """Opening it for writing says what to do."""
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
@@ -88,7 +88,7 @@ def test_a_log_that_cannot_be_read_is_not_passed_over(path: str) -> None:
         assert ["a"] == ids(store.list())
 
 
-def test_what_is_written_through_another_mount_is_seen_at_once(path: str, seen: str) -> None:
+def test_a_write_through_another_mount_is_seen_at_once(path: str, seen: str) -> None:
     """While its writer has it open, its index of the log is there to be read."""
     with running(WRITER, path) as process:
         assert "added" == line(process)
@@ -105,7 +105,7 @@ def test_what_is_written_through_another_mount_is_seen_at_once(path: str, seen: 
 def test_a_file_that_changes_though_it_was_closed_is_not_taken_for_fixed(
     path: str, seen: str
 ) -> None:
-    """Whoever reads it while somebody writes it elsewhere is told, and gets nothing old."""
+    """A read during a write through another mount raises, and returns no old row."""
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
     with Store.open(seen, read_only=True) as reader:

@@ -1,6 +1,6 @@
 """A commit that was refused does not come back after a crash.
 
-By default it does: SQLite leaves its frames in the log, and whoever opens the file after a SIGKILL
+SQLite leaves its frames in the log, and by default a process that opens the file after a SIGKILL
 takes them for committed.
 """
 
@@ -147,7 +147,7 @@ def test_a_commit_whose_sync_fails_is_not_there_after_a_crash(path: str) -> None
 
 
 def test_nothing_of_a_group_whose_sync_fails_is_there_after_a_crash(path: str) -> None:
-    """Each of its members is told; the next commit is nobody's of them."""
+    """Each of its members raises, and the next commit contains none of them."""
     assert ["RegistryError"] * 3 + ["again", "next"] == fail(path, "1", WRITERS)
     assert "'' 'Next' []" == run(READ, path).strip()
     found = query(path, "SELECT sandbox_id, message, exited_at FROM sandbox_statuses")

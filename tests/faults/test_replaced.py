@@ -21,7 +21,7 @@ from tests.tools import READY, ids, query, run, sandbox, sqlite_shell
 
 
 def stray_close(path: str) -> None:
-    """As a library does that hashes or copies the file; then somebody looks at it."""
+    """Close the file as a library that hashes it does; then read it with a shell."""
     with open(path, "rb") as file:
         file.read(1)
     sqlite_shell(path, "SELECT id FROM sandboxes")
@@ -29,23 +29,23 @@ def stray_close(path: str) -> None:
 
 
 def remove_log(path: str) -> None:
-    """As somebody does who takes it for rubbish."""
+    """Remove the log."""
     os.unlink(f"{path}-wal")
 
 
 def replace_log(path: str) -> None:
-    """By a copy of itself."""
+    """Replace the log by a copy of itself."""
     shutil.copy(f"{path}-wal", f"{path}-wal.copy")
     os.rename(f"{path}-wal.copy", f"{path}-wal")
 
 
 def move(path: str) -> None:
-    """With nothing left at its path."""
+    """Rename the database, and leave nothing at its path."""
     os.rename(path, f"{path}.moved")
 
 
 def replace_database(path: str) -> None:
-    """By another registry, as whoever restores a backup does."""
+    """Move another registry to the path, as an operator who restores a backup does."""
     Store.open(f"{path}.other").close()
     os.rename(f"{path}.other", path)
 
@@ -187,7 +187,7 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
         assert [] == store.check()
 
 
-def test_what_is_opened_at_the_path_later_is_closed_as_ever(path: str) -> None:
+def test_a_registry_opened_at_the_path_later_is_closed_as_usual(path: str) -> None:
     """Only what was open when the files were replaced is left open, until the process ends."""
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)

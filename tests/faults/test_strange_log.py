@@ -40,9 +40,9 @@ CHANGES = ["CREATE TABLE theirs (a)", "DROP TABLE theirs"] * 20
 
 
 class Programs:
-    """Processes that each open a registry, do something with it, and are closed or killed.
+    """Processes that each open a registry, use it, and are closed or killed.
 
-    They are forked by one that has imported everything, since an import takes most of their time.
+    A process that has imported everything forks them, since an import takes most of their time.
     """
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
@@ -57,7 +57,7 @@ class Programs:
         self._run("kill", path, code, expected=-signal.SIGKILL)
 
     def kill_shell(self, path: str, *statements: str) -> None:
-        """Run SQL in a process that knows nothing of the registry, and is killed."""
+        """Run SQL on a plain connection in a process that is killed."""
         self._run("shell", path, "\0".join(statements), expected=-signal.SIGKILL)
 
     def _run(self, how: str, path: str, code: str, expected: int) -> None:
@@ -99,13 +99,13 @@ def _do(how: str, path: str, code: str) -> None:
 
 @pytest.fixture(scope="module")
 def programs() -> Iterator[Programs]:
-    """Return what runs programs."""
+    """Return a runner of programs."""
     with running("from tests.faults.test_strange_log import serve; serve()") as server:
         yield Programs(server)
 
 
 def remove_log(path: str) -> None:
-    """Do what the error says."""
+    """Remove the log, as the error advises."""
     for name in ("-wal", "-shm"):
         if os.path.exists(path + name):
             os.unlink(path + name)
@@ -123,14 +123,14 @@ Make = Callable[[str, Programs], None]
 
 
 def log_of_another_registry(path: str, do: Programs) -> None:
-    """All that it ever wrote is in it."""
+    """Put a log there that holds every commit of another registry."""
     do.close(path, ADD)
     do.kill(f"{path}.other", "add('x', 30)")
     shutil.copy(f"{path}.other-wal", f"{path}-wal")
 
 
 def later_log_of_another_registry(path: str, do: Programs) -> None:
-    """It says nothing of the other registry's id."""
+    """Put a later log of another registry there, which does not hold its id."""
     do.close(path, ADD)
     do.close(f"{path}.other", "add('x', 40)")
     do.kill(f"{path}.other", "add('x', 40, 43)")
@@ -138,7 +138,7 @@ def later_log_of_another_registry(path: str, do: Programs) -> None:
 
 
 def log_of_a_registry_of_one_sandbox(path: str, do: Programs) -> None:
-    """Its pages are all that there are: SQLite finds nothing wrong with the mixture."""
+    """Put a log there that replaces every page: SQLite finds no fault with the mixture."""
     do.close(path, "add('a', 1)")
     do.close(f"{path}.other", "add('x', 1)")
     do.kill(f"{path}.other", "store.delete('x0'); add('x', 1)")
@@ -146,7 +146,7 @@ def log_of_a_registry_of_one_sandbox(path: str, do: Programs) -> None:
 
 
 def older_log_of_one_session(path: str, do: Programs) -> None:
-    """What followed made the file no longer, and changed no state."""
+    """Put back a log from the middle of a session, whose later commits changed no state."""
     do.close(path, ADD)
     copy = "shutil.copy(f'{path}-wal', f'{path}.wal')"
     do.close(path, f"end(State.READY, 'a1'); {copy}; end(State.READY, 'a2', 'a1', 'a3')")
@@ -154,7 +154,7 @@ def older_log_of_one_session(path: str, do: Programs) -> None:
 
 
 def older_log_of_an_earlier_session(path: str, do: Programs) -> None:
-    """It was moved into the file long ago."""
+    """Put back a log that an earlier session moved into the file."""
     do.kill(path, ADD)
     shutil.copy(f"{path}-wal", f"{path}.wal")
     do.close(path, "end(State.NOTREADY, 'a1', 'a2')")
@@ -162,7 +162,7 @@ def older_log_of_an_earlier_session(path: str, do: Programs) -> None:
 
 
 def backup_over_a_killed_one(path: str, do: Programs) -> None:
-    """By `cp`."""
+    """Copy a backup over the registry with `cp`."""
     do.close(path, ADD)
     backup(path, f"{path}.copy")
     do.kill(path, "add('b', 60); end(State.NOTREADY, 'a1')")
@@ -170,7 +170,7 @@ def backup_over_a_killed_one(path: str, do: Programs) -> None:
 
 
 def moved_backup_over_a_killed_one(path: str, do: Programs) -> None:
-    """By `mv`, of a backup that was made in the same session."""
+    """Move a backup of the same session over the registry with `mv`."""
     do.close(path, ADD)
     copy = "sqlite3.connect(path).backup(sqlite3.connect(f'{path}.copy'))"
     do.kill(path, f"end(State.NOTREADY, 'a1'); {copy}; add('b', 60)")
@@ -178,7 +178,7 @@ def moved_backup_over_a_killed_one(path: str, do: Programs) -> None:
 
 
 def backup_by_vacuum_over_a_killed_one(path: str, do: Programs) -> None:
-    """The same sandboxes, in other pages."""
+    """Copy a backup by `VACUUM INTO` there: the same sandboxes, in other pages."""
     do.close(path, f"{ADD}; [store.delete(f'a{{n}}') for n in range(20, 30)]; add('a', 20, 30)")
     execute(path, f"VACUUM INTO '{path}.copy'")
     do.kill(path, "end(State.NOTREADY, 'a1')")
@@ -186,7 +186,7 @@ def backup_by_vacuum_over_a_killed_one(path: str, do: Programs) -> None:
 
 
 def closed_copy_over_a_killed_one(path: str, do: Programs) -> None:
-    """What lies between the copy and the log was moved into the database that is gone."""
+    """Put back an old copy of the file; the commits before the log are in neither."""
     do.close(path, ADD)
     shutil.copyfile(path, f"{path}.copy")
     do.close(path, "end(State.NOTREADY, 'a1')")
@@ -195,21 +195,21 @@ def closed_copy_over_a_killed_one(path: str, do: Programs) -> None:
 
 
 def another_registry_over_a_killed_one(path: str, do: Programs) -> None:
-    """Its file alone was moved here."""
+    """Move the file of another registry there, without its log."""
     do.kill(path, "add('x', 30)")
     do.close(f"{path}.other", ADD)
     os.rename(f"{path}.other", path)
 
 
 def log_of_another_kind_of_database(path: str, do: Programs) -> None:
-    """With pages of the same size."""
+    """Put the log of another database there, with pages of the same size."""
     do.close(path, ADD)
     do.kill_shell(f"{path}.other", "PRAGMA journal_mode = WAL", "CREATE TABLE t (a)")
     shutil.copy(f"{path}.other-wal", f"{path}-wal")
 
 
 def log_of_a_database_of_other_pages(path: str, do: Programs) -> None:
-    """Of 1024 bytes each."""
+    """Put the log of a database there whose pages have 1024 bytes."""
     do.close(path, ADD)
     words = ["page_size = 1024", "journal_mode = WAL", "user_version = 7"]
     do.kill_shell(f"{path}.other", *(f"PRAGMA {each}" for each in words), "CREATE TABLE t (a)")
@@ -217,7 +217,7 @@ def log_of_a_database_of_other_pages(path: str, do: Programs) -> None:
 
 
 def log_without_numbers_of_another_registry(path: str, do: Programs) -> None:
-    """A `sqlite3` shell wrote it."""
+    """Put a log there that a `sqlite3` shell wrote to another registry."""
     do.close(path, ADD)
     do.close(f"{path}.other", "add('x', 70)")
     do.kill_shell(f"{path}.other", "UPDATE sandbox_statuses SET message = hex(randomblob(300))")
@@ -225,7 +225,7 @@ def log_without_numbers_of_another_registry(path: str, do: Programs) -> None:
 
 
 def log_of_all_pages_of_another_registry(path: str, do: Programs) -> None:
-    """With a schema that was changed once more than that of the database, as by `.restore`."""
+    """Put a log of all pages there, whose schema version is one greater, as after `.restore`."""
     do.close(path, ADD)
     do.close(f"{path}.other", "add('x', 70)")
     do.kill_shell(f"{path}.other", "VACUUM")
@@ -254,7 +254,7 @@ STRANGE = [
 def test_a_strange_log_is_refused_and_the_database_is_whole_without_it(
     path: str, programs: Programs, make: Make, tried: Callable[[str], None]
 ) -> None:
-    """However it is opened; no byte of the database or of the log changes."""
+    """Each way of opening refuses it; no byte of the database or of the log changes."""
     make(path, programs)
     before = contents(os.path.dirname(path))
     for options in ({}, {"read_only": True}, {"create": False}, {"upgrade": False}):
@@ -283,7 +283,7 @@ COMMANDS = [
 def test_a_strange_log_is_refused_by_every_command(
     path: str, programs: Programs, tmp_path: Path, command: str
 ) -> None:
-    """On stderr, with the exit code of a registry that cannot be opened."""
+    """The error is on stderr, with the exit code of a registry that cannot be opened."""
     backup_over_a_killed_one(path, programs)
     document = tmp_path / "document.json"
     document.write_bytes(sandbox("new").marshal_json())
@@ -325,24 +325,24 @@ def test_a_refused_open_leaves_the_process_able_to_open_the_registry(
 
 
 def log_of_all(path: str, do: Programs) -> None:
-    """Nothing was moved into the file yet."""
+    """Leave all commits in the log."""
     do.kill(path, ADD)
 
 
 def log_of_the_last_session(path: str, do: Programs) -> None:
-    """The file has all that came before."""
+    """Leave the commits of the last session in the log."""
     do.close(path, "add('a', 20)")
     do.kill(path, "add('a', 20, 40)")
 
 
 def log_that_was_moved_into_the_file(path: str, do: Programs) -> None:
-    """All of it, and it is still there."""
+    """Leave a log that a checkpoint has moved into the file."""
     checkpoint = "sqlite3.connect(path).execute('PRAGMA wal_checkpoint(PASSIVE)')"
     do.kill(path, f"{ADD}; {checkpoint}")
 
 
 def log_that_was_moved_in_part(path: str, do: Programs) -> None:
-    """The process was killed in the middle of the checkpoint: the file is shorter than it says."""
+    """Leave a partial checkpoint: the file is shorter than its first page says."""
     do.kill(path, ADD)
     for name in ("", "-wal"):
         shutil.copyfile(path + name, f"{path}.2{name}")
@@ -359,55 +359,57 @@ def checkpointed(path: str) -> None:
 
 
 def log_that_was_begun_again(path: str, do: Programs) -> None:
-    """At its start, with a part of the older frames behind its end."""
+    """Leave a log that was restarted, with older frames after its end."""
     checkpoint = "sqlite3.connect(path).execute('PRAGMA wal_checkpoint(RESTART)')"
     do.kill(path, f"add('a', 30); {checkpoint}; add('a', 30, 40)")
 
 
 def log_that_is_torn(path: str, do: Programs) -> None:
-    """Its last transaction, which was not acknowledged, is there in part."""
+    """Leave a part of the last transaction, which was not acknowledged."""
     do.kill(path, f"{ADD}; add('b', 1)")
-    os.truncate(f"{path}-wal", _end_of_frames(f"{path}-wal") - 2000)
+    os.truncate(f"{path}-wal", _end_of_commits(f"{path}-wal") - 2000)
 
 
-def _end_of_frames(log: str) -> int:
-    """Return where the last frame ends: zeros follow it."""
+def _end_of_commits(log: str) -> int:
+    """Return where the last commit ends; preallocated frames follow it."""
     with open(log, "rb") as file:
         data = file.read()
     salts = data[16:24]
-    end = 32
-    while data[end + 8 : end + 16] == salts:
-        end += 24 + 4096
+    frame = end = 32
+    while data[frame + 8 : frame + 16] == salts:
+        is_commit = data[frame + 4 : frame + 8] != bytes(4)
+        frame += 24 + 4096
+        end = frame if is_commit else end
     return end
 
 
 def log_of_a_shell(path: str, do: Programs) -> None:
-    """Which numbers no commits, and was killed."""
+    """Leave the log of a killed shell, which does not number its commits."""
     do.close(path, ADD)
     do.kill_shell(path, "UPDATE sandbox_statuses SET message = 'by hand'")
 
 
 def log_of_a_shell_that_writes_the_first_page(path: str, do: Programs) -> None:
-    """The number in it is that of the file."""
+    """Leave the log of a shell that wrote the first page, with the number of the file."""
     do.close(path, ADD)
     do.kill_shell(path, "CREATE TABLE theirs (a)", "DROP TABLE theirs", "VACUUM")
 
 
 def log_of_a_shell_that_changes_the_schema_often(path: str, do: Programs) -> None:
-    """In one transaction."""
+    """Leave the log of a shell that changed the schema many times in one transaction."""
     do.close(path, ADD)
     do.kill_shell(path, "BEGIN", *CHANGES, "COMMIT")
 
 
 def log_of_a_shell_that_changes_the_schema_of_a_backup(path: str, do: Programs) -> None:
-    """Whose schema version is low."""
+    """Leave the log of a shell beside a backup, whose schema version is low."""
     do.close(f"{path}.other", ADD)
     backup(f"{path}.other", path)
     do.kill_shell(path, "BEGIN", *CHANGES[:20], "COMMIT")
 
 
 def log_of_a_restore(path: str, do: Programs) -> None:
-    """By `.restore` of the shell, which was killed before it moved the log into the file."""
+    """Leave the log of the shell's `.restore`, killed before it moved the log into the file."""
     do.close(path, ADD)
     backup(path, f"{path}.copy")
     do.close(path, "add('b', 60); end(State.NOTREADY, 'a1')")
@@ -415,21 +417,21 @@ def log_of_a_restore(path: str, do: Programs) -> None:
 
 
 def log_from_before_commits_had_numbers(path: str, do: Programs) -> None:
-    """An older version of this package wrote it, and the file."""
+    """Leave a file and a log as a version without numbers wrote them."""
     do.close(path, ADD)
     execute(path, "PRAGMA user_version = 0")
     do.kill_shell(path, "UPDATE sandbox_statuses SET message = 'by hand'")
 
 
 def log_of_a_registry_that_got_its_first_number(path: str, do: Programs) -> None:
-    """By an upgrade of this package."""
+    """Leave the log in which the registry got its first number."""
     do.close(path, ADD)
     execute(path, "PRAGMA user_version = 0")
     do.kill(path, "end(State.READY, 'a1')")
 
 
 def log_past_the_greatest_number(path: str, do: Programs) -> None:
-    """The numbers begin again at 1."""
+    """Leave a log in which the numbers begin again at 1."""
     do.close(path, ADD)
     execute(path, f"PRAGMA user_version = {0x7FFFFFFF}")
     do.kill(path, "end(State.READY, 'a1', 'a2')")
@@ -458,7 +460,7 @@ OWN = [
 def test_a_log_that_is_its_own_is_applied(
     path: str, programs: Programs, make: Make, without_index: bool
 ) -> None:
-    """All that it holds is there, and the registry is written to as ever."""
+    """Its commits are read, and the registry accepts writes."""
     make(path, programs)
     if without_index:
         os.unlink(f"{path}-shm")
@@ -474,7 +476,7 @@ def test_a_log_that_is_its_own_is_applied(
 
 
 def test_each_commit_has_the_next_number_and_what_changes_nothing_has_none(path: str) -> None:
-    """Also where several writes share a commit, a part is rolled back, or the commit is empty."""
+    """Also if several writes share a commit, a part is rolled back, or the commit is empty."""
 
     def number() -> int:
         with closing(sqlite3.connect(path)) as shell:
@@ -500,7 +502,7 @@ def test_each_commit_has_the_next_number_and_what_changes_nothing_has_none(path:
 
 
 def test_two_registries_begin_with_different_numbers(tmp_path: Path) -> None:
-    """Numbers are random at first: a log of one never continues the other by its number."""
+    """The first number is random: a log of one registry never continues another one."""
     numbers = set()
     for n in range(3):
         Store.open(f"{tmp_path}/{n}.db").close()

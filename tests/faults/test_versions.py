@@ -85,7 +85,7 @@ def upgrade(program: str, path: str) -> None:
 def test_a_revision_that_old_programs_can_live_with_is_not_noticed(
     path: str, tmp_path: Path, tried: Callable[[str], None]
 ) -> None:
-    """Who had it open goes on, and who opens it later does."""
+    """A process that had it open continues, and so does one that opens it later."""
     program = newer(tmp_path / "newer", COMPATIBLE)
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)

@@ -1,7 +1,7 @@
-"""A shim's life with a registry, in steps that are acknowledged, and what they amount to.
+"""Workload of a shim, in steps that are acknowledged, and the registry that must result.
 
-Runs as a server: whoever asks gets a forked child, so that a thousand runs cost no thousand
-imports. What a child has said and what is in the file afterwards is judged by `possible`.
+It runs as a server, which forks a child for each run, so that a thousand runs need one import.
+`possible` compares the output of a child with the contents of the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TakenBackError(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """Something a shim does, and the same to a model."""
+    """Step of a shim, and its effect on a model."""
 
     name: str
     do: Callable[[Store], object]
@@ -108,7 +108,7 @@ STEPS: Final = (
     _add("f", State.READY),
     Step("close", lambda store: store.close()),
     _update("f", State.READY, "longer"),
-    _update("f", State.READY, "ahead"),  # in a log that has just grown a little, which gets room
+    _update("f", State.READY, "ahead"),  # after a preallocation, since the log has just grown
     _update("f", State.READY, "within"),
     Step("close", lambda store: store.close()),
 )
@@ -151,11 +151,11 @@ def _changed(step: Step, model: Model) -> Model:
 def work(path: str) -> None:
     """Do all steps, saying `begin STEP` and then `done STEP` or `error STEP CLASS MESSAGE`.
 
-    What raised is tried once more: the fault is over, so the second try is to succeed. But where a
-    lock was left over, or nobody can tell what is so, only after the store was opened anew.
+    A step that raised is tried once more: the fault is over, so the second try must succeed. If a
+    lock was left, or the outcome is unknown, the store is opened again before it.
     """
     vars(driver).update(WAL_PAGES=8, WAL_MAX=20 * 4096)
-    vars(wal).update(AHEAD=4 * 4120)
+    vars(wal).update(AHEAD=6 * 4120)
     stores: list[Store] = []
 
     def open_it() -> None:
@@ -218,8 +218,8 @@ def say(text: str) -> None:
 def serve(folder: str) -> None:
     """Fork a child for each line `VERB PATH`, and say its pid and how it ended.
 
-    One that is to `work` stops first, so that somebody can attach to it, and begins at SIGCONT; a
-    `careless` one syncs none of its commits.
+    A child that is to `work` stops first, so that strace can attach to it, and begins at SIGCONT. A
+    `careless` child syncs none of its commits.
     """
     with Store.open(f"{folder}/first.db") as store:  # imports and caches what the first use does
         store.check()

@@ -1,4 +1,4 @@
-"""What a process keeps in memory: of what exists, and not of what was rolled back or deleted."""
+"""A process keeps memory for existing sandboxes, not for those that were rolled back or deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `open` takes, what it refuses, and what it leaves alone."""
+"""`open` accepts a path, refuses it, or leaves its files unchanged."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ def test_who_forgets_open_is_told(path: str) -> None:
 def test_a_replaced_database_is_data_loss_before_it_is_acknowledged(
     tmp_path: Path, path: str
 ) -> None:
-    """A write into a file that nobody finds any more is not reported as done."""
+    """A write into a file that is no longer at its path is not reported as done."""
     store = Store.open(path)
     store.add(sandbox("a"), READY)
     os.rename(path, f"{path}.moved")
@@ -465,7 +465,7 @@ def test_a_replaced_database_is_not_opened_as_if_it_were_the_old_one(path: str) 
     """A Store that comes later shares the file with those that are open, so it must be theirs."""
     first = Store.open(path)
     os.rename(path, f"{path}.moved")
-    with pytest.raises(DataLossError, match="close all stores of it") as caught:
+    with pytest.raises(DataLossError, match="close all stores") as caught:
         Store.open(path)
     assert path == caught.value.path
     first.close()
@@ -477,7 +477,7 @@ def test_a_replaced_database_is_not_opened_as_if_it_were_the_old_one(path: str) 
 
 
 def test_a_removed_log_is_data_loss_before_it_is_acknowledged(path: str) -> None:
-    """What is written goes into a log that nobody reads."""
+    """Its commits would go into a log that no other process reads."""
     store = Store.open(path)
     store.add(sandbox("a"), READY)
     os.unlink(f"{path}-wal")
@@ -515,7 +515,7 @@ def test_a_closed_store_cannot_be_entered(path: str) -> None:
 
 
 SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue", "-reserve", "-spare")
-AS_NOBODY = """
+AS_UNPRIVILEGED = """
     import os, sys
     import ctypes, encodings.ascii  # now, since the interpreter may lie where only root can read
     from registry import RegistryError, Store
@@ -546,7 +546,9 @@ def test_a_file_that_may_not_be_read_is_no_driver_error(everybodys: str) -> None
     """Not to the reader who may not write it either."""
     Store.open(everybodys).close()
     for mode in ((), ("read_only",)):
-        assert run(AS_NOBODY, everybodys, *mode).startswith("FailedPreconditionError open registry")
+        assert run(AS_UNPRIVILEGED, everybodys, *mode).startswith(
+            "FailedPreconditionError open registry"
+        )
 
 
 @needs.another_user
@@ -559,15 +561,15 @@ def test_without_a_right_to_its_directory_a_registry_is_read_while_it_is_open(
         for suffix in ("", "-wal", "-shm"):
             os.chmod(everybodys + suffix, 0o644)
         os.chown(os.path.dirname(everybodys), 0, 0)
-        assert "1\n" == run(AS_NOBODY, everybodys, "read_only")
-    told = run(AS_NOBODY, everybodys, "read_only")
+        assert "1\n" == run(AS_UNPRIVILEGED, everybodys, "read_only")
+    told = run(AS_UNPRIVILEGED, everybodys, "read_only")
     assert "ReadOnlyError" in told
     assert "open it as a user who can write its directory" in told
 
 
 @needs.another_user
 def test_a_look_of_root_does_not_lock_the_owner_out(everybodys: str) -> None:
-    """What root makes beside the database belongs to its owner."""
+    """Files that root creates beside the database belong to its owner."""
     Store.open(everybodys).close()
     os.chown(everybodys, 65534, 65534)
     for suffix in ("-lock", "-queue", "-reserve", "-spare"):
@@ -576,7 +578,7 @@ def test_a_look_of_root_does_not_lock_the_owner_out(everybodys: str) -> None:
         store.add(sandbox("a"), READY)
         owners = {os.stat(f"{everybodys}{suffix}").st_uid for suffix in SUFFIXES}
     assert {65534} == owners
-    assert "1\n" == run(AS_NOBODY, everybodys)
+    assert "1\n" == run(AS_UNPRIVILEGED, everybodys)
 
 
 def test_a_symlink_in_place_of_a_lock_file_is_not_followed(tmp_path: Path, path: str) -> None:
@@ -589,7 +591,7 @@ def test_a_symlink_in_place_of_a_lock_file_is_not_followed(tmp_path: Path, path:
     assert "precious" == victim.read_text()
 
 
-def test_a_lock_file_that_was_removed_is_made_anew(open_store: OpenStore, path: str) -> None:
+def test_a_removed_lock_file_is_created_again(open_store: OpenStore, path: str) -> None:
     """Otherwise two writers would each hold a lock of their own."""
     store = open_store(timeout=5)
     store.add(sandbox("a"), READY)
@@ -604,7 +606,7 @@ def test_a_lock_file_that_was_removed_is_made_anew(open_store: OpenStore, path: 
 def test_a_lock_file_that_cannot_be_opened_is_named_and_may_be_repaired(
     open_store: OpenStore, path: str
 ) -> None:
-    """A symlink, a directory; nobody's lock is left behind, and the store goes on afterwards."""
+    """A symlink or a directory; no lock is left behind, and the store works afterwards."""
     store = open_store()
     for make, unmake in ((partial(os.symlink, "x"), os.unlink), (os.mkdir, os.rmdir)):
         os.unlink(f"{path}-lock")

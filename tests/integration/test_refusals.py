@@ -97,7 +97,7 @@ def make_symlink(path: str) -> None:
 @pytest.mark.parametrize(
     ("suffix", "spoil", "reason", "advice"),
     [
-        ("-wal", make_directory, "Is a directory", "move that away"),
+        ("-wal", make_directory, "Is a directory", "move it away"),
         ("-wal", make_symlink, "symbolic links", "remove the symlink"),
         ("-shm", make_symlink, "symbolic links", "remove the symlink"),
     ],
@@ -168,7 +168,7 @@ def test_a_file_of_another_user_is_a_matter_of_permission() -> None:
         Store.open(path).close()
         told = run(UNPRIVILEGED, path)
         assert told.startswith("FailedPreconditionError open registry")
-        assert f"'{path}': Permission denied; may this user do so?" in told
+        assert f"'{path}': Permission denied; is this user allowed to?" in told
 
 
 @needs.namespaces

@@ -31,7 +31,7 @@ from tests.tools import READY, contents, execute, run, sandbox, tamper
 
 
 def shell(path: str, *statements: str, killed: bool = True) -> None:
-    """Run SQL in a process that knows nothing of the registry, and kill or close it."""
+    """Run SQL on a plain connection in a process, and kill or close it."""
     code = """
         import os, signal, sqlite3, sys
         killed, path, *statements = sys.argv[1:]
@@ -57,83 +57,83 @@ def registry(path: str) -> None:
 
 
 def text(path: str) -> None:
-    """Longer than a header of SQLite."""
+    """Write a text that is longer than SQLite's header."""
     Path(path).write_bytes(b"something else, and longer than a header of SQLite" * 100)
 
 
 def short_text(path: str) -> None:
-    """Shorter than that."""
+    """Write a text that is shorter than SQLite's header."""
     Path(path).write_bytes(b"short")
 
 
 def one_byte(path: str) -> None:
-    """SQLite treats such a file as empty."""
+    """Write one byte: SQLite treats such a file as empty."""
     Path(path).write_bytes(b"\n")
 
 
 def another_database(path: str, mode: str) -> None:
-    """With tables of the same names, in any of SQLite's journal modes."""
+    """Make a database with tables of the same names, in one of SQLite's journal modes."""
     tables = ("CREATE TABLE registry (one)", "CREATE TABLE sandboxes (id)")
     shell(path, f"PRAGMA journal_mode = {mode}", *tables, killed=False)
 
 
 def another_database_with_a_log(path: str) -> None:
-    """Its process was killed, and most of it is in the log."""
+    """Kill the process of another database: most of it is in the log."""
     shell(path, "PRAGMA journal_mode = WAL", "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
 
 
 def another_database_with_a_log_and_no_index(path: str) -> None:
-    """As after a copy of the two files."""
+    """Copy the database file and its log."""
     another_database_with_a_log(path)
     os.unlink(f"{path}-shm")
 
 
 def another_database_to_be_rolled_back(path: str) -> None:
-    """Its process was killed in a transaction of which a part is in the file."""
+    """Kill a process in a transaction, of which a part is in the file."""
     shell(path, "CREATE TABLE t (a)", "INSERT INTO t VALUES (zeroblob(100000))", killed=False)
     shell(path, "PRAGMA cache_size = 1", "BEGIN", "UPDATE t SET a = randomblob(100000)")
     assert os.path.getsize(f"{path}-journal") > 0
 
 
 def newer_registry(path: str) -> None:
-    """One that this code may not even read."""
+    """Set a schema that this code may not read."""
     registry(path)
     execute(path, "UPDATE registry SET level = 7, min_reader = 7, min_writer = 7")
 
 
 def newer_registry_with_a_log(path: str) -> None:
-    """It was upgraded by a process that was killed right after."""
+    """Set a newer schema by a process that is killed right after."""
     registry(path)
     shell(path, "UPDATE registry SET level = 7, min_reader = 7, min_writer = 7")
 
 
 def older_registry(path: str) -> None:
-    """One that would have to be upgraded."""
+    """Set a schema that needs an upgrade."""
     registry(path)
     execute(path, "UPDATE registry SET level = 0")
 
 
 def registry_of_no_row(path: str) -> None:
-    """It says that it is one, and not which."""
+    """Remove the revision of a registry."""
     registry(path)
     tamper(path, "DELETE FROM registry")
 
 
 def registry_of_no_table(path: str) -> None:
-    """The same."""
+    """Drop the table that holds the revision."""
     registry(path)
     execute(path, "DROP TABLE registry")
 
 
 def damaged_header(path: str) -> None:
-    """The first bytes are not SQLite's."""
+    """Write over the first bytes of SQLite's header."""
     registry(path)
     with open(path, "r+b") as file:
         file.write(bytes(16))
 
 
 def damaged_page_size(path: str) -> None:
-    """It is no power of two."""
+    """Write a page size that is no power of two."""
     registry(path)
     with open(path, "r+b") as file:
         file.seek(16)
@@ -141,19 +141,19 @@ def damaged_page_size(path: str) -> None:
 
 
 def truncated(path: str) -> None:
-    """Half of the file is missing."""
+    """Remove half of the file."""
     registry(path)
     os.truncate(path, os.path.getsize(path) // 2)
 
 
 def cut_in_the_first_page(path: str) -> None:
-    """Nearly all of the file is missing."""
+    """Remove nearly all of the file."""
     registry(path)
     os.truncate(path, 1000)
 
 
 def dumped(path: str) -> None:
-    """By `.dump`, which leaves out the application id."""
+    """Load the output of `.dump`, which leaves out the application id."""
     registry(f"{path}.source")
     with closing(sqlite3.connect(f"{path}.source")) as source:
         script = "\n".join(source.iterdump())
@@ -165,18 +165,18 @@ def dumped(path: str) -> None:
 
 
 def directory(path: str) -> None:
-    """With something in it."""
+    """Make a directory with a file in it."""
     os.mkdir(path)
     Path(path, "file").touch()
 
 
 def fifo(path: str) -> None:
-    """Whose opening would wait without end."""
+    """Make a FIFO, which an open would wait for without end."""
     os.mkfifo(path)
 
 
 def unix_socket(path: str) -> None:
-    """Of a server that is gone."""
+    """Leave the socket of a server that has ended."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(path))
 
@@ -188,13 +188,13 @@ def hard_link(path: str) -> None:
 
 
 def symlink_to_another_database(path: str) -> None:
-    """What it leads to is refused as itself."""
+    """Make a symlink to a file that is refused."""
     another_database(f"{path}.target", "DELETE")
     os.symlink(f"{path}.target", path)
 
 
 class Kind(NamedTuple):
-    """What is at the path, and by which error it is refused."""
+    """Objects at the path, and the errors that refuse them."""
 
     make: Callable[[str], None]
     error: type[RegistryError]
@@ -272,7 +272,7 @@ def document(tmp_path: Path) -> str:
 def test_a_refused_file_stays_as_it_was(
     folder: str, document: str, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """However it is opened, by whatever command; of a registry, the lock files are there before."""
+    """Each way of opening and each command refuses it; lock files of a registry stay."""
     path, kind = f"{folder}/registry.db", KINDS[name]
     kind.make(path)
     before = files(folder)
@@ -295,7 +295,7 @@ def test_a_refused_file_stays_as_it_was(
 def test_an_empty_database_in_which_no_registry_is_to_be_begun_stays_empty(
     folder: str, how: str, options: dict[str, bool]
 ) -> None:
-    """A creation that was interrupted leaves either."""
+    """An interrupted creation leaves one of them."""
     path = f"{folder}/registry.db"
     if how == "one page":
         shell(path, "PRAGMA journal_mode = WAL", "VACUUM", killed=False)
@@ -315,7 +315,7 @@ def test_an_empty_database_in_which_no_registry_is_to_be_begun_stays_empty(
 def test_an_older_registry_that_is_not_to_be_upgraded_stays_as_it_is(
     folder: str, options: dict[str, bool]
 ) -> None:
-    """With and without a log."""
+    """The log may be there or missing."""
     path = f"{folder}/registry.db"
     older_registry(path)
     for with_log in (False, True):
@@ -330,7 +330,7 @@ def test_an_older_registry_that_is_not_to_be_upgraded_stays_as_it_is(
 
 @needs.namespaces
 def test_a_file_that_is_mounted_by_itself_stays_as_it_was(folder: str, tmp_path: Path) -> None:
-    """Its log is beside the file of the host."""
+    """Its log would be beside the file of the host."""
     registry(f"{tmp_path}/of-the-host.db")
     Path(folder, "registry.db").touch()
     path = f"{folder}/registry.db"
@@ -346,7 +346,7 @@ def test_a_file_that_is_mounted_by_itself_stays_as_it_was(folder: str, tmp_path:
 
 
 def test_a_dumped_registry_is_told_how_to_go_on(folder: str) -> None:
-    """What the message says makes a registry of it."""
+    """The advice of the message makes it a registry."""
     path = f"{folder}/registry.db"
     dumped(path)
     with pytest.raises(DataLossError, match="PRAGMA application_id = 1397900354") as caught:
@@ -358,7 +358,7 @@ def test_a_dumped_registry_is_told_how_to_go_on(folder: str) -> None:
 
 
 def test_a_registry_whose_operator_left_wal_mode_is_rolled_back_and_opened(folder: str) -> None:
-    """It is ours: what its process did not commit before it was killed is taken back."""
+    """It is a registry: the transaction of the killed process is rolled back."""
     path = f"{folder}/registry.db"
     registry(path)
     message = "UPDATE sandbox_statuses SET message = hex(randomblob(20000))"

@@ -109,7 +109,7 @@ def test_a_snapshot_of_this_process_is_named(
 
 
 def test_a_reader_of_a_log_that_has_just_passed_its_bound_is_no_violation(store: Store) -> None:
-    """The next write resets that log; who merely reads then keeps nobody from it."""
+    """The next write resets that log; a read then does not prevent it."""
     grow(store, "a")
     with store._session.engine.snapshot("hold") as reader:
         assert reader.fetch("SELECT count(*) FROM sandboxes")

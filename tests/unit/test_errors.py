@@ -1,7 +1,10 @@
-"""The errors: one tree, operands as attributes."""
+"""Errors: one tree, with the operands as documented attributes."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import pickle
 import sqlite3
 
@@ -33,8 +36,8 @@ TREE = {
 
 
 @pytest.mark.parametrize("name", TREE)
-def test_the_tree_is_the_contracts(name: str) -> None:
-    """Each error has the parent by which a shim maps it to a gRPC code."""
+def test_each_error_has_the_parent_of_the_contract(name: str) -> None:
+    """By its parent a shim maps it to a gRPC code."""
     error = getattr(errors, name)
     assert (TREE[name],) == tuple(base.__name__ for base in error.__bases__)
     assert error is getattr(registry, name)
@@ -54,9 +57,23 @@ def test_operands_are_attributes() -> None:
         errors.NotFoundError("m", nonsense=1)
 
 
+def test_each_operand_is_documented() -> None:
+    """A docstring follows each attribute, which has a type."""
+    undocumented = []
+    for node in ast.walk(ast.parse(inspect.getsource(errors))):
+        if isinstance(node, ast.ClassDef):
+            for attribute, after in itertools.pairwise([*node.body, None]):
+                if isinstance(attribute, ast.AnnAssign) and not (
+                    isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                ):
+                    undocumented.append(f"{node.name}.{ast.unparse(attribute.target)}")
+                assert not isinstance(attribute, ast.Assign)
+    assert [] == undocumented
+
+
 @pytest.mark.parametrize("name", TREE)
 def test_an_error_can_be_sent_to_another_process(name: str) -> None:
-    """With its operands, as multiprocessing sends it."""
+    """Its operands survive pickling, as multiprocessing does it."""
     error = getattr(errors, name)("message")
     error.sqlite_code = 5
     copy = pickle.loads(pickle.dumps(error))
@@ -88,9 +105,9 @@ def test_an_error_can_be_sent_to_another_process(name: str) -> None:
     ids=str,
 )
 def test_driver_errors_are_mapped_by_code(code: int | None, expected: str, path: str) -> None:
-    """Never by text; the code, the path and what was being done are in it.
+    """The text decides nothing; the message has the operation and the path.
 
-    The file is there, and the system refuses nothing: see tests/integration/test_refusals.py.
+    The file exists, and the system refuses nothing: see tests/integration/test_refusals.py.
     """
     Store.open(path).close()
     raw = sqlite3.OperationalError("database is locked or full or corrupt")

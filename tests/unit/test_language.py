@@ -49,11 +49,9 @@ NAME = re.compile(r"test_(what|who|whom|whose|those|it|they)_")
 
 UNCLEAN = (
     "tests/cli/",
-    "registry/engine/",
     "registry/handles/",
     "registry/host/",
     "registry/store.py",
-    "tests/faults/",
     "tests/integration/",
     "tests/netns/",
     "tests/unit/",
