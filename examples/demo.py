@@ -146,6 +146,15 @@ def demonstrate(shim: subprocess.Popen[str], path: str) -> None:
     show(path, overview)
 
     say("An operator queries the same file for the reasons:")
+    show_reasons(path)
+
+    rows = ask(path, "SELECT pod, state, reason FROM sandbox_overview")[1]
+    if {pod: (state, reason) for pod, state, reason in rows} != EXPECTED:
+        raise SystemExit(f"the demo expected {EXPECTED}")
+
+
+def show_reasons(path: str) -> None:
+    """Print why sandboxes are not ready, as the `sqlite3` shell shows it."""
     query = (
         "SELECT o.pod, w.reason, w.since FROM why_not_ready w JOIN sandbox_overview o USING (id)"
     )
@@ -156,10 +165,6 @@ def demonstrate(shim: subprocess.Popen[str], path: str) -> None:
     else:
         print("  (sqlite3 is not installed here; this is Python's)")
         show(path, query)
-
-    rows = ask(path, "SELECT pod, state, reason FROM sandbox_overview")[1]
-    if {pod: (state, reason) for pod, state, reason in rows} != EXPECTED:
-        raise SystemExit(f"the demo expected {EXPECTED}")
 
 
 def clean_up(path: str) -> None:

@@ -97,9 +97,7 @@ def demonstrate(folder: str) -> None:
         pid = runtime.info(ids["web-1"])["pid"]
         server.kill()
         server.wait()
-        with Process.of_pid(pid) as pause:
-            pause.kill()
-            pause.wait(10)
+        kill(pid)
         show(f"{folder}/registry.db", overview)
 
         say("Another server takes over: ListPodSandbox says")
@@ -122,6 +120,13 @@ def demonstrate(folder: str) -> None:
         server.terminate()
         server.wait()
         print("\nAll of it is removed again.")
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and wait for its end."""
+    with Process.of_pid(pid) as process:
+        process.kill()
+        process.wait(10)
 
 
 def main() -> int:
