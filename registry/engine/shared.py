@@ -54,13 +54,11 @@ def attach(
         create: whether a missing file is made, with mode 0600.
         read_only: whether nothing is written, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
-        inspect, prepare: see `Engine.open`.
-        guard, admit: see `Engine`.
+        inspect, prepare, guard, admit: see `Engine.open` and `Engine`.
     Raises:
         RegistryError: the file cannot be opened.
     """
-    real = resolve(path)
-    deadline = time.monotonic() + timeout
+    real, deadline = resolve(path), time.monotonic() + timeout
 
     def use() -> Engine:
         _require_openable(real)
