@@ -1,4 +1,4 @@
-"""The store: sandboxes, by id, name and label, in the file that outlives us.
+"""Store of sandboxes in one file: by id, name and label.
 
     Store               the sandboxes of one registry file
     └── Sandbox         a handle on one creation of one sandbox
@@ -8,9 +8,9 @@ Rules:
 
 1. Each call is one transaction, or a part of the one its owner has open; threads that call at the
    same time share the commit, and what fails fails alone.
-2. What can be slow (looking at namespaces and processes, validating, encoding) is done before the
-   lock is taken or after it is given back.
-3. What is not in the file (`StopCh`, containers) changes after the commit, before the call returns.
+2. Slow steps (observing namespaces and processes, validating, encoding) run before the lock is
+   acquired or after it is released.
+3. Runtime state (`StopCh`, containers) changes after the commit and before the call returns.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ if TYPE_CHECKING:
     from registry.tables.integrity import Violation
 
 ACTOR_MAX: Final = 256
-"""Characters of who writes."""
+"""Characters of an actor."""
 HIDDEN: Final = str(State.UNKNOWN)
-"""The state of those that are being created, as it is stored."""
+"""The stored state of a sandbox that is being created."""
 LABELS_MAX: Final = 256
 """Labels to filter by; SQLite refuses an expression of some hundred parts."""
 
 
 class Store:
-    """The sandboxes of one registry file; from any thread, in any number of processes.
+    """Sandboxes of one registry file, for any thread and any number of processes.
 
     Source: containerd pkg/store/sandbox/sandbox.go, Store; differs: it is a file.
     """
 
     recovery: Report | None
-    """What the reconcile of `open` found; None where there was none."""
+    """The report of the reconcile made by `open`; None if it made none."""
 
     def __init__(self, session: Session) -> None:
         """Use `Store.open`."""
@@ -96,24 +96,24 @@ class Store:
         container_loader: ContainerLoader | None = None,
         clock: Callable[[], int] | None = None,
     ) -> Store:
-        """Open the registry at *path*, and find out what became of its sandboxes.
+        """Open the registry at *path*, and reconcile its sandboxes with the host.
 
         Args:
-            path: the file; beside it lie its log, two lock files and what is kept for a full disk.
-            create: make a missing file, and its directories; otherwise that is an error, since a
-                disk that is not mounted yet is not an empty node.
+            path: the file; beside it lie its WAL, two lock files and the disk reserve.
+            create: create a missing file and its directories. If False, a missing file is an error:
+                a disk that is not mounted yet is not an empty node.
             upgrade: bring an older schema up to date.
-            reconcile: mark what is gone as NOTREADY; see `recovery`.
+            reconcile: mark sandboxes that are gone as NOTREADY; see `recovery`.
             read_only: never write; implies `reconcile=False`.
             timeout: seconds that a write waits in all; 0 or more.
-            actor: who writes, for the history; default: program name and pid.
+            actor: name of the writer in the history; default: program name and pid.
             container_loader: gives each recovered sandbox its container, or None.
             clock: ns since the Unix epoch; default `time.time_ns`.
         Raises:
-            NotFoundError: there is no file, and none is to be made.
-            DataLossError: it is no registry, or corrupt.
-            SchemaVersionError: its schema is newer than this code, or older and stays so.
-            ResourceExhaustedError: the disk is full, and what was kept for that is gone.
+            NotFoundError: the file is missing, and is not to be created.
+            DataLossError: the file is not a registry, or corrupt.
+            SchemaVersionError: the schema is newer than this code, or older and not upgraded.
+            ResourceExhaustedError: the disk is full, and the disk reserve is used up.
             UnavailableError: another process kept the write lock past *timeout*.
         """
         doing = f"open registry {path!r}"
@@ -126,7 +126,7 @@ class Store:
             session = _open_session(
                 path, user, author, timeout, create=create, upgrade=upgrade, read_only=read_only
             )
-            # Another process may have upgraded it since this one has first opened it.
+            # Another process may have upgraded the schema since this one first opened the file.
             may_write = _admit(session)
             store = cls(session)
             if container_loader is not None:
@@ -211,14 +211,14 @@ class Store:
         pod: str | None = None,
         namespace: str | None = None,
     ) -> list[Sandbox]:
-        """Return the sandboxes that every filter lets through, ordered by created_at and id.
+        """Return the sandboxes that match every filter, ordered by created_at and id.
 
         Args:
-            include_unknown: those whose creation is under way too.
+            include_unknown: include sandboxes that are being created.
             id: a prefix; the other filters are exact.
             name: of the sandbox.
             state: of the sandbox.
-            labels: of the config; all of them.
+            labels: that the config has, among others.
             pod: name of the pod.
             namespace: of the pod, in Kubernetes.
         Raises:
@@ -249,15 +249,15 @@ class Store:
     ) -> builtins.list[Transition]:
         """Return every committed change of state, oldest first, of all sandboxes or of one.
 
-        Empty where nothing of it is kept; a change that leaves the state as it is makes none.
+        Empty if nothing of it is kept. An update that keeps the state adds no transition.
 
         Args:
             id: the full id, no prefix; it may be of a sandbox that is deleted.
             after: only those with a greater seq; 0 is the beginning of what is kept.
-            limit: at most so many.
+            limit: maximum number of transitions.
         Raises:
-            CompactedError: what came right after *after* is no longer kept.
-            MetadataError: a state in it is none that is known here; the message has its seq.
+            CompactedError: the transition after *after* is no longer kept.
+            MetadataError: a transition has an unknown state; the message has its seq.
         """
         doing = "read history" if id is None else f"read history of sandbox {id!r}"
         check_integer(doing, "after", after, 0, 2**63 - 1)
@@ -280,7 +280,7 @@ class Store:
         return [Transition.load(row) for row in found]
 
     def check(self) -> builtins.list[Violation]:
-        """Return every broken invariant of the registry, none hidden by the first; read-only."""
+        """Return every violated invariant of the registry; read-only."""
         from registry.tables import integrity  # noqa: PLC0415 - it stands above the store, and is rarely asked
 
         self._session.require_open("check registry")
@@ -293,8 +293,8 @@ class Store:
         """Return a context manager that makes the calls in its body one commit; it yields None.
 
         It belongs to the thread that enters it, or to the task of asyncio, trio or anyio, or to the
-        greenlet. It nests by savepoint: what fails inside and is caught there is rolled back alone.
-        What its owner calls meanwhile on another Store of the same file is a part of it too.
+        greenlet. It nests by savepoint: a nested write that fails is rolled back alone. Calls of
+        its owner on another Store of the same file are part of it too.
 
         Raises:
             UnavailableError: the store's timeout passed before it could begin.
@@ -321,10 +321,10 @@ class Store:
         return self._insert("add", metadata, status, os.getpid(), container)
 
     def adopt(self, metadata: Metadata, status: Status) -> Sandbox:
-        """Add a sandbox that somebody else has made, for another store say.
+        """Add a sandbox that was created elsewhere, for another store for example.
 
-        As `add`, but nobody here is creating it: as UNKNOWN it is UNVERIFIED to a reconcile, and
-        stays so until somebody says more; `add` would have it interrupted once this process ends.
+        As `add`, but without a creator. While UNKNOWN, it gets the verdict UNVERIFIED; one that
+        was added gets INTERRUPTED once this process has ended.
 
         Raises:
             AlreadyExistsError, NameReservedError, InvalidArgumentError, ResourceExhaustedError,
@@ -340,14 +340,14 @@ class Store:
         creator: int,
         container: Container | None = None,
     ) -> Sandbox:
-        """Add a sandbox that the process with pid *creator* is creating; 0: nobody is."""
+        """Add a sandbox that the process with pid *creator* is creating; 0: no process is."""
         addition = additions.prepare(verb, metadata, status, creator, HostContext.current())
         return additions.insert(self._session, addition, container)
 
     def update_metadata(self, id: str, fn: Callable[[Metadata], Metadata]) -> Sandbox:
-        """Store what *fn* makes of the metadata of *id*; only while the sandbox is UNKNOWN.
+        """Replace the metadata of *id* by the result of *fn*; only while the sandbox is UNKNOWN.
 
-        *fn* runs inside the transaction, exactly once; what it raises comes out as it is.
+        *fn* runs inside the transaction, exactly once. Its exception is raised unchanged.
 
         Args:
             id: whole or a unique prefix.
@@ -467,7 +467,7 @@ def _admit(session: Session) -> bool:
 
 
 def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:
-    """Return who writes; *actor* is "" for the program's name and pid."""
+    """Return the author of writes; *actor* "" stands for the program's name and pid."""
     program = os.path.basename((sys.argv or [""])[0]) or "python"
     printable = program.encode(errors="replace").decode()
     check_line(doing, "actor", actor, ACTOR_MAX)
@@ -477,7 +477,7 @@ def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:
 
 
 def _refuse_unless_completed(doing: str, row: Row, metadata: Metadata) -> None:
-    """Raise unless *metadata* may take the place of what *row* holds."""
+    """Raise unless *metadata* may replace the metadata of *row*."""
     if row.state != str(State.UNKNOWN):
         raise FailedPreconditionError(
             f"{doing}: it is {row.state}, and metadata is fixed once a sandbox is not UNKNOWN; "

@@ -1,4 +1,4 @@
-"""What a sandbox has in this process and not in the file: its StopCh and its container.
+"""Runtime state of sandboxes: objects that live in this process and not in the file.
 
 All handles of all Stores of one file share one `RuntimeState` for each creation. It outlives the
 handles, since a StopCh that is set stays so; after a deletion it is kept for a while, for a reader
@@ -54,18 +54,18 @@ class StopCh:
             sleepers.wake()
 
     def is_set(self) -> bool:
-        """Whether the sandbox has stopped."""
+        """Return whether the sandbox has stopped."""
         return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has, at most *timeout* seconds, and tell whether it has."""
+        """Wait until it has stopped, at most *timeout* seconds, and return whether it has."""
         deadline = None if timeout is None else time.monotonic() + timeout
         sleepers: WaitQueue = self.__dict__.setdefault("sleepers", WaitQueue())  # one step for all
         return sleepers.wait(self.is_set, deadline)
 
 
 class RuntimeState:
-    """What one creation of a sandbox has in this process."""
+    """StopCh and container of one creation of a sandbox."""
 
     __slots__ = ("container", "seen", "stopped")
 

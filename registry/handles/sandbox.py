@@ -220,7 +220,7 @@ class Sandbox:
 
     @property
     def container(self) -> Container | None:
-        """What was attached by `add` or the container loader in this process."""
+        """The container that `add` or the container loader attached in this process."""
         return self._entry.runtime_state.container
 
     def attach(self, container: Container | None) -> None:
@@ -238,11 +238,11 @@ class Sandbox:
         return self._entry.runtime_state.stopped
 
     def stop(self) -> None:
-        """Set `stopped` without touching the status."""
+        """Set `stopped` without changing the status."""
         self.stopped.stop()
 
     def delete(self) -> bool:
-        """Delete this creation of the sandbox; False when it was gone already."""
+        """Delete this creation of the sandbox; return False if it was already deleted."""
         doing = f"delete sandbox {self.id!r}"
         session, creation = self._session, self._entry.row.creation
         with session.write(doing) as transaction:
@@ -262,7 +262,7 @@ class _StoredStatus:
         self._session, self._handle = session, handle
 
     def get(self) -> Status:
-        """Return the latest committed status, or this owner's own change of it.
+        """Return the latest committed status, or the one of the caller's open transaction.
 
         Raises:
             NotFoundError: the sandbox has been deleted.
@@ -277,10 +277,10 @@ class _StoredStatus:
         return found.status()
 
     def update(self, fn: UpdateFunc, /) -> Status:
-        """Store what *fn* makes of the latest status, and return it once it is committed.
+        """Store the result of *fn* for the latest status, and return it once it is committed.
 
-        *fn* runs inside the transaction, exactly once, while nobody else writes: keep it short.
-        What it raises comes out as it is, and nothing has changed.
+        *fn* runs inside the transaction, exactly once, while no other writer runs: keep it short.
+        Its exception is raised unchanged, and nothing is stored.
 
         Raises:
             NotFoundError: the sandbox has been deleted.

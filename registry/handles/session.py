@@ -1,4 +1,4 @@
-"""What a Store and its handles share: the engine, who writes, and runtime state."""
+"""State that a Store and its handles share: the engine, the author and the runtime state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 log = logging.getLogger("registry")
 
 SLOW: Final = 1.0
-"""Seconds that a caller's function may take before a warning is logged: nobody else writes."""
+"""Seconds after which a warning is logged about a caller's function: no other writer runs."""
 
 
 class Reading(NamedTuple):
@@ -51,7 +51,7 @@ class Session:
             engine: of the database.
             user: has the engine open.
             timeout: seconds that a write waits in all.
-            author: of what is written.
+            author: source of the audit columns.
         """
         self.engine: Final = engine
         self.author: Final = author
@@ -96,8 +96,8 @@ class Session:
         """Return a context manager whose body is a write transaction, or a part of one.
 
         Args:
-            doing: what, for messages.
-            exclusive: it shares no commit with others: it has many parts, or takes long.
+            doing: operation and object, for messages.
+            exclusive: whether it shares no commit: it has many parts, or takes long.
         """
         self.require_open(doing)
         return Write(self.engine, doing, self._timeout, exclusive=exclusive)
@@ -158,7 +158,7 @@ class Session:
         return self._cache.one(creation, doing, read)
 
     def latest_commit(self, doing: str) -> int | None:
-        """Return the number of the latest commit of anybody; None where there is none to be had."""
+        """Return the data version; None if it cannot be read."""
         self.require_open(doing)
         return self.engine.data_version.read(doing)
 
@@ -235,7 +235,7 @@ class Session:
             transaction.after_commit(lambda: states.stop(creation, watermark))
 
     def created(self, transaction: Transaction, row: Row, since: int) -> Entry:
-        """Return *row*, which *transaction* has inserted, with what it has in this process.
+        """Return *row*, which *transaction* has inserted, with its runtime state.
 
         Args:
             transaction: the open one.
@@ -270,7 +270,7 @@ class Session:
             self.stop(row.creation)
 
     def _tidy(self) -> None:
-        """Look for what other processes have deleted, in a process that adds and never reads."""
+        """Drop the runtime state of deleted sandboxes, in a process that adds and never reads."""
         if self._runtime_states.are_many():
             doing = "look for deleted sandboxes"
             try:
@@ -281,7 +281,7 @@ class Session:
                 log.warning("%s: %s", doing, error)  # what was to be added is stored
 
     def delete(self, transaction: Transaction, row: Row) -> None:
-        """Delete the sandbox of *row*, and stop it for good when that is committed."""
+        """Delete the sandbox of *row*, and set its StopCh after the commit."""
         self.engine.writer.disk_space.use_last()
         since = transaction.connection.total_changes
         writes.delete(transaction, row, self.author)
@@ -289,7 +289,7 @@ class Session:
         transaction.after_commit(lambda: self._runtime_states.mark_deleted(row.creation))
 
     def mark_missing_deleted(self, creation: int) -> None:
-        """Stop a sandbox that was not to be found, if it has been in a commit."""
+        """Set the StopCh of a sandbox that was not found, if it was in a commit."""
         if self.engine.own_transaction() is None and self._runtime_states.was_seen(creation):
             self._runtime_states.mark_deleted(creation)
 
@@ -309,7 +309,7 @@ class Session:
             states.mark_deleted_except((creation for (creation,) in fetch(sql.CREATIONS, {})), seen)
         states.advance(newest, seen)
 
-    # What a caller's function makes of a row.
+    # The functions of callers.
 
     def ask(self, transaction: Transaction, row: AnyRow, fn: Callable[[T], T], value: T) -> T:
         """Return what *fn* makes of *value*, a part of *row*, inside the transaction.
@@ -344,7 +344,7 @@ def check_function(doing: str, fn: object) -> None:
 
 
 def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
-    """Run a caller's function inside the transaction, and say when it took long."""
+    """Return the result of a caller's function, and log a warning if it took long."""
     began = time.monotonic()
     try:
         return fn(value)
@@ -352,8 +352,8 @@ def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
         took = time.monotonic() - began
         if took > SLOW:
             log.warning(
-                "%s: its function took %.1f s, and nobody else could write meanwhile; "
-                "do what is slow before or after it",
+                "%s: its function took %.1f s, and no other writer could run; "
+                "do slow work before or after it",
                 doing,
                 took,
             )
