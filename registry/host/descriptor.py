@@ -63,7 +63,7 @@ class Descriptor:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it belongs to the process that forked this one."""
+        """Return whether the descriptor belongs to the process that forked this one."""
         return self._process != os.getpid()
 
     def close(self) -> None:

@@ -106,7 +106,7 @@ def namespace_number_at(path: str) -> int | None:
 
 
 class NamespaceHandle(NamedTuple):
-    """Which namespace is at a path: its kernel id, its type (one of CLONE_NEW*), and its inode."""
+    """Namespace at a path: its kernel id, its type (one of CLONE_NEW*), and its inode."""
 
     number: int
     type: int
@@ -250,7 +250,7 @@ def file_at(path: bytes) -> tuple[tuple[int, int] | None, int]:
 
     None and 0 where none can be seen.
 
-    Asks for no times, as `os.stat` does: from Linux 6.13 on, a file whose times somebody has seen
+    Asks for no times, as `os.stat` does: from Linux 6.13 on, a file whose times were read
     notes a new one at its next write, and the sync after that takes half as long again.
     """
     buffer = bytearray(_STATX.size)

@@ -133,7 +133,7 @@ class NetNS:
 
     @property
     def closed(self) -> bool:
-        """Whether the namespace is no longer at its path; another one in its place is not it.
+        """Return whether the namespace is no longer at its path; another one there does not count.
 
         Raises:
             NetNSError: with `.errno`; it cannot be seen, or, EXDEV, not from here, another mount

@@ -241,7 +241,7 @@ def test_a_statement_that_is_not_reported_empties_the_cache(store: Store) -> Non
     assert "rawraw" == store.get("b").status_as_read.message
 
 
-def test_what_was_rolled_back_is_not_cached(store: Store) -> None:
+def test_rolled_back_writes_are_not_cached(store: Store) -> None:
     """All of a transaction, or a part of one that commits the rest."""
     handle = store.add(sandbox("a"), READY)
     store.get("a")
@@ -297,7 +297,7 @@ def test_update_metadata_is_followed(store: Store) -> None:
     assert_fresh(store)
 
 
-def test_what_a_reconcile_and_the_exit_watcher_write_is_followed(store: Store) -> None:
+def test_cache_follows_a_reconcile_and_the_exit_watcher(store: Store) -> None:
     """A process that has ended; orphans are removed without any change of rows."""
     with subprocess.Popen(["sleep", "30"]) as child, subprocess.Popen(["sleep", "30"]) as other:
         one = store.add(sandbox("a"), Status(State.READY, pid=child.pid))

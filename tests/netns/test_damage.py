@@ -92,7 +92,7 @@ def test_a_flipped_bit_of_a_type_marks_nothing(closed: str, tmp_path: Path) -> N
 
 
 def test_a_flipped_bit_of_an_identity_marks_nothing(closed: str, tmp_path: Path) -> None:
-    """What else is observed contradicts what the damaged value says alone."""
+    """The other observations contradict the damaged value."""
     ((state,),) = query(closed, "SELECT state FROM sandbox_statuses")
     bits = [
         (table, column, place.value, bit)

@@ -385,7 +385,7 @@ def test_load_stands_for_the_namespace_that_is_there(made: NetNS) -> None:
 
 
 def test_another_namespace_at_the_path_is_not_it(made: NetNS) -> None:
-    """Made anew at the same path, as often as inodes come again."""
+    """It is created at the same path ten times, since inodes are reused."""
     for _ in range(10):
         made.remove()
         other = NetNS.create(made.path)
@@ -408,7 +408,7 @@ def test_one_namespace_at_two_paths_is_one(base_dir: str, made: NetNS) -> None:
     assert not NetNS.load(second).closed
 
 
-def test_what_cannot_be_seen_is_neither_open_nor_closed(base_dir: str) -> None:
+def test_unresolvable_path_is_neither_open_nor_closed(base_dir: str) -> None:
     """A loop of symlinks: NetNSError with the errno, from every question."""
     path = f"{base_dir}/loop"
     made = NetNS.create(path)

@@ -1,4 +1,4 @@
-"""Which process a pid names, and whether it runs, on the real kernel."""
+"""Identities and observations of processes, on the real kernel."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_the_exit_status_of_a_stranger_is_told_once_it_is_reaped(command: str, s
 
 
 def test_the_exit_status_of_a_strangers_zombie_is_not_known() -> None:
-    """Nobody has reaped it, and nobody waits for that for long."""
+    """Its parent has not reaped it, and the call does not wait long for that."""
     code = """
         import os, sys
         pid = os.fork()

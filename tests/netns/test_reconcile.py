@@ -122,7 +122,7 @@ def test_a_sandbox_removes_its_namespace(store: Store, base_dir: str) -> None:
 def test_a_sandbox_removes_what_an_interrupted_creation_has_left(
     store: Store, base_dir: str, step: str
 ) -> None:
-    """Nobody has recorded which namespace it is; at the intended path it can be no other."""
+    """No identity is recorded; at the intended path it can be no other namespace."""
     path = store.new_netns_path(base_dir)
     sandbox_ = store.add(sandbox("a", netns_path=path), UNKNOWN)
     if step == "file":
@@ -179,7 +179,7 @@ def test_an_unmounted_namespace_is_closed_and_the_file_left_alone(
 def test_something_that_is_no_namespace_is_closed_and_left_alone(
     store: Store, base_dir: str, what: str
 ) -> None:
-    """A plain file, a directory, a fifo that nobody reads."""
+    """A plain file, a directory, a fifo without a reader."""
     path = add(store, base_dir).path
     NetNS.load(path).remove()
     if what == "file":
@@ -453,7 +453,7 @@ def test_a_path_that_may_not_be_searched_is_unreachable(
 
 @pytest.mark.parametrize("lives", [False, True], ids=["empty", "lived in"])
 def test_a_loop_of_symlinks_is_unreachable(store: Store, base_dir: str, lives: bool) -> None:
-    """What it should lead to cannot be told, but for where the recorded process lives."""
+    """Its target is not known, unless the recorded process lives in it."""
     netns = add(store, base_dir)
     process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
     try:
@@ -700,7 +700,7 @@ def test_a_container_that_runs_keeps_the_sandbox(store: Store, path: str) -> Non
     assert () == store.reconcile().findings
 
 
-def test_a_container_that_raises_stops_nobody_else(store: Store) -> None:
+def test_a_container_that_raises_stops_no_other_sandbox(store: Store) -> None:
     """Its sandbox is unreachable, the other one is judged."""
 
     class Broken(Task):
@@ -766,7 +766,7 @@ def test_a_creator_whose_identity_could_not_be_determined_is_unreachable_until_i
 def test_a_namespace_that_was_never_made_is_not_closed_ever_after(
     store: Store, path: str, base_dir: str
 ) -> None:
-    """What is not recorded is not judged; the file that it was to be mounted on is cleaned up."""
+    """A namespace that is not recorded is not judged; the file at its path is removed."""
     with running(CREATOR, path, f"{base_dir}/planned") as child:
         assert "added" == line(child)
     marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
@@ -779,7 +779,7 @@ def test_a_namespace_that_was_never_made_is_not_closed_ever_after(
 
 
 def test_an_imported_creation_is_unverified(store: Store, path: str) -> None:
-    """UNKNOWN without a creator: nobody can say."""
+    """It is UNKNOWN and has no creator."""
     execute(
         path,
         "INSERT INTO sandboxes (id, name) VALUES ('a', 'a')",
@@ -1055,7 +1055,7 @@ def test_10000_sandboxes_are_one_write_transaction(store: Store, path: str) -> N
     assert [(1_000,)] == query(path, "SELECT count(*) FROM why_not_ready")
 
 
-def test_what_another_writer_changes_meanwhile_is_judged_again(
+def test_sandbox_changed_by_another_writer_meanwhile_is_judged_again(
     open_store: OpenStore, base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the write one is deleted, one moved on, one mended, one added."""

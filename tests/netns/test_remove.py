@@ -244,7 +244,7 @@ SWAPS = {
 def test_a_path_swapped_before_the_umount_hits_no_other(
     store: Store, base_dir: str, victim: NetNS, swap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is unmounted is the mount that was compared, wherever it is by then."""
+    """The mount that was compared is unmounted, at any path that it has by then."""
     made, handle = add(store, store.new_netns_path(f"{base_dir}/above/in"))
     umount = kernel.umount
 
@@ -309,7 +309,7 @@ def test_a_file_changed_after_the_umount_is_left(
 
 
 @pytest.mark.parametrize("here", ["file", "nothing", "namespace", "symlink", "no directory"])
-def test_what_another_mount_namespace_recorded_is_left(
+def test_namespace_recorded_in_another_mount_namespace_is_left(
     store: Store, path: str, base_dir: str, victim: NetNS, here: str
 ) -> None:
     """Whatever is at the path here, it lives on there and is not taken for closed: EXDEV."""
@@ -333,7 +333,7 @@ def test_what_another_mount_namespace_recorded_is_left(
         assert not is_closed(child)
 
 
-def test_what_another_mount_namespace_recorded_is_removed_where_it_is_seen(
+def test_namespace_recorded_in_another_mount_namespace_is_removed_there(
     store: Store, path: str, base_dir: str
 ) -> None:
     """It is mounted here too, and compared; its mounts elsewhere go with the file."""
@@ -360,7 +360,7 @@ def test_what_another_mount_namespace_recorded_is_removed_where_it_is_seen(
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["other name", "own name"])
-def test_what_another_mount_namespace_recorded_is_closed_once_it_is_gone(
+def test_namespace_recorded_in_another_mount_namespace_is_closed_once_gone(
     store: Store, path: str, base_dir: str, own: bool
 ) -> None:
     """Its last mount went with its mount namespace; of files only an own name is removed."""
@@ -540,7 +540,7 @@ def test_a_hidden_copy_of_the_mount_keeps_the_file_busy(base_dir: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["namespace", "file"])
-def test_what_is_at_a_path_of_another_name_is_left_while_nothing_is_recorded(
+def test_file_at_a_foreign_path_is_left_while_nothing_is_recorded(
     store: Store, base_dir: str, what: str
 ) -> None:
     """It may be a stranger's: EEXIST, and how to remove it."""

@@ -1,4 +1,4 @@
-"""What counts as evidence for or against a reboot; observed for real in tests/faults."""
+"""Evidence for or against a reboot; tests/faults observes it for real."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from registry.host.inventory import HostInventory
 def test_numbers_of_initial_namespaces_and_inodes_recur(
     number: int, initial: bool, recurs: bool
 ) -> None:
-    """They are the same on each boot; others begin anew, and may be the same by chance."""
+    """They are the same on each boot; other numbers start again and may recur by chance."""
     assert (initial, recurs) == (kernel.may_be_initial(number), kernel.recurs(number))
 
 

@@ -50,10 +50,8 @@ NAME = re.compile(r"test_(what|who|whom|whose|those|it|they)_")
 UNCLEAN = (
     "tests/cli/",
     "registry/handles/",
-    "registry/host/",
     "registry/store.py",
     "tests/integration/",
-    "tests/netns/",
     "tests/unit/",
 )
 """Files and folders that have such words or docstrings still; each is removed once it has none."""

@@ -125,7 +125,7 @@ def test_only_what_was_seen_in_an_earlier_commit_can_be_missing() -> None:
     assert not after.stopped.is_set()
 
 
-def test_what_is_seen_late_is_looked_for_from_when_it_was_read() -> None:
+def test_handle_seen_late_is_searched_from_the_time_of_its_read() -> None:
     """Another reader may have gone past its deletion in between."""
     states = RuntimeStates()
     watermark = states.watermark  # one reads a commit, in which the sandbox is
