@@ -41,14 +41,13 @@ def observe(
     context = inventory.context
     recorded = load_process(row)
     init = None if recorded is None else process.observe(recorded, context)
-    creator = load_creator(row) if isinstance(row, Row) else None
-    creator_observed = None if creator is None else process.observe(creator, context)
     netns = None
     if row.netns_path and not row.host_network:
         netns = observer.observe(row.netns_path)
-    observation = Observation(
-        netns, container or init, creator_observed, attached=container is not None
-    )
+    observation = Observation(netns, container or init, attached=container is not None)
+    creator = load_creator(row) if isinstance(row, Row) else None
+    if creator is not None:
+        observation = observation._replace(creator=process.observe(creator, context))
     if netns is not None and not _is_certain(row, netns):
         observation = _observe_where_it_lives(observation, row, netns, context)
     if names_other_boot(row, context):

@@ -30,7 +30,7 @@ from registry.tables.rows import (
     load_netns,
 )
 
-_UNKNOWN, _NOTREADY = str(State.UNKNOWN), str(State.NOTREADY)
+_UNKNOWN, _READY, _NOTREADY = map(str, State)
 
 
 class Verdict(StrEnum):
@@ -246,6 +246,8 @@ def decide(
     for row, observation in observed:
         if not observation.failure and names_other_boot(row, context):
             others.append((row, observation))
+        elif _is_as_recorded(row, observation):
+            yield Decision(row, Verdict.OPEN)
         else:
             yield _judge(row, observation, context, now, None)
     if others:
@@ -253,6 +255,25 @@ def decide(
         boots = BootEvidence(chain(own, evidence))
         for row, observation in others:
             yield _judge(row, observation, context, now, boots)
+
+
+def _is_as_recorded(row: AnyRow, observation: Observation) -> bool:
+    """Return whether a READY sandbox has its recorded namespace, and its process runs.
+
+    A shortcut for most rows, which `_judge` would find OPEN.
+    """
+    netns, process = observation.netns, observation.process
+    return (
+        type(row) is StatusRow
+        and row.state == _READY
+        and not observation.failure
+        and netns is not None
+        and netns.identity is not None
+        and netns.identity.number is not None
+        and netns.identity.number == row.netns_number
+        and netns.identity.inode == row.netns_inode
+        and (process is None or process.liveness is Liveness.RUNNING)
+    )
 
 
 def _judge(

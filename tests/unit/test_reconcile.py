@@ -430,6 +430,17 @@ def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying
     assert ("/run/netns/x",) == made.orphans
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_shortcut_for_open_sandboxes_changes_no_decision(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it takes for OPEN, the long way does too."""
+    observed = [(case.row, case.observation)]
+    short = [*decide(observed, HERE, now=0)]
+    monkeypatch.setattr(verdicts, "_is_as_recorded", lambda *_: False)
+    assert short == [*decide(observed, HERE, now=0)]
+
+
 IMPURE = {"os", "time", "socket", "subprocess", "fcntl", "logging"}
 
 
