@@ -1,4 +1,4 @@
-"""A record with one flipped bit hides nothing of the others, and ends no command in a traceback."""
+"""Damage: a record with one flipped bit hides no other record, and causes no traceback."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DAMAGED = 3
 """Exit code where SQLite itself finds the damage."""
 
 
-def test_commands_say_what_is_wrong_with_a_damaged_record(
+def test_every_command_ends_with_a_documented_code_on_a_damaged_record(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each ends with a code that it has, and lists the record beside it."""
+    """`list` still shows the other record."""
     whole, path = tmp_path / "whole.db", str(tmp_path / "damaged.db")
     with Store.open(whole) as store:
         fields = {"ip": "10.0.0.1", "additional_ips": ("10.0.0.2",)}

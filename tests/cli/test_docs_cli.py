@@ -1,4 +1,4 @@
-"""What docs/cli.md says is what the program does."""
+"""Agreement of docs/cli.md with the program: verbs, options, fields, exit codes, examples."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROXY = "77b0d2e5a9f1"
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """Return a registry of two sandboxes, one of which has no namespace any more."""
+    """Return a registry of two sandboxes; the namespace of one does not exist."""
     path = str(tmp_path / "registry.db")
     clock = iter(range(1_760_000_000_000_000_000, 2**63, 1_500_000_000))
     host = pod("proxy", "kube-system")
@@ -80,14 +80,14 @@ def printed(path: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]
     return printed
 
 
-def test_every_verb_has_a_section_and_there_are_no_others() -> None:
+def test_docs_have_one_section_for_each_verb() -> None:
     """In the order of --help."""
     assert list(COMMANDS) == re.findall(r"^### `(\w+)`", DOCS, re.MULTILINE)
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
-def test_every_option_is_documented_and_there_are_no_others(verb: str) -> None:
-    """Those of every verb once, those of one verb in its section."""
+def test_docs_have_exactly_the_options_of_each_verb(verb: str) -> None:
+    """Options that verbs share are documented once, others in the section of their verb."""
     common = documented_options("Options that verbs share")
     if verb in {"export", "serve"}:  # it prints nothing else, or nothing
         common -= {"--json"}
@@ -99,29 +99,29 @@ def test_every_option_is_documented_and_there_are_no_others(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_and_option_has_help(verb: str) -> None:
-    """Nobody has to guess."""
+    """Arguments have one too."""
     assert COMMANDS[verb].help
     assert all(getattr(each, "help", None) for each in COMMANDS[verb].params)
 
 
 def test_fields_of_list_are_as_documented(printed: Callable[..., Any]) -> None:
-    """In order."""
+    """In the same order."""
     assert documented_fields("list") == list(printed("list")[0])
 
 
 def test_fields_of_inspect_are_as_documented(printed: Callable[..., Any]) -> None:
-    """Those of list come first."""
+    """The fields of list come first."""
     expected = documented_fields("list") + documented_fields("inspect")
     assert expected == list(printed("inspect", WEB))
 
 
 def test_fields_of_history_are_as_documented(printed: Callable[..., Any]) -> None:
-    """In order."""
+    """In the same order."""
     assert documented_fields("history") == list(printed("history")[0])
 
 
 def test_fields_of_reconcile_are_as_documented(printed: Callable[..., Any]) -> None:
-    """And those of what it holds."""
+    """Fields of nested objects are documented too."""
     found = printed("reconcile")
     expected = []
     for name, value in found.items():
@@ -140,13 +140,13 @@ def test_fields_of_check_are_as_documented(path: str, printed: Callable[..., Any
 
 
 def test_fields_of_delete_are_as_documented(printed: Callable[..., Any]) -> None:
-    """Whether or not there was a sandbox."""
+    """They do not depend on whether there was a sandbox."""
     for _ in range(2):
         assert documented_fields("delete") == list(printed("delete", WEB))
 
 
 def test_fields_of_import_are_as_documented(tmp_path: Path, printed: Callable[..., Any]) -> None:
-    """And those of what it holds."""
+    """Fields of nested objects are documented too."""
     (tmp_path / "a.json").write_text("{}")
     found = printed("import", str(tmp_path / "a.json"))
     expected = [f"sandboxes[].{field}" for field in found["sandboxes"][0]]
@@ -155,7 +155,7 @@ def test_fields_of_import_are_as_documented(tmp_path: Path, printed: Callable[..
 
 
 def test_exit_codes_are_as_documented() -> None:
-    """Those of the program, and 130 of Ctrl-C."""
+    """The codes of the program, and 130 of Ctrl-C."""
     codes = [
         failures.FINE,
         failures.FOUND,
@@ -168,8 +168,8 @@ def test_exit_codes_are_as_documented() -> None:
     assert codes == [int(code) for code in re.findall(r"\d+", text)]
 
 
-def test_examples_print_what_is_shown(path: str, tmp_path: Path) -> None:
-    """All of them, in order, on one registry."""
+def test_examples_print_the_documented_output(path: str, tmp_path: Path) -> None:
+    """All of them are run, in order, on one registry."""
     program = tmp_path / "bin" / "sandbox-registry"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m registry "$@"\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,12 @@ HEAVY = {
 }
 """Packages of which a verb imports only those that it uses."""
 MODULES = {place.partition(":")[0] for place in VERBS.values()}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Return a path without a registry."""
+    return str(tmp_path / "registry.db")
 
 
 def imported(*args: str) -> set[str]:

@@ -8,21 +8,17 @@ import re
 import sqlite3
 import subprocess
 import sys
-import tracemalloc
 from contextlib import closing
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import registry
 from registry import Metadata, State, Status, Store, Verdict
-from registry.cli import documents, import_export
-from registry.cli.documents import Document
+from registry.cli import documents
 from registry.model.containerd import DOCUMENT_MAX
+from tests.cli.program import KNOWN, MANIFEST, SAMPLES
 from tests.golden import DATA
 from tests.tools import (
     NOTREADY,
@@ -37,23 +33,18 @@ from tests.tools import (
     sandbox,
 )
 
-SAMPLES = sorted(
-    file for file in (DATA / "containerd").glob("*.json") if file.name != "MANIFEST.json"
-)
-MANIFEST = DATA / "containerd" / "MANIFEST.json"
-KNOWN: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
 ERROR = r"sandbox-registry: error: .+\n"
 
 
 class Done:
-    """What the program left behind."""
+    """Exit code and output of the program."""
 
     def __init__(self, done: subprocess.CompletedProcess[bytes]) -> None:
         self.code, self.out, self.err = done.returncode, done.stdout, done.stderr.decode()
 
     @property
     def json(self) -> Any:
-        """What it printed, as JSON."""
+        """Output of the program, decoded as JSON."""
         return json.loads(self.out)
 
 
@@ -94,7 +85,7 @@ def line(id: str, **fields: Any) -> bytes:
 # Importing.
 
 
-def test_what_containerd_stored_is_imported_with_its_statuses(path: str) -> None:
+def test_import_keeps_documents_and_statuses_of_containerd(path: str) -> None:
     """Every sample, byte for byte, and its state, pid and time of creation."""
     done = call(path, "import", *SAMPLES, "--status", MANIFEST, "--json")
     assert (0, "") == (done.code, done.err)
@@ -111,8 +102,8 @@ def test_what_containerd_stored_is_imported_with_its_statuses(path: str) -> None
         )
 
 
-def test_without_a_status_they_are_unknown_and_unverified(path: str) -> None:
-    """Nobody is their creator, so no reconcile takes them for interrupted creations."""
+def test_import_without_statuses_makes_sandboxes_unknown_and_unverified(path: str) -> None:
+    """They have no creator, so no reconcile takes them for interrupted creations."""
     done = call(path, "import", *SAMPLES)
     assert (0, "") == (done.code, done.err)
     assert f"imported {len(SAMPLES)} of {len(SAMPLES)}\n".encode() in done.out
@@ -122,8 +113,8 @@ def test_without_a_status_they_are_unknown_and_unverified(path: str) -> None:
         assert ["there"] == ids(store.list())
 
 
-def test_one_that_is_refused_stops_all(path: str) -> None:
-    """Every one that is refused is reported, with its holder, and nothing has changed."""
+def test_one_refused_document_rolls_back_the_import(path: str) -> None:
+    """Every refused document is reported, with the holder of its id or name."""
     text = line("a") + line("there", name="x") + line("b", name="taken") + b"{}\n" + line("a/b")
     before = query(path, "SELECT * FROM sandbox_transitions")
     done = call(path, "import", "-", "--json", stdin=text)
@@ -158,8 +149,8 @@ def test_an_import_that_is_refused_whole_does_not_advise_to_keep_going(path: str
         assert "sandbox-registry: error: import: 2 of 2 refused, 0 imported\n" == done.err
 
 
-def test_keep_going_takes_the_others(path: str) -> None:
-    """The code is 1 all the same."""
+def test_keep_going_imports_the_others(path: str) -> None:
+    """The code is 1 too."""
     text = line("a") + line("there", name="x") + b"no JSON\n" + line("b")
     done = call(path, "import", "-", "--keep-going", stdin=text)
     assert 1 == done.code
@@ -173,10 +164,10 @@ def test_keep_going_takes_the_others(path: str) -> None:
     [(line("a", name="x"), "a"), (line("b", name="name-a"), "a")],
     ids=["id", "name"],
 )
-def test_two_of_one_import_cannot_have_one_id_or_name(
+def test_import_refuses_a_second_document_with_the_same_id_or_name(
     path: str, second: bytes, holder: str
 ) -> None:
-    """The first holds it, whether or not it stays."""
+    """The first document holds it, also if the import is rolled back."""
     done = call(path, "import", "-", "--json", stdin=line("a") + second)
     refused = done.json["sandboxes"][1]
     assert (1, holder) == (done.code, refused["holder"])
@@ -187,8 +178,8 @@ def test_two_of_one_import_cannot_have_one_id_or_name(
     assert {"there", "a"} == set(found(path))
 
 
-def test_a_registry_is_made_on_request_only(tmp_path: Path) -> None:
-    """A disk that is not mounted yet is no empty node."""
+def test_import_creates_a_registry_only_on_request(tmp_path: Path) -> None:
+    """A disk that is not mounted yet must not look like an empty node."""
     path = str(tmp_path / "new.db")
     done = call(path, "import", SAMPLES[0])
     assert 3 == done.code
@@ -198,8 +189,8 @@ def test_a_registry_is_made_on_request_only(tmp_path: Path) -> None:
     assert 1 == len(found(path))
 
 
-def test_nothing_to_import_is_fine(path: str) -> None:
-    """As what an empty registry exports."""
+def test_import_of_an_empty_file_succeeds(path: str) -> None:
+    """An empty registry exports one."""
     done = call(path, "import", "-")
     assert (0, b"imported 0 of 0\n", "") == (done.code, done.out, done.err)
 
@@ -221,7 +212,7 @@ STATUSES = [
     ids=["lines", "array", "object", "by key"],
 )
 def test_statuses_are_read_in_each_form(path: str, tmp_path: Path, text: str) -> None:
-    """Those of others are passed over, and who has none is UNKNOWN."""
+    """Statuses of other sandboxes are ignored; a sandbox without a status is UNKNOWN."""
     (tmp_path / "s").write_text(text)
     done = call(path, "import", "-", "--status", tmp_path / "s", stdin=line("a") + line("c"))
     assert (0, "") == (done.code, done.err)
@@ -241,8 +232,8 @@ def test_statuses_are_read_in_each_form(path: str, tmp_path: Path, text: str) ->
     ],
     ids=lambda text: repr(text[:12]),
 )
-def test_a_file_that_holds_no_statuses_is_refused(path: str, tmp_path: Path, text: bytes) -> None:
-    """In one line, and nothing is imported."""
+def test_file_without_statuses_is_refused(path: str, tmp_path: Path, text: bytes) -> None:
+    """One line has the cause, and nothing is imported."""
     (tmp_path / "s").write_bytes(text)
     done = call(path, "import", SAMPLES[0], "--status", tmp_path / "s")
     assert (1, b"") == (done.code, done.out)
@@ -266,10 +257,10 @@ def test_a_file_that_holds_no_statuses_is_refused(path: str, tmp_path: Path, tex
     ],
     ids=str,
 )
-def test_a_status_that_cannot_be_is_the_refusal_of_its_document(
+def test_invalid_status_refuses_its_document(
     path: str, tmp_path: Path, status: dict[str, Any]
 ) -> None:
-    """The others go."""
+    """The others are imported."""
     (tmp_path / "s").write_text(json.dumps({"a": status}))
     text = line("a") + line("b")
     done = call(
@@ -280,11 +271,11 @@ def test_a_status_that_cannot_be_is_the_refusal_of_its_document(
     assert {"there", "b"} == set(found(path))
 
 
-# Whatever a file may be.
+# Files that cannot be imported.
 
 
-def test_a_file_that_cannot_be_read_is_refused_like_a_document(path: str, tmp_path: Path) -> None:
-    """Missing, a directory, binary, a name that is no UTF-8: each reported, none a traceback."""
+def test_unreadable_file_is_refused_like_a_document(path: str, tmp_path: Path) -> None:
+    """A missing file, a directory, a binary, a name that is not UTF-8: each is reported."""
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 16)
     strange = tmp_path / os.fsdecode(b"\xff.json")
     strange.write_bytes(line("strange"))
@@ -301,7 +292,7 @@ def test_a_file_that_cannot_be_read_is_refused_like_a_document(path: str, tmp_pa
     assert {"there", "strange"} == set(found(path))
 
 
-def test_a_status_file_that_cannot_be_read_is_one_line(path: str, tmp_path: Path) -> None:
+def test_unreadable_file_of_statuses_is_reported_in_one_line(path: str, tmp_path: Path) -> None:
     """For import and for export."""
     for verb in (["import", SAMPLES[0]], ["export"]):
         done = call(path, *verb, "--status", tmp_path)
@@ -310,7 +301,7 @@ def test_a_status_file_that_cannot_be_read_is_one_line(path: str, tmp_path: Path
     assert 1 == call(path, "import", SAMPLES[0], "--status", tmp_path / "missing").code
 
 
-def test_a_document_over_the_limit_is_refused_and_the_next_is_taken(
+def test_document_over_the_limit_is_refused_and_the_next_imported(
     path: str, tmp_path: Path
 ) -> None:
     """On one line, or on many."""
@@ -328,7 +319,7 @@ def test_a_document_over_the_limit_is_refused_and_the_next_is_taken(
 
 
 def test_a_huge_file_is_read_in_bounded_memory(path: str, tmp_path: Path) -> None:
-    """A line that is longer than the memory, and lines that are more than anybody wants."""
+    """A line longer than the memory, and millions of invalid lines."""
     with open(tmp_path / "sparse", "wb") as file:
         file.truncate(2**30)
     (tmp_path / "many").write_bytes(b"x\n" * 5_000_000)
@@ -348,8 +339,8 @@ def test_a_huge_file_is_read_in_bounded_memory(path: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("redirect", ["<&-", ">&-", "2>&-", "| head -c 1"])
-def test_closed_streams_are_no_traceback(path: str, tmp_path: Path, redirect: str) -> None:
-    """A pipe that nobody reads among them."""
+def test_closed_streams_cause_no_traceback(path: str, tmp_path: Path, redirect: str) -> None:
+    """A pipe without a reader is among them."""
     (tmp_path / "many").write_bytes(b"".join(line(f"m{n}") for n in range(2000)))
     files = "-" if redirect == "<&-" else f"{tmp_path}/many"
     command = f"{sys.executable} -m registry --db {path} import {files} {redirect}"
@@ -361,7 +352,7 @@ def test_closed_streams_are_no_traceback(path: str, tmp_path: Path, redirect: st
 
 
 def test_stdin_is_read_before_the_registry_is_locked(path: str) -> None:
-    """A slow writer of documents holds up nobody."""
+    """A slow writer of documents delays no other process."""
     code = "import sys; from registry.cli.program import main; sys.exit(main(sys.argv[1:]))"
     with running(code, "--db", path, "import", "-") as process:
         assert process.stdin is not None
@@ -376,7 +367,7 @@ def test_stdin_is_read_before_the_registry_is_locked(path: str) -> None:
 
 
 def test_a_locked_registry_is_unavailable_and_unchanged(path: str) -> None:
-    """After the timeout."""
+    """The error comes after the timeout."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         done = call(path, "import", SAMPLES[0], "--timeout", 0.2)
@@ -385,8 +376,10 @@ def test_a_locked_registry_is_unavailable_and_unchanged(path: str) -> None:
     assert {"there"} == set(found(path))
 
 
-def test_statuses_that_the_memory_does_not_hold_are_no_traceback(path: str, tmp_path: Path) -> None:
-    """One line, and the registry is as it was."""
+def test_statuses_larger_than_the_memory_are_reported_in_one_line(
+    path: str, tmp_path: Path
+) -> None:
+    """The registry is unchanged."""
     many = {str(n): {"state": "READY", "pid": n, "message": "x" * 99} for n in range(100_000)}
     (tmp_path / "s").write_text(json.dumps(many))
     code = """
@@ -410,69 +403,8 @@ def test_statuses_that_the_memory_does_not_hold_are_no_traceback(path: str, tmp_
     assert {"there"} == set(found(path))
 
 
-# Taking a file apart.
-
-
-def taken(*lines: bytes) -> list[tuple[int, str]]:
-    """Return the line of each document of a file of *lines*, and its id, "" where it has none."""
-    found = documents.documents("f", BytesIO(b"\n".join(lines)))
-    return [
-        (int(each.source.removeprefix("f:")), "" if each.metadata is None else each.metadata.id)
-        for each in found
-    ]
-
-
-A, B = sandbox("a").marshal_json(), sandbox("b").marshal_json()
-CUT = A[: len(A) // 2]
-BARE = A.replace(b'{"Version":', b'{ "Version":')
-SHOWN = json.dumps(json.loads(A), indent=1).encode()
-FLAT = json.dumps(json.loads(A), indent=0).encode()
-SPLIT = A.replace(b'"Metadata":', b'"Metadata":\n').replace(b"}}", b"}\n}")
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        ([b""], []),
-        ([b"", b" \r", b""], []),
-        ([A], [(1, "a")]),
-        ([A, b"", b"", B + b"\r", b""], [(1, "a"), (4, "b")]),
-        ([b"", SHOWN, B], [(2, "a"), (SHOWN.count(b"\n") + 3, "b")]),
-        ([FLAT, B], [(1, "a"), (FLAT.count(b"\n") + 2, "b")]),
-        ([SPLIT, B], [(1, "a"), (SPLIT.count(b"\n") + 2, "b")]),
-        ([A.replace(b'"name-a"', b'"}{[\\""'), B], [(1, "a"), (2, "b")]),
-        ([b"no", A, b"}", B], [(1, ""), (2, "a"), (3, ""), (4, "b")]),
-        ([A + B, B], [(1, ""), (2, "b")]),
-        ([CUT, A, CUT, B], [(1, ""), (2, "a"), (3, ""), (4, "b")]),
-        ([CUT, BARE, CUT, SHOWN], [(1, ""), (2, "a"), (3, ""), (4, "a")]),
-        ([b"[", CUT.lstrip(b"{"), b"", SHOWN, b"x"], [(1, ""), (4, "a"), (24, "")]),
-        ([SHOWN[:-9], SHOWN, FLAT[:-9], FLAT], [(1, ""), (19, "a"), (39, ""), (57, "a")]),
-    ],
-    ids=range(14),
-)
-def test_a_file_is_taken_apart_into_documents(
-    lines: list[bytes], expected: list[tuple[int, str]]
-) -> None:
-    """Lines, many lines; and what is broken swallows nothing that comes after it."""
-    assert expected == taken(*lines)
-
-
-def test_documents_of_many_lines_are_found_whole() -> None:
-    """Every sample, written for people, one after the other."""
-    texts = [json.dumps(json.loads(file.read_bytes()), indent=1).encode() for file in SAMPLES]
-    assert [KNOWN[file.stem]["id"] for file in SAMPLES] == [id for _, id in taken(*texts)]
-
-
-@pytest.mark.parametrize("first", [b'{"x":"', b'{"x":[' + b"{" * DOCUMENT_MAX], ids=["cut", "deep"])
-def test_what_is_cut_off_before_more_than_a_document_may_have(first: bytes) -> None:
-    """Everything behind it is found."""
-    big = sandbox("big", config=pod(x="x" * 2**20)).marshal_json()
-    many = [big.replace(b'"big"', b'"%d"' % n).replace(b'{"V', b'{ "V') for n in range(40)]
-    assert ["", *map(str, range(40))] == [id for _, id in taken(first, *many)]
-
-
 @pytest.mark.parametrize("endless", ["cat /dev/zero", "tr '\\0' ' ' </dev/zero", "yes ''"])
-def test_a_file_without_an_end_is_given_up(path: str, endless: str) -> None:
+def test_endless_file_is_not_read_to_the_end(path: str, endless: str) -> None:
     """One line of it, one of spaces, and lines that are empty."""
     program = f"{sys.executable} -m registry --db {path} import - --keep-going --json"
     done = subprocess.run(
@@ -482,36 +414,8 @@ def test_a_file_without_an_end_is_given_up(path: str, endless: str) -> None:
     assert "the rest is not read" in json.loads(done.stdout)["sandboxes"][-1]["error"]
 
 
-def test_what_is_broken_again_and_again_is_read_twice_and_no_more() -> None:
-    """Documents of many lines of which none ends; a third reading would take hours."""
-    read = 0
-
-    class Counted(BytesIO):
-        def readline(self, size: int | None = -1, /) -> bytes:
-            nonlocal read
-            line = super().readline(size)
-            read += len(line)
-            return line
-
-    text = b"\n".join([SHOWN[:-1]] * 900)
-    found = list(documents.documents("f", Counted(text)))
-    assert [""] * 900 == ["" if each.metadata is None else each.metadata.id for each in found]
-    assert len(text) == read
-
-
-def test_brackets_are_counted_in_little_memory() -> None:
-    """Of a document of the greatest size that is all brackets and texts."""
-    text = b'{"x":[' + b'"",' * (DOCUMENT_MAX // 3)
-    tracemalloc.start()
-    try:
-        assert 2 == documents._opened(text[: 2**22])
-        assert 2**20 > tracemalloc.get_traced_memory()[1] - 2**22
-    finally:
-        tracemalloc.stop()
-
-
-def test_stdin_is_read_once(path: str, tmp_path: Path) -> None:
-    """It cannot be both, and stdout cannot be both either."""
+def test_stdin_can_be_named_only_once(path: str, tmp_path: Path) -> None:
+    """Nor can stdout be both sandboxes and statuses."""
     for args in ("import - -", "import - --status -", "export --status -"):
         done = call(path, *args.split(), stdin=line("a"))
         assert (2, b"") == (done.code, done.out)
@@ -519,65 +423,12 @@ def test_stdin_is_read_once(path: str, tmp_path: Path) -> None:
     assert {"there"} == set(found(path))
 
 
-# What an import costs.
-
-
-def traced(path: str, documents: int) -> tuple[int, set[str]]:
-    """Return what loading so many documents executes: lines of `transfer`, and files of functions.
-
-    A line of a comprehension counts once for each turn of it. Each of the documents but the first
-    is refused, since all have one name.
-    """
-    found = [documents_of(f"s{n}", name="n") for n in range(documents)]
-    candidates = import_export.prepare(found, {})
-    steps, files = 0, set()
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal steps
-        files.add(frame.f_code.co_filename)
-        if frame.f_code.co_filename != import_export.__file__:
-            return None
-        steps += event == "line"
-        return trace
-
-    with Store.open(path, reconcile=False) as store:
-        sys.settrace(trace)
-        try:
-            outcomes = import_export.load(store, candidates, keep_going=True)
-        finally:
-            sys.settrace(None)
-    assert [True] + [False] * (documents - 1) == [each.imported for each in outcomes]
-    return steps, files
-
-
-def documents_of(id: str, **fields: Any) -> Document:
-    """Return the document of a sandbox."""
-    return Document(f"file:{id}", sandbox(id, **fields))
-
-
-def test_an_import_of_twice_as_many_documents_takes_twice_as_many_steps(tmp_path: Path) -> None:
-    """Counted, not timed: what is done for one does not grow with those before it."""
-    few, _ = traced(str(tmp_path / "few.db"), 100)
-    many, _ = traced(str(tmp_path / "many.db"), 400)
-    assert 100 < few < many < 4.5 * few
-
-
-def test_documents_are_encoded_and_observed_before_the_lock_is_taken(tmp_path: Path) -> None:
-    """While it is held nothing is decoded, validated, or looked up on the host."""
-    _, files = traced(str(tmp_path / "registry.db"), 10)
-    package = os.path.dirname(registry.__file__)
-    modules = {os.path.relpath(file, package) for file in files if file.startswith(package)}
-    assert "tables/writes.py" in modules
-    assert modules.isdisjoint({"model/metadata.py", "model/cni.py"})
-    assert not [each for each in modules if each.startswith(("cri/", "host/netns", "host/process"))]
-
-
 # Exporting.
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-lock"])
 def test_the_registry_is_not_overwritten_with_its_statuses(path: str, suffix: str) -> None:
-    """A slip of `--status` for `--db` would lose everything."""
+    """Typing `--status` for `--db` would lose everything."""
     os.symlink(f"{path}{suffix}", f"{path}.link")
     for name in (f"{path}{suffix}", f"{path}.link"):
         done = call(path, "export", "--status", name)
@@ -586,8 +437,8 @@ def test_the_registry_is_not_overwritten_with_its_statuses(path: str, suffix: st
     assert {"there"} == set(found(path))
 
 
-def test_statuses_that_belong_to_nothing_are_counted(path: str, tmp_path: Path) -> None:
-    """Their ids may have been cut."""
+def test_import_counts_statuses_that_belong_to_no_document(path: str, tmp_path: Path) -> None:
+    """Their ids may be truncated."""
     (tmp_path / "s").write_text(json.dumps({"a": {"state": "READY"}, "b": {"state": "READY"}}))
     done = call(path, "import", "-", "--status", tmp_path / "s", stdin=line("a"))
     assert done.out.endswith(b"imported 1 of 1\n1 of 2 statuses belong to no document\n")
@@ -613,8 +464,8 @@ def test_export_and_import_are_a_round_trip(path: str, tmp_path: Path) -> None:
     assert len(SAMPLES) + 2 == first.out.count(b"\n")
 
 
-def test_export_writes_containerds_bytes_of_those_asked_for(path: str) -> None:
-    """By whole ids or unique prefixes, each once."""
+def test_export_writes_the_bytes_of_containerd(path: str) -> None:
+    """Sandboxes are named by full ids or unique prefixes; each is written once."""
     call(path, "import", *SAMPLES)
     id = KNOWN["podnet-kubelet"]["id"]
     sample = (DATA / "containerd" / "podnet-kubelet.json").read_bytes()
@@ -625,8 +476,8 @@ def test_export_writes_containerds_bytes_of_those_asked_for(path: str) -> None:
     )
 
 
-def test_what_is_not_there_cannot_be_exported(path: str) -> None:
-    """Nothing is written then."""
+def test_export_of_a_missing_sandbox_writes_nothing(path: str) -> None:
+    """Nor does an ambiguous or an empty id."""
     with Store.open(path, reconcile=False) as store:
         store.add(sandbox("there-2"), NOTREADY)
     for id, code in (("nope", 1), ("the", 2), ("", 2)):
@@ -635,8 +486,8 @@ def test_what_is_not_there_cannot_be_exported(path: str) -> None:
         assert re.fullmatch(ERROR, done.err)
 
 
-def test_what_cannot_be_written_as_json_is_left_out(path: str) -> None:
-    """The others go; one line says why."""
+def test_export_omits_sandboxes_that_cannot_be_read(path: str) -> None:
+    """The others are written; one line has the cause."""
     metadata = replace(sandbox("a"), config=None)
     with Store.open(path, reconcile=False) as store:
         store.add(metadata, NOTREADY)
@@ -652,8 +503,8 @@ def test_what_cannot_be_written_as_json_is_left_out(path: str) -> None:
     )
 
 
-def test_a_closed_pipe_ends_an_export_quietly(path: str, tmp_path: Path) -> None:
-    """And a full disk is said to be one."""
+def test_closed_pipe_ends_an_export_silently(path: str, tmp_path: Path) -> None:
+    """A full disk is reported."""
     text = b"".join(line(f"m{n}") for n in range(2000))
     assert 0 == call(path, "import", "-", stdin=text).code
     program = f"{sys.executable} -m registry --db {path} export"

@@ -48,7 +48,6 @@ NAME = re.compile(r"test_(what|who|whom|whose|those|it|they)_")
 """Names of tests that name no subject."""
 
 UNCLEAN = (
-    "tests/cli/",
     "registry/handles/",
     "registry/store.py",
     "tests/integration/",

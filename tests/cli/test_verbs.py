@@ -1,0 +1,308 @@
+"""Verbs of the command line: exit code, stdout and stderr of each."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store
+from registry.cli.maintain import ORPHANS
+from tests.cli.program import (
+    CREATED,
+    LONG,
+    SHOWN_CREATED,
+    Call,
+    Done,
+    ids,
+    run,
+)
+from tests.tools import NOTREADY, execute, query, sandbox
+
+# One real run of each verb.
+
+
+def test_list_prints_a_line_for_each_sandbox(path: str) -> None:
+    """Whole ids, states as in SQL; UNKNOWN ones are left out."""
+    code, out, err = run("--db", path, "list")
+    assert (0, "") == (code, err)
+    assert [
+        ["ID", "STATE", "NAMESPACE", "POD", "PID", "IP", "CREATED_AT", "REASON"],
+        ["3f2a", "SANDBOX_READY", "shop", "web", "-", "10.0.0.7", SHOWN_CREATED, "-"],
+    ] == [line.split() for line in out.splitlines()[:2]]
+    assert out.splitlines()[2].startswith(f"{LONG}  SANDBOX_NOTREADY")
+    assert 3 == len(out.splitlines())
+
+
+def test_inspect_prints_everything_about_one_sandbox(path: str) -> None:
+    """The sandbox is found by a prefix; the config is JSON."""
+    code, out, err = run("--db", path, "inspect", "3f")
+    assert (0, "") == (code, err)
+    assert re.search(r"^created_at +2023-11-14T22:13:20\.123456789Z$", out, re.MULTILINE)
+    assert re.search(r"^host_network +yes$", out, re.MULTILINE)
+    _, _, config = out.partition("config:\n")
+    assert {"app": "web", "tier": "front"} == json.loads(config)["labels"]
+
+
+def test_history_prints_a_line_for_each_transition(path: str) -> None:
+    """In the order of their seq."""
+    code, out, err = run("--db", path, "history")
+    assert (0, "") == (code, err)
+    assert [("SEQ", "SANDBOX_ID"), ("1", "3f2a"), ("2", LONG), ("3", "5abc")] == [
+        (line.split()[0], line.split()[2]) for line in out.splitlines()
+    ]
+
+
+def test_reconcile_marks_closed_sandboxes_and_reports_them(path: str) -> None:
+    """Beside a sandbox that is being created, and one whose namespace was never created."""
+    gone = sandbox("6def", netns_path="/run/netns/never-created")
+    with Store.open(path, reconcile=False) as store:
+        store.add(gone, Status(State.READY, created_at=CREATED + 2))
+    code, out, err = run("--db", path, "reconcile")
+    assert (0, "") == (code, err)
+    verdicts = {line.split()[0]: line.split()[1:5] for line in out.splitlines()}
+    assert ["CLOSED", "yes", "NetNSClosed"] == verdicts["6def"][:3]
+    assert ["CREATING", "no", "-"] == verdicts["5abc"][:3]
+    assert LONG not in verdicts
+    assert "sandboxes: 1 CLOSED, 1 CREATING, 1 HOST, 1 OPEN" == out.splitlines()[-1]
+
+
+def test_check_finds_no_violation_in_a_sound_registry(path: str) -> None:
+    """It prints that there are none."""
+    assert Done(0, "no violations\n", "") == run("--db", path, "check")
+
+
+def test_delete_deletes_one_sandbox(path: str) -> None:
+    """It names the network namespace that it leaves alone."""
+    expected = f"deleted {LONG}; network namespace /run/netns/never-created is left alone\n"
+    assert Done(0, expected, "") == run("--db", path, "delete", "4f")
+    assert [("3f2a",), ("5abc",)] == query(path, "SELECT id FROM sandboxes ORDER BY id")
+    ((actor,),) = query(path, "SELECT actor FROM sandbox_transitions WHERE event = 'deleted'")
+    assert re.fullmatch(r"sandbox-registry\[\d+\]", actor)
+
+
+# Arguments and options of each verb.
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ("", ["3f2a", LONG]),
+        ("--all", ["5abc", "3f2a", LONG]),
+        ("--state READY", ["3f2a"]),
+        ("--state sandbox_notready", [LONG]),
+        ("--state UNKNOWN", ["5abc"]),
+        ("--label app=web --label tier=front", ["3f2a"]),
+        ("--label app=web --label tier=back", []),
+        ("--label app=", []),
+        ("--pod web", ["3f2a"]),
+        ("--namespace shop", ["3f2a"]),
+        ("--name name-3f2a", ["3f2a"]),
+        ("--id 4f", [LONG]),
+        ("--id 4f --state READY", []),
+    ],
+)
+def test_list_returns_sandboxes_that_match_every_filter(
+    call: Call, args: str, expected: list[str]
+) -> None:
+    """The filters are ANDed."""
+    done = call("list", *args.split(), "--json")
+    assert (0, "") == (done.code, done.err)
+    assert expected == ids(done)
+
+
+def test_empty_list_is_a_header_or_an_empty_array(call: Call) -> None:
+    """Neither is an error."""
+    assert (0, 1) == (call("list", "--pod", "x").code, call("list", "--pod", "x").out.count("\n"))
+    assert Done(0, "[]\n", "") == call("list", "--pod", "x", "--json")
+
+
+def test_list_shows_sandboxes_as_they_were_when_read(
+    path: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list is one snapshot: no state that the filter excludes, no error after a deletion."""
+    listed = Store.list
+
+    def change_then_return(store: Store, **filters: Any) -> Any:
+        found = listed(store, **filters)
+        execute(path, *statements)
+        return found
+
+    monkeypatch.setattr(Store, "list", change_then_return)
+    statements = ["UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', changed_at = 9"]
+    before = call("list", "--state", "READY", "--json")
+    assert {"SANDBOX_READY"} == {each["state"] for each in json.loads(before.out)}
+    statements = ["DELETE FROM sandboxes"]
+    after = call("list", "--json")
+    assert {"SANDBOX_NOTREADY"} == {each["state"] for each in json.loads(after.out)}
+    assert Done(0, "[]\n", "") == call("list", "--json")
+
+
+def test_list_includes_a_sandbox_whose_config_cannot_be_read(path: str, call: Call) -> None:
+    """One line on stderr has the cause, and the code is 1, for inspect too."""
+    execute(path, "UPDATE sandboxes SET config = x'ff', config_json = '{}' WHERE id = '5abc'")
+    code, out, err = call("list", "--all", "--json")
+    assert (1, ["5abc", "3f2a", LONG]) == (code, [each["id"] for each in json.loads(out)])
+    assert (None, None) == (json.loads(out)[0]["pod"], json.loads(out)[0]["namespace"])
+    assert re.fullmatch(r"sandbox-registry: error: read metadata of sandbox '5abc': .*\n", err)
+    code, out, again = call("inspect", "5abc", "--json")
+    assert (1, "5abc", None) == (code, json.loads(out)["id"], json.loads(out)["config"])
+    assert f"sandbox-registry: error: {json.loads(out)['error']}\n" == again == err
+
+
+def test_inspect_finds_a_sandbox_under_creation(call: Call) -> None:
+    """Values that are not set are null."""
+    done = call("inspect", "5abc", "--json")
+    found = json.loads(done.out)
+    assert (0, "SANDBOX_UNKNOWN", None) == (done.code, found["state"], found["config"])
+    assert (None, None, None) == (found["created_at"], found["exit_status"], found["cni_result"])
+
+
+def test_inspect_prints_every_field_of_the_metadata(path: str, call: Call) -> None:
+    """For programs, and a line each for people."""
+    metadata = sandbox("6", additional_ips=("10.0.0.8", "::1"), cni_result=CNIResult(), ip="::2")
+    with Store.open(path, reconcile=False) as store:
+        store.add(metadata, NOTREADY)
+    found = json.loads(call("inspect", "6", "--json").out)
+    assert (["10.0.0.8", "::1"], {"Interfaces": None, "DNS": None, "Routes": None}) == (
+        found["additional_ips"],
+        found["cni_result"],
+    )
+    assert set(Metadata.__dataclass_fields__) | set(Status.__dataclass_fields__) <= set(found)
+    assert '["10.0.0.8", "::1"]\n' in call("inspect", "6").out
+
+
+def test_history_takes_a_prefix_or_the_full_id_of_a_deleted_sandbox(call: Call) -> None:
+    """A prefix of the id of a deleted sandbox finds nothing."""
+    assert [LONG] == [
+        each["sandbox_id"] for each in json.loads(call("history", "4f", "--json").out)
+    ]
+    call("delete", LONG)
+    found = json.loads(call("history", LONG, "--json").out)
+    assert [(None, "SANDBOX_NOTREADY"), ("SANDBOX_NOTREADY", None)] == [
+        (each["from_state"], each["to_state"]) for each in found
+    ]
+    assert Done(0, "[]\n", "") == call("history", LONG, "--after", "99", "--json")
+    assert 1 == call("history", "4f").code
+
+
+def test_history_obeys_after_and_limit(call: Call) -> None:
+    """UNKNOWN, whose value is 0, is printed as a state."""
+    found = json.loads(call("history", "--after", "1", "--limit", "1", "--json").out)
+    assert [2] == [each["seq"] for each in found]
+    (last,) = json.loads(call("history", "--after", "2", "--json").out)
+    assert ("SANDBOX_UNKNOWN", None) == (last["to_state"], last["from_state"])
+
+
+def test_history_that_is_no_longer_kept_is_code_1(path: str, call: Call) -> None:
+    """A program that follows the history learns that it has missed transitions."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for (name,) in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+            " AND tbl_name = 'sandbox_transitions'"
+        ).fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("DELETE FROM sandbox_transitions WHERE seq < 3")
+    code, out, err = call("history", "--after", "1")
+    assert (1, "") == (code, out)
+    assert "compacted" in err
+
+
+def test_dry_run_writes_nothing_and_reports_the_same(path: str, call: Call) -> None:
+    """Its counts equal those of the reconcile that follows."""
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("7", netns_path="/run/netns/never-created"), Status(State.READY))
+    before = query(path, "SELECT * FROM sandbox_statuses ORDER BY sandbox_id")
+    dry = json.loads(call("reconcile", "--dry-run", "--remove-orphans", "--json").out)
+    assert before == query(path, "SELECT * FROM sandbox_statuses ORDER BY sandbox_id")
+    assert "dry run: nothing was changed" in call("reconcile", "--dry-run").out
+    wet = json.loads(call("reconcile", "--json").out)
+    assert (dry["counts"], True, False) == (wet["counts"], dry["dry_run"], wet["dry_run"])
+    assert [("7", "CLOSED", True)] == [
+        (each["sandbox_id"], each["verdict"], each["changed"])
+        for each in wet["findings"]
+        if each["changed"]
+    ]
+    assert [("SANDBOX_NOTREADY", "NetNSClosed")] == query(
+        path, "SELECT state, reason FROM sandbox_statuses WHERE sandbox_id = '7'"
+    )
+
+
+@pytest.fixture
+def orphans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every reconcile find two orphans, the first of which cannot be removed."""
+
+    def remove(store: Store, paths: list[str]) -> list[str]:
+        if paths == ["/run/netns/sr-a"]:
+            raise NetNSError("remove '/run/netns/sr-a': busy", path=paths[0], errno=16)
+        return paths
+
+    report = Report((), {}, ("/run/netns/sr-a", "/run/netns/sr-b"))
+    monkeypatch.setattr(Store, "reconcile", lambda *_, **__: report)
+    monkeypatch.setattr(Store, "remove_orphans", remove)
+
+
+def test_orphans_are_reported_with_a_warning(orphans: None, call: Call) -> None:
+    """They are removed only on request, and never by a dry run."""
+    assert Done(
+        0,
+        "sandboxes: none\n"
+        "orphan /run/netns/sr-a: no sandbox owns it\n"
+        "orphan /run/netns/sr-b: no sandbox owns it\n"
+        f"{ORPHANS}\n",
+        "",
+    ) == call("reconcile")
+    assert "--remove-orphans" in ORPHANS
+    assert "no copy and was not restored from a backup" in ORPHANS
+    assert (
+        []
+        == json.loads(call("reconcile", "--dry-run", "--remove-orphans", "--json").out)["removed"]
+    )
+
+
+def test_an_orphan_that_cannot_be_removed_does_not_stop_the_rest(orphans: None, call: Call) -> None:
+    """The report is printed too, and the code is 1."""
+    code, out, err = call("reconcile", "--remove-orphans", "--json")
+    found = json.loads(out)
+    assert (1, ["/run/netns/sr-b"]) == (code, found["removed"])
+    assert ["/run/netns/sr-a", "/run/netns/sr-b"] == found["orphans"]
+    assert "sandbox-registry: error: remove '/run/netns/sr-a': busy\n" == err
+    out = call("reconcile", "--remove-orphans").out
+    assert "orphan /run/netns/sr-a: not removed\norphan /run/netns/sr-b: removed\n" in out
+    assert "restored" not in out
+
+
+def test_check_reports_violations_with_code_1(path: str, call: Call) -> None:
+    """The output is a table, or an array."""
+    execute(path, "DROP VIEW why_not_ready", "DROP VIEW sandbox_overview")
+    code, out, err = call("check")
+    assert (1, "", 3) == (code, err, len(out.splitlines()))
+    code, out, err = call("check", "--json")
+    assert (1, "") == (code, err)
+    assert ["schema_is_whole"] * 2 == [each["rule"] for each in json.loads(out)]
+
+
+def test_second_delete_reports_a_missing_sandbox(call: Call) -> None:
+    """The output has the full id, or the argument if there is no such sandbox."""
+    assert {"id": "5abc", "deleted": True} == json.loads(call("delete", "5", "--json").out)
+    code, out, err = call("delete", "5", "--json")
+    assert (1, {"id": "5", "deleted": False}) == (code, json.loads(out))
+    assert "sandbox-registry: error: delete sandbox '5': there is no such sandbox\n" == err
+
+
+@pytest.mark.parametrize(
+    "verb", ["list", "inspect 3f2a", "history", "reconcile --dry-run", "check", "export"]
+)
+def test_reading_verbs_leave_the_file_unchanged(path: str, call: Call, verb: str) -> None:
+    """No lock file is made either."""
+    for file in Path(path).parent.glob("*-lock"):
+        file.unlink()
+    before = Path(path).read_bytes()
+    assert 0 == call(*verb.split()).code
+    assert before == Path(path).read_bytes()
+    assert [] == list(Path(path).parent.glob("*-lock"))
