@@ -404,7 +404,7 @@ class Store:
     def remove_orphans(self, paths: Iterable[str]) -> builtins.list[str]:
         """Remove those namespaces of *paths* that are orphans still, and return their paths.
 
-        Each is looked at again under the write lock, so that nobody makes it his own meanwhile.
+        Each is observed again under the write lock, so that no sandbox can claim it meanwhile.
 
         Args:
             paths: as `Report.orphans` has them.
@@ -481,7 +481,7 @@ def _refuse_unless_completed(doing: str, row: Row, metadata: Metadata) -> None:
     if row.state != str(State.UNKNOWN):
         raise FailedPreconditionError(
             f"{doing}: it is {row.state}, and metadata is fixed once a sandbox is not UNKNOWN; "
-            "delete it and add it anew",
+            "delete it and add it again",
             id=row.id,
         )
     for field in ("id", "name"):

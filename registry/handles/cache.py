@@ -156,7 +156,7 @@ class Cache:
 
     @property
     def questions(self) -> int:
-        """How many answers are cached, beside the sandboxes themselves."""
+        """Number of cached answers, without the sandboxes themselves."""
         answers = (self._prefixes, self._lists, self._lists_by_state)
         return sum(len(each.known) for each in answers)
 

@@ -54,7 +54,7 @@ Exit = tuple[Sandbox, int | None]
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Task:
-    """Something to be done by the thread, and again after a while if it fails."""
+    """Task of the thread, which is retried after a while if it fails."""
 
     again_at: float = 0.0
     """Monotonic time in seconds before which it is left alone."""
@@ -92,7 +92,7 @@ class _Ended(_Task):
 
     @property
     def is_news(self) -> bool:
-        """Whether there is something to note."""
+        """Return whether there is something to note."""
         return not self.noted or self.status is not None
 
 

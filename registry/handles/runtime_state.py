@@ -24,7 +24,7 @@ DELETED_MAX: Final = 1024
 
 
 class Container(Protocol):
-    """What runs as the init process of a sandbox, as the embedder knows it."""
+    """Init process of a sandbox, as the embedder knows it."""
 
     id: str
 
@@ -48,7 +48,7 @@ class StopCh:
     def stop(self) -> None:
         """Set it; a second time does nothing."""
         self._is_set = True
-        # Whoever begins to wait after this look sees that it is set.
+        # A thread that begins to wait after this read sees that it is set.
         sleepers = self.__dict__.get("sleepers")
         if sleepers is not None:
             sleepers.wake()
@@ -106,7 +106,7 @@ class RuntimeStates:
         return self._of.setdefault(creation, RuntimeState()) if live is None else live
 
     def known(self, creation: int) -> bool:
-        """Whether anybody in this process has asked for the one of *creation*."""
+        """Return whether the runtime state of *creation* was requested in this process."""
         return creation in self._of
 
     def begin(self, creation: int) -> None:

@@ -31,7 +31,7 @@ class Sandbox:
     """A handle on one creation of one sandbox.
 
     The metadata is that of the moment it was read. After a deletion it is still there, and the
-    status raises `NotFoundError`, also when the id has been added anew.
+    status raises `NotFoundError`, also when the id has been added again.
 
     Source: containerd pkg/store/sandbox/sandbox.go, Sandbox.
     """
@@ -82,7 +82,7 @@ class Sandbox:
 
     @property
     def metadata(self) -> Metadata:
-        """What the sandbox is; the config is this handle's own copy.
+        """Metadata of the sandbox; the config is this handle's own copy.
 
         Raises:
             MetadataError: the stored bytes cannot be decoded.
@@ -233,7 +233,7 @@ class Sandbox:
         """Set once the sandbox is NOTREADY or deleted; shared by all handles of this process.
 
         What another process has done sets it at the next read of the sandbox here, not before. It
-        stays set, also where somebody calls the sandbox READY again.
+        stays set, also when the sandbox becomes READY again.
         """
         return self._entry.runtime_state.stopped
 

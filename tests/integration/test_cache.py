@@ -1,4 +1,4 @@
-"""What is kept in memory is never older than a commit, whoever made it."""
+"""The cache, which is never older than a commit of any process."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def statements(store: Store) -> Iterator[list[str]]:
         each.set_trace_callback(None)
 
 
-def test_what_nobody_has_changed_is_not_read_again(store: Store) -> None:
-    """One look at a number for each call, of whatever kind."""
+def test_unchanged_sandbox_is_not_read_again(store: Store) -> None:
+    """Each call, of any kind, reads one number."""
     handle = store.add(sandbox("abc", config=PodSandboxConfig(hostname="h")), READY)
     store.get("a")
     store.list(state=State.READY)
@@ -133,8 +133,8 @@ def test_a_commit_of_the_shell_is_seen_by_the_next_read(store: Store, path: str)
         handle.status.get()
 
 
-def test_what_is_read_while_somebody_commits_is_not_kept(store: Store, path: str) -> None:
-    """It may be of before or of after; the next one reads again."""
+def test_read_beside_a_commit_is_not_cached(store: Store, path: str) -> None:
+    """It may be older or newer than the commit; the next call reads again."""
     handle = store.add(sandbox("a"), READY)
     session = store._session
     known, row = session._cache, handle._entry.row
@@ -158,7 +158,7 @@ def test_what_is_read_while_somebody_commits_is_not_kept(store: Store, path: str
     assert 8 == handle.status.get().exited_at
 
 
-def test_an_open_transaction_reads_its_own_and_nobody_keeps_it(store: Store) -> None:
+def test_an_open_transaction_reads_its_own_writes_which_are_not_cached(store: Store) -> None:
     """Nor after it was rolled back."""
     handle = store.add(sandbox("a"), READY)
 
@@ -181,7 +181,7 @@ def test_an_open_transaction_reads_its_own_and_nobody_keeps_it(store: Store) -> 
 
 
 def test_every_handle_has_a_config_of_its_own(store: Store) -> None:
-    """What is changed in one is in no other."""
+    """A change of one is in no other."""
     store.add(sandbox("a", config=PodSandboxConfig(hostname="before")), READY)
     for _ in range(2):
         for handle in (store.get("a"), *store.list()):
@@ -191,8 +191,8 @@ def test_every_handle_has_a_config_of_its_own(store: Store) -> None:
             assert "changed" == handle.config.hostname
 
 
-def test_what_is_kept_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would be more is read each time, and right."""
+def test_the_cache_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox for which there is no space is read each time, and right."""
     handles = [store.add(sandbox(f"s{n}"), READY) for n in range(20)]
     monkeypatch.setattr(cache, "BYTES_MAX", 3 * cache.ROW_BYTES)
     for n in range(1, 4):
@@ -283,7 +283,7 @@ def test_a_stored_status_is_the_callers_to_keep(store: Store) -> None:
 def test_questions_that_are_answered_with_nothing_are_bounded_too(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who asks for what is not there fills no memory, and a closed store keeps none."""
+    """Look-ups of missing sandboxes fill no memory, and a closed store keeps none."""
     monkeypatch.setattr(cache, "BYTES_MAX", 20 * cache.ANSWER_BYTES)
     store.add(sandbox("a"), READY)
     for n in range(200):

@@ -70,7 +70,7 @@ def never_noted(state: State = State.READY, **columns: object) -> AnyRow:
 
 @dataclass(frozen=True)
 class Case:
-    """What is judged, and what must come out."""
+    """A row, its observation, and the expected decision."""
 
     row: AnyRow
     observation: Observation
@@ -95,7 +95,7 @@ CASES = {
     ),
     "never noted, there now": Case(never_noted(), Observation(OPEN), Verdict.OPEN, reported=False),
     "absent": Case(row(), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True),
-    "absent, nobody noted from where it was seen": Case(
+    "absent, without a recorded mount namespace": Case(
         row(netns_mount_ns=None), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed", marks=True
     ),
     "plain file": Case(row(), Observation(PLAIN), Verdict.CLOSED, "NetNSClosed", marks=True),
@@ -353,7 +353,7 @@ def test_every_verdict_is_in_the_table() -> None:
 
 
 def test_a_host_whose_boot_id_cannot_be_read_reboots_no_sandbox() -> None:
-    """What is not known is no difference."""
+    """An unknown boot id is not a different one."""
     blind = HostContext("", 10, 20, 30)
     (decision,) = decide([(row(), Observation(OPEN))], blind, now=0)
     assert Verdict.OPEN is decision.verdict
