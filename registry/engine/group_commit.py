@@ -238,10 +238,13 @@ class GroupCommit:
         if self._state.closed and not self._writer.committing:
             self._state.require(doing)
         before = self._own_commits.commit_begins()
-        self._writer.commit(doing)
-        self._writer.confirm(doing, group.deadline)
-        changes = [change for member in group.members for change in member.changes]
-        self._own_commits.committed(self._writer.connection, self._version, before, changes)
+        try:
+            self._writer.commit(doing)
+            self._writer.confirm(doing, group.deadline)
+            changes = [change for member in group.members for change in member.changes]
+            self._own_commits.committed(self._writer.connection, self._version, before, changes)
+        finally:
+            self._own_commits.is_committing = False
 
     def _fail(self, group: Group, transaction: Transaction, cause: BaseException | None) -> None:
         """Fail *group*, whose SQLite transaction was ended by *cause* in *transaction*."""

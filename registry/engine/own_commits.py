@@ -50,6 +50,8 @@ class OwnCommits:
         self._data_version: Final = data_version
         self._before: int | None = None
         """The data version of the latest state; None: unknown."""
+        self.is_committing = False
+        """Whether a commit may be visible that the followers have not been told of yet."""
         self._unreported = 0
         """Rows changed on the connection, and not reported, when the transaction began."""
 
@@ -69,6 +71,7 @@ class OwnCommits:
     def commit_begins(self) -> int | None:
         """Return *before* of the transaction, which is unknown from now on."""
         before, self._before = self._before, None
+        self.is_committing = before is not None
         return before
 
     def committed(

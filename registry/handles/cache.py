@@ -121,9 +121,18 @@ _List = tuple[int, tuple[Entry, ...]]
 class Cache:
     """Cached query results of one Store."""
 
-    def __init__(self, read_version: Callable[[str], int | None]) -> None:
-        """Begin empty; *read_version* returns the data version, None where it cannot."""
+    def __init__(
+        self, read_version: Callable[[str], int | None], is_committing: Callable[[], bool]
+    ) -> None:
+        """Begin empty.
+
+        Args:
+            read_version: returns the data version, None where it cannot.
+            is_committing: returns whether a commit of this process is about to be followed. A
+                reader that sees it earlier then leaves the cache as it is.
+        """
         self._read_version: Final = read_version
+        self._is_committing: Final = is_committing
         self._mutex = threading.Lock()
         self._changing_thread = 0
         self._clear(None)
@@ -270,7 +279,7 @@ class Cache:
 
         def keep() -> None:
             nonlocal kept
-            if self.version is None or self.version < version:
+            if self.version is None or (self.version < version and not self._is_committing()):
                 self._clear(version)
             if self.version != version or weight > BYTES_MAX:
                 return

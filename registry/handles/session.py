@@ -59,7 +59,7 @@ class Session:
         self._user: Final = user
         self._timeout = timeout
         self._runtime_states = runtime_state.table.join(engine.path, user)
-        self._cache = Cache(engine.data_version.read)
+        self._cache = Cache(engine.data_version.read, lambda: engine.own_commits.is_committing)
         engine.own_commits.followers.add(self._cache)
 
     def close(self) -> None:
