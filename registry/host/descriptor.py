@@ -1,4 +1,4 @@
-"""File descriptors that are used by several threads, and closed once."""
+"""File descriptors that several threads use and that are closed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Descriptor:
     """Owner of a file descriptor, which is closed once, and not before its last use ends.
 
     The kernel gives the number of a closed descriptor to the next file: a second close, or a call
-    that is still under way, would reach that one. In a forked child every use raises, and closing
+    that is still under way, would reach that file. In a forked child every use raises, and closing
     closes the child's copy.
     """
 

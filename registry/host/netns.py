@@ -1,8 +1,8 @@
-"""Network namespaces: made, entered and removed.
+"""Creation, use and removal of network namespaces.
 
-1. What is removed is held. umount(2) follows symlinks and a path may lead elsewhere a moment later,
-   so the directory and the entry in it are opened once, and the namespace is compared and unmounted
-   through that descriptor.
+1. A removal holds what it removes. umount(2) follows symlinks, and a path may lead elsewhere a
+   moment later. So the directory and the entry in it are opened once, and the namespace is compared
+   and unmounted through that descriptor.
 2. Everything runs in threads of its own, never in a forked child: a child would have the caller's
    SQLite connections. In a thread, /proc/thread-self is the right one, not /proc/self.
 """
