@@ -72,7 +72,7 @@ def refused_add(store: Store, n: int) -> None:
 
 
 @pytest.mark.parametrize("fail", [rolled_back, rolled_back_part, refused_commit, refused_add])
-def test_what_was_rolled_back_leaves_nothing(
+def test_a_rolled_back_write_leaves_nothing_in_memory(
     store: Store, fail: Callable[[Store, int], None]
 ) -> None:
     """Neither in the transaction as a whole nor in a part of it."""
@@ -84,7 +84,7 @@ def test_what_was_rolled_back_leaves_nothing(
     assert ["first"] == ids(store.list())
 
 
-def test_a_handle_of_what_was_rolled_back_leaves_nothing(store: Store) -> None:
+def test_a_handle_of_a_rolled_back_sandbox_leaves_nothing(store: Store) -> None:
     """It may be asked for ever after."""
     handles = []
     with pytest.raises(TakenBack), store.transaction():

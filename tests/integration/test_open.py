@@ -7,14 +7,10 @@ import os
 import sqlite3
 import stat
 import sys
-import tempfile
 import threading
-import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +22,14 @@ from registry import (
     InvalidArgumentError,
     NotFoundError,
     ReadOnlyError,
-    RegistryError,
-    SchemaVersionError,
-    Status,
     Store,
     StoreClosedError,
     UnavailableError,
 )
-from tests import needs
 from tests.conftest import OpenStore, RunInLocale
 from tests.tools import READY, execute, ids, line, query, run, running, sandbox, say
+
+SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue", "-reserve", "-spare")
 
 
 def mode(path: str) -> int:
@@ -169,7 +163,7 @@ def test_a_path_that_the_locale_cannot_encode_is_refused(latin1: RunInLocale) ->
 
 
 @pytest.mark.parametrize("path", ["", ":memory:", "a\0b", "/dev/null", b"/tmp/x"], ids=repr)
-def test_what_is_no_path_of_a_file_is_refused(path: Any) -> None:
+def test_a_value_that_is_not_the_path_of_a_file_is_refused(path: Any) -> None:
     """A registry outlives the process."""
     with pytest.raises(InvalidArgumentError):
         Store.open(path)
@@ -189,121 +183,6 @@ def test_an_sqlite_that_is_too_old_is_refused(path: str, monkeypatch: pytest.Mon
     with pytest.raises(FailedPreconditionError, match=r"3\.36\.0 is too old, 3\.37"):
         Store.open(path)
     assert not os.path.exists(path)
-
-
-def newer(path: str, *, min_reader: int, min_writer: int) -> None:
-    """Make a registry look as one that a later version has upgraded."""
-    Store.open(path).close()
-    execute(
-        path,
-        f"UPDATE registry SET level = 7, min_reader = {min_reader}, min_writer = {min_writer}",
-        "UPDATE alembic_version SET version_num = '0007'",
-    )
-
-
-def test_a_newer_schema_that_forbids_us_to_read_is_refused(path: str) -> None:
-    """Both revisions are named, and the file is left as it was."""
-    newer(path, min_reader=2, min_writer=2)
-    for options in ({}, {"read_only": True}):
-        with pytest.raises(SchemaVersionError, match="upgrade this program") as caught:
-            Store.open(path, **options)  # type: ignore[arg-type]
-        assert ("0007", "0001", path) == (
-            caught.value.found,
-            caught.value.supported,
-            caught.value.path,
-        )
-    assert [("0007",)] == query(path, "SELECT version_num FROM alembic_version")
-
-
-def test_a_newer_schema_that_forbids_us_to_write_can_be_read(path: str) -> None:
-    """Open reads, reconciles nothing, and every write is refused."""
-    newer(path, min_reader=1, min_writer=2)
-    with Store.open(path) as store:
-        assert None is store.recovery
-        assert [] == store.list()
-        with pytest.raises(SchemaVersionError) as caught:
-            store.add(sandbox("a"), READY)
-        assert ("0007", "0001") == (caught.value.found, caught.value.supported)
-        assert [] == store.list(include_unknown=True)
-
-
-def test_a_newer_schema_that_allows_us_is_used(path: str) -> None:
-    """Old code beside new code."""
-    newer(path, min_reader=1, min_writer=1)
-    with Store.open(path) as store:
-        store.add(sandbox("a"), READY)
-        assert ["a"] == [found.id for found in store.list()]
-    assert [("0007",)] == query(path, "SELECT version_num FROM alembic_version")
-
-
-def test_every_write_sees_an_upgrade_that_came_meanwhile(store: Store, path: str) -> None:
-    """Old processes live on beside upgraded ones."""
-    handle = store.add(sandbox("a"), READY)
-    execute(path, "UPDATE registry SET level = 7, min_writer = 7")
-    with pytest.raises(SchemaVersionError):
-        handle.status.update(lambda old: old)
-    execute(path, "UPDATE registry SET level = 1, min_writer = 1")
-    assert READY == handle.status.update(lambda old: old)
-
-
-@pytest.mark.parametrize("read_only", [False, True])
-def test_an_upgrade_that_came_meanwhile_is_seen_by_the_next_open(
-    store: Store, path: str, read_only: bool
-) -> None:
-    """Also where another Store of this process has the file open already."""
-    store.list()
-    execute(path, "UPDATE registry SET level = 7, min_reader = 7, min_writer = 7")
-    try:
-        with pytest.raises(SchemaVersionError):
-            Store.open(path, read_only=read_only)
-    finally:
-        execute(path, "UPDATE registry SET level = 1, min_reader = 1, min_writer = 1")
-
-
-@pytest.mark.parametrize(
-    ("damage", "error"),
-    [
-        ("DELETE FROM registry", DataLossError),
-        ("DROP TABLE registry", DataLossError),
-        ("ALTER TABLE registry RENAME COLUMN level TO height", DataLossError),
-        ("UPDATE registry SET level = 0; DELETE FROM alembic_version", DataLossError),
-        ("UPDATE registry SET level = 0; UPDATE alembic_version SET version_num = 'x'", None),
-        ("UPDATE registry SET level = 7, min_reader = 7; DELETE FROM alembic_version", None),
-    ],
-    ids=str,
-)
-def test_a_registry_that_no_longer_says_what_it_is_is_refused(
-    path: str, damage: str, error: type[RegistryError] | None
-) -> None:
-    """With an error of ours, which names the file, however it is opened; nothing is changed."""
-    Store.open(path).close()
-    with closing(sqlite3.connect(path)) as shell:
-        shell.executescript(f"DROP TRIGGER registry_stays; {damage};")
-    before = query(path, "SELECT name, sql FROM sqlite_master")
-    for options in ({}, {"read_only": True}, {"upgrade": False}):
-        with pytest.raises((DataLossError, SchemaVersionError), match="registry") as caught:
-            Store.open(path, **options)  # type: ignore[arg-type]
-        assert path == getattr(caught.value, "path", None)
-        if not options and error is not None:
-            assert error is caught.type
-    assert before == query(path, "SELECT name, sql FROM sqlite_master")
-
-
-def test_a_row_that_cannot_be_read_is_no_driver_error(path: str) -> None:
-    """A page of an index is damaged: reads and writes that meet it say so."""
-    with Store.open(path) as store, store.transaction():
-        for n in range(600):
-            store.add(sandbox(f"id{n:05}"), READY)
-    pages = "SELECT max(pageno) FROM dbstat WHERE name = 'sqlite_autoindex_sandboxes_1'"
-    (number,), (size,) = query(path, f"{pages} AND pagetype = 'leaf'")[0], (4096,)
-    with open(path, "r+b") as database:
-        database.seek((number - 1) * size)
-        database.write(b"\xff" * size)
-    with Store.open(path, reconcile=False) as store:
-        for call in (store.get, store.delete, lambda prefix: store.list(id=prefix)):
-            with pytest.raises(DataLossError):
-                call("id0")
-        assert "file_is_whole" in {violation.rule for violation in store.check()}
 
 
 def test_opening_an_up_to_date_registry_imports_neither_alembic_nor_pyroute2(path: str) -> None:
@@ -442,68 +321,10 @@ def test_a_store_closed_in_its_own_transaction(open_store: OpenStore) -> None:
     assert ["kept"] == ids(open_store().list())
 
 
-def test_who_forgets_open_is_told(path: str) -> None:
+def test_a_store_without_open_is_refused(path: str) -> None:
     """A Store is not made from a path."""
     with pytest.raises(TypeError, match=r"use Store.open\(path\)"):
         Store(path)  # type: ignore[arg-type]
-
-
-def test_a_replaced_database_is_data_loss_before_it_is_acknowledged(
-    tmp_path: Path, path: str
-) -> None:
-    """A write into a file that is no longer at its path is not reported as done."""
-    store = Store.open(path)
-    store.add(sandbox("a"), READY)
-    os.rename(path, f"{path}.moved")
-    with pytest.raises(DataLossError) as caught:
-        store.add(sandbox("b"), READY)
-    assert path == caught.value.path
-    store.close()
-
-
-def test_a_replaced_database_is_not_opened_as_if_it_were_the_old_one(path: str) -> None:
-    """A Store that comes later shares the file with those that are open, so it must be theirs."""
-    first = Store.open(path)
-    os.rename(path, f"{path}.moved")
-    with pytest.raises(DataLossError, match="close all stores") as caught:
-        Store.open(path)
-    assert path == caught.value.path
-    first.close()
-    with pytest.raises(DataLossError, match="there was a registry"):
-        Store.open(path)
-    os.rename(f"{path}.moved", path)
-    with Store.open(path) as store:
-        assert [] == store.list()
-
-
-def test_a_removed_log_is_data_loss_before_it_is_acknowledged(path: str) -> None:
-    """Its commits would go into a log that no other process reads."""
-    store = Store.open(path)
-    store.add(sandbox("a"), READY)
-    os.unlink(f"{path}-wal")
-    with pytest.raises(DataLossError):
-        store.add(sandbox("b"), READY)
-    store.close()
-
-
-def test_what_is_told_again_and_again_does_not_grow(path: str) -> None:
-    """Nothing is written after a commit into nowhere; each try says so, by the same error."""
-    store = Store.open(path)
-    status = store.add(sandbox("a"), READY).status
-
-    def remove_the_log(old: Status) -> Status:
-        os.unlink(f"{path}-wal")
-        return old
-
-    with pytest.raises(DataLossError):
-        status.update(remove_the_log)
-    lengths = []
-    for _ in range(3):
-        with pytest.raises(DataLossError) as caught:
-            status.update(lambda old: old)
-        lengths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
-    assert 1 == len(set(lengths))
-    store.close()
 
 
 def test_a_closed_store_cannot_be_entered(path: str) -> None:
@@ -512,113 +333,6 @@ def test_a_closed_store_cannot_be_entered(path: str) -> None:
     store.close()
     with pytest.raises(StoreClosedError), store:
         pass
-
-
-SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue", "-reserve", "-spare")
-AS_UNPRIVILEGED = """
-    import os, sys
-    import ctypes, encodings.ascii  # now, since the interpreter may lie where only root can read
-    from registry import RegistryError, Store
-    os.setgroups([])
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
-    try:
-        with Store.open(sys.argv[1], read_only=len(sys.argv) > 2) as store:
-            print(len(store.list()))
-    except RegistryError as error:
-        print(type(error).__name__, error)
-    """
-
-
-@pytest.fixture
-def everybodys(tmp_path: Path) -> Iterator[str]:
-    """Return a path that another user can reach, below a directory that is his own."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        os.chmod(directory, 0o755)
-        own = f"{directory}/own"
-        os.mkdir(own, 0o755)
-        os.chown(own, 65534, 65534)
-        yield f"{own}/registry.db"
-
-
-@needs.another_user
-def test_a_file_that_may_not_be_read_is_no_driver_error(everybodys: str) -> None:
-    """Not to the reader who may not write it either."""
-    Store.open(everybodys).close()
-    for mode in ((), ("read_only",)):
-        assert run(AS_UNPRIVILEGED, everybodys, *mode).startswith(
-            "FailedPreconditionError open registry"
-        )
-
-
-@needs.another_user
-def test_without_a_right_to_its_directory_a_registry_is_read_while_it_is_open(
-    everybodys: str,
-) -> None:
-    """Otherwise SQLite cannot make its index of the log, and it is said what to do."""
-    with Store.open(everybodys) as store:
-        store.add(sandbox("a"), READY)
-        for suffix in ("", "-wal", "-shm"):
-            os.chmod(everybodys + suffix, 0o644)
-        os.chown(os.path.dirname(everybodys), 0, 0)
-        assert "1\n" == run(AS_UNPRIVILEGED, everybodys, "read_only")
-    told = run(AS_UNPRIVILEGED, everybodys, "read_only")
-    assert "ReadOnlyError" in told
-    assert "open it as a user who can write its directory" in told
-
-
-@needs.another_user
-def test_a_look_of_root_does_not_lock_the_owner_out(everybodys: str) -> None:
-    """Files that root creates beside the database belong to its owner."""
-    Store.open(everybodys).close()
-    os.chown(everybodys, 65534, 65534)
-    for suffix in ("-lock", "-queue", "-reserve", "-spare"):
-        os.unlink(everybodys + suffix)
-    with Store.open(everybodys) as store:
-        store.add(sandbox("a"), READY)
-        owners = {os.stat(f"{everybodys}{suffix}").st_uid for suffix in SUFFIXES}
-    assert {65534} == owners
-    assert "1\n" == run(AS_UNPRIVILEGED, everybodys)
-
-
-def test_a_symlink_in_place_of_a_lock_file_is_not_followed(tmp_path: Path, path: str) -> None:
-    """It could be anybody's file."""
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    os.symlink(victim, f"{path}-lock")
-    with pytest.raises(RegistryError, match="lock"):
-        Store.open(path)
-    assert "precious" == victim.read_text()
-
-
-def test_a_removed_lock_file_is_created_again(open_store: OpenStore, path: str) -> None:
-    """Otherwise two writers would each hold a lock of their own."""
-    store = open_store(timeout=5)
-    store.add(sandbox("a"), READY)
-    os.unlink(f"{path}-lock")
-    os.unlink(f"{path}-queue")
-    store.add(sandbox("b"), READY)
-    assert os.path.exists(f"{path}-lock")
-    with Store.open(path) as other:
-        assert 2 == len(other.list())
-
-
-def test_a_lock_file_that_cannot_be_opened_is_named_and_may_be_repaired(
-    open_store: OpenStore, path: str
-) -> None:
-    """A symlink or a directory; no lock is left behind, and the store works afterwards."""
-    store = open_store()
-    for make, unmake in ((partial(os.symlink, "x"), os.unlink), (os.mkdir, os.rmdir)):
-        os.unlink(f"{path}-lock")
-        make(f"{path}-lock")
-        with pytest.raises(FailedPreconditionError, match="lock files beside"):
-            store.add(sandbox("a"), READY)
-        unmake(f"{path}-lock")
-        store.add(sandbox("b"), READY).delete()
-    os.unlink(f"{path}-queue")
-    os.symlink("x", f"{path}-queue")
-    store.close()
-    os.unlink(f"{path}-queue")
 
 
 def test_bytes_that_are_no_text_hide_nothing_else(store: Store, path: str) -> None:
