@@ -47,9 +47,6 @@ TEST = "What Who Whom Whose Whoever Those"
 NAME = re.compile(r"test_(what|who|whom|whose|those|it|they)_")
 """Names of tests that name no subject."""
 
-UNCLEAN: tuple[str, ...] = ("tests/integration/",)
-"""Files and folders that have such words or docstrings still; each is removed once it has none."""
-
 WRITTEN = (".py", ".md", ".proto", ".ini", ".toml", ".mako")
 FOLDERS = (".ci", "benchmarks", "docs", "examples", "migrations", "registry", "tests")
 NOT_OURS = ("tests/data", "tests/unit/test_language.py", "benchmarks/results")
@@ -109,20 +106,10 @@ def faults(path: str, text: str) -> list[str]:
     return [f"{path}:{line}: {what}" for line, what in sorted(found)]
 
 
-FAULTS = [fault for path, text in texts() for fault in faults(path, text)]
-
-
 def test_every_text_uses_the_terms_of_the_field_and_whole_sentences() -> None:
     """Sources, tests, documents, the Makefile and the output of the commands, which are in them."""
-    found = [fault for fault in FAULTS if not fault.startswith(UNCLEAN)]
+    found = [fault for path, text in texts() for fault in faults(path, text)]
     assert not found, "\n".join(found)
-
-
-@pytest.mark.parametrize("entry", UNCLEAN)
-def test_an_entry_that_has_become_clean_leaves_the_list(entry: str) -> None:
-    """The list of exceptions gets shorter and never stale."""
-    is_clean = not any(fault.startswith(entry) for fault in FAULTS)
-    assert not is_clean, f"{entry} is clean, or gone: remove it from UNCLEAN in {__file__}"
 
 
 @pytest.mark.parametrize(
