@@ -262,7 +262,7 @@ def test_update_refuses_an_object_that_is_no_function(store: Store) -> None:
 @pytest.mark.parametrize("wrong", [5, None, b"registry.db", "", ":memory:", "a\0b", "\ud800"])
 def test_open_refuses_an_invalid_path(store: Store, wrong: Any) -> None:
     """Bytes are refused too: messages and SQL have text."""
-    with pytest.raises(InvalidArgumentError, match="no path of a file") as caught:
+    with pytest.raises(InvalidArgumentError, match="not the path of a file") as caught:
         Store.open(wrong)
     assert ("path", wrong) == (caught.value.field, caught.value.value)
 
