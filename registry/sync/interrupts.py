@@ -86,13 +86,9 @@ def run_to_end(step: Callable[[], object], attempts: float = ATTEMPTS) -> None:
     errors: list[BaseException] = []
     ended = False
     while not ended and len(errors) < attempts:
-        try:  # for an interrupt between two attempts
-            while not ended and len(errors) < attempts:
-                try:
-                    step()
-                    ended = True
-                except BaseException as error:  # noqa: BLE001 - raised below
-                    errors.append(error)
+        try:
+            _repeat(step, errors, attempts)
+            ended = True
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
     try:
@@ -100,6 +96,21 @@ def run_to_end(step: Callable[[], object], attempts: float = ATTEMPTS) -> None:
             raise errors[-1]
     finally:
         del errors  # or the exception and its traceback refer to each other
+
+
+def _repeat(step: Callable[[], object], errors: list[BaseException], attempts: float) -> None:
+    """Call *step* until it returns, or until there are as many *errors* as *attempts*.
+
+    A function of its own: CPython 3.13 covers the jump back to the start of a loop by no `try` of
+    the function that the loop is in. An interrupt there is caught by the caller.
+    """
+    while len(errors) < attempts:
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001 - raised by `run_to_end`
+            errors.append(error)
+        else:
+            return
 
 
 def call_then(body: Callable[[], T], end: Callable[[], object]) -> T:
