@@ -24,6 +24,8 @@ Packages, each importing only from those before it; the docstring of each lists 
 
 from __future__ import annotations
 
+import logging
+
 from registry.errors import (
     AlreadyExistsError,
     AmbiguousPrefixError,
@@ -100,3 +102,6 @@ __all__ = [
     "Verdict",
     "Violation",
 ]
+
+# The program chooses the handlers. Without any, Python would write each warning to stderr.
+logging.getLogger("registry").addHandler(logging.NullHandler())

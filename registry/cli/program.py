@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,10 +44,6 @@ VERBS: Final = {
     "export": "registry.cli.transfer:export_sandboxes",
 }
 """Verbs in the order of the help; of each the module and the name of its click command there."""
-
-# Errors that are logged are also in the output. Without a handler Python would write them to stderr
-# a second time, with tracebacks.
-logging.getLogger("registry").addHandler(logging.NullHandler())
 
 
 class Verbs(click.Group):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from registry.engine import driver
 from registry.host import paths
 from registry.host.file_locks import snapshot_holders
+from registry.sync.interrupts import call_then
 
 if TYPE_CHECKING:
     from registry.engine.file_identity import FileIdentity
@@ -102,12 +103,16 @@ def _append_uncommitted(connection: driver.Connection) -> None:
     SQLite writes the pages of a transaction to the log before its end when they exceed its cache.
     `sqlite_sequence` is the one ordinary table that exists in every schema with AUTOINCREMENT.
     """
+
+    def append() -> None:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO sqlite_sequence VALUES (zeroblob(?), 0)", (AHEAD,))
+
+    def take_back() -> None:
+        if connection.is_in_transaction():
+            connection.execute("ROLLBACK")
+        driver.large_cache(connection)
+
     with contextlib.suppress(sqlite3.Error):  # without preallocation the log grows with each commit
-        try:
-            connection.execute("PRAGMA cache_size = 1")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT INTO sqlite_sequence VALUES (zeroblob(?), 0)", (AHEAD,))
-        finally:
-            if connection.is_in_transaction():
-                connection.execute("ROLLBACK")
-            driver.large_cache(connection)
+        call_then(append, take_back)
