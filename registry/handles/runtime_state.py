@@ -197,7 +197,7 @@ class Table:
             return states
 
     def leave(self, path: str, states: RuntimeStates, user: object) -> None:
-        """End the use of *lives* by *user*; the last user removes it. Idempotent."""
+        """End the use of *states* by *user*; the last user removes it. Idempotent."""
         with self._lock:
             states.users.discard(user)
             if not states.users and self._runtime_states.get(path) is states:

@@ -207,7 +207,7 @@ class Sandbox:
         """
         entry = self._session.find_creation(self._entry.row.creation, doing)
         if entry is None:
-            self._session.mark_missing_deleted(self._entry.row.creation)
+            self._session.mark_missing_deleted(self._entry.row.creation, doing)
         else:
             self._last = entry.row
         row = self._last
@@ -251,7 +251,7 @@ class Sandbox:
                 self._last = row
                 session.delete(transaction, row)
         if row is None:
-            session.mark_missing_deleted(creation)
+            session.mark_missing_deleted(creation, doing)
         return row is not None
 
 
@@ -272,7 +272,7 @@ class _StoredStatus:
         doing = f"read status of sandbox {handle.id!r}"
         found = self._session.find_creation(handle.creation, doing)
         if found is None:
-            self._session.mark_missing_deleted(handle.creation)
+            self._session.mark_missing_deleted(handle.creation, doing)
             raise _deleted(doing, handle)
         return found.status()
 
@@ -306,7 +306,7 @@ class _StoredStatus:
                 session.replace_status(transaction, row, status)
                 identities.record_later(session, transaction, row, status.pid)
                 return status
-        session.mark_missing_deleted(handle.creation)
+        session.mark_missing_deleted(handle.creation, doing)
         raise _deleted(doing, handle)
 
 

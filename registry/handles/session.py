@@ -132,7 +132,7 @@ class Session:
         return self.engine.fetch(sql, params, doing)
 
     def find(self, prefix: str, doing: str) -> Entry | None:
-        """Return the sandbox that *prefix* names, see `changes.find`; of the latest commit."""
+        """Return the sandbox that *prefix* names, see `writes.find`; of the latest commit."""
 
         def read() -> Entry | None:
             with self.reading(doing) as reading:
@@ -288,13 +288,23 @@ class Session:
         transaction.report(since, Deleted(row))
         transaction.after_commit(lambda: self._runtime_states.mark_deleted(row.creation))
 
-    def mark_missing_deleted(self, creation: int) -> None:
-        """Set the StopCh of a sandbox that was not found, if it was in a commit."""
-        if self.engine.own_transaction() is None and self._runtime_states.was_seen(creation):
-            self._runtime_states.mark_deleted(creation)
+    def mark_missing_deleted(self, creation: int, doing: str) -> None:
+        """Set the StopCh of a sandbox that was not found, if it was in a commit and is deleted.
+
+        The caller may have read before the commit that added it, so it is read again: a sandbox
+        that is known to have been committed, and is missing after that, was deleted.
+
+        Args:
+            creation: of the sandbox.
+            doing: operation and object, for messages.
+        """
+        states = self._runtime_states
+        committed = self.engine.own_transaction() is None and states.was_seen(creation)
+        if committed and self.find_creation(creation, doing) is None:
+            states.mark_deleted(creation)
 
     def _mark_deleted_elsewhere(self, seen: int, fetch: Fetch) -> None:
-        """Stop what another process has deleted; the history says whether there is any.
+        """Stop the sandboxes that another process has deleted, if the history has deletions.
 
         Args:
             seen: how many sandboxes had been seen in a commit when the snapshot was taken.

@@ -17,7 +17,7 @@ from registry import Exits, NotFoundError, Process, Sandbox, State, Status, Stor
 from registry.engine import own_commits
 from registry.engine.own_commits import OwnCommits
 from registry.errors import RegistryError
-from registry.handles.cache import Cache
+from registry.handles.cache import Cache, Entry
 from tests.conftest import OpenStore
 from tests.convoy import convoy, more
 from tests.tools import NOTREADY, READY, execute, ids, in_another_thread, pod, run, sandbox, until
@@ -530,3 +530,39 @@ def test_an_identity_is_recorded_at_the_first_write_at_which_the_namespace_exist
     with queries(store) as noted:
         handle.status.update(more)
     assert [] == noted
+
+
+def test_status_get_before_the_commit_of_the_add_does_not_stop_the_sandbox(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has the handle, and reads before the commit what it looks up after it."""
+    session, has_read, committed = store._session, threading.Event(), threading.Event()
+    find = session.find_creation
+
+    def find_slowly(creation: int, doing: str) -> Entry | None:
+        found = find(creation, doing)
+        if not has_read.is_set():
+            has_read.set()
+            committed.wait()
+        return found
+
+    errors: list[BaseException] = []
+
+    def read(handle: Sandbox) -> None:
+        try:
+            handle.status.get()
+        except NotFoundError as error:
+            errors.append(error)
+
+    monkeypatch.setattr(session, "find_creation", find_slowly)
+    with store.transaction():
+        handle = store.add(sandbox("a"), READY)
+        reader = threading.Thread(target=read, args=(handle,))
+        reader.start()
+        has_read.wait()
+    committed.set()
+    reader.join()
+    assert 1 == len(errors)
+    assert not handle.stopped.is_set()
+    assert store.delete("a")
+    assert handle.stopped.is_set()
