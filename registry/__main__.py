@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Final
 
@@ -30,6 +31,9 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        # The process ends. Python would search all that was imported for garbage three times.
+        gc.freeze()
 
 
 if __name__ == "__main__":

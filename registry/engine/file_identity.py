@@ -15,6 +15,10 @@ from registry.errors import DataLossError
 from registry.host.kernel import file_at
 from registry.host.paths import identity
 
+STAT_CHECKS: Final = 32
+"""Checks that ask for the times of the log: half as many commits are slower, by less in all than
+the import of ctypes takes."""
+
 replaced_files: Final[dict[str, object]] = {}
 """Device and inode, by path, of the databases whose connections must not be closed.
 
@@ -31,6 +35,7 @@ class FileIdentity:
         self._path: Final = path
         self._log: Final = os.fsencode(f"{path}-wal")
         self._files: tuple[object, object] = (None, None)
+        self._checks = 0
         self.log_size = 0
         """Bytes of the log at the latest check: before a transaction, or after its commit."""
 
@@ -44,7 +49,8 @@ class FileIdentity:
         self._files = (database, found if log else None)
 
     def _observe(self) -> tuple[object, object]:
-        log, self.log_size = file_at(self._log)
+        self._checks += 1
+        log, self.log_size = file_at(self._log, keep_times=self._checks > STAT_CHECKS)
         return (identity(self._path), log)
 
     def require(self, doing: str) -> None:

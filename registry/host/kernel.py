@@ -245,26 +245,30 @@ def is_absent(pid: int) -> bool:
     return True
 
 
-def file_at(path: bytes) -> tuple[tuple[int, int] | None, int]:
+def file_at(path: bytes, *, keep_times: bool) -> tuple[tuple[int, int] | None, int]:
     """Return which file is at *path*, where a symlink leads too (device and inode), and its bytes.
 
     None and 0 where none can be seen.
 
-    Asks for no times, as `os.stat` does: from Linux 6.13 on, a file whose times were read
-    notes a new one at its next write, and the sync after that takes half as long again.
+    Args:
+        path: without a NUL.
+        keep_times: ask for no times, as `os.stat` does. From Linux 6.13 on, a file whose times were
+            read notes a new one at its next write, and the sync after that takes half as long
+            again. The first such call imports ctypes, which takes 2 ms.
     """
-    buffer = bytearray(_STATX.size)
-    statx, address = _statx()
-    if statx(AT_FDCWD, path, 0, STATX_INO | STATX_SIZE, address(buffer)):
-        # There is none, or this libc or this container has no such call.
-        try:
-            found = os.stat(path)
-        except OSError as error:
-            reraise_interrupt(error)
-            return None, 0
-        return (found.st_dev, found.st_ino), found.st_size
-    inode, size, major, minor = _STATX.unpack(buffer)
-    return (os.makedev(major, minor), inode), size
+    if keep_times:
+        buffer = bytearray(_STATX.size)
+        statx, address = _statx()
+        # It fails if there is no file, or if this libc or this container has no such call.
+        if statx(AT_FDCWD, path, 0, STATX_INO | STATX_SIZE, address(buffer)) == 0:
+            inode, size, major, minor = _STATX.unpack(buffer)
+            return (os.makedev(major, minor), inode), size
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        reraise_interrupt(error)
+        return None, 0
+    return (found.st_dev, found.st_ino), found.st_size
 
 
 @cache

@@ -12,7 +12,7 @@ from registry.cli.program import VERBS
 from tests.tools import READY, pod, run, sandbox
 
 HEAVY = {
-    *("alembic", "asyncio", "google", "grpc", "json", "pydantic"),
+    *("alembic", "asyncio", "ctypes", "google", "grpc", "json", "pydantic"),
     *("pyroute2", "rich", "sqlalchemy", "typer"),
 }
 """Packages of which a verb imports only those that it uses."""

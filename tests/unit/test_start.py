@@ -12,6 +12,7 @@ from tests.tools import READY, pod, run, sandbox
 HEAVY = (
     "alembic",
     "asyncio",
+    "ctypes",
     "google.protobuf",
     "json",
     "pydantic",
