@@ -94,7 +94,7 @@ def single(
         goal: goal of the ratio.
         rounds: number of rounds; each gives a ratio of two medians.
         calls: number of calls of each kind in one round.
-        warm: number of calls before the first round that are not timed. A log that grows costs
+        warm: number of calls before the first round that are not timed. A WAL that grows costs
             twice as much as one that is overwritten.
     """
     mine, theirs, mapped, number = [], [], list[float](), 0

@@ -22,7 +22,7 @@ THREADS = 16
 ABSENT = "/run/netns/absent-{}"
 """Path at which no network namespace exists."""
 WARM = 1200
-"""Commits before the first round: a log that still grows costs twice one that is written over."""
+"""Commits before the first round: a WAL that still grows costs twice one that is written over."""
 
 Update = Callable[[int], object]
 """Updates the sandbox of one thread; called with the number of the call."""

@@ -3,7 +3,7 @@
 sqlite_errors  SQLite's errors as errors of this package, with the errno behind them
 driver         connections with the settings that a registry needs
 wal_file       the write-ahead log, read as a file
-continuity     whether a log continues the database file beside it; numbers of commits
+continuity     whether a WAL continues the database file beside it; numbers of commits
 disk_reserve   disk space and inodes reserved for use when the disk is full
 disk_space     what a transaction may write, by the free space of the disk
 lock_file      a file that is locked by one process at a time, and names the holder

@@ -1,21 +1,21 @@
-"""Check that the log beside a database file continues that file.
+"""Check that the WAL beside a database file continues that file.
 
-SQLite applies any valid log to any database. The log of another registry, an older log, or a
-backup that was copied over a registry beside its old log, then gives a mixture of both, or the
+SQLite applies any valid WAL to any database. The WAL of another registry, an older WAL, or a
+backup that was copied over a registry beside its old WAL, then gives a mixture of both, or the
 wrong registry, without an error.
 
 Therefore each write transaction of this package gives the database the next number, in
 `PRAGMA user_version`. That field is in the first page of the database, so each commit also writes
-that page, and a log shows its first and its last commit. The first number of a registry is random,
+that page, and a WAL shows its first and its last commit. The first number of a registry is random,
 so that two registries have different numbers. Why each commit needs a number, and what it costs, is
 in docs/internals.md.
 
-    file   log           verdict
-    41     42 43 44      the log continues the file
-    43     42 43 44      the log continues the file, if the first page is that of commit 43: a
+    file   WAL           verdict
+    41     42 43 44      the WAL continues the file
+    43     42 43 44      the WAL continues the file, if the first page is that of commit 43: a
                          checkpoint has moved commits up to 43, or all, into the file
     17     42 43 44      strange: one of the two was copied here (a backup, or another registry)
-    45     42 43 44      strange: an older log
+    45     42 43 44      strange: an older WAL
     41     41, or none   undetermined: another client, such as the `sqlite3` shell, does not number
                          its commits
     45     17            replaced, if the first transaction writes all pages and changes the schema
@@ -33,7 +33,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from registry.engine import driver, wal_file
-from registry.engine.wal_file import Header, Log
+from registry.engine.wal_file import Header, WalFacts
 from registry.host import paths
 
 _NUMBER_MAX: Final = 0x7FFFFFFF
@@ -46,49 +46,49 @@ and one more for each later change of its schema."""
 
 
 class Continuity(Enum):
-    """Relation of a log to the database file beside it."""
+    """Relation of a WAL to the database file beside it."""
 
     CONTINUES = "continues"
     REPLACES = "replaces"
-    """The log holds another state of the whole database, as SQLite's backup API writes it."""
+    """The WAL holds another state of the whole database, as SQLite's backup API writes it."""
     STRANGE = "strange"
-    """The log does not belong to the file."""
+    """The WAL does not belong to the file."""
     UNDETERMINED = "undetermined"
     """The numbers do not tell."""
 
 
-class FileAndLog(NamedTuple):
-    """Database file and its log, as they were read without changing anything."""
+class FileAndWal(NamedTuple):
+    """Database file and its WAL, as they were read without changing anything."""
 
     file: Header | None
     """None if there is no file, or an empty one."""
-    log: Log | None
-    """None if SQLite would apply nothing of the log."""
+    wal: WalFacts | None
+    """None if SQLite would apply nothing of the WAL."""
 
     @property
-    def has_log(self) -> bool:
-        """True if SQLite would apply a commit of the log."""
-        return self.log is not None and self.log.committed
+    def has_wal(self) -> bool:
+        """True if SQLite would apply a commit of the WAL."""
+        return self.wal is not None and self.wal.committed
 
     def continuity(self) -> Continuity:
-        """Return whether the log continues the file."""
-        if self.log is None or not self.log.committed:
+        """Return whether the WAL continues the file."""
+        if self.wal is None or not self.wal.committed:
             return Continuity.CONTINUES
-        first = self.log.first
+        first = self.wal.first
         if self.file is None or (first and first.page_size != self.file.page_size):
             return Continuity.STRANGE
         if first is None or 0 in {first.number, self.file.number}:
             return Continuity.UNDETERMINED
-        if self.log.has_file:
+        if self.wal.has_file:
             return Continuity.CONTINUES
         verdict = _by_number(self.file, first)
         # `.restore` copies the number of the backup, and increments the schema version of the file.
-        restored = self.log.replaces_file and first.schema == self.file.schema + 1
+        restored = self.wal.replaces_file and first.schema == self.file.schema + 1
         return Continuity.REPLACES if verdict is Continuity.STRANGE and restored else verdict
 
 
 def _by_number(file: Header, first: Header) -> Continuity:
-    """Return whether a log whose oldest copy of the first page is *first* continues *file*."""
+    """Return whether a WAL whose oldest copy of the first page is *first* continues *file*."""
     if first.number == following(file.number) and first.schema == file.schema:
         return Continuity.CONTINUES
     # A client without numbers may change the schema, also many times in one transaction.
@@ -98,19 +98,19 @@ def _by_number(file: Header, first: Header) -> Continuity:
     return Continuity.STRANGE
 
 
-def read(path: str) -> FileAndLog:
-    """Read the headers of the database at *path* and of its log.
+def read(path: str) -> FileAndWal:
+    """Read the headers of the database at *path* and of its WAL.
 
     Raises:
         sqlite3.Error: the file is not a database, or cannot be read.
-        RegistryError: the log cannot be read.
+        RegistryError: the WAL cannot be read.
     """
-    file = _header(path)  # first: a later log holds all commits that may have been moved into it
-    return FileAndLog(file, wal_file.read(path, file))
+    file = _header(path)  # first: a later WAL holds all commits that may have been moved into it
+    return FileAndWal(file, wal_file.read(path, file))
 
 
 def _header(path: str) -> Header | None:
-    """Read the header of the database file, without its log and without taking a lock."""
+    """Read the header of the database file, without its WAL and without taking a lock."""
     if not paths.size(path):
         return None
     connection = driver.connect(path, "ro", (_any_length,), busy_timeout=0, immutable=True)

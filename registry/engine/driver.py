@@ -15,9 +15,9 @@ from registry.sync import threads
 Fetch = Callable[[str, Mapping[str, object]], list[tuple[Any, ...]]]
 """Runs a query and returns all its rows: those of a transaction, or those of the latest commit."""
 WAL_PAGES: Final = 1000
-"""Pages of log after which a commit moves the log into the database, as far as readers allow."""
+"""Pages of WAL after which a commit moves the WAL into the database, as far as readers allow."""
 WAL_MAX: Final = 16 * 1024 * 1024
-"""Bytes of log after which a commit waits for readers for a moment, to restart the log."""
+"""Bytes of WAL after which a commit waits for readers for a moment, to restart the WAL."""
 OLDEST_SQLITE: Final = (3, 37, 0)
 """The first version with STRICT tables."""
 
@@ -45,8 +45,8 @@ def foreign_keys_on(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def bounded_log(connection: sqlite3.Connection) -> None:
-    """Bound the log; one that has grown is cut when it is restarted."""
+def bounded_wal(connection: sqlite3.Connection) -> None:
+    """Bound the WAL; one that has grown is cut when it is restarted."""
     connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_MAX}")
 
@@ -56,7 +56,7 @@ def large_cache(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cache_size = -16384")
 
 
-SETUP: Final = (wal, synchronous_full, foreign_keys_on, bounded_log, large_cache)
+SETUP: Final = (wal, synchronous_full, foreign_keys_on, bounded_wal, large_cache)
 """Settings of the writer, in order."""
 
 
@@ -157,7 +157,7 @@ def connect(
         mode: `rw` or `ro`.
         setup: settings, which are applied in order.
         busy_timeout: seconds that SQLite waits for a lock.
-        immutable: read the database file alone, without locks and without its log.
+        immutable: read the database file alone, without locks and without its WAL.
     Raises:
         sqlite3.Error: untranslated, since the caller knows the operation.
     """

@@ -1,7 +1,7 @@
-"""Check that the open database and log are still the files at their paths.
+"""Check that the open database and WAL are still the files at their paths.
 
 SQLite continues to write to a file that was removed or replaced. Its commits are then lost, or the
-close moves the log into the database over the commits of other processes. The writer checks before
+close moves the WAL into the database over the commits of other processes. The writer checks before
 a transaction, and after its COMMIT before the commit is acknowledged.
 """
 
@@ -22,8 +22,8 @@ the import of ctypes takes."""
 replaced_files: Final[dict[str, object]] = {}
 """Device and inode, by path, of the databases whose connections must not be closed.
 
-Their log is not the one at its path: a close would move the open log into the database, and remove
-the log at the path.
+Their WAL is not the one at its path: a close would move the open WAL into the database, and remove
+the WAL at the path.
 """
 
 
@@ -37,13 +37,13 @@ class FileIdentity:
         self._files: tuple[object, object] = (None, None)
         self._checks = 0
         self.log_size = 0
-        """Bytes of the log at the latest check: before a transaction, or after its commit."""
+        """Bytes of the WAL at the latest check: before a transaction, or after its commit."""
 
     def record(self, *, log: bool) -> None:
         """Record the files at the paths as those that are open.
 
         Args:
-            log: include the log, which exists while the database is open for writing.
+            log: include the WAL, which exists while the database is open for writing.
         """
         database, found = self._observe()
         self._files = (database, found if log else None)
@@ -54,7 +54,7 @@ class FileIdentity:
         return (identity(self._path), log)
 
     def require(self, doing: str) -> None:
-        """Raise DataLossError unless the paths refer to the open database and its log."""
+        """Raise DataLossError unless the paths refer to the open database and its WAL."""
         if self._observe() != self._files:
             raise self.replaced_error(doing)
 
@@ -79,7 +79,7 @@ class FileIdentity:
     def mark_if_replaced(self) -> None:
         """Mark the open files as replaced if a path refers to another file.
 
-        A close would damage that file. If a path has no file, the close moves the log into the open
+        A close would damage that file. If a path has no file, the close moves the WAL into the open
         database, and nothing is lost.
         """
         pairs = zip(self._observe(), self._files, strict=True)

@@ -112,7 +112,7 @@ def _require_openable(path: str) -> None:
         )
     if path in replaced_files and replaced_files[path] == identity(path):
         raise DataLossError(
-            f"open registry {path!r}: its log was replaced while this process had it open, and "
+            f"open registry {path!r}: its WAL was replaced while this process had it open, and "
             "SQLite would mix up the old and the new; open it in another process",
             path=path,
         )

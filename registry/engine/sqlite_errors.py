@@ -35,7 +35,7 @@ RESTORE: Final = (
     "move the file away together with all files beside it whose names begin with its own (-wal, "
     "-shm and others), then restore a backup or begin a new registry (docs/operators.md)"
 )
-"""What to do about a damaged database. SQLite applies an old log to any file beside it."""
+"""What to do about a damaged database. SQLite applies an old WAL to any file beside it."""
 
 
 @contextmanager
@@ -114,7 +114,7 @@ PATH_MAX: Final = 512
 PAGE: Final = 4096
 """Bytes that are written to a new file."""
 DESCRIPTORS: Final = 4
-"""Descriptors of one connection: database, log, index of the log, and the directory at a sync."""
+"""Descriptors of one connection: database, WAL, WAL index, and the directory at a sync."""
 _NO_TMPFILE: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 """Errors of a file system or a kernel without O_TMPFILE."""
 

@@ -1,6 +1,6 @@
 """Growth of the write-ahead log: an upper bound, and preallocation.
 
-A commit that makes the log longer also syncs the new length of the file: on ext4 that takes 1.4 to
+A commit that makes the WAL longer also syncs the new length of the file: on ext4 that takes 1.4 to
 1.7 times as long as a commit that overwrites frames. Therefore the writer lets SQLite append frames
 that no commit contains, by a transaction that is rolled back: the next commits overwrite them. The
 measurements are in docs/internals.md.
@@ -28,7 +28,7 @@ log = logging.getLogger("registry")
 AHEAD: Final = 256 * 1024
 """Bytes that are preallocated at once, for about thirty small updates."""
 RESET_WAIT: Final = 1.0
-"""Seconds that a commit waits for readers when the log is longer than its bound. If two readers
+"""Seconds that a commit waits for readers when the WAL is longer than its bound. If two readers
 overlap all the time, it must be longer than each of them keeps its snapshot."""
 
 
@@ -36,19 +36,19 @@ class Wal:
     """Write-ahead log of one database file, as its writer lets it grow."""
 
     def __init__(self, path: str, file_identity: FileIdentity) -> None:
-        """Prepare for the database at *path*; *file_identity* measures the log."""
+        """Prepare for the database at *path*; *file_identity* measures the WAL."""
         self._path: Final = path
         self._file_identity: Final = file_identity
         self._bound = driver.WAL_MAX
         self._size = 0
-        """Bytes of the log when the latest transaction began."""
+        """Bytes of the WAL when the latest transaction began."""
 
     def is_long(self) -> bool:
-        """Return whether the log is longer than its bound."""
+        """Return whether the WAL is longer than its bound."""
         return self._file_identity.log_size > self._bound
 
     def restart(self, connection: driver.Connection, deadline: float) -> None:
-        """Let the next commit overwrite the log from its start.
+        """Let the next commit overwrite the WAL from its start.
 
         Passive checkpoints starve while readers overlap; this one waits for the readers.
 
@@ -79,10 +79,10 @@ class Wal:
         )
 
     def preallocate(self, connection: driver.Connection) -> None:
-        """Append frames that the next commits overwrite, if commits have made the log longer.
+        """Append frames that the next commits overwrite, if commits have made the WAL longer.
 
         Growth by half of AHEAD or more is taken for a preallocation by another process. After one
-        long commit, the next commit makes the log longer again, and the one after it preallocates.
+        long commit, the next commit makes the WAL longer again, and the one after it preallocates.
 
         Args:
             connection: the writer's, in no transaction; the caller holds the process lock.
@@ -98,9 +98,9 @@ class Wal:
 
 
 def _append_uncommitted(connection: driver.Connection) -> None:
-    """Append about AHEAD bytes to the log by a transaction that is rolled back.
+    """Append about AHEAD bytes to the WAL by a transaction that is rolled back.
 
-    SQLite writes the pages of a transaction to the log before its end when they exceed its cache.
+    SQLite writes the pages of a transaction to the WAL before its end when they exceed its cache.
     `sqlite_sequence` is the one ordinary table that exists in every schema with AUTOINCREMENT.
     """
 
@@ -114,5 +114,5 @@ def _append_uncommitted(connection: driver.Connection) -> None:
             connection.execute("ROLLBACK")
         driver.large_cache(connection)
 
-    with contextlib.suppress(sqlite3.Error):  # without preallocation the log grows with each commit
+    with contextlib.suppress(sqlite3.Error):  # without preallocation the WAL grows with each commit
         call_then(append, take_back)

@@ -1,10 +1,10 @@
 """Reader of the write-ahead log as a file: the commits that SQLite would apply to a database.
 
-Salts and checksums tie the frames of a log to one another; nothing ties them to a database. This
+Salts and checksums tie the frames of a WAL to one another; nothing ties them to a database. This
 package numbers its commits in the first page of the database (`continuity`). This module finds the
-copies of that page in a log.
+copies of that page in a WAL.
 
-The log may be opened without SQLite, unlike the database: SQLite holds no lock on the log.
+The WAL may be opened without SQLite, unlike the database: SQLite holds no lock on the WAL.
 
 Source: https://www.sqlite.org/fileformat2.html, sections 1.3 and 4.
 """
@@ -21,12 +21,12 @@ from registry.sync.interrupts import reraise_interrupt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LOG_HEADER: Final = struct.Struct(">IIII8s8s")
+_WAL_HEADER: Final = struct.Struct(">IIII8s8s")
 """Magic, version, page size, checkpoint sequence, salts, checksum."""
 _FRAME_HEADER: Final = struct.Struct(">II8s8s")
 """Page number, pages of the database (0: no commit), salts, checksum."""
 _MAGIC: Final = 0x377F0682
-"""First word of a log with little-endian checksums; big-endian ones set the lowest bit."""
+"""First word of a WAL with little-endian checksums; big-endian ones set the lowest bit."""
 _VERSION: Final = 3007000
 
 _DATABASE_HEADER: Final = 100
@@ -47,15 +47,15 @@ class Header(NamedTuple):
     page_size: int
 
 
-class Log(NamedTuple):
-    """Facts about a log that SQLite would read."""
+class WalFacts(NamedTuple):
+    """Facts about a WAL that SQLite would read."""
 
     salts: bytes
-    """Chosen by SQLite each time that it restarts the log."""
+    """Chosen by SQLite each time that it restarts the WAL."""
     committed: bool
-    """Whether the log holds a whole transaction."""
+    """Whether the WAL holds a whole transaction."""
     first: Header | None
-    """Header of the oldest copy of the first page; None if the log holds no copy."""
+    """Header of the oldest copy of the first page; None if the WAL holds no copy."""
     has_file: bool
     """Whether a copy of the first page has the header of the database file."""
     replaces_file: bool
@@ -63,20 +63,20 @@ class Log(NamedTuple):
     it replaces the whole file."""
 
 
-def read(database: str, file: Header | None) -> Log | None:
-    """Return the facts about the log of *database*; None if SQLite would apply nothing of it.
+def read(database: str, file: Header | None) -> WalFacts | None:
+    """Return the facts about the WAL of *database*; None if SQLite would apply nothing of it.
 
     Args:
         database: path of the database.
         file: header of the database file.
     Raises:
-        RegistryError: the log cannot be read.
+        RegistryError: the WAL cannot be read.
     """
     path = f"{database}-wal"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(fd, "rb", buffering=0) as log:
-            return _read(log, file)
+        with open(fd, "rb", buffering=0) as wal:
+            return _read(wal, file)
     except FileNotFoundError as error:
         reraise_interrupt(error)
         return None
@@ -86,20 +86,20 @@ def read(database: str, file: Header | None) -> Log | None:
         raise refused(doing, database, f"read {path!r}", error) from error
 
 
-def _read(log: BinaryIO, file: Header | None) -> Log | None:
-    header = log.read(_LOG_HEADER.size)
-    if len(header) < _LOG_HEADER.size:
+def _read(wal: BinaryIO, file: Header | None) -> WalFacts | None:
+    header = wal.read(_WAL_HEADER.size)
+    if len(header) < _WAL_HEADER.size:
         return None
-    magic, version, page_size, _, salts, checksum = _LOG_HEADER.unpack(header)
+    magic, version, page_size, _, salts, checksum = _WAL_HEADER.unpack(header)
     order = ">" if magic & 1 else "<"
     whole = _checksum(header[:24], bytes(8), order) == checksum
     if magic & ~1 != _MAGIC or version != _VERSION or not whole:
         return None
     committed, first, has_file = False, None, False
-    for offset, frame in _frames(log, page_size, salts):
+    for offset, frame in _frames(wal, page_size, salts):
         number, pages, _, its_checksum = _FRAME_HEADER.unpack(frame)
         if number == 1 and not (first and has_file):
-            page = os.pread(log.fileno(), page_size, offset + _FRAME_HEADER.size)
+            page = os.pread(wal.fileno(), page_size, offset + _FRAME_HEADER.size)
             found = _header_of(page)
             if first is None or found == file:
                 whole = len(page) == page_size
@@ -107,14 +107,14 @@ def _read(log: BinaryIO, file: Header | None) -> Log | None:
                     break  # a torn frame: SQLite ignores it and all that follow
                 first, has_file = first or found, found == file
         committed, checksum = committed or pages > 0, its_checksum
-    replaces_file = first is not None and _writes_all_pages(log, page_size, salts)
-    return Log(salts, committed, first, has_file, replaces_file)
+    replaces_file = first is not None and _writes_all_pages(wal, page_size, salts)
+    return WalFacts(salts, committed, first, has_file, replaces_file)
 
 
-def _writes_all_pages(log: BinaryIO, page_size: int, salts: bytes) -> bool:
+def _writes_all_pages(wal: BinaryIO, page_size: int, salts: bytes) -> bool:
     """Return whether the first transaction that writes the first page writes all pages."""
     written: set[int] = set()
-    for _, frame in _frames(log, page_size, salts):
+    for _, frame in _frames(wal, page_size, salts):
         number, pages, _, _ = _FRAME_HEADER.unpack(frame)
         written.add(number)
         if pages > 0:  # the end of a transaction
@@ -124,11 +124,11 @@ def _writes_all_pages(log: BinaryIO, page_size: int, salts: bytes) -> bool:
     return False
 
 
-def _frames(log: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple[int, bytes]]:
+def _frames(wal: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the offset and the header of each frame that was written since the last restart."""
-    offset = _LOG_HEADER.size
+    offset = _WAL_HEADER.size
     while True:
-        frame = os.pread(log.fileno(), _FRAME_HEADER.size, offset)
+        frame = os.pread(wal.fileno(), _FRAME_HEADER.size, offset)
         if len(frame) < _FRAME_HEADER.size:
             return
         number, _, its_salts, _ = _FRAME_HEADER.unpack(frame)
@@ -151,11 +151,11 @@ def _header_of(page: bytes) -> Header | None:
 
 
 def _checksum(data: bytes, before: bytes, order: str) -> bytes:
-    """Return the checksum of the log up to the end of *data*.
+    """Return the checksum of the WAL up to the end of *data*.
 
     Args:
         data: pairs of 32-bit words.
-        before: checksum of the log up to the beginning of *data*.
+        before: checksum of the WAL up to the beginning of *data*.
         order: byte order of a word, `>` or `<`.
     """
     first, second = struct.unpack(">II", before)

@@ -32,7 +32,7 @@ def resolve(path: str | os.PathLike[str]) -> str:
 
     Raises:
         InvalidArgumentError: *path* does not name a regular file.
-        FailedPreconditionError: SQLite would keep a log elsewhere; or the path cannot be inspected.
+        FailedPreconditionError: SQLite would keep a WAL elsewhere; or the path cannot be inspected.
     """
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
@@ -73,12 +73,12 @@ def _require_usable(real: str, found: os.stat_result) -> None:
     if found.st_nlink > 1:
         raise FailedPreconditionError(
             f"open registry {real!r}: the file has {found.st_nlink} names (hard links), and SQLite "
-            "would keep a log for each; remove all names but one",
+            "would keep a WAL for each; remove all names but one",
             path=real,
         )
     if _is_mounted_alone(real):
         raise FailedPreconditionError(
-            f"open registry {real!r}: the file is a mount by itself, and its log would be "
+            f"open registry {real!r}: the file is a mount by itself, and its WAL would be "
             "elsewhere; mount its directory",
             path=real,
         )
@@ -142,7 +142,7 @@ def create_file(path: str) -> None:
 def give_to_owner(fd: int, database: str) -> None:
     """Give a file that was made beside *database* the mode 0600, and the owner of *database*.
 
-    SQLite does the same with the log: otherwise a command that root runs would lock the shim out.
+    SQLite does the same with the WAL: otherwise a command that root runs would lock the shim out.
     """
     os.fchmod(fd, 0o600)  # the umask may have taken more
     if os.geteuid() == 0:
@@ -215,7 +215,7 @@ def on_read_only_file_system(path: str) -> bool:
 
 
 def stamp(path: str) -> object:
-    """Return a value that changes when the database at *path*, or its log, is written to."""
+    """Return a value that changes when the database at *path*, or its WAL, is written to."""
     try:
         found = os.stat(path)
     except OSError as error:

@@ -1,12 +1,12 @@
 """Inspection of the path of a registry, before SQLite may change anything there.
 
-SQLite applies the log beside a database as soon as it reads the database. It moves the log into the
+SQLite applies the WAL beside a database as soon as it reads the database. It moves the WAL into the
 database when the last connection is closed, also after an open that was refused. Therefore this
-module decides first whether there is a registry, and whether the log belongs to it, by connections
+module decides first whether there is a registry, and whether the WAL belongs to it, by connections
 that write to neither file:
 
-    immutable   reads the database file without its log: its header, or all of it if there is none
-    mode=ro     reads the database with its log; SQLite may create the index of the log (-shm)
+    immutable   reads the database file without its WAL: its header, or all of it if there is none
+    mode=ro     reads the database with its WAL; SQLite may create the WAL index (-shm)
 
 A file that is refused stays as it is, byte for byte.
 """
@@ -28,26 +28,26 @@ from registry.tables import migrations, sql
 from registry.tables.version import APPLICATION_ID
 
 if TYPE_CHECKING:
-    from registry.engine.continuity import FileAndLog
+    from registry.engine.continuity import FileAndWal
 
 BESIDE: Final = ("-wal", "-shm", "-lock", "-queue", *disk_reserve.SIZES)
 """Suffixes of the files beside a database."""
 _BUSY_TIMEOUT: Final = 5.0
-"""Seconds that SQLite waits while another process recovers the log."""
+"""Seconds that SQLite waits while another process recovers the WAL."""
 
 
 def inspect(path: str, *, create: bool, upgrade: bool) -> None:
     """Raise unless the registry at *path* may be opened; nothing is changed.
 
     Files that another process changes during the inspection are inspected again: no refusal rests
-    on a file from before the change and a log from after it.
+    on a file from before the change and a WAL from after it.
 
     Args:
         path: the database.
         create: a registry may be begun at a path without one.
         upgrade: an older schema may be brought up to date.
     Raises:
-        DataLossError: the file is not a registry, its log belongs to another file, or the database
+        DataLossError: the file is not a registry, its WAL belongs to another file, or the database
             of a registry is missing.
         NotFoundError: there is no registry, and none may be begun.
         SchemaVersionError: the schema is too new, or it is too old and may not be upgraded.
@@ -66,7 +66,7 @@ def inspect(path: str, *, create: bool, upgrade: bool) -> None:
             return
 
 
-def _require_openable(path: str, found: FileAndLog, *, create: bool, upgrade: bool) -> None:
+def _require_openable(path: str, found: FileAndWal, *, create: bool, upgrade: bool) -> None:
     if paths.size(path) == 1:  # SQLite treats it as empty, and would write over the byte
         raise DataLossError(
             f"open registry {path!r}: the file has one byte and is not an SQLite database; is the "
@@ -74,26 +74,26 @@ def _require_openable(path: str, found: FileAndLog, *, create: bool, upgrade: bo
             path=path,
         )
     if found.file is None:
-        if not found.has_log or not paths.size(path):
-            _require_beginnable(path, create=create, has_log=found.has_log)
+        if not found.has_wal or not paths.size(path):
+            _require_beginnable(path, create=create, has_wal=found.has_wal)
             return
-        # A new registry: all its commits are in the log, and none was moved into the file yet.
-        first = None if found.log is None else found.log.first
+        # A new registry: all its commits are in the WAL, and none was moved into the file yet.
+        first = None if found.wal is None else found.wal.first
         ours = first is not None and first.application_id == APPLICATION_ID
     else:
         ours = found.file.application_id == APPLICATION_ID
     if not ours:
-        with _probe(path, without_log=True) as connection:
+        with _probe(path, without_wal=True) as connection:
             raise migrations.not_a_registry(connection, f"open registry {path!r}", path)
     if found.file is not None:
-        _require_own_log(path, found)
+        _require_own_wal(path, found)
     # SQLite rolls back a rollback journal only when the file is opened for writing.
     if not paths.size(f"{path}-journal"):
-        with _probe(path, without_log=not found.has_log) as connection:
+        with _probe(path, without_wal=not found.has_wal) as connection:
             migrations.verify(connection, path, create=create, upgrade=upgrade)
 
 
-def _require_beginnable(path: str, *, create: bool, has_log: bool) -> None:
+def _require_beginnable(path: str, *, create: bool, has_wal: bool) -> None:
     """Raise unless a registry may be begun at *path*, where there is none or an empty file.
 
     An interrupted creation leaves an empty file and empty lock files, which prove nothing: the disk
@@ -102,13 +102,13 @@ def _require_beginnable(path: str, *, create: bool, has_log: bool) -> None:
     Args:
         path: the database.
         create: a registry may be begun.
-        has_log: SQLite would apply the log beside *path*.
+        has_wal: SQLite would apply the WAL beside *path*.
     Raises:
         DataLossError: there was a registry, and its database is missing.
         NotFoundError: there is no registry, and none may be begun.
     """
     doing, missing = f"open registry {path!r}", _what_is_missing(path)
-    evidence = ["'-wal' holds commits"] if has_log else []
+    evidence = ["'-wal' holds commits"] if has_wal else []
     for suffix, size in disk_reserve.SIZES.items():
         if paths.size(f"{path}{suffix}") == size:
             evidence.append(f"{suffix!r} is allocated")
@@ -133,19 +133,19 @@ def _what_is_missing(path: str) -> str:
         return "there is no such file"
     if not paths.size(path):
         return "the database file is empty"
-    # The database file of a new registry has the first page only: the rest is in the log.
-    return f"the database file holds no table, and its log '{path}-wal' is missing"
+    # The database file of a new registry has the first page only: the rest is in the WAL.
+    return f"the database file holds no table, and its WAL '{path}-wal' is missing"
 
 
-def _require_own_log(path: str, found: FileAndLog) -> None:
-    """Raise unless the log beside *path* belongs to the database."""
+def _require_own_wal(path: str, found: FileAndWal) -> None:
+    """Raise unless the WAL beside *path* belongs to the database."""
     verdict = found.continuity()
     if verdict in {Continuity.UNDETERMINED, Continuity.REPLACES}:
-        whole = _is_whole_with_log(path, older=verdict is Continuity.REPLACES)
+        whole = _is_whole_with_wal(path, older=verdict is Continuity.REPLACES)
         verdict = Continuity.CONTINUES if whole else Continuity.STRANGE
     if verdict is Continuity.STRANGE:
         raise DataLossError(
-            f"open registry {path!r}: the log '{path}-wal' does not continue the database file: "
+            f"open registry {path!r}: the WAL '{path}-wal' does not continue the database file: "
             "one of them was copied or moved here, and SQLite would mix them up (nothing was "
             f"changed); to keep the database, move '{path}-wal' and '{path}-shm' away together and "
             f"open it again; if the database is wrong too, move {path!r} away as well and restore "
@@ -154,19 +154,19 @@ def _require_own_log(path: str, found: FileAndLog) -> None:
         )
 
 
-def _is_whole_with_log(path: str, *, older: bool) -> bool:
-    """Return whether the database with its log is undamaged, and the same registry as without it.
+def _is_whole_with_wal(path: str, *, older: bool) -> bool:
+    """Return whether the database with its WAL is undamaged, and the same registry as without it.
 
     Args:
         path: the database.
-        older: the database with its log may be in an older state.
+        older: the database with its WAL may be in an older state.
     """
-    with _probe(path, without_log=True) as file:
+    with _probe(path, without_wal=True) as file:
         try:
             before = _identity(file)
-        except sqlite3.Error:  # an unfinished checkpoint: all its pages are in the log
+        except sqlite3.Error:  # an unfinished checkpoint: all its pages are in the WAL
             before = None
-    with _probe(path, without_log=False) as connection:
+    with _probe(path, without_wal=False) as connection:
         try:
             after = _identity(connection)
             damage = connection.fetch("PRAGMA integrity_check(1)")
@@ -189,15 +189,15 @@ def _identity(connection: driver.Connection) -> tuple[object, int]:
 
 
 @contextmanager
-def _probe(path: str, *, without_log: bool) -> Iterator[driver.Connection]:
-    """Lend a connection that writes neither to the database nor to its log.
+def _probe(path: str, *, without_wal: bool) -> Iterator[driver.Connection]:
+    """Lend a connection that writes neither to the database nor to its WAL.
 
     Args:
         path: the database.
-        without_log: read the database file as if there were no log beside it.
+        without_wal: read the database file as if there were no WAL beside it.
     """
     connection = driver.connect(
-        path, "ro", driver.READER_SETUP, busy_timeout=_BUSY_TIMEOUT, immutable=without_log
+        path, "ro", driver.READER_SETUP, busy_timeout=_BUSY_TIMEOUT, immutable=without_wal
     )
     try:
         yield connection

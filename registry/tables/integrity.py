@@ -76,18 +76,18 @@ def _is_ours(connection: Connection) -> bool:
     return connection.fetch("SELECT level FROM registry") == [(LEVEL,)]
 
 
-def log_can_be_reset(connection: Connection) -> Iterator[Violation]:
-    """Check that no process keeps a snapshot for so long that the log grows past its bound.
+def wal_can_be_reset(connection: Connection) -> Iterator[Violation]:
+    """Check that no process keeps a snapshot for so long that the WAL grows past its bound.
 
-    A log of up to twice the bound says nothing of who reads now: it may have grown long since, and
+    A WAL of up to twice the bound says nothing of who reads now: it may have grown long since, and
     waits for the next write to be reset, as each write then waits for readers.
     """
     path = connection.fetch("PRAGMA database_list")[0][2]
     bytes = size(f"{path}-wal")
     if bytes > 2 * WAL_MAX:
         for keeper in snapshot_holders(path, ours=1):  # the one of this check
-            found = f"{keeper} keeps a snapshot, and the log has {bytes} bytes"
-            yield Violation("log_can_be_reset", "", found, f"at most {WAL_MAX} bytes")
+            found = f"{keeper} keeps a snapshot, and the WAL has {bytes} bytes"
+            yield Violation("wal_can_be_reset", "", found, f"at most {WAL_MAX} bytes")
 
 
 def constraints_hold(connection: Connection) -> Iterator[Violation]:
@@ -304,7 +304,7 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
 
 RULES: Final[tuple[Rule, ...]] = (
     file_is_whole,
-    log_can_be_reset,
+    wal_can_be_reset,
     constraints_hold,
     schema_is_whole,
     registry_says_who_it_is,

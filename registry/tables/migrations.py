@@ -179,7 +179,7 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
         if _is_empty(connection):
             _numbered(connection, _create)
         else:
-            # The log must begin with the schema of the file, which distinguishes a backup from it.
+            # The WAL must begin with the schema of the file, which distinguishes a backup from it.
             _numbered(connection, lambda _: None)
             _numbered(connection, _run_alembic)
     except Exception as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import LONG, small_file_system
+from tests.faults.programs import SERVER, Programs
+from tests.tools import LONG, running, small_file_system
 
 
 @pytest.fixture
@@ -27,6 +28,13 @@ def small_disk(tmp_path: Path) -> Iterator[str]:
     """Return the path of a file system of 4 MiB."""
     with small_file_system(str(tmp_path / "disk"), 4) as disk:
         yield disk
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Programs]:
+    """Return a runner of programs that leave a WAL."""
+    with running(SERVER) as server:
+        yield Programs(server)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

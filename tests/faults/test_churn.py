@@ -133,8 +133,8 @@ def reader(path: str, offset: float) -> Callable[[threading.Event], None]:
     return read
 
 
-def largest_log(path: str, sizes: list[int]) -> Callable[[threading.Event], None]:
-    """Return what watches the size of the log."""
+def largest_wal(path: str, sizes: list[int]) -> Callable[[threading.Event], None]:
+    """Return a function that records the size of the WAL until an event is set."""
 
     def watch(over: threading.Event) -> None:
         while not over.wait(0.05):
@@ -192,7 +192,7 @@ def wrong_in(noted: Noted, history: list[Transition]) -> list[str]:
         if noted.begun[key]["what"] == "check"
         for violation in each["result"]
         # On a machine that is busy with other things our readers keep a snapshot for long.
-        if not violation.startswith("log_can_be_reset")
+        if not violation.startswith("wal_can_be_reset")
     ]
     written = Counter(
         each.message for each in history if each.event != "deleted" and each.message[:1] == "p"
@@ -313,7 +313,7 @@ def test_processes_that_come_and_go_agree_on_what_happened(
     Store.open(path).close()
     stranger, historian, sizes = Stranger(path), Historian(path), list[int]()
     readers = (reader(path, 0.0), reader(path, 0.1))
-    with beside(stranger, historian, *readers, largest_log(path, sizes)):
+    with beside(stranger, historian, *readers, largest_wal(path, sizes)):
         started, killed = churn(path, logs, random.Random(seed))
     noted = Noted()
     for log in logs.glob("log-*"):
@@ -335,7 +335,7 @@ def test_processes_that_come_and_go_agree_on_what_happened(
     tried(
         f"churn: {SECONDS:g} s, {started} processes, {killed} killed, {len(noted.ended)} calls "
         f"acknowledged, {len(history)} transitions, {stranger.looks} looks and {stranger.writes} "
-        f"writes of a shell, log at most {max(sizes)} bytes (CHURN_SEED={seed})"
+        f"writes of a shell, WAL at most {max(sizes)} bytes (CHURN_SEED={seed})"
     )
 
 

@@ -147,7 +147,7 @@ def test_inside_a_transaction_a_full_disk_is_told_as_such(small_disk: str) -> No
 
 
 def test_a_closed_registry_can_be_read_on_a_full_disk(small_disk: str) -> None:
-    """A read uses the disk reserve; the log and its index then stay for the next process."""
+    """A read uses the disk reserve; the WAL and its index then stay for the next process."""
     path = f"{small_disk}/registry.db"
     with Store.open(path, reconcile=False) as store:
         add_many(store, 30)
@@ -183,7 +183,7 @@ def mark(old: Status) -> Status:
 
 @pytest.mark.parametrize("reopened", [False, True], ids=["open", "reopened"])
 def test_a_transaction_marks_and_deletes(small_disk: str, reopened: bool) -> None:
-    """Hundreds were added in one transaction, so the log has more than the reserve holds."""
+    """Hundreds were added in one transaction, so the WAL has more than the reserve holds."""
     path = f"{small_disk}/registry.db"
     store = Store.open(path, reconcile=False)
     with store.transaction():
@@ -264,7 +264,7 @@ def test_a_reserve_that_cannot_be_made_is_no_full_disk(small_disk: str) -> None:
 
 @pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
 def test_a_restart_on_the_full_disk_recovers(small_disk: str, killed: bool) -> None:
-    """SQLite cannot even read without room for its index of the log."""
+    """SQLite cannot even read without room for its WAL index."""
     path = f"{small_disk}/registry.db"
     code = """
         import sys, time
@@ -418,7 +418,7 @@ def use_up_inodes(disk: str) -> None:
 def test_without_free_inodes_a_registry_can_be_opened(
     few_inodes: str, killed: bool, read_only: bool
 ) -> None:
-    """Again and again: a close that removes the log keeps its inodes for the next open."""
+    """Again and again: a close that removes the WAL keeps its inodes for the next open."""
     path = f"{few_inodes}/registry.db"
     with Store.open(path) as store:
         store.add(sandbox("a", netns_path="/run/netns/none"), READY)

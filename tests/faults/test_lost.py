@@ -28,7 +28,7 @@ KILLED = """
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the path of a registry whose process was killed: its sandbox is in the log alone."""
+    """Return the path of a registry whose process was killed: its sandbox is in the WAL alone."""
     path = str(tmp_path_factory.mktemp("killed") / "registry.db")
     run(KILLED, path, expected=-signal.SIGKILL)
     return path
@@ -98,7 +98,7 @@ def test_once_the_named_files_are_moved_away_a_registry_is_begun(
 def test_once_the_database_is_back_all_is_there(
     killed: str, path: str, files: Callable[..., None]
 ) -> None:
-    """The log was kept, and has what the file has not."""
+    """The WAL was kept, and has what the file has not."""
     files(*BESIDE)
     with pytest.raises(DataLossError):
         Store.open(path)
@@ -137,7 +137,7 @@ def test_a_copy_without_its_log_is_told_that_the_log_may_be_missing(
     "names", [["-lock", "-queue"], ["-lock"], ["-wal", "-shm", "-lock"]], ids=str
 )
 def test_empty_files_prove_nothing(lost: str, names: list[str]) -> None:
-    """A creation that was interrupted leaves lock files, and a reader an empty log."""
+    """A creation that was interrupted leaves lock files, and a reader an empty WAL."""
     for name in names:
         Path(lost + name).touch()
     with Store.open(lost) as store:

@@ -1,6 +1,6 @@
 """A registry on a read-only file system is read whole, or the read raises.
 
-SQLite needs a writable index of the log to read it. Without one it can read the database alone,
+SQLite needs a writable WAL index to read it. Without one it can read the database alone,
 which then must hold everything and must not change.
 """
 
@@ -71,7 +71,7 @@ def test_a_closed_registry_can_be_read_and_nothing_is_made_beside_it(path: str) 
 
 
 def test_a_log_that_cannot_be_read_is_not_passed_over(path: str) -> None:
-    """Its writer was killed: the last writes are in the log alone, and its index may be left."""
+    """Its writer was killed: the last writes are in the WAL alone, and its index may be left."""
     with running(WRITER, path) as process:
         assert "added" == line(process)
         process.send_signal(signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_a_log_that_cannot_be_read_is_not_passed_over(path: str) -> None:
     remount(path, "rw")
     os.unlink(f"{path}-shm")
     remount(path, "ro")
-    with pytest.raises(ReadOnlyError, match="its log holds commits"):
+    with pytest.raises(ReadOnlyError, match="holds commits"):
         Store.open(path, read_only=True)
     remount(path, "rw")
     with Store.open(path) as store:
@@ -89,7 +89,7 @@ def test_a_log_that_cannot_be_read_is_not_passed_over(path: str) -> None:
 
 
 def test_a_write_through_another_mount_is_seen_at_once(path: str, seen: str) -> None:
-    """While its writer has it open, its index of the log is there to be read."""
+    """While its writer has it open, its WAL index is there to be read."""
     with running(WRITER, path) as process:
         assert "added" == line(process)
         with Store.open(seen, read_only=True) as store:
@@ -122,7 +122,7 @@ def test_a_file_that_changes_though_it_was_closed_is_not_taken_for_fixed(
 
 
 def test_a_file_that_is_mounted_by_itself_is_refused(path: str, tmp_path: Path) -> None:
-    """Its log is beside the file of the host, and here there is another, or none."""
+    """Its WAL is beside the file of the host, and here there is another, or none."""
     alone = tmp_path / "alone name.db"
     alone.touch()
     with Store.open(path) as store:

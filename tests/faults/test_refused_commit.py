@@ -1,6 +1,6 @@
 """A commit that was refused does not come back after a crash.
 
-SQLite leaves its frames in the log, and by default a process that opens the file after a SIGKILL
+SQLite leaves its frames in the WAL, and by default a process that opens the file after a SIGKILL
 takes them for committed.
 """
 
@@ -141,7 +141,7 @@ READ = """
 
 
 def test_a_commit_whose_sync_fails_is_not_there_after_a_crash(path: str) -> None:
-    """SQLite leaves its frames in the log; the engine writes over them before it raises."""
+    """SQLite leaves its frames in the WAL; the engine writes over them before it raises."""
     assert ["RegistryError", "''", "next"] == fail(path, "1")
     assert "'' 'Next' []" == run(READ, path).strip()
 
@@ -158,7 +158,7 @@ def test_nothing_of_a_group_whose_sync_fails_is_there_after_a_crash(path: str) -
 def test_an_interrupt_beside_a_sync_that_fails_leaves_nothing_stored(
     path: str, function: str
 ) -> None:
-    """Before the COMMIT, after it failed, and after the log was overwritten."""
+    """Before the COMMIT, after it failed, and after the WAL was overwritten."""
     said = fail(path, "1", INTERRUPTED, function)
     assert ["Interrupt", "RegistryError", "neither"] == said
     found = query(path, "SELECT sandbox_id, message FROM sandbox_statuses")

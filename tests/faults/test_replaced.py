@@ -2,7 +2,7 @@
 
 Any `close()` of the database in the process, by whatever library, drops all locks that SQLite has
 on it. Another process that then looks and leaves takes itself for the last one, and removes the
-log.
+WAL.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def stray_close(path: str) -> None:
     assert not os.path.exists(f"{path}-wal")
 
 
-def remove_log(path: str) -> None:
-    """Remove the log."""
+def remove_wal(path: str) -> None:
+    """Remove the WAL."""
     os.unlink(f"{path}-wal")
 
 
-def replace_log(path: str) -> None:
-    """Replace the log by a copy of itself."""
+def replace_wal(path: str) -> None:
+    """Replace the WAL by a copy of itself."""
     shutil.copy(f"{path}-wal", f"{path}-wal.copy")
     os.rename(f"{path}-wal.copy", f"{path}-wal")
 
@@ -75,7 +75,7 @@ ADD = """
         print(store.check())
     """
 """Adds sandboxes in another process."""
-FAULTS = [stray_close, remove_log, replace_log, move, replace_database]
+FAULTS = [stray_close, remove_wal, replace_wal, move, replace_database]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -99,7 +99,7 @@ def test_a_commit_into_nowhere_is_data_loss(
             assert path == caught.value.path
             refused += 1
         assert not handle.stopped.is_set()
-    if fault is replace_log:
+    if fault is replace_wal:
         with pytest.raises(DataLossError, match="another process"):
             Store.open(path)
     mend(path, fault)
@@ -112,12 +112,12 @@ def test_a_commit_into_nowhere_is_data_loss(
     tried(f"files changed, {fault.__name__}: {refused} writes refused as DataLossError")
 
 
-@pytest.mark.parametrize("fault", [stray_close, replace_log], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [stray_close, replace_wal], ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("written", [False, True], ids=["idle", "writing"])
 def test_a_close_takes_nothing_from_those_who_came_after(
     path: str, fault: Callable[[str], None], written: bool
 ) -> None:
-    """Their log is at the path where ours was: SQLite would remove it, and write ours down."""
+    """Their WAL is at the path where ours was: SQLite would remove it, and write ours down."""
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
         fault(path)
@@ -142,9 +142,9 @@ def test_a_close_takes_nothing_from_those_who_came_after(
 def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
     path: str, fault: Callable[[str], None]
 ) -> None:
-    """It is in a log that is not at its path, and nothing moves it from there into the database.
+    """It is in a WAL that is not at its path, and nothing moves it from there into the database.
 
-    Where only the database was replaced, the log is at its path, and the next open refuses it.
+    Where only the database was replaced, the WAL is at its path, and the next open refuses it.
     """
     out = run(
         """
@@ -175,7 +175,7 @@ def test_a_commit_that_meets_it_in_the_very_moment_does_not_come_back(
     )
     same_file = fault not in {move, replace_database}
     assert ["lost", "lost", str(same_file)] == out.splitlines()
-    if fault in {remove_log, move, replace_database}:
+    if fault in {remove_wal, move, replace_database}:
         with pytest.raises(DataLossError, match="-wal"):
             Store.open(path)
         for name in ("-wal", "-shm") if fault is replace_database else BESIDE:
@@ -192,7 +192,7 @@ def test_a_registry_opened_at_the_path_later_is_closed_as_usual(path: str) -> No
     with Store.open(path) as store:
         store.add(sandbox("a"), READY)
         replace_database(path)
-        replace_log(path)
+        replace_wal(path)
     mend(path, replace_database)
     for _ in range(2):
         with Store.open(path) as store:

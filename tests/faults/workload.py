@@ -102,13 +102,13 @@ STEPS: Final = (
     _update("a", State.NOTREADY, "stopped"),
     Step("read", _read),
     Step("reconcile", lambda store: store.reconcile()),
-    _add("e", State.READY, 30_000),  # a log that is past its bound
+    _add("e", State.READY, 30_000),  # a WAL that is past its bound
     Step("delete-d", lambda store: store.delete("d"), lambda model: model.pop("d")),
     Step("close", lambda store: store.close()),
     _add("f", State.READY),
     Step("close", lambda store: store.close()),
     _update("f", State.READY, "longer"),
-    _update("f", State.READY, "ahead"),  # after a preallocation, since the log has just grown
+    _update("f", State.READY, "ahead"),  # after a preallocation, since the WAL has just grown
     _update("f", State.READY, "within"),
     Step("close", lambda store: store.close()),
 )

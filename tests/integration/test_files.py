@@ -51,8 +51,8 @@ def test_a_replaced_database_is_not_opened_as_if_it_were_the_old_one(path: str) 
         assert [] == store.list()
 
 
-def test_a_removed_log_is_data_loss_before_it_is_acknowledged(path: str) -> None:
-    """Its commits would go into a log that no other process reads."""
+def test_a_removed_wal_is_data_loss_before_it_is_acknowledged(path: str) -> None:
+    """Its commits would go into a WAL that no other process reads."""
     store = Store.open(path)
     store.add(sandbox("a"), READY)
     os.unlink(f"{path}-wal")
@@ -66,12 +66,12 @@ def test_an_error_that_is_raised_again_does_not_grow(path: str) -> None:
     store = Store.open(path)
     status = store.add(sandbox("a"), READY).status
 
-    def remove_the_log(old: Status) -> Status:
+    def remove_the_wal(old: Status) -> Status:
         os.unlink(f"{path}-wal")
         return old
 
     with pytest.raises(DataLossError):
-        status.update(remove_the_log)
+        status.update(remove_the_wal)
     lengths = []
     for _ in range(3):
         with pytest.raises(DataLossError) as caught:
@@ -124,7 +124,7 @@ def test_a_file_that_may_not_be_read_is_no_driver_error(everybodys: str) -> None
 def test_without_a_right_to_its_directory_a_registry_is_read_while_it_is_open(
     everybodys: str,
 ) -> None:
-    """Otherwise SQLite cannot make its index of the log, and it is said what to do."""
+    """Otherwise SQLite cannot make its WAL index, and it is said what to do."""
     with Store.open(everybodys) as store:
         store.add(sandbox("a"), READY)
         for suffix in ("", "-wal", "-shm"):

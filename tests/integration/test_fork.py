@@ -36,7 +36,7 @@ LEAVE = """
 
 @pytest.mark.parametrize("how", EXITS)
 def test_a_child_in_an_open_transaction_leaves_the_commit_whole(path: str, how: str) -> None:
-    """With many dirty pages, spilled into the log already; however the child ends."""
+    """With many dirty pages, spilled into the WAL already; however the child ends."""
     out = run(
         """
     import gc, os, sys

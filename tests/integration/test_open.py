@@ -422,7 +422,7 @@ def test_an_interrupted_close_closes(path: str) -> None:
 
 
 def test_a_file_of_two_names_is_refused(store: Store, path: str) -> None:
-    """SQLite would keep a log for each of them."""
+    """SQLite would keep a WAL for each of them."""
     store.list()
     os.link(path, f"{path}.too")
     try:

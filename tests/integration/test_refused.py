@@ -77,14 +77,14 @@ def another_database(path: str, mode: str) -> None:
     shell(path, f"PRAGMA journal_mode = {mode}", *tables, killed=False)
 
 
-def another_database_with_a_log(path: str) -> None:
-    """Kill the process of another database: most of it is in the log."""
+def another_database_with_a_wal(path: str) -> None:
+    """Kill the process of another database: most of it is in the WAL."""
     shell(path, "PRAGMA journal_mode = WAL", "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
 
 
-def another_database_with_a_log_and_no_index(path: str) -> None:
-    """Copy the database file and its log."""
-    another_database_with_a_log(path)
+def another_database_with_a_wal_and_no_index(path: str) -> None:
+    """Copy the database file and its WAL."""
+    another_database_with_a_wal(path)
     os.unlink(f"{path}-shm")
 
 
@@ -101,7 +101,7 @@ def newer_registry(path: str) -> None:
     execute(path, "UPDATE registry SET level = 7, min_reader = 7, min_writer = 7")
 
 
-def newer_registry_with_a_log(path: str) -> None:
+def newer_registry_with_a_wal(path: str) -> None:
     """Set a newer schema by a process that is killed right after."""
     registry(path)
     shell(path, "UPDATE registry SET level = 7, min_reader = 7, min_writer = 7")
@@ -182,7 +182,7 @@ def unix_socket(path: str) -> None:
 
 
 def hard_link(path: str) -> None:
-    """SQLite would keep a log for each name."""
+    """SQLite would keep a WAL for each name."""
     registry(path)
     os.link(path, f"{path}.too")
 
@@ -206,11 +206,11 @@ KINDS = {
         Kind(text, DataLossError),
         Kind(short_text, DataLossError),
         Kind(one_byte, DataLossError),
-        Kind(another_database_with_a_log, DataLossError),
-        Kind(another_database_with_a_log_and_no_index, DataLossError),
+        Kind(another_database_with_a_wal, DataLossError),
+        Kind(another_database_with_a_wal_and_no_index, DataLossError),
         Kind(another_database_to_be_rolled_back, DataLossError),
         Kind(newer_registry, SchemaVersionError),
-        Kind(newer_registry_with_a_log, SchemaVersionError),
+        Kind(newer_registry_with_a_wal, SchemaVersionError),
         Kind(registry_of_no_row, DataLossError),
         Kind(registry_of_no_table, DataLossError),
         Kind(damaged_header, DataLossError),
@@ -245,7 +245,7 @@ COMMANDS = [
 
 
 def files(folder: str) -> dict[str, str]:
-    """Return what is in *folder*; of the index of a log, which SQLite rebuilds, the name only."""
+    """Return what is in *folder*; of a WAL index, which SQLite rebuilds, the name only."""
     return {
         name: "" if name.endswith("-shm") else found for name, found in contents(folder).items()
     }
@@ -315,11 +315,11 @@ def test_an_empty_database_in_which_no_registry_is_to_be_begun_stays_empty(
 def test_an_older_registry_that_is_not_to_be_upgraded_stays_as_it_is(
     folder: str, options: dict[str, bool]
 ) -> None:
-    """The log may be there or missing."""
+    """The WAL may be there or missing."""
     path = f"{folder}/registry.db"
     older_registry(path)
-    for with_log in (False, True):
-        if with_log:
+    for with_wal in (False, True):
+        if with_wal:
             shell(path, "UPDATE sandbox_statuses SET reason = 'x'")
         before = files(folder)
         with pytest.raises(SchemaVersionError) as caught:
@@ -330,7 +330,7 @@ def test_an_older_registry_that_is_not_to_be_upgraded_stays_as_it_is(
 
 @needs.namespaces
 def test_a_file_that_is_mounted_by_itself_stays_as_it_was(folder: str, tmp_path: Path) -> None:
-    """Its log would be beside the file of the host."""
+    """Its WAL would be beside the file of the host."""
     registry(f"{tmp_path}/of-the-host.db")
     Path(folder, "registry.db").touch()
     path = f"{folder}/registry.db"

@@ -1,4 +1,4 @@
-"""A reader that keeps a snapshot while the log grows is named, in the log and by `check`."""
+"""A reader that keeps a snapshot while the WAL grows is named, by a warning and by `check`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ READER = """
 
 
 def grow(store: Store, prefix: str) -> None:
-    """Write more to the log than its bound."""
+    """Write more to the WAL than its bound."""
     config = pod()
     config.annotations["long"] = "x" * 1_000_000
     with store.transaction():
@@ -49,7 +49,7 @@ def grow(store: Store, prefix: str) -> None:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the warnings about the log."""
+    """Return the warnings about the WAL."""
     messages = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     return [each for each in messages if "cannot be reset" in each]
 
@@ -57,22 +57,22 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 def found(store: Store) -> list[str]:
     """Return what `check` says of it."""
     violations = store.check()
-    assert {"log_can_be_reset"} >= {each.rule for each in violations}
+    assert {"wal_can_be_reset"} >= {each.rule for each in violations}
     return [each.found for each in violations]
 
 
-@pytest.mark.parametrize("log", ["with commits", "empty"])
+@pytest.mark.parametrize("wal_file", ["with commits", "empty"])
 def test_another_process_that_keeps_a_snapshot_is_named(
-    store: Store, caplog: pytest.LogCaptureFixture, log: str
+    store: Store, caplog: pytest.LogCaptureFixture, wal_file: str
 ) -> None:
-    """Once for each growth, until its transaction has ended; whether it reads the log or not."""
+    """Once for each growth, until its transaction has ended; whether it reads the WAL or not."""
     store.add(sandbox("a"), READY)
-    if log == "empty":
+    if wal_file == "empty":
         assert [(0, 0, 0)] == query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
     with running(READER, store.path) as reader:
         assert "reading" == line(reader)
         name = f"process {reader.pid} ("
-        assert [] == found(store)  # while the log is short
+        assert [] == found(store)  # while the WAL is short
         grow(store, "b")
         assert 1 == len(told(caplog))
         assert name in told(caplog)[0]
@@ -108,8 +108,8 @@ def test_a_snapshot_of_this_process_is_named(
     assert [] == snapshot_holders(store.path)
 
 
-def test_a_reader_of_a_log_that_has_just_passed_its_bound_is_no_violation(store: Store) -> None:
-    """The next write resets that log; a read then does not prevent it."""
+def test_a_reader_of_a_wal_that_has_just_passed_its_bound_is_no_violation(store: Store) -> None:
+    """The next write resets that WAL; a read then does not prevent it."""
     grow(store, "a")
     with store._session.engine.snapshot("hold") as reader:
         assert reader.fetch("SELECT count(*) FROM sandboxes")
@@ -123,13 +123,13 @@ def reads(connection: sqlite3.Connection) -> None:
     connection.execute("SELECT count(*) FROM sandboxes").fetchall()
 
 
-def test_readers_of_which_one_is_always_there_do_not_keep_the_log(
+def test_readers_of_which_one_is_always_there_do_not_keep_the_wal(
     open_store: OpenStore,
     path: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A write waits until the database has all of the log: who reads then needs no log."""
+    """A write waits until the database has all of the WAL: a reader then needs no WAL."""
     monkeypatch.setattr(driver, "WAL_MAX", wal.AHEAD)
     monkeypatch.setattr(wal, "RESET_WAIT", 300.0)
     store, waits = open_store(timeout=300.0), threading.Event()
@@ -141,7 +141,7 @@ def test_readers_of_which_one_is_always_there_do_not_keep_the_log(
         while not waits.is_set():
             handle.status.update(more)
 
-    def needs_no_log() -> bool:
+    def needs_no_wal() -> bool:
         reads(third)
         if any(lock.first <= READ_MARKS[0] <= lock.last for lock in locks_on(f"{path}-shm")):
             return True
@@ -159,7 +159,7 @@ def test_readers_of_which_one_is_always_there_do_not_keep_the_log(
         waits.wait()
         reads(second)
         first.execute("ROLLBACK")
-        until(needs_no_log)
+        until(needs_no_wal)
         second.execute("ROLLBACK")
         writer.join()
         assert third.in_transaction

@@ -1,4 +1,4 @@
-"""The log is preallocated, so that a commit need not make it longer."""
+"""The WAL is preallocated, so that a commit need not make it longer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.tools import (
 COMMIT = 2 * 4120
 """Bytes of the smallest commit: the page of a row, and the first page with the commit's number."""
 LEAST = AHEAD - 4 * 4120
-"""Bytes by which a preallocation makes the log longer, at least: SQLite keeps the last pages."""
+"""Bytes by which a preallocation makes the WAL longer, at least: SQLite keeps the last pages."""
 WRITER = """
     import sys
     from registry import Store
@@ -42,12 +42,12 @@ WRITER = """
 
 
 def size(path: str) -> int:
-    """Return the bytes of the log."""
+    """Return the bytes of the WAL."""
     return os.stat(f"{path}-wal").st_size
 
 
 def grow(handle: Sandbox) -> None:
-    """Make the log longer by a commit, after which the next one preallocates."""
+    """Make the WAL longer by a commit, after which the next one preallocates."""
     for _ in range(2):
         handle.status.update(more)
 
@@ -141,7 +141,7 @@ def test_a_restart_waits_for_readers_within_the_deadline(
     """The busy timeout is 0 again afterwards, also when SQLite refuses the checkpoint."""
     writer, seen = store._session.engine.writer, list[str]()
     connection = writer.connection
-    connection.execute("BEGIN IMMEDIATE")  # in a transaction no log is restarted
+    connection.execute("BEGIN IMMEDIATE")  # in a transaction no WAL is restarted
     connection.set_trace_callback(seen.append)
     writer._wal.restart(connection, time.monotonic() + left)
     connection.set_trace_callback(None)
@@ -151,7 +151,7 @@ def test_a_restart_waits_for_readers_within_the_deadline(
 
 
 def test_a_plain_shell_writes_into_the_preallocated_frames(store: Store, path: str) -> None:
-    """Its commits do not make the log longer either."""
+    """Its commits do not make the WAL longer either."""
     handle = store.add(sandbox("a"), READY)
     grow(handle)
     long = size(path)
