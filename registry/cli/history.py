@@ -44,7 +44,7 @@ COLUMNS: Final = (
 )
 @options.as_json
 def history(*, id: str | None, db: str, after: int, limit: int | None, as_json: bool) -> int:
-    """Show every change of state, oldest first, of all sandboxes or of one, a deleted one too."""
+    """Show every change of state, oldest first, of all sandboxes or of one, even if deleted."""
     failed: list[str] = []
     with options.open_to_read(db) as store:
         full = None if id is None else _full_id(store, id)

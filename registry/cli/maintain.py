@@ -90,9 +90,9 @@ def check(*, db: str, as_json: bool) -> int:
 @options.timeout
 @options.as_json
 def delete(*, id: str, db: str, timeout: float, as_json: bool) -> int:
-    """Delete the record of one sandbox, and nothing else; this writes.
+    """Delete the record of one sandbox; this writes.
 
-    Its processes and its network namespace are left alone.
+    The processes and the network namespace of the sandbox stay.
     """
     deleted, path = False, ""
     with options.open_to_write(db, timeout) as store, contextlib.suppress(NotFoundError):

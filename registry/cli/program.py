@@ -105,7 +105,8 @@ def group(more: Mapping[str, str]) -> click.Group:
     def program(ctx: click.Context, db: str | None) -> None:
         """See, check and recover a registry of pod sandboxes.
 
-        Exit codes: 0 fine, 1 an object is missing or wrong, 2 usage, 3 the registry is unavailable.
+        Exit codes: 0 success, 1 an object is missing or wrong, 2 usage, 3 the registry is
+        unavailable.
         """
         ctx.obj = db
 

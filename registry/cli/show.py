@@ -130,7 +130,7 @@ def _summary(sandbox: Sandbox, pod: Pod | None) -> dict[str, Any]:
 @options.db
 @options.as_json
 def inspect(*, id: str, db: str, as_json: bool) -> int:
-    """Show everything about one sandbox, an UNKNOWN one too."""
+    """Show everything about one sandbox, even if it is UNKNOWN."""
     with options.open_to_read(db) as store:
         sandbox = options.find(store, id, f"inspect sandbox {id!r}")
     errors = list(_unreadable(sandbox))

@@ -112,7 +112,7 @@ def _write_outcomes(
 @options.db
 @click.option("--status", metavar="FILE", help="Write their statuses to FILE, for import.")
 def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
-    """Write sandboxes as the JSON that containerd stores, all of them without an ID."""
+    """Write the named sandboxes, or all of them, as the JSON that containerd stores."""
     from registry.cli import documents, import_export  # noqa: PLC0415 - the help does without
 
     if status == documents.STDIN:

@@ -24,7 +24,7 @@ from registry.cli.failures import FINE
 def serve(*, listen: str, db: str) -> int:
     """Serve the CRI's sandbox calls until SIGTERM; this writes.
 
-    It makes the registry if there is none. The sandboxes outlive it.
+    The server creates a missing registry. The sandboxes keep running when the server ends.
     """
     # Errors are reported by this program; gRPC would write its own to stderr first.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
