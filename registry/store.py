@@ -45,15 +45,15 @@ from registry.model.validation import (
     check_text,
     invalid,
 )
-from registry.recovery.orphans import remove_orphans
-from registry.recovery.reconcile import ContainerLoader, load_containers, run
 from registry.recovery.verdicts import Report
+from registry.sync.imports import late_import
 from registry.tables import migrations, queries, sql, writes
 from registry.tables.inspection import inspect
 from registry.tables.rows import Row, Transition
 from registry.tables.writes import Author
 
 if TYPE_CHECKING:
+    from registry.recovery.reconcile import ContainerLoader
     from registry.tables.integrity import Violation
 
 ACTOR_MAX: Final = 256
@@ -130,6 +130,8 @@ class Store:
             may_write = _admit(session)
             store = cls(session)
             if container_loader is not None:
+                with late_import("registry.recovery.reconcile"):
+                    from registry.recovery.reconcile import load_containers  # noqa: PLC0415
                 load_containers(session, container_loader)
             if reconcile and not read_only and may_write:
                 store.recovery = store.reconcile()
@@ -399,6 +401,8 @@ class Store:
         Raises:
             UnavailableError: the store's timeout passed before the changes could be written.
         """
+        with late_import("registry.recovery.reconcile"):
+            from registry.recovery.reconcile import run  # noqa: PLC0415 - a reader does without
         return run(self._session, self._registry_id, dry_run=dry_run)
 
     def remove_orphans(self, paths: Iterable[str]) -> builtins.list[str]:
@@ -417,6 +421,8 @@ class Store:
         if isinstance(paths, str) or not isinstance(paths, Iterable):
             raise invalid(doing, "paths", paths, "is not several paths")
         wanted = [check_path(doing, "paths", path) for path in paths]
+        with late_import("registry.recovery.orphans"):
+            from registry.recovery.orphans import remove_orphans  # noqa: PLC0415 - as above
         return remove_orphans(self._session, self._registry_id, wanted)
 
     def new_netns_path(self, base_dir: str = netns.BASE_DIR) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from registry.handles.identities import netns_at
 from registry.handles.runtime_state import Container
@@ -18,8 +18,7 @@ from registry.tables import encoding, writes
 from registry.tables.writes import Identities
 
 
-@dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(NamedTuple):
     """A sandbox that is valid and not yet in the database.
 
     *doing* begins the messages of errors; *columns* and *labels* are rows; *identities* are of the

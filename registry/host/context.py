@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from registry.host import kernel
 from registry.sync.interrupts import reraise_interrupt
@@ -14,8 +13,7 @@ BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-@dataclass(frozen=True, slots=True)
-class HostContext:
+class HostContext(NamedTuple):
     """Host context of an observation; read once for many. None is what could not be read."""
 
     boot_id: str

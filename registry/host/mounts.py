@@ -16,10 +16,10 @@ from registry.host import inventory
 from registry.host.inventory import Scan
 from registry.sync.interrupts import reraise_interrupt
 
-_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_ESCAPE: Final = rb"\\([0-7]{3})"
 """A space, tab, newline or backslash, as mountinfo escapes it (proc_pid_mountinfo(5))."""
 
-_NET: Final = re.compile(rb"net:\[([0-9]+)\]")
+_NET: Final = rb"net:\[([0-9]+)\]"
 """Root of a mounted network namespace, with its inode."""
 
 _UNSEEN: Final = {errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM}
@@ -78,7 +78,7 @@ def elsewhere(fd: int) -> list[Elsewhere]:
             parent = mounts.get(each.parent)
             if parent is not None and parent.place(each.point) == place:
                 path = f"/proc/{pid}/root{each.point.decode(errors='surrogateescape')}"
-                net = _NET.fullmatch(each.root)
+                net = re.fullmatch(_NET, each.root)
                 found.append(Elsewhere(path, int(net[1]) if net else None))
     return found
 
@@ -117,4 +117,4 @@ def _mounts(process: str) -> dict[int, _Mount]:
 
 
 def _unescaped(path: bytes) -> bytes:
-    return _ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), path)
+    return re.sub(_ESCAPE, lambda found: bytes([int(found[1], 8)]), path)

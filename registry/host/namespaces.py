@@ -195,7 +195,7 @@ class Observer:
         return observed
 
 
-_THROUGH_PROCESS: Final = re.compile(r"/proc/([0-9]+)/([^/]+)/")
+_THROUGH_PROCESS: Final = r"/proc/([0-9]+)/([^/]+)/"
 
 _this_thread: Final = threading.local()
 """`roams`: the thread may enter any network namespace, since nothing else is done in it."""
@@ -247,7 +247,7 @@ def absent(path: str) -> NetNSObservation:
     /proc/PID/ns/net ends with the process, but hidepid= hides a living one. Any other path through
     a process, /proc/PID/root/... say, leads to what may outlive the process.
     """
-    through = _THROUGH_PROCESS.match(path)
+    through = re.match(_THROUGH_PROCESS, path)
     if through is None:
         return NetNSObservation(path, Presence.ABSENT)
     pid, way = through.groups()

@@ -12,7 +12,7 @@ from typing import Final
 
 from registry.errors import InvalidArgumentError
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL: Final = r"[\x00-\x1f\x7f-\x9f]"
 
 SECONDS_MAX: Final = 1e9
 """Thirty years: what the clocks of the platform can count up to."""
@@ -78,7 +78,7 @@ def check_line(doing: str, field: str, value: object, limit: int) -> str:
         InvalidArgumentError: it is not.
     """
     text = check_text(doing, field, value, limit)
-    if not text.isprintable() and _CONTROL.search(text):
+    if not text.isprintable() and re.search(_CONTROL, text):
         raise invalid(doing, field, value, "holds a control character")
     return text
 

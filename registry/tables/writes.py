@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from registry.engine import Transaction
 from registry.engine.driver import Fetch
@@ -29,8 +28,7 @@ NAMED: Final = 10
 """Number of ids that a message names; it counts the others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Author:
+class Author(NamedTuple):
     """Source of the audit columns: who wrote a row, when, and under which boot of the host."""
 
     actor: str
@@ -54,8 +52,7 @@ class Author:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Identities:
+class Identities(NamedTuple):
     """Identities that were observed before a sandbox is inserted; None: there is no such object."""
 
     netns: NetNSIdentity | None

@@ -863,10 +863,10 @@ def test_from_an_unknown_mount_namespace_nothing_is_taken_for_closed() -> None:
     here = HostContext.current()
     identity = NetNSIdentity(here.boot_id, None, 7, here.mount_ns)
     assert not is_elsewhere(identity, here)
-    assert is_elsewhere(identity, replace(here, mount_ns=None))
-    assert is_elsewhere(identity, replace(here, mount_ns=-1))
-    assert not is_elsewhere(identity._replace(mount_ns=None), replace(here, mount_ns=-1))
-    assert not is_elsewhere(identity._replace(boot_id=ELSEWHERE), replace(here, mount_ns=-1))
+    assert is_elsewhere(identity, here._replace(mount_ns=None))
+    assert is_elsewhere(identity, here._replace(mount_ns=-1))
+    assert not is_elsewhere(identity._replace(mount_ns=None), here._replace(mount_ns=-1))
+    assert not is_elsewhere(identity._replace(boot_id=ELSEWHERE), here._replace(mount_ns=-1))
 
 
 def test_an_orphan_that_is_gone_by_then_is_not_removed(

@@ -17,6 +17,7 @@ HEAVY = (
     "json",
     "pydantic",
     "pyroute2",
+    "registry.recovery.reconcile",
     "rich",
     "sqlalchemy",
     "typer",
@@ -31,6 +32,15 @@ STARTS = {
         with Store.open(sys.argv[1]) as store:
             store.get("a").status.update(lambda old: replace(old, message="started"))
         """,
+        "registry.recovery.reconcile",
+    ),
+    "the same without a reconcile": (
+        """
+        from dataclasses import replace
+        from registry import Store
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            store.get("a").status.update(lambda old: replace(old, message="started"))
+        """,
         "",
     ),
     "open, list, history, delete, close": (
@@ -41,14 +51,14 @@ STARTS = {
             store.history()
             store.delete("a")
         """,
-        "",
+        "registry.recovery.reconcile",
     ),
     "create": (
         """
         from registry import Store
         Store.open(sys.argv[1] + "-new").close()
         """,
-        "",
+        "registry.recovery.reconcile",
     ),
     "read the config": (
         """
@@ -66,7 +76,7 @@ STARTS = {
             store.add(Metadata("b", "b", config), Status(State.READY))
             assert not store.check()
         """,
-        "google.protobuf json",
+        "google.protobuf json registry.recovery.reconcile",
     ),
 }
 """Code of each start, which has the path of a registry as its argument, and what of HEAVY it loads.
