@@ -269,9 +269,9 @@ class Store:
         if limit is not None:
             params["limit"] = check_integer(doing, "limit", limit, 0, 2**63 - 1)
         query = queries.history(frozenset(params) - {"after"})
-        with self._session.reading(doing) as reading:
-            oldest = reading.fetch(sql.KEPT, {})[0][0] or 1
-            found = reading.fetch(query, params)
+        with self._session.snapshot(doing) as fetch:
+            oldest = fetch(sql.KEPT, {})[0][0] or 1
+            found = fetch(query, params)
         if 0 < after < oldest - 1:
             raise CompactedError(
                 f"{doing}: the history after seq {after} is compacted, it begins with {oldest}; "
@@ -384,10 +384,11 @@ class Store:
         prefix = check_prefix(doing, id)
         with self._session.write(doing) as transaction:
             row = writes.find(prefix, doing, transaction.fetch)
-            if row is None:
-                return False
-            self._session.delete(transaction, row)
-            return True
+            if row is not None:
+                self._session.delete(transaction, row)
+                return True
+        self._session.mark_deleted_elsewhere(doing)
+        return False
 
     # Recovering.
 
@@ -468,8 +469,8 @@ def _admit(session: Session) -> bool:
     """Return whether the registry may be written; raise unless it may be read."""
     path = session.engine.path
     doing = f"open registry {path!r}"
-    with session.reading(doing) as reading:
-        return migrations.admit(reading.fetch, doing, path)
+    with session.snapshot(doing) as fetch:
+        return migrations.admit(fetch, doing, path)
 
 
 def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:

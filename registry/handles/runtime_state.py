@@ -4,9 +4,8 @@ All handles of all Stores of one file share one `RuntimeState` for each creation
 handles, since a StopCh that is set stays so; after a deletion it is kept for a while, for a reader
 that found the sandbox just before.
 
-What another process deletes is found out by comparing with the file. Only what has been seen in a
-commit can be missing from a later one: a sandbox that is being added right now is in no snapshot of
-any other reader, and exists.
+A deletion elsewhere is noticed when a read of that sandbox does not find it. Only a sandbox that
+was in a commit can be missing from a later one: one that is being added now is in no snapshot.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
 from typing import Final, Protocol
 
 from registry.sync.locks import WaitQueue
+from registry.tables.rows import AnyRow
 
 DELETED_MAX: Final = 1024
 """Deleted sandboxes whose `RuntimeState` is still known."""
@@ -67,43 +66,38 @@ class StopCh:
 class RuntimeState:
     """StopCh and container of one creation of a sandbox."""
 
-    __slots__ = ("container", "seen", "stopped")
+    __slots__ = ("container", "stopped")
 
     def __init__(self) -> None:
         """Begin running, without a container."""
         self.stopped = StopCh()
         self.container: Container | None = None
-        self.seen = 0
-        """Its place among those that were seen in a commit, from 1 on; 0 before that."""
 
 
 class RuntimeStates:
-    """Every `RuntimeState` of one file, by creation."""
+    """Every `RuntimeState` of one file, by creation. Each change is one step of a dict or a set."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self.users: Final[set[object]] = set()
-        """Those that have it open."""
+        """Stores that have the file open."""
+        self.committed: Final[dict[int, str]] = {}
+        """Ids, by creation, of the sandboxes that were in a commit and are not known as deleted."""
+        self._creations: dict[str, int] = {}
+        """The other way round."""
         self._of: dict[int, RuntimeState] = {}
         self._pending: set[int] = set()
         """Creations in a transaction that has not ended."""
-        self._bound = DELETED_MAX
-        """How many there may be until deletions in other processes are looked for."""
         self._deleted: dict[int, None] = {}
-        self._counting = threading.Lock()
-        self.seen = 0
-        """How many have been seen in a commit."""
-        self.watermark = 0
-        """Up to which transition it is known what became of them."""
-        self.resets = 0
-        """How often that was less than it had been: what was answered before has to be read again.
-        """
+        """Creations that are known as deleted, the latest last."""
+        self._bound = DELETED_MAX
+        """How many runtime states there may be until deletions elsewhere are looked for."""
 
     def of(self, creation: int) -> RuntimeState:
         """Return the one of *creation*, made when it is first asked for."""
-        live = self._of.get(creation)
+        state = self._of.get(creation)
         # setdefault is one step for all threads; the look before it spares making one in vain.
-        return self._of.setdefault(creation, RuntimeState()) if live is None else live
+        return self._of.setdefault(creation, RuntimeState()) if state is None else state
 
     def known(self, creation: int) -> bool:
         """Return whether the runtime state of *creation* was requested in this process."""
@@ -116,68 +110,45 @@ class RuntimeStates:
     def end(self, creation: int) -> None:
         """Note that the transaction has ended; what it did not commit leaves nothing here."""
         self._pending.discard(creation)
-        if not self.was_seen(creation):
+        if creation not in self.committed and creation not in self._deleted:
             self._of.pop(creation, None)
 
     def is_pending(self, creation: int) -> bool:
         """Return whether *creation* may be in no commit."""
         return creation in self._pending
 
-    def was_seen(self, creation: int) -> bool:
-        """Return whether *creation* was seen in a commit, and is still known."""
-        live = self._of.get(creation)
-        return live is not None and live.seen > 0
+    def see(self, row: AnyRow) -> RuntimeState:
+        """Return the one of the sandbox of *row*, which is in a commit."""
+        if row.creation not in self._deleted:
+            self.committed[row.creation] = row.id
+            self._creations[row.id] = row.creation
+        return self.of(row.creation)
 
-    def are_many(self) -> bool:
-        """Return whether there are so many that deletions in other processes may be among them."""
-        return len(self._of) > self._bound
+    def stop(self, row: AnyRow) -> None:
+        """Set the StopCh of the sandbox of *row*, which is in a commit."""
+        self.see(row).stopped.stop()
 
-    def see(self, creation: int, watermark: int) -> RuntimeState:
-        """Return the one of *creation*, which is in a commit.
-
-        Args:
-            creation: of the sandbox.
-            watermark: what `watermark` was before that commit was read: it may be deleted since.
-        """
-        live = self.of(creation)
-        if live.seen == 0:
-            with self._counting:
-                live.seen = self.seen + 1
-                self.seen = live.seen
-                # No call in here: a signal handler that reads would wait for this lock.
-                if watermark < self.watermark:
-                    self.watermark = watermark
-                    self.resets += 1
-        return live
-
-    def stop(self, creation: int, watermark: int) -> None:
-        """Set the StopCh of *creation*, which is in a commit; arguments as `see`."""
-        self.see(creation, watermark).stopped.stop()
+    def has_duplicates(self) -> bool:
+        """Return whether two creations of one id are known: one of them was deleted elsewhere."""
+        return len(self.committed) > len(self._creations)
 
     def mark_deleted(self, creation: int) -> None:
         """Stop a deleted sandbox, and forget it when enough others have been deleted after it."""
         self.of(creation).stopped.stop()
         self._deleted[creation] = None
+        id = self.committed.pop(creation, None)
+        if id is not None and self._creations.get(id) == creation:
+            self._creations.pop(id, None)
         for oldest in tuple(self._deleted)[:-DELETED_MAX]:
             self._of.pop(oldest, None)
             self._deleted.pop(oldest, None)
 
-    def mark_deleted_except(self, creations: Iterable[int], seen: int) -> None:
-        """Stop those that are not among *creations*, all there are in a snapshot.
+    def are_many(self) -> bool:
+        """Return whether there are so many that deletions elsewhere may be among them."""
+        return len(self._of) > self._bound
 
-        Args:
-            creations: of the snapshot.
-            seen: how many had been seen before it was taken; later ones may not be in it.
-        """
-        known = {n for n, live in tuple(self._of.items()) if 0 < live.seen <= seen}
-        for creation in known - set(creations) - self._deleted.keys():
-            self.mark_deleted(creation)
-
-    def advance(self, newest: int, seen: int) -> None:
-        """Note that nothing up to the transition *newest* has deleted one of the first *seen*."""
-        with self._counting:
-            if self.seen == seen:  # else one that was seen meanwhile may be gone already
-                self.watermark = newest
+    def set_bound(self) -> None:
+        """Note that deletions elsewhere were looked for: next time when twice as many are known."""
         self._bound = DELETED_MAX + 2 * len(self._of)
 
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from registry.engine import CallerWrite, Engine, Transaction, Write, detach
 from registry.engine.driver import Fetch
@@ -34,13 +34,6 @@ SLOW: Final = 1.0
 """Seconds after which a warning is logged about a caller's function: no other writer runs."""
 
 
-class Reading(NamedTuple):
-    """One commit, to be read: *watermark* is how far deletions were known before it was taken."""
-
-    fetch: Fetch
-    watermark: int
-
-
 class Session:
     """One use of an engine, from the opening of a Store to its closing."""
 
@@ -59,6 +52,8 @@ class Session:
         self._user: Final = user
         self._timeout = timeout
         self._runtime_states = runtime_state.table.join(engine.path, user)
+        self._compared: tuple[int | None, int] | None = None
+        """Commit and number of known sandboxes at which deletions elsewhere were looked for."""
         self._cache = Cache(engine.data_version.read, lambda: engine.own_commits.is_committing)
         engine.own_commits.followers.add(self._cache)
 
@@ -81,9 +76,9 @@ class Session:
 
     def require_open(self, doing: str) -> None:
         """Raise StoreClosedError if it was closed, or belongs to the process that forked us."""
-        if self.closed:
+        if self.closed or self.engine.state.closed:
+            self.engine.require_open(doing)
             raise StoreClosedError(f"{doing}: the store is closed", path=self.engine.path)
-        self.engine.require_open(doing)
 
     def require_own(self, doing: str) -> None:
         """Raise StoreClosedError in a forked child; a closed store's handles may still look."""
@@ -135,23 +130,24 @@ class Session:
         """Return the sandbox that *prefix* names, see `writes.find`; of the latest commit."""
 
         def read() -> Entry | None:
-            with self.reading(doing) as reading:
-                row = writes.find(prefix, doing, reading.fetch)
-            return None if row is None else self.entry(row, reading.watermark)
+            with self.snapshot(doing) as fetch:
+                row = writes.find(prefix, doing, fetch)
+            return None if row is None else self.entry(row)
 
         self.require_open(doing)
-        if self.engine.own_transaction() is not None:
-            return read()
-        return self._cache.find(prefix, doing, read)
+        own = self.engine.own_transaction() is not None
+        found = read() if own else self._cache.find(prefix, doing, read)
+        if found is None or self._runtime_states.has_duplicates():
+            self.mark_deleted_elsewhere(doing)
+        return found
 
     def find_creation(self, creation: int, doing: str) -> Entry | None:
         """Return the sandbox of *creation*, of the latest commit; None when it was deleted."""
         self.require_open(doing)
 
         def read() -> Entry | None:
-            watermark = self._runtime_states.watermark
             found = self.engine.fetch(sql.ROW_BY_CREATION, {"creation": creation}, doing)
-            return self.entry(Row(*found[0]), watermark) if found else None
+            return self.entry(Row(*found[0])) if found else None
 
         if self.engine.own_transaction() is not None:
             return read()
@@ -163,76 +159,63 @@ class Session:
         return self.engine.data_version.read(doing)
 
     def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Entry, ...]:
-        """Return the sandboxes of a query for whole rows, of the latest commit."""
+        """Return the sandboxes of a query for whole rows, of the latest commit.
+
+        A query without parameters is taken for one of all sandboxes.
+        """
 
         def read() -> tuple[Entry, ...]:
-            with self.reading(doing) as reading:
-                found = reading.fetch(sql, params)
-            watermark = reading.watermark
-            return tuple([self.entry(Row._make(row), watermark) for row in found])
+            found = self.engine.fetch(sql, params, doing)
+            return tuple([self.entry(Row._make(row)) for row in found])
 
         self.require_open(doing)
         if self.engine.own_transaction() is not None:
             return read()
-        question = (self._runtime_states.resets, sql, *params.items())
-        return self._cache.several(question, doing, read, by_state="state" in params)
+        question = (sql, *params.items())
+        entries = self._cache.several(question, doing, read, by_state="state" in params)
+        states = self._runtime_states
+        missing = not params and len(states.committed) > len(entries)
+        if missing or states.has_duplicates():
+            self.mark_deleted_elsewhere(doing)
+        return entries
 
     @contextmanager
-    def reading(self, doing: str) -> Iterator[Reading]:
-        """Lend a snapshot, whose queries all see one commit; what is deleted in it stops."""
+    def snapshot(self, doing: str) -> Iterator[Fetch]:
+        """Lend a function that queries one commit, or the caller's open transaction."""
         self.require_open(doing)
-        seen, watermark = self._runtime_states.seen, self._runtime_states.watermark
         with self.engine.snapshot(doing) as connection:
-
-            def fetch(sql: str, params: Mapping[str, object]) -> list[tuple[Any, ...]]:
-                return connection.fetch(sql, params)
-
-            yield Reading(fetch, watermark)
-            if self.engine.own_transaction() is None:
-                self._mark_deleted_elsewhere(seen, fetch)
+            yield connection.fetch
 
     # Runtime state.
 
-    def entry(self, row: Row, watermark: int | None = None) -> Entry:
-        """Return *row* with its runtime state; arguments as `runtime_state_of`."""
-        return Entry(row, self.runtime_state_of(row, watermark))
+    def entry(self, row: Row) -> Entry:
+        """Return *row*, as it was just read, with its runtime state."""
+        return Entry(row, self.runtime_state_of(row))
 
-    def runtime_state_of(self, row: AnyRow, watermark: int | None = None) -> RuntimeState:
-        """Return the runtime state of the sandbox of *row*.
-
-        Args:
-            row: as it was just read.
-            watermark: of the reading; None: in the caller's transaction, beside which no other
-                deletes what is committed.
-        """
-        creation, states = row.creation, self._runtime_states
-        watermark = states.watermark if watermark is None else watermark
-        transaction = self.engine.own_transaction()
-        if transaction is not None and states.is_pending(creation):
+    def runtime_state_of(self, row: AnyRow) -> RuntimeState:
+        """Return the runtime state of the sandbox of *row*, which was just read."""
+        states, transaction = self._runtime_states, self.engine.own_transaction()
+        if transaction is not None and states.is_pending(row.creation):
             # It was added by this one, or by another that waits for the same commit.
-            transaction.after_commit(lambda: states.see(creation, watermark))
+            transaction.after_commit(lambda: states.see(row))
         else:
-            states.see(creation, watermark)
+            states.see(row)
         if row.state == str(State.NOTREADY):
-            self.stop(creation)
-        return states.of(creation)
+            self.stop(row)
+        return states.of(row.creation)
 
-    def container_of(self, row: AnyRow, watermark: int) -> Container | None:
-        """Return what was attached to the sandbox of *row*; arguments as `runtime_state_of`."""
-        return (
-            self.runtime_state_of(row, watermark).container
-            if self._runtime_states.known(row.creation)
-            else None
-        )
+    def container_of(self, row: AnyRow) -> Container | None:
+        """Return what was attached to the sandbox of *row*, which was just read."""
+        known = self._runtime_states.known(row.creation)
+        return self.runtime_state_of(row).container if known else None
 
-    def stop(self, creation: int) -> None:
+    def stop(self, row: AnyRow) -> None:
         """Set the StopCh of a sandbox that is NOTREADY: now, or when that is committed."""
         states, transaction = self._runtime_states, self.engine.own_transaction()
         if transaction is None:
-            states.of(creation).stopped.stop()
+            states.of(row.creation).stopped.stop()
         else:
-            watermark = states.watermark
-            transaction.after_commit(lambda: states.stop(creation, watermark))
+            transaction.after_commit(lambda: states.stop(row))
 
     def created(self, transaction: Transaction, row: Row, since: int) -> Entry:
         """Return *row*, which *transaction* has inserted, with its runtime state.
@@ -267,15 +250,14 @@ class Session:
         columns = writes.replace_status(transaction, row, status, self.author)
         transaction.report(since, Changed(row, columns))
         if status.state is State.NOTREADY:
-            self.stop(row.creation)
+            self.stop(row)
 
     def _tidy(self) -> None:
         """Drop the runtime state of deleted sandboxes, in a process that adds and never reads."""
         if self._runtime_states.are_many():
             doing = "look for deleted sandboxes"
             try:
-                with self.reading(doing):
-                    pass
+                self.mark_deleted_elsewhere(doing)
             except RegistryError as error:
                 reraise_interrupt(error)
                 log.warning("%s: %s", doing, error)  # what was to be added is stored
@@ -299,25 +281,28 @@ class Session:
             doing: operation and object, for messages.
         """
         states = self._runtime_states
-        committed = self.engine.own_transaction() is None and states.was_seen(creation)
+        committed = self.engine.own_transaction() is None and creation in states.committed
         if committed and self.find_creation(creation, doing) is None:
             states.mark_deleted(creation)
 
-    def _mark_deleted_elsewhere(self, seen: int, fetch: Fetch) -> None:
-        """Stop the sandboxes that another process has deleted, if the history has deletions.
+    def mark_deleted_elsewhere(self, doing: str) -> None:
+        """Set the StopCh of each sandbox that was in a commit and is no longer in the latest one.
 
-        Args:
-            seen: how many sandboxes had been seen in a commit when the snapshot was taken.
-            fetch: reads the snapshot.
+        Nothing is done inside a transaction of the caller, which may be rolled back.
         """
-        states = self._runtime_states
-        oldest, newest = (seq or 0 for seq in fetch(sql.KEPT, {})[0])
-        if newest == states.watermark:
+        if self.engine.own_transaction() is not None:
             return
-        complete = oldest <= states.watermark + 1 <= newest
-        if seen and (not complete or fetch(sql.DELETIONS, {"after": states.watermark})):
-            states.mark_deleted_except((creation for (creation,) in fetch(sql.CREATIONS, {})), seen)
-        states.advance(newest, seen)
+        states = self._runtime_states
+        known = tuple(states.committed)  # before the query: see `runtime_state`
+        version = self.latest_commit(doing)
+        if version is not None and self._compared == (version, len(known)):
+            return
+        existing = {creation for (creation,) in self.engine.fetch(sql.CREATIONS, {}, doing)}
+        for creation in known:
+            if creation not in existing:
+                states.mark_deleted(creation)
+        self._compared = (version, len(known))
+        states.set_bound()
 
     # The functions of callers.
 
@@ -329,8 +314,20 @@ class Session:
                 returned would overwrite.
         """
         doing, before = transaction.doing, transaction.connection.total_changes
-        result = timed(doing, fn, value)
-        self.engine.require_open(doing)  # it may have been closed by *fn* itself
+        began = time.monotonic()
+        try:
+            result = fn(value)
+        finally:
+            took = time.monotonic() - began
+            if took > SLOW:
+                log.warning(
+                    "%s: its function took %.1f s, and no other writer could run; "
+                    "do slow work before or after it",
+                    doing,
+                    took,
+                )
+        if self.engine.state.closed:  # by *fn* itself
+            self.engine.require_open(doing)
         find = writes.find_creation if isinstance(row, Row) else writes.find_status
         wrote = transaction.connection.total_changes != before
         if wrote and find(row.creation, transaction.fetch) != row:
@@ -351,19 +348,3 @@ def check_function(doing: str, fn: object) -> None:
     """Raise InvalidArgumentError unless *fn* can be called."""
     if not callable(fn):
         raise invalid(doing, "fn", fn, "is not a function of the old value")
-
-
-def timed(doing: str, fn: Callable[[T], T], value: T) -> T:
-    """Return the result of a caller's function, and log a warning if it took long."""
-    began = time.monotonic()
-    try:
-        return fn(value)
-    finally:
-        took = time.monotonic() - began
-        if took > SLOW:
-            log.warning(
-                "%s: its function took %.1f s, and no other writer could run; "
-                "do slow work before or after it",
-                doing,
-                took,
-            )

@@ -48,10 +48,10 @@ ContainerLoader = Callable[[Sandbox], Container | None]
 
 def load_containers(session: Session, loader: ContainerLoader) -> None:
     """Attach the container that *loader* returns to each sandbox; one failure stops no other."""
-    with session.reading("load containers") as reading:
-        found = reading.fetch(sql.ROWS, {})
+    with session.snapshot("load containers") as fetch:
+        found = fetch(sql.ROWS, {})
     for row in found:
-        sandbox = Sandbox(session, session.entry(Row(*row), reading.watermark))
+        sandbox = Sandbox(session, session.entry(Row(*row)))
         try:
             sandbox.attach(loader(sandbox))
         except Exception as error:
@@ -65,14 +65,14 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     doing = "reconcile"
     inventory = HostInventory(HostContext.current())
     commit = session.latest_commit(doing)
-    with session.reading(doing) as reading:
+    with session.snapshot(doing) as fetch:
         pending: Iterable[AnyRow] = _AsRead(
-            unknown=reading.fetch(sql.UNKNOWNS, {}), others=reading.fetch(sql.PAST_UNKNOWN, {})
+            unknown=fetch(sql.UNKNOWNS, {}), others=fetch(sql.PAST_UNKNOWN, {})
         )
     directories: set[str] = set()
     results = _Results({}, {}, set())
     for _ in range(ROUNDS):
-        observed = _observe_all(session, pending, inventory, reading.watermark, directories)
+        observed = _observe_all(session, pending, inventory, directories)
         evidence = _evidence_of_creators(session, inventory)
         asked = results.add(
             verdicts.decide(observed, inventory.context, session.author.clock(), evidence)
@@ -150,7 +150,6 @@ def _observe_all(
     session: Session,
     pending: Iterable[AnyRow],
     inventory: HostInventory,
-    watermark: int,
     directories: set[str],
 ) -> Iterator[tuple[AnyRow, Observation]]:
     """Yield each row with its observation, and add the directories of its namespace."""
@@ -168,7 +167,7 @@ def _observe_all(
         if row.creation in damaged:
             yield row, Observation(failure=f"its record is damaged: {damaged[row.creation]}")
         else:
-            yield row, _observe_one(session, row, inventory, observer, watermark)
+            yield row, _observe_one(session, row, inventory, observer)
 
 
 def _observe_one(
@@ -176,10 +175,9 @@ def _observe_one(
     row: AnyRow,
     inventory: HostInventory,
     observer: Observer,
-    watermark: int,
 ) -> Observation:
     try:
-        container = session.container_of(row, watermark)
+        container = session.container_of(row)
         return observations.observe(row, inventory, observer, _ask_container(container))
     except Exception as error:
         reraise_interrupt(error)

@@ -139,11 +139,6 @@ STATEMENTS: Final[Mapping[str, Core]] = {
         select(func.min(sandbox_transitions.c.seq)).scalar_subquery(),
         select(func.max(sandbox_transitions.c.seq)).scalar_subquery(),
     ),
-    "DELETIONS": (
-        select(sandbox_transitions.c.seq)
-        .where(sandbox_transitions.c.seq > bindparam("after"))
-        .where(sandbox_transitions.c.event == _literal("deleted"))
-    ),
     # Writes.
     "INSERT_SANDBOX": insert(sandboxes).values(_parameters(sandboxes)),
     "INSERT_STATUS": insert(sandbox_statuses).values(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
@@ -558,38 +559,49 @@ def test_stop_sets_it_without_touching_the_status(store: Store) -> None:
     assert store.get("a").stopped.is_set()
 
 
-@pytest.mark.parametrize("read", ["status", "get", "list"])
-@pytest.mark.parametrize("change", ["notready", "delete"])
+@pytest.mark.parametrize("read", ["status", "get", "prefix", "list", "filter", "process", "delete"])
+@pytest.mark.parametrize("change", ["notready", "delete", "delete and add"])
 def test_another_processs_commit_sets_it_at_the_next_read(
     store: Store, path: str, read: str, change: str
 ) -> None:
-    """Whichever read it is."""
-    handle = store.add(sandbox("a"), READY)
+    """Whichever read of that sandbox it is, also beside one that is hidden."""
+    handle = store.add(sandbox("abc"), READY)
+    store.add(sandbox("hidden"), Status(State.UNKNOWN))
+    store.list(include_unknown=True)
     run(
         """
         import sys
         from dataclasses import replace
-        from registry import State, Store
+        from registry import Metadata, State, Status, Store
         with Store.open(sys.argv[1]) as store:
-            if sys.argv[2] == "delete":
-                store.delete("a")
+            if sys.argv[2] == "notready":
+                store.get("abc").status.update(lambda old: replace(old, state=State.NOTREADY))
             else:
-                store.get("a").status.update(lambda old: replace(old, state=State.NOTREADY))
+                store.delete("abc")
+            if sys.argv[2] == "delete and add":
+                store.add(Metadata("abc", "name", None), Status(State.READY))
         """,
         path,
         change,
     )
     assert not handle.stopped.is_set()
-    try:
-        if read == "status":
-            handle.status.get()
-        elif read == "get":
-            store.get("a")
-        else:
-            store.list()
-    except NotFoundError:
-        assert "delete" == change
+    reads: dict[str, Callable[[], object]] = {
+        "status": handle.status.get,
+        "get": lambda: store.get("abc"),
+        "prefix": lambda: store.get("a"),
+        "list": store.list,
+        "filter": lambda: store.list(id="abc"),
+        "process": handle.open_process,
+        "delete": lambda: store.delete("abc"),
+    }
+    if (read, change) in {("filter", "delete"), ("delete", "delete and add")}:
+        reads[read]()  # this one does not read that sandbox
+        read = "list"
+    with suppress(NotFoundError):
+        reads[read]()
     assert handle.stopped.is_set()
+    if change == "delete and add" and read != "list":
+        assert not store.get("abc").stopped.is_set()
 
 
 # A handle belongs to one creation.

@@ -96,7 +96,7 @@ def test_a_stop_ch_wakes_all_who_wait() -> None:
     assert stop.is_set()
 
 
-def test_lives_of_deleted_sandboxes_are_forgotten_in_the_end() -> None:
+def test_runtime_states_of_deleted_sandboxes_are_dropped_in_the_end() -> None:
     """The table of a process that creates and deletes for months does not grow."""
     states = RuntimeStates()
     first = states.of(-1)
@@ -108,33 +108,8 @@ def test_lives_of_deleted_sandboxes_are_forgotten_in_the_end() -> None:
     states.mark_deleted(-1)
     assert first.stopped.is_set()
     assert len(states._of) <= DELETED_MAX + 2
-    states.mark_deleted_except([-2], states.seen)
     assert not kept.stopped.is_set()
     assert kept is states.of(-2)
-
-
-def test_only_what_was_seen_in_an_earlier_commit_can_be_missing() -> None:
-    """A sandbox that is being added, or was added after the snapshot, exists."""
-    states = RuntimeStates()
-    before, adding = states.see(1, 0), states.of(2)
-    seen = states.seen
-    after = states.see(3, 0)
-    states.mark_deleted_except([], seen)
-    assert before.stopped.is_set()
-    assert not adding.stopped.is_set()
-    assert not after.stopped.is_set()
-
-
-def test_handle_seen_late_is_searched_from_the_time_of_its_read() -> None:
-    """Another reader may have gone past its deletion in between."""
-    states = RuntimeStates()
-    watermark = states.watermark  # one reads a commit, in which the sandbox is
-    states.advance(7, states.seen)  # another one reads a later commit, in which it is not
-    assert 7 == states.watermark
-    states.see(1, watermark)
-    assert 0 == states.watermark
-    states.advance(7, 0)
-    assert 0 == states.watermark
 
 
 def test_a_released_process_lock_can_be_acquired(tmp_path: object) -> None:
