@@ -236,6 +236,8 @@ class DataVersion:
     The number changes after a commit of any connection: of this process, of another one, or of the
     `sqlite3` shell. A read of it takes a few microseconds. Rows that were cached stay valid while
     the number stays the same.
+
+    Threads that wait for a read of another thread share the next one: it begins after their calls.
     """
 
     def __init__(self, path: str, readers: Readers) -> None:
@@ -244,6 +246,10 @@ class DataVersion:
         self._readers: Final = readers
         self._mutex = threading.Lock()
         self._reading_thread = 0
+        self._begun = 0
+        """How many reads have begun."""
+        self._number: int | None = None
+        """What the latest of them has read; None if it was interrupted or has failed."""
         self._connection: driver.Connection | None = None
         self._close: Callable[[driver.Connection], None] | None = None
         self.was_read = False
@@ -261,24 +267,29 @@ class DataVersion:
         thread = threading.get_ident()
         if self._reading_thread == thread:
             return None
+        begun = self._begun
         with self._mutex:
             if self._readers.closed:  # since the caller checked
                 return None
-            self._reading_thread = thread
             self.was_read = True
+            if self._begun > begun and self._number is not None:
+                return self._number
+            self._reading_thread, self._number = thread, None
+            self._begun += 1
             try:
                 if self._connection is None:
                     self._connection = self._readers.take(doing)
                 # All rows are fetched: the number stands still while a cursor is open.
                 (number,) = self._connection.execute("PRAGMA data_version").fetchone()
                 self._readers.require_unchanged(doing)
+                self._number = int(number)
             except sqlite3.Error as error:
                 raise translate(error, doing, self._path) from error
             finally:
                 self._reading_thread = 0
                 if self._close is not None:
                     self._close_now(self._close)
-        return int(number)
+            return self._number
 
     def close(self, close: Callable[[driver.Connection], None]) -> None:
         """Close the connection by *close*, after a read in another thread has ended.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,11 @@ import pytest
 
 from registry import Metadata, NotFoundError, Sandbox, State, Status, Store
 from registry.cri import PodSandboxConfig
+from registry.errors import RegistryError
 from registry.handles import cache
 from tests.conftest import OpenStore
 from tests.convoy import more
-from tests.tools import READY, execute, ids, line, run, running, sandbox, say
+from tests.tools import READY, execute, ids, line, run, running, sandbox, say, until
 
 
 @contextmanager
@@ -46,6 +48,46 @@ def test_unchanged_sandbox_is_not_read_again(store: Store) -> None:
         assert "h" == store.list(state=State.READY)[0].config.hostname  # type: ignore[union-attr]
         assert State.READY is handle.status.get().state
     assert ["PRAGMA data_version"] * 3 == seen
+
+
+def test_threads_that_wait_for_the_data_version_share_the_next_read(store: Store) -> None:
+    """It begins after their calls, so it is as new as one of their own would be."""
+    version = store._session.engine.data_version
+    store.add(sandbox("a"), READY)
+    with statements(store) as seen, ThreadPoolExecutor(8) as pool:
+        with version._mutex:
+            readers = [pool.submit(version.read, "test") for _ in range(8)]
+            until(lambda: 8 == threads_in("DataVersion.read", holding="begun"))
+            execute(store.path, "DELETE FROM sandboxes")
+        assert 1 == len({reader.result() for reader in readers})
+        assert ["PRAGMA data_version"] == seen
+        assert readers[0].result() == version.read("test")
+
+
+def test_a_read_of_the_data_version_that_fails_is_not_shared(store: Store) -> None:
+    """The next thread reads it for itself."""
+    version = store._session.engine.data_version
+    before = version.read("test")
+    assert version._connection is not None
+    version._connection.set_progress_handler(lambda: fail_once.pop() if fail_once else 0, 1)
+    store.add(sandbox("a"), READY)
+    fail_once = [1]
+    with ThreadPoolExecutor(2) as pool:
+        with version._mutex:
+            readers = [pool.submit(version.read, "test") for _ in range(2)]
+            until(lambda: 2 == threads_in("DataVersion.read", holding="begun"))
+        failed = [reader for reader in readers if reader.exception()]
+        (read,) = set(readers) - set(failed)
+    assert isinstance(failed[0].exception(), RegistryError)
+    assert before != read.result()
+
+
+def threads_in(function: str, *, holding: str) -> int:
+    """Return how many threads are in *function* and have set its local variable *holding*."""
+    frames = sys._current_frames().values()
+    return sum(
+        frame.f_code.co_qualname == function and holding in frame.f_locals for frame in frames
+    )
 
 
 WRITER = """
