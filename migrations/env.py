@@ -11,7 +11,7 @@ from functools import partial
 import sqlalchemy
 from alembic import context
 
-from registry.engine import Write, attach, detach
+from registry.engine import SchemaHooks, Write, attach, detach
 from registry.errors import InvalidArgumentError
 from registry.tables import migrations, schema
 from registry.tables.inspection import inspect
@@ -30,17 +30,13 @@ def run_on_path() -> None:
         raise InvalidArgumentError("run alembic: name the registry by -x db=PATH", field="db")
     user = object()
     try:
-        engine = attach(
-            path,
-            user,
-            create=True,
-            read_only=False,
-            timeout=30,
+        hooks = SchemaHooks(
             inspect=partial(inspect, create=True, upgrade=True),
             prepare=lambda *_: None,
-            guard=lambda _transaction: None,
             admit=lambda *_: None,
+            guard=lambda _transaction: None,
         )
+        engine = attach(path, user, create=True, read_only=False, timeout=30, hooks=hooks)
         with (
             Write(engine, "run alembic", 30) as transaction,
             migrations.alchemy(transaction.connection) as connection,

@@ -26,7 +26,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from registry.engine import attach, detach
+from registry.engine import SchemaHooks, attach, detach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
 from registry.handles import additions, identities
 from registry.handles.runtime_state import Container
@@ -457,10 +457,12 @@ def _open_session(
         create=create,
         read_only=read_only,
         timeout=timeout,
-        inspect=partial(inspect, create=create, upgrade=upgrade),
-        prepare=partial(migrations.prepare, create=create, upgrade=upgrade),
-        guard=migrations.guard,
-        admit=migrations.admit,
+        hooks=SchemaHooks(
+            inspect=partial(inspect, create=create, upgrade=upgrade),
+            prepare=partial(migrations.prepare, create=create, upgrade=upgrade),
+            admit=migrations.admit,
+            guard=migrations.guard,
+        ),
     )
     return Session(engine, user, timeout, author)
 

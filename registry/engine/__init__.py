@@ -10,6 +10,7 @@ lock_file      a file that is locked by one process at a time, and names the hol
 process_lock   fair lock between processes
 owner          the task or thread that owns a transaction
 transaction    the open write transaction, and the group that shares its commit
+hooks          what the engine asks about the schema
 lock_holder    the holder of the write lock, as errors name it
 file_identity  whether the paths still refer to the files that are open
 readers        connections that only read; whether a commit was made since
@@ -24,8 +25,18 @@ shared         the files that this process has open: Stores of one file share on
 
 from registry.engine.driver import Connection
 from registry.engine.engine import Engine
+from registry.engine.hooks import SchemaHooks
 from registry.engine.shared import attach, detach
 from registry.engine.transaction import Transaction
 from registry.engine.write import CallerWrite, Write
 
-__all__ = ["CallerWrite", "Connection", "Engine", "Transaction", "Write", "attach", "detach"]
+__all__ = [
+    "CallerWrite",
+    "Connection",
+    "Engine",
+    "SchemaHooks",
+    "Transaction",
+    "Write",
+    "attach",
+    "detach",
+]

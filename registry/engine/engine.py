@@ -36,7 +36,7 @@ from registry.host.paths import NO_SPACE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from registry.engine.driver import Fetch
+    from registry.engine.hooks import SchemaHooks
 
 log = logging.getLogger("registry")
 
@@ -51,24 +51,13 @@ _ABANDONED: Final = (
 class Engine:
     """One database file; made by `attach`, ended by `detach`."""
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        read_only: bool,
-        guard: Callable[[Transaction], None],
-        admit: Callable[[Fetch, str, str], object],
-    ) -> None:
+    def __init__(self, path: str, hooks: SchemaHooks, *, read_only: bool) -> None:
         """Open nothing yet.
 
         Args:
             path: real path of the database.
+            hooks: of its schema.
             read_only: whether nothing is written, not even a lock file.
-            guard: called in a write transaction before its first statement, unless no other
-                connection has committed since the last call; raises if the database may no longer
-                be written.
-            admit: called with a reader, its operation and the path when the schema has changed;
-                raises if the database may no longer be read.
         """
         self.path: Final = path
         self.read_only: Final = read_only
@@ -76,33 +65,19 @@ class Engine:
         """Stores that have it open; the last one to leave closes it."""
         self.state: Final = OpenState(path)
         self._file_identity = FileIdentity(path)
-        self.writer: Final = Writer(path, self._file_identity)
+        self.writer: Final = Writer(path, hooks, self._file_identity)
         """The writer; not open if the engine is read-only."""
-        self._readers = Readers(
-            path,
-            read_only=read_only,
-            admit=admit,
-            require_same_file=self._file_identity.require_database,
-        )
+        self._readers = Readers(path, hooks, self._file_identity, read_only=read_only)
         self.data_version: Final = DataVersion(path, self._readers)
         self.own_commits: Final = OwnCommits(self.data_version)
-        self.writes: Final = GroupCommit(self.writer, guard, self.state, self.own_commits)
+        self.writes: Final = GroupCommit(self.writer, hooks, self.state, self.own_commits)
 
     # Opening and closing.
 
-    def open(
-        self,
-        inspect: Callable[[str], None],
-        prepare: Callable[[driver.Connection, str], None],
-        timeout: float,
-        deadline: float,
-    ) -> None:
+    def open(self, timeout: float, deadline: float) -> None:
         """Open the file, under the process lock unless it is only read.
 
         Args:
-            inspect: called with the path before SQLite may change anything; raises if the file must
-                not be changed.
-            prepare: called with the connection and the path before it is used.
             timeout: seconds that the caller waits in all, for messages.
             deadline: monotonic time in seconds after which waiting stops.
         """
@@ -114,30 +89,24 @@ class Engine:
         open_engines.add(self)
         try:
             try:
-                self._open(inspect, prepare, timeout, deadline)
+                self._open(timeout, deadline)
             except ResourceExhaustedError as error:
                 # SQLite has no room for -wal and -shm, without which it reads nothing.
                 if error.errno not in NO_SPACE or not self.writer.disk_space.reserve.release(
                     *SIZES
                 ):
                     raise
-                self._open(inspect, prepare, timeout, deadline)
+                self._open(timeout, deadline)
         except BaseException:
             open_engines.discard(self)
             raise
 
-    def _open(
-        self,
-        inspect: Callable[[str], None],
-        prepare: Callable[[driver.Connection, str], None],
-        timeout: float,
-        deadline: float,
-    ) -> None:
+    def _open(self, timeout: float, deadline: float) -> None:
         if self.read_only:
-            self._readers.open(inspect, prepare, timeout)
+            self._readers.open(timeout)
             self._file_identity.record(log=False)
         else:
-            self.writer.open(inspect, prepare, timeout, deadline)
+            self.writer.open(timeout, deadline)
 
     def close(self, timeout: float) -> None:
         """Refuse new work, and close when the writes under way have ended.

@@ -39,8 +39,7 @@ from registry.sync.interrupts import run_to_end
 from registry.sync.locks import Mutex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from registry.engine.hooks import SchemaHooks
     from registry.engine.own_commits import OwnCommits
     from registry.engine.transaction import OpenState
     from registry.engine.writer import Writer
@@ -56,7 +55,7 @@ class GroupCommit:
     def __init__(
         self,
         writer: Writer,
-        guard: Callable[[Transaction], None],
+        hooks: SchemaHooks,
         state: OpenState,
         own_commits: OwnCommits,
     ) -> None:
@@ -64,9 +63,7 @@ class GroupCommit:
 
         Args:
             writer: of the database.
-            guard: called in a transaction of SQLite before its first statement, unless no other
-                connection has committed since the last call; raises if the database may not be
-                written any more.
+            hooks: of its schema.
             state: of the database file.
             own_commits: tells the caches what each commit has changed.
         """
@@ -74,12 +71,12 @@ class GroupCommit:
         """The transaction that runs."""
         self.mutex: Final = Mutex()
         self._writer: Final = writer
-        self._guard: Final = guard
+        self._hooks: Final = hooks
         self._state: Final = state
         self._own_commits: Final = own_commits
         self._group: Group | None = None
         self._version: int | None = None
-        """PRAGMA data_version at the last call of the guard."""
+        """PRAGMA data_version at the last call of the hook `guard`."""
 
     # One transaction, from its beginning to its end.
 
@@ -119,7 +116,7 @@ class GroupCommit:
         foreign = version != self._version  # another connection has committed
         if foreign:
             writer.invalidate_number()
-            self._guard(transaction)
+            self._hooks.guard(transaction)
             self._version = version
         self._own_commits.begin(transaction.connection, foreign=foreign)
 
@@ -241,7 +238,9 @@ class GroupCommit:
         try:
             self._writer.commit(doing)
             self._writer.confirm(doing, group.deadline)
-            changes = [change for member in group.members for change in member.changes]
+            changes = list[object]()
+            for member in group.members:
+                changes += member.changes
             self._own_commits.committed(self._writer.connection, self._version, before, changes)
         finally:
             self._own_commits.is_committing = False

@@ -25,7 +25,8 @@ from registry.host.paths import on_read_only_file_system, size, stamp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from registry.engine.driver import Fetch
+    from registry.engine.file_identity import FileIdentity
+    from registry.engine.hooks import SchemaHooks
 
 IDLE: Final = 4
 """Idle readers that are kept open."""
@@ -37,56 +38,44 @@ class Readers:
     """Readers of one database file in this process."""
 
     def __init__(
-        self,
-        path: str,
-        *,
-        read_only: bool,
-        admit: Callable[[Fetch, str, str], object],
-        require_same_file: Callable[[str], None],
+        self, path: str, hooks: SchemaHooks, file_identity: FileIdentity, *, read_only: bool
     ) -> None:
         """Prepare, without opening a connection.
 
         Args:
             path: the database.
+            hooks: of its schema.
+            file_identity: the files that are open.
             read_only: whether this process has the database open for reading alone.
-            admit: called with a reader's `fetch`, the operation and the path when the schema has
-                changed; raises if this code may no longer read the registry.
-            require_same_file: raises if the database is no longer at its path.
         """
         self.closed = self.abandoned = False
         self._path: Final = path
-        self._read_only, self._admit = read_only, admit
-        self._require_same_file = require_same_file
+        self._hooks: Final = hooks
+        self._file_identity: Final = file_identity
+        self._read_only: Final = read_only
         self._idle: list[driver.Connection] = []
         self._closing: list[driver.Connection] = []
         self._immutable = False
         self._stamp: object = None
         self._schema: int | None = None
-        """SQLite's version of the schema that `admit` has accepted."""
+        """SQLite's version of the schema that the hook `admit` has accepted."""
 
     # Opening and closing.
 
-    def open(
-        self,
-        inspect: Callable[[str], None],
-        prepare: Callable[[driver.Connection, str], None],
-        timeout: float,
-    ) -> None:
-        """Open the first reader of a registry that is only read; arguments as `Engine.open`."""
+    def open(self, timeout: float) -> None:
+        """Open the first reader of a registry that is only read, within *timeout* seconds."""
         with driver_errors(f"open registry {self._path!r}", self._path):
             try:
-                inspect(self._path)
-                reader = self._open(prepare, timeout)
+                self._hooks.inspect(self._path)
+                reader = self._open(timeout)
             except sqlite3.OperationalError as error:
                 # A file that other processes may write is not immutable.
                 if not on_read_only_file_system(self._path):
                     raise
-                reader = self._open_immutable(prepare, error)
+                reader = self._open_immutable(error)
         self._idle.append(reader)
 
-    def _open(
-        self, prepare: Callable[[driver.Connection, str], None], timeout: float
-    ) -> driver.Connection:
+    def _open(self, timeout: float) -> driver.Connection:
         reader = driver.connect(
             self._path,
             "ro",
@@ -95,15 +84,13 @@ class Readers:
             immutable=self._immutable,
         )
         try:
-            prepare(reader, self._path)
+            self._hooks.prepare(reader, self._path)
         except BaseException:
             reader.close()
             raise
         return reader
 
-    def _open_immutable(
-        self, prepare: Callable[[driver.Connection, str], None], cause: sqlite3.Error
-    ) -> driver.Connection:
+    def _open_immutable(self, cause: sqlite3.Error) -> driver.Connection:
         # The log holds commits that the file lacks.
         if size(f"{self._path}-wal"):
             raise ReadOnlyError(
@@ -114,7 +101,7 @@ class Readers:
             ) from cause
         self._immutable = True
         self._stamp = stamp(self._path)
-        reader = self._open(prepare, timeout=0)
+        reader = self._open(timeout=0)
         try:
             self.require_unchanged("open registry")
         except BaseException:
@@ -182,10 +169,10 @@ class Readers:
                     immutable=self._immutable,
                 )
             except sqlite3.Error:
-                self._require_same_file(doing)  # a removed file explains "cannot open"
+                self._file_identity.require_database(doing)  # a removed file explains "cannot open"
                 raise
         try:
-            self._require_same_file(doing)
+            self._file_identity.require_database(doing)
         except DataLossError:
             driver.close(connection)
             raise
@@ -217,7 +204,7 @@ class Readers:
         (schema,) = connection.execute("PRAGMA schema_version").fetchone()
         if schema != self._schema:
             with contextlib.suppress(DataLossError):  # a damaged schema has no known version
-                self._admit(connection.fetch, doing, self._path)
+                self._hooks.admit(connection.fetch, doing, self._path)
                 self._schema = schema
 
     def require_unchanged(self, doing: str) -> None:

@@ -14,11 +14,10 @@ from functools import partial
 from typing import Final, TypeVar
 
 from registry.engine import driver, lock_file
-from registry.engine.driver import Fetch
 from registry.engine.engine import Engine, open_engines
 from registry.engine.file_identity import replaced_files
+from registry.engine.hooks import SchemaHooks
 from registry.engine.sqlite_errors import driver_errors
-from registry.engine.transaction import Transaction
 from registry.errors import DataLossError, StoreClosedError, UnavailableError
 from registry.host.paths import identity, make_directories, resolve, size
 from registry.sync.interrupts import call_then
@@ -41,10 +40,7 @@ def attach(
     create: bool,
     read_only: bool,
     timeout: float,
-    inspect: Callable[[str], None],
-    prepare: Callable[[driver.Connection, str], None],
-    guard: Callable[[Transaction], None],
-    admit: Callable[[Fetch, str, str], object],
+    hooks: SchemaHooks,
 ) -> Engine:
     """Return the engine of the file at *path*, which all Stores of this process share.
 
@@ -54,7 +50,7 @@ def attach(
         create: whether a missing file is made, with mode 0600.
         read_only: whether nothing is written, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
-        inspect, prepare, guard, admit: see `Engine.open` and `Engine`.
+        hooks: of the schema; an engine that is open already has those of its first user.
     Raises:
         RegistryError: the file cannot be opened.
     """
@@ -65,9 +61,9 @@ def attach(
         engine = _engines.get((real, read_only))
         if engine is None or engine.closed:
             if not size(real):
-                _prepare_creation(real, inspect, create=create and not read_only)
-            engine = Engine(real, read_only=read_only, guard=guard, admit=admit)
-            engine.open(inspect, prepare, timeout, deadline)
+                _prepare_creation(real, hooks, create=create and not read_only)
+            engine = Engine(real, hooks, read_only=read_only)
+            engine.open(timeout, deadline)
             _engines[real, read_only] = engine
         engine.require_same_file("open registry")
         engine.users.add(user)
@@ -76,10 +72,10 @@ def attach(
     return _serialized((real, read_only), use, timeout, deadline)
 
 
-def _prepare_creation(path: str, inspect: Callable[[str], None], *, create: bool) -> None:
-    """Call *inspect* before a lock file is made beside *path*, and make its directories."""
+def _prepare_creation(path: str, hooks: SchemaHooks, *, create: bool) -> None:
+    """Inspect *path* before a lock file is made beside it, and make its directories."""
     with driver_errors(f"open registry {path!r}", path):
-        inspect(path)
+        hooks.inspect(path)
     if create:
         make_directories(os.path.dirname(path))
 

@@ -52,12 +52,6 @@ class OpenState:
 class Transaction:
     """Open write transaction, as the calls of its owner see it."""
 
-    __slots__ = (
-        *("_end_callbacks", "_outer", "_parts", "_state", "committed", "connection", "deadline"),
-        *("doing", "ended_by", "exclusive", "group", "joined", "owner", "scope", "since", "thread"),
-        "timeout",
-    )
-
     def __init__(
         self, connection: Connection, state: OpenState, doing: str, *, exclusive: bool
     ) -> None:
@@ -91,6 +85,8 @@ class Transaction:
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
         self._parts = [_Part()]
+        self.changes = self._parts[0].changes
+        """The reported changes, without those of savepoints that are open."""
         self._end_callbacks: deque[Callable[[], object]] = deque()
 
     @property
@@ -156,9 +152,8 @@ class Transaction:
         part.rows += rows
         self.connection.reported_changes += rows  # last: an interrupt leaves it unreported
 
-    @property
-    def changes(self) -> Iterator[object]:
-        """The reported changes, without those of failed parts."""
+    def changes_so_far(self) -> Iterator[object]:
+        """Return the reported changes, without those of failed parts."""
         return chain.from_iterable(part.changes for part in self._parts)
 
     def after_end(self, callback: Callable[[], object]) -> None:
@@ -252,11 +247,6 @@ class _Part:
 
 class Group:
     """Writes that are committed by one COMMIT and have one outcome."""
-
-    __slots__ = (
-        *("_outcome", "deadline", "done", "failure", "held_up_by", "join_deadline", "members"),
-        "runs",
-    )
 
     def __init__(self) -> None:
         """Begin without members."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from registry.engine.file_identity import FileIdentity
+    from registry.engine.hooks import SchemaHooks
     from registry.engine.lock_file import Holder
 
 log = logging.getLogger("registry")
@@ -50,7 +51,7 @@ class Writer:
 
     connection: driver.Connection
 
-    def __init__(self, path: str, file_identity: FileIdentity) -> None:
+    def __init__(self, path: str, hooks: SchemaHooks, file_identity: FileIdentity) -> None:
         """Open nothing yet; `open` records the files in *file_identity*."""
         self.unwritable: RegistryError | None = None
         """The error of every further write; None while the file may be written."""
@@ -60,6 +61,7 @@ class Writer:
         """Limits of the writes, by the free space of the disk."""
         self._refusal: sqlite3.Error | None = None
         self._path: Final = path
+        self._hooks: Final = hooks
         self._file_identity: Final = file_identity
         self._lock: ProcessLock | None = None
         self._holds_lock = False
@@ -73,19 +75,10 @@ class Writer:
 
     # Opening and closing.
 
-    def open(
-        self,
-        inspect: Callable[[str], None],
-        prepare: Callable[[driver.Connection, str], None],
-        timeout: float,
-        deadline: float,
-    ) -> None:
+    def open(self, timeout: float, deadline: float) -> None:
         """Open the file under the process lock, and create it if there is none.
 
         Args:
-            inspect: called with the path before SQLite may change anything; raises if the file must
-                not be changed.
-            prepare: called with the connection and the path before it is used.
             timeout: seconds that the caller waits in all, for messages.
             deadline: monotonic time in seconds after which waiting stops.
         """
@@ -99,8 +92,8 @@ class Writer:
             self.acquire_lock("open registry", deadline, timeout, verify=False)
             taken = True
             with driver_errors(f"open registry {self._path!r}", self._path):
-                inspect(self._path)
-            self._connect(prepare, deadline, timeout)
+                self._hooks.inspect(self._path)
+            self._connect(deadline, timeout)
             opened = True
             self._lock.mark()
             self.disk_space.reserve.allocate()
@@ -112,9 +105,7 @@ class Writer:
             self._lock.close()
             raise
 
-    def _connect(
-        self, prepare: Callable[[driver.Connection, str], None], deadline: float, timeout: float
-    ) -> None:
+    def _connect(self, deadline: float, timeout: float) -> None:
         doing = f"open registry {self._path!r}"
         create_file(self._path)
         self._file_identity.record(log=False)
@@ -122,7 +113,7 @@ class Writer:
             remaining = max(0.0, deadline - time.monotonic())
             connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
             try:
-                prepare(connection, self._path)
+                self._hooks.prepare(connection, self._path)
                 # From now on `_begin` waits, for clients that bypass the process lock.
                 connection.execute("PRAGMA busy_timeout = 0")
                 self._begin(connection, doing, deadline, timeout)

@@ -340,7 +340,7 @@ class Session:
     def has_set_pid(self, row: Row) -> bool:
         """Return whether the caller's open transaction has set the pid that *row* has."""
         transaction = self.engine.own_transaction()
-        changes = () if transaction is None else transaction.changes
+        changes = () if transaction is None else transaction.changes_so_far()
         return any(isinstance(each, Changed) and each.sets_pid_of(row) for each in changes)
 
 

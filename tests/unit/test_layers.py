@@ -56,6 +56,7 @@ ORDER = [
     "engine.process_lock",
     "engine.owner",
     "engine.transaction",
+    "engine.hooks",
     "engine.lock_holder",
     "engine.file_identity",
     "engine.readers",
