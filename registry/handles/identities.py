@@ -3,7 +3,7 @@
 1. An identity is recorded once: at the first write at which the object exists and none is recorded.
 2. The host is observed without the lock: before the write of an addition, and after the commit of
    any other write. The second one records what it finds in a transaction of its own.
-3. While no namespace is at the path of a sandbox, each write of it costs one `stat` of the path.
+3. While no namespace is at the path of a sandbox, each write of it costs one system call.
    Only an object in the file system of all namespaces is worth more: reading the record again and
    observing the path takes 30 times as long.
 4. Where the recording fails, the next write of the sandbox tries again.
