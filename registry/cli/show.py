@@ -22,7 +22,7 @@ from registry.tables import encoding
 
 _NAME: Final = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 _DNS_LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_LABEL_KEY: Final = re.compile(rf"((?=.{{1,253}}/){_DNS_LABEL}(\.{_DNS_LABEL})*/)?{_NAME}")
+_LABEL_KEY: Final = rf"((?=.{{1,253}}/){_DNS_LABEL}(\.{_DNS_LABEL})*/)?{_NAME}"
 """A label key of Kubernetes: a name, optionally after a DNS name of at most 253 characters."""
 COLUMNS: Final = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
 """Fields that the table of `list` shows."""
@@ -47,7 +47,7 @@ def _parse_labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -
     labels: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not _LABEL_KEY.fullmatch(key) or value.startswith("=") or "," in value:
+        if not equals or not re.fullmatch(_LABEL_KEY, key) or value.startswith("=") or "," in value:
             why = "is not KEY=VALUE with a label key of Kubernetes; no other operator is accepted"
             raise click.BadParameter(f"{text!r} {why}")
         if labels.setdefault(key, value) != value:

@@ -52,7 +52,7 @@ Exit = tuple[Sandbox, int | None]
 """A sandbox whose init process has ended, and its exit status if that is known."""
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class _Task:
     """Task of the thread, which is retried after a while if it fails."""
 
@@ -71,14 +71,14 @@ class _Task:
         self.failed, self.again_at = True, now + RETRY
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class _Work(_Task):
     """A function to be called until it does not raise."""
 
     run: Callable[[], None]
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class _Ended(_Task):
     """The end of a process, to be noted, and once more when its exit status is known later."""
 

@@ -150,7 +150,10 @@ AnyRow = Row | StatusRow
 """What can be changed: the whole row while it is UNKNOWN."""
 
 _ROW: Final = get_type_hints(Row)
-_SHAPES: Final = {Row: Shape(_ROW), StatusRow: Shape(get_type_hints(StatusRow))}
+_SHAPES: Final = {
+    Row: Shape(_ROW),
+    StatusRow: Shape({field: _ROW[field] for field in StatusRow._fields}),
+}
 _METADATA: Final = Shape({field: _ROW[field] for field in METADATA_FIELDS})
 _CREATOR: Final = Shape({field: _ROW[field] for field in CREATOR_FIELDS})
 _STATUS: Final = Shape({field: _ROW[field] for field in STATUS_FIELDS})
