@@ -8,18 +8,18 @@
 Packages, each importing only from those before it; the docstring of each lists its modules:
 
     version       the version of the distribution
-    errors        what can go wrong
+    errors        errors of the package
     sync          locks, calls in other threads, and interrupts
     cri           the CRI's PodSandboxConfig, and Go's JSON of it
-    model         what a sandbox is: metadata, status, CNI result, as values
+    model         values of a sandbox: metadata, status, CNI result
     host          boot and namespaces of the host, mounts, network namespaces, processes
     engine        the file: locks and transactions
-    tables        schema, SQL, rows, writes, migrations, integrity
+    tables        schema, SQL, rows, writes, migrations, integrity rules
     handles       sandboxes, their runtime state, the session that they share
-    recovery      what a start does: evidence, verdicts, reconcile
+    recovery      reconcile: evidence, verdicts, and the changes that follow from them
     store         Store
     cli           the command line
-    shim          a runtime shim, which embeds all of this: the CRI on a unix socket
+    shim          a runtime shim that serves the CRI on a unix socket
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Errors of the package: one class for each reaction of a caller.
 
 The direct children of `RegistryError` are containerd's errdefs classes, so a shim maps them to
-gRPC codes without reading the text. `NetNSError` alone belongs to the kernel, and keeps its errno.
+gRPC codes without reading the text. Only `NetNSError` reports an error of the kernel, with its
+errno.
 
 A message states the operation, the object and the cause; after a semicolon it states what to do.
 The operands of the message are attributes. An attribute has its default if it does not apply.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 
 class RegistryError(Exception):
-    """Base of all errors of this package; by itself, a driver error of an unknown code."""
+    """Base of all errors of this package; itself raised for a driver error of unknown code."""
 
     def __init__(self, message: str, /, **operands: object) -> None:
         """Keep *message* for people, and each operand, a declared attribute, for programs."""
@@ -38,14 +39,14 @@ class AlreadyExistsError(RegistryError):
     """The id is taken. gRPC: ALREADY_EXISTS."""
 
     id: str = ""
-    """Id that the new sandbox was to get."""
+    """Id that was requested for the new sandbox."""
 
 
 class NameReservedError(AlreadyExistsError):
     """The name is taken."""
 
     name: str = ""
-    """Name that sandbox `id` was to get."""
+    """Name that was requested for sandbox `id`."""
     holder: str = ""
     """Id of the sandbox that has the name."""
 
@@ -74,11 +75,11 @@ class MetadataError(InvalidArgumentError):
     id: str = ""
     """Id of the sandbox, if it is known."""
     seq: int = 0
-    """Number of the transition that cannot be read; 0: it is not one of the history."""
+    """Number of the transition that cannot be read; 0: the error is not about the history."""
 
 
 class FailedPreconditionError(RegistryError):
-    """The call does not fit the present state; a retry alone does not help.
+    """The present state does not permit the call; a retry alone does not help.
 
     gRPC: FAILED_PRECONDITION.
     """
@@ -96,7 +97,7 @@ class StoreClosedError(FailedPreconditionError):
 
 
 class SchemaVersionError(FailedPreconditionError):
-    """The schema of the registry is one that this code may not use."""
+    """The schema of the registry is newer or older than this code may use."""
 
     found: str = ""
     """Revision of the registry."""
@@ -125,7 +126,7 @@ class CompactedError(FailedPreconditionError):
 
 
 class UnavailableError(RegistryError):
-    """Another write was in the way; nothing is stored, and a retry may succeed.
+    """Another write prevented the call; nothing is stored, and a retry may succeed.
 
     The deadline passed, or another write of the same group ended the transaction of both.
     gRPC: UNAVAILABLE.
@@ -156,18 +157,18 @@ class ResourceExhaustedError(RegistryError):
     size: int = 0
     """Bytes of the argument."""
     limit: int = 0
-    """Bytes that the argument may have at most."""
+    """Maximum bytes of the argument."""
 
 
 class DataLossError(RegistryError):
-    """The file is damaged, was replaced while it was open, or is no registry. gRPC: DATA_LOSS."""
+    """The file is damaged, is not a registry, or was replaced while open. gRPC: DATA_LOSS."""
 
     path: str = ""
     """Path of the registry."""
 
 
 class CommitUnknownError(DataLossError):
-    """A commit failed, and SQLite cannot tell whether it will be stored after a crash.
+    """A commit failed, and it is unknown whether a crash will make it appear.
 
     The store accepts no more writes. Open the registry again, and read the state.
     """

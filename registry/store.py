@@ -6,8 +6,8 @@
 
 Rules:
 
-1. Each call is one transaction, or a part of the one its owner has open; threads that call at the
-   same time share the commit, and what fails fails alone.
+1. Each call is one transaction, or a part of the open transaction of its owner. Threads that call
+   at the same time share a commit; a call that fails is rolled back alone.
 2. Slow steps (observing namespaces and processes, validating, encoding) run before the lock is
    acquired or after it is released.
 3. Runtime state (`StopCh`, containers) changes after the commit and before the call returns.
@@ -67,11 +67,11 @@ LABELS_MAX: Final = 256
 class Store:
     """Sandboxes of one registry file, for any thread and any number of processes.
 
-    Source: containerd pkg/store/sandbox/sandbox.go, Store; differs: it is a file.
+    Source: containerd pkg/store/sandbox/sandbox.go, Store; differs: this one is a file.
     """
 
     recovery: Report | None
-    """The report of the reconcile made by `open`; None if it made none."""
+    """The report of the reconcile that `open` ran; None if it ran none."""
 
     def __init__(self, session: Session) -> None:
         """Use `Store.open`."""
@@ -100,47 +100,53 @@ class Store:
 
         Args:
             path: the file; beside it lie its WAL, two lock files and the disk reserve.
-            create: create a missing file and its directories. If False, a missing file is an error:
-                a disk that is not mounted yet is not an empty node.
-            upgrade: bring an older schema up to date.
+            create: create a missing file and its directories; if False, a missing file is an error,
+                so that a disk that is not mounted yet is not taken for an empty node.
+            upgrade: upgrade an older schema.
             reconcile: mark sandboxes that are gone as NOTREADY; see `recovery`.
             read_only: never write; implies `reconcile=False`.
-            timeout: seconds that a write waits in all; 0 or more.
+            timeout: seconds that a write waits at most; 0 or more.
             actor: name of the writer in the history; default: program name and pid.
-            container_loader: gives each recovered sandbox its container, or None.
-            clock: ns since the Unix epoch; default `time.time_ns`.
+            container_loader: returns the container of a recovered sandbox, or None.
+            clock: returns ns since the Unix epoch; default `time.time_ns`.
         Raises:
-            NotFoundError: the file is missing, and is not to be created.
-            DataLossError: the file is not a registry, or corrupt.
+            NotFoundError: the file is missing, and *create* is False.
+            DataLossError: the file is damaged or not a registry.
             SchemaVersionError: the schema is newer than this code, or older and not upgraded.
             ResourceExhaustedError: the disk is full, and the disk reserve is used up.
-            UnavailableError: another process kept the write lock past *timeout*.
+            UnavailableError: another process held the write lock past *timeout*.
         """
         doing = f"open registry {path!r}"
         timeout = check_seconds(doing, "timeout", timeout)
         author = _author(actor, clock, doing)
-
         create, upgrade = create and not read_only, upgrade and not read_only
         user, session = object(), None
         try:
             session = _open_session(
                 path, user, author, timeout, create=create, upgrade=upgrade, read_only=read_only
             )
-            # Another process may have upgraded the schema since this one first opened the file.
-            may_write = _admit(session)
-            store = cls(session)
-            if container_loader is not None:
-                with late_import("registry.recovery.reconcile"):
-                    from registry.recovery.reconcile import load_containers  # noqa: PLC0415
-                load_containers(session, container_loader)
-            if reconcile and not read_only and may_write:
-                store.recovery = store.reconcile()
+            return cls._of(session, container_loader, reconcile=reconcile and not read_only)
         except BaseException:
             if session is None:
                 detach(user, timeout)  # an interrupt may have come after it was attached
             else:
                 session.close()
             raise
+
+    @classmethod
+    def _of(
+        cls, session: Session, container_loader: ContainerLoader | None, *, reconcile: bool
+    ) -> Store:
+        """Return the store of *session*, with its containers loaded, and reconciled if asked."""
+        # Another process may have upgraded the schema since this one first opened the file.
+        may_write = _admit(session)
+        store = cls(session)
+        if container_loader is not None:
+            with late_import("registry.recovery.reconcile"):
+                from registry.recovery.reconcile import load_containers  # noqa: PLC0415
+            load_containers(session, container_loader)
+        if reconcile and may_write:
+            store.recovery = store.reconcile()
         return store
 
     def __enter__(self) -> Self:
@@ -167,19 +173,19 @@ class Store:
         return f"Store({self._session.engine.path!r}, {state})"
 
     def close(self) -> None:
-        """Close the store, for good; a second time does nothing.
+        """Close the store; idempotent.
 
-        Waits for other writers, at most for the store's timeout. A store that is not closed is
-        closed at the exit of the interpreter, which waits 1 second at most.
+        The call waits for other writers, at most for the store's timeout. A store that is still
+        open at the exit of the interpreter is closed then, with a wait of at most 1 second.
 
-        A transaction that the caller has open is rolled back, unless another Store of this process
-        has the file open: it goes on with that one.
+        An open transaction of the caller is rolled back, unless another Store of this process has
+        the file open: the transaction then continues on that store.
         """
         self._session.close()
 
     @property
     def path(self) -> str:
-        """The file, with no symlink in it."""
+        """Real path of the file, without symlinks."""
         return self._session.engine.path
 
     # Reading.
@@ -188,9 +194,9 @@ class Store:
         """Return the sandbox with *id*, whole or a unique prefix; an exact id wins.
 
         Raises:
-            NotFoundError: there is none, or it is UNKNOWN and not *include_unknown*.
-            AmbiguousPrefixError: several ids begin so, hidden ones counted.
-            InvalidArgumentError: *id* is empty or no text.
+            NotFoundError: there is no such sandbox, or it is UNKNOWN and not *include_unknown*.
+            AmbiguousPrefixError: several ids begin with *id*, including those of UNKNOWN sandboxes.
+            InvalidArgumentError: *id* is empty or not a string.
         """
         doing = f"get sandbox {id!r}"
         prefix = check_prefix(doing, id)
@@ -217,24 +223,17 @@ class Store:
 
         Args:
             include_unknown: include sandboxes that are being created.
-            id: a prefix; the other filters are exact.
-            name: of the sandbox.
-            state: of the sandbox.
-            labels: that the config has, among others.
+            id: beginning of the id; the other filters are exact.
+            name: name of the sandbox.
+            state: state of the sandbox.
+            labels: labels that the config must have; it may have others.
             pod: name of the pod.
-            namespace: of the pod, in Kubernetes.
+            namespace: Kubernetes namespace of the pod.
         Raises:
             InvalidArgumentError: a filter has the wrong type, or *id* is empty.
         """
         doing = "list sandboxes"
-        params: dict[str, object] = {}
-        for field, value in (("name", name), ("pod", pod), ("namespace", namespace)):
-            if value is not None:
-                params[field] = check_text(doing, field, value, sys.maxsize)
-        if state is not None:
-            if not isinstance(state, State):
-                raise invalid(doing, "state", state, "is not a registry.State")
-            params["state"] = str(state)
+        params = _exact_params(doing, state, name=name, pod=pod, namespace=namespace)
         filters = set(params)
         if id is not None:
             params |= queries.prefix_params(check_prefix(doing, id))
@@ -249,13 +248,13 @@ class Store:
     def history(
         self, id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> builtins.list[Transition]:
-        """Return every committed change of state, oldest first, of all sandboxes or of one.
+        """Return the committed changes of state, oldest first, of all sandboxes or of one.
 
-        Empty if nothing of it is kept. An update that keeps the state adds no transition.
+        The list is empty if no transition is kept. An update that keeps the state adds none.
 
         Args:
-            id: the full id, no prefix; it may be of a sandbox that is deleted.
-            after: only those with a greater seq; 0 is the beginning of what is kept.
+            id: full id, also of a deleted sandbox.
+            after: return transitions with a greater seq; 0: from the oldest that is kept.
             limit: maximum number of transitions.
         Raises:
             CompactedError: the transition after *after* is no longer kept.
@@ -282,8 +281,8 @@ class Store:
         return [Transition.load(row) for row in found]
 
     def check(self) -> builtins.list[Violation]:
-        """Return every violated invariant of the registry; read-only."""
-        from registry.tables import integrity  # noqa: PLC0415 - it stands above the store, and is rarely asked
+        """Return every violated invariant of the registry, without writing."""
+        from registry.tables import integrity  # noqa: PLC0415 - rarely used
 
         self._session.require_open("check registry")
         with self._session.engine.snapshot("check registry") as connection:
@@ -294,14 +293,14 @@ class Store:
     def transaction(self) -> AbstractContextManager[None]:
         """Return a context manager that makes the calls in its body one commit; it yields None.
 
-        It belongs to the thread that enters it, or to the task of asyncio, trio or anyio, or to the
-        greenlet. It nests by savepoint: a nested write that fails is rolled back alone. Calls of
-        its owner on another Store of the same file are part of it too.
+        The transaction belongs to the thread that enters it, or to the task of asyncio, trio or
+        anyio, or to the greenlet. A nested transaction is a savepoint: if it fails, it is rolled
+        back alone. Calls of the owner on another Store of the same file join the transaction.
 
         Raises:
             UnavailableError: the store's timeout passed before it could begin.
-            FailedPreconditionError: another task of this thread has one open, or this thread was
-                called from inside one, as by `asyncio.to_thread`.
+            FailedPreconditionError: another task of this thread has a transaction open, or this
+                thread was called from inside a transaction, as by `asyncio.to_thread`.
         """
         return self._session.caller_write("transaction")
 
@@ -310,23 +309,23 @@ class Store:
     ) -> Sandbox:
         """Add a sandbox and its status.
 
-        A shim adds it as UNKNOWN, with the path its namespace is going to have, *before* it
-        creates anything: so a crash leaves a record that names all there is to clean up.
+        A shim adds a sandbox as UNKNOWN, with the path of its future namespace, *before* it creates
+        the namespace: a crash then leaves a record that names everything to clean up.
 
         Raises:
             AlreadyExistsError: the id is taken.
-            NameReservedError: the name is; `.holder` has it.
+            NameReservedError: sandbox `.holder` has the name.
             InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
             UnavailableError: the store's timeout passed before the write could begin, or a write of
-                another thread, with which it shared the commit, has kept it or ended it.
+                another thread in the same group delayed or ended the commit.
         """
         return self._insert("add", metadata, status, os.getpid(), container)
 
     def adopt(self, metadata: Metadata, status: Status) -> Sandbox:
         """Add a sandbox that was created elsewhere, for another store for example.
 
-        As `add`, but without a creator. While UNKNOWN, it gets the verdict UNVERIFIED; one that
-        was added gets INTERRUPTED once this process has ended.
+        As `add`, but without a creator: the verdict on an UNKNOWN adopted sandbox is UNVERIFIED.
+        That on an added sandbox is INTERRUPTED once this process has ended.
 
         Raises:
             AlreadyExistsError, NameReservedError, InvalidArgumentError, ResourceExhaustedError,
@@ -356,7 +355,7 @@ class Store:
             fn: must keep id and name.
         Raises:
             NotFoundError, AmbiguousPrefixError: as `get`.
-            FailedPreconditionError: the sandbox is not UNKNOWN any more.
+            FailedPreconditionError: the sandbox is no longer UNKNOWN.
             InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
         """
         doing = f"update metadata of sandbox {id!r}"
@@ -374,11 +373,11 @@ class Store:
         return Sandbox(self._session, entry)
 
     def delete(self, id: str) -> bool:
-        """Delete the sandbox with *id*, whole or a unique prefix; False when there is none.
+        """Delete the sandbox with *id*, full or a unique prefix; return whether there was one.
 
         Raises:
-            AmbiguousPrefixError: several ids begin so.
-            InvalidArgumentError: *id* is empty or no text.
+            AmbiguousPrefixError: several ids begin with *id*.
+            InvalidArgumentError: *id* is empty or not a string.
         """
         doing = f"delete sandbox {id!r}"
         prefix = check_prefix(doing, id)
@@ -393,12 +392,12 @@ class Store:
     # Recovering.
 
     def reconcile(self, *, dry_run: bool = False) -> Report:
-        """Look at the namespace and the process of every sandbox, and mark what is gone.
+        """Observe the namespace and the process of every sandbox, and mark sandboxes that are gone.
 
-        The looks are made without holding any lock, and the changes in one transaction.
+        The call observes without holding any lock, and writes its changes in one transaction.
 
         Args:
-            dry_run: the same report, and nothing written.
+            dry_run: return the same report, and write nothing.
         Raises:
             UnavailableError: the store's timeout passed before the changes could be written.
         """
@@ -407,16 +406,16 @@ class Store:
         return run(self._session, self._registry_id, dry_run=dry_run)
 
     def remove_orphans(self, paths: Iterable[str]) -> builtins.list[str]:
-        """Remove those namespaces of *paths* that are orphans still, and return their paths.
+        """Remove the namespaces at *paths* that are still orphans, and return their paths.
 
-        Each is observed again under the write lock, so that no sandbox can claim it meanwhile.
+        Each namespace is observed again under the write lock, so that no sandbox can claim it.
 
         Args:
-            paths: as `Report.orphans` has them.
+            paths: orphans of a `Report`.
         Raises:
-            InvalidArgumentError: they are no absolute paths.
-            NetNSError: with `.errno`, EBUSY where a process lives in one: the first that cannot be
-                removed; the others are removed all the same.
+            InvalidArgumentError: a path is not absolute.
+            NetNSError: with `.errno`, EBUSY if a process lives in the namespace; raised for the
+                first orphan that cannot be removed, after the others were removed.
         """
         doing = "remove orphaned network namespaces"
         if isinstance(paths, str) or not isinstance(paths, Iterable):
@@ -427,10 +426,10 @@ class Store:
         return remove_orphans(self._session, self._registry_id, wanted)
 
     def new_netns_path(self, base_dir: str = netns.BASE_DIR) -> str:
-        """Return a fresh path for a network namespace, by which it is known as this registry's.
+        """Return a new path for a network namespace, whose name contains the registry's id.
 
         Raises:
-            InvalidArgumentError: *base_dir* is no absolute path.
+            InvalidArgumentError: *base_dir* is not an absolute path.
         """
         self._session.require_open("name a network namespace")
         check_path("name a network namespace", "base_dir", base_dir)
@@ -476,7 +475,7 @@ def _admit(session: Session) -> bool:
 
 
 def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:
-    """Return the author of writes; *actor* "" stands for the program's name and pid."""
+    """Return the author of writes; *actor* "" means the program's name and pid."""
     program = os.path.basename((sys.argv or [""])[0]) or "python"
     printable = program.encode(errors="replace").decode()
     check_line(doing, "actor", actor, ACTOR_MAX)
@@ -496,6 +495,28 @@ def _refuse_unless_completed(doing: str, row: Row, metadata: Metadata) -> None:
     for field in ("id", "name"):
         if getattr(metadata, field) != getattr(row, field):
             raise invalid(doing, field, getattr(metadata, field), "cannot change")
+
+
+def _exact_params(doing: str, state: State | None, **texts: str | None) -> dict[str, object]:
+    """Return the parameters of the exact filters that are set.
+
+    Args:
+        doing: the operation, which begins the message of an error.
+        state: state to filter by.
+        texts: texts to filter by, by the name of the filter.
+    Raises:
+        InvalidArgumentError: a filter has the wrong type.
+    """
+    params: dict[str, object] = {
+        field: check_text(doing, field, text, sys.maxsize)
+        for field, text in texts.items()
+        if text is not None
+    }
+    if state is not None:
+        if not isinstance(state, State):
+            raise invalid(doing, "state", state, "is not a registry.State")
+        params["state"] = str(state)
+    return params
 
 
 def _label_params(doing: str, labels: Mapping[str, str] | None) -> dict[str, object]:

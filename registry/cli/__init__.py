@@ -1,4 +1,4 @@
-"""The program `sandbox-registry`: what a registry holds, as tables and as JSON.
+"""The program `sandbox-registry`: the content of a registry, as tables and as JSON.
 
 documents      JSON documents in a file
 import_export  sandboxes from and to containerd's JSON
@@ -6,10 +6,10 @@ cells          widths of text on a terminal
 terminal       tables on a terminal: folding and colours
 output         tables and JSON on stdout
 failures       exit codes, and errors on stderr
-options        options that several verbs have, and the registry that they name
+options        options that several verbs share, and the registry that they name
 show           the verbs list and inspect
 history        the verb history
 maintain       the verbs reconcile, check and delete
 transfer       the verbs import and export
-program        the group of all verbs, each imported when it is run
+program        group of all verbs, each imported when it is run
 """

@@ -1,4 +1,4 @@
-"""Columns of a terminal that text takes: combining characters none, wide ones two."""
+"""Width of text on a terminal: combining characters have no column, wide ones two."""
 
 from __future__ import annotations
 

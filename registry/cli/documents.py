@@ -4,8 +4,8 @@ Rules:
 
 1. A document begins on a line of its own and ends with the line that closes its last bracket.
 2. An invalid document is reported. The search for the next one starts at the next line that begins
-   with `{`: a document that is cut off has no end, and would include everything after it. From then
-   on every such line begins a document, so that no line is read a third time.
+   with `{`: a truncated document has no end, and would include all text after it. From then on
+   every such line begins a document, so that no line is read a third time.
 3. Memory is bounded, however long a document or a line is.
 """
 

@@ -1,4 +1,4 @@
-"""The verb `history`: transitions, also around damaged ones."""
+"""The verb `history`: transitions, except damaged ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several verbs have, and the registry that they name."""
+"""Options that several verbs share, and the registry that they name."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The group of all verbs, each imported when it is run, and the exit code of the program.
+"""Group of all verbs, each imported when it is run, and the exit code of the program.
 
 Rules:
 
 1. A verb is read-only unless its help says that it writes, and opens the store accordingly.
 2. Text from the database is data: `output` escapes it. `export` alone writes bytes as they are.
 3. Output is written after the store is closed: a slow reader of the output delays no writer.
-4. Exit codes and the fields of `--json` are a contract (docs/cli.md); they are only added to.
-5. A verb returns its exit code. It imports what only it needs when it is run.
+4. Exit codes and the fields of `--json` are a contract (docs/cli.md); new ones may be added.
+5. A verb returns its exit code. A module that only one verb needs is imported when it is run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables on a terminal: the last column folded, titles and states coloured."""
+"""Tables on a terminal, with a folded last column, and coloured titles and states."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
 """The CRI v1 messages that a sandbox's configuration consists of.
 
-`PodSandboxConfig` is what a kubelet sends with RunPodSandbox; the rest is what it contains.
-Numbers, names and types are those of the CRI (Kubernetes, package `runtime.v1`), so bytes and JSON
-pass between the two in both directions, and a field that a newer CRI has added is kept, unread:
+A kubelet sends a `PodSandboxConfig` with RunPodSandbox; it contains the other messages. Numbers,
+names and types are those of the CRI (Kubernetes, package `runtime.v1`). Bytes and JSON are
+therefore compatible in both directions, and an unknown field of a newer CRI is kept:
 
     config = PodSandboxConfig.FromString(request.config.SerializeToString())
 
-The proto package is `sandbox_registry.cri.v1` nevertheless. protobuf keeps one pool of names in a
-process and refuses a second definition of any, and a shim that speaks the CRI has loaded
-`runtime.v1` already. Neither the wire nor the JSON carries the name of a package.
+The proto package is `sandbox_registry.cri.v1`, not `runtime.v1`: protobuf refuses a second
+definition of a name in one process, and a shim that serves the CRI has loaded `runtime.v1` already.
+Neither the wire format nor the JSON contains the name of a package.
 
-An enum's numbers are its attributes: `NamespaceMode.NODE`. The JSON of Go, in which containerd
-stores all of this, is in `registry.cri.gojson`.
+The numbers of an enum are its attributes: `NamespaceMode.NODE`. `registry.cri.gojson` has the JSON
+of Go, in which containerd stores a config.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@ driver         connections with the settings that a registry needs
 wal_file       the write-ahead log, read as a file
 continuity     whether a WAL continues the database file beside it; numbers of commits
 disk_reserve   disk space and inodes reserved for use when the disk is full
-disk_space     what a transaction may write, by the free space of the disk
-lock_file      a file that is locked by one process at a time, and names the holder
+disk_space     limits of a transaction, by the free space of the disk
+lock_file      file that is locked by one process at a time, and names the holder
 process_lock   fair lock between processes
 owner          the task or thread that owns a transaction
 transaction    the open write transaction, and the group that shares its commit
 hooks          what the engine asks about the schema
 lock_holder    the holder of the write lock, as errors name it
 file_identity  whether the paths still refer to the files that are open
-readers        connections that only read; whether a commit was made since
+readers        connections that only read, and the data version
 own_commits    commits of this process, reported to caches
 wal            growth of the write-ahead log: its bound, and preallocation
 writer         the connection that writes, step by step

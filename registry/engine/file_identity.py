@@ -16,7 +16,7 @@ from registry.host.kernel import file_at
 from registry.host.paths import identity
 
 STAT_CHECKS: Final = 32
-"""Checks that ask for the times of the log: half as many commits are slower, by less in all than
+"""Checks that read the times of the WAL too: half as many commits are slower, by less in all than
 the import of ctypes takes."""
 
 replaced_files: Final[dict[str, object]] = {}

@@ -104,7 +104,7 @@ class LockFile:
             reraise_interrupt(error)
 
     def holder(self) -> Holder | None:
-        """Return the other process that is recorded; None without one."""
+        """Return the other process that is recorded; None if there is none."""
         try:
             found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _ANY)
         except (OSError, ValueError) as error:  # the file is closed

@@ -38,7 +38,7 @@ class Follower(Protocol):
     """A cache."""
 
     def follow(self, before: int, after: int, changes: Sequence[object]) -> None:
-        """Go on after a commit."""
+        """Apply a commit of this process."""
 
 
 class OwnCommits:
@@ -51,15 +51,15 @@ class OwnCommits:
         self._before: int | None = None
         """The data version of the latest state; None: unknown."""
         self.is_committing = False
-        """Whether a commit may be visible that the followers have not been told of yet."""
+        """Whether a commit may be visible that was not reported to the followers yet."""
         self._unreported = 0
         """Rows changed on the connection, and not reported, when the transaction began."""
 
     def begin(self, connection: Connection, *, foreign: bool) -> None:
-        """Note the state that a write transaction begins with.
+        """Record the state at the beginning of a write transaction.
 
         Args:
-            connection: in the transaction, before its first change.
+            connection: connection that writes, before the first change.
             foreign: whether another connection has committed since the last transaction.
         """
         self._unreported = connection.total_changes - connection.reported_changes
@@ -81,7 +81,7 @@ class OwnCommits:
         before: int | None,
         changes: Sequence[object],
     ) -> None:
-        """Tell the followers what a transaction has changed, after its COMMIT.
+        """Report the changes of a transaction to the followers, after its COMMIT.
 
         Args:
             connection: the one that writes.

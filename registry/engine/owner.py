@@ -71,7 +71,7 @@ _TASKS: Final = (
 
 
 def enter_scope(scope: object) -> tuple[object, ...]:
-    """Note in the caller's context that the body of the transaction with *scope* begins.
+    """Record in the caller's context that the body of the transaction with *scope* begins.
 
     Returns:
         the argument for `leave_scope`.
@@ -82,7 +82,7 @@ def enter_scope(scope: object) -> tuple[object, ...]:
 
 
 def leave_scope(outer: tuple[object, ...]) -> None:
-    """Note in the caller's context that the body has ended; harmless in another context."""
+    """Record in the caller's context that the body has ended; no effect in another context."""
     _scopes.set(outer)
 
 

@@ -1,6 +1,6 @@
 """Files that this process has open: the Stores of one file share one engine.
 
-A forked child has none: it leaves its parent's files alone, and cannot open them itself.
+A forked child has no open files: it does not use its parent's, and cannot open them itself.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def attach(
     """Return the engine of the file at *path*, which all Stores of this process share.
 
     Args:
-        path: the database; its directories are made, with mode 0700, if *create*.
-        user: has the engine open until `detach`, which the caller calls after an exception too.
-        create: whether a missing file is made, with mode 0600.
-        read_only: whether nothing is written, not even a lock file.
+        path: the database; its directories are created, with mode 0700, if *create*.
+        user: object that has the engine open until `detach`; call that after an exception too.
+        create: create a missing file, with mode 0600.
+        read_only: write nothing, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
         hooks: of the schema; an engine that is open already has those of its first user.
     Raises:

@@ -81,8 +81,8 @@ class Wal:
     def preallocate(self, connection: driver.Connection) -> None:
         """Append frames that the next commits overwrite, if commits have made the WAL longer.
 
-        Growth by half of AHEAD or more is taken for a preallocation by another process. After one
-        long commit, the next commit makes the WAL longer again, and the one after it preallocates.
+        Growth by half of AHEAD or more counts as a preallocation by another process. After one long
+        commit, the next commit makes the WAL longer again, and the one after it preallocates.
 
         Args:
             connection: the writer's, in no transaction; the caller holds the process lock.
@@ -91,7 +91,7 @@ class Wal:
         self._size = size
         if not (0 < grown < AHEAD // 2 and size + AHEAD <= driver.WAL_MAX):
             return
-        # The last of the disk is for data.
+        # The rest of the disk is for data.
         if paths.free(os.path.dirname(self._path)).bytes >= driver.WAL_MAX:
             _append_uncommitted(connection)
             self._size = paths.size(f"{self._path}-wal")

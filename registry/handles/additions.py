@@ -19,10 +19,10 @@ from registry.tables.writes import Identities
 
 
 class Addition(NamedTuple):
-    """A sandbox that is valid and not yet in the database.
+    """Valid sandbox that is not yet in the database.
 
-    *doing* begins the messages of errors; *columns* and *labels* are rows; *identities* are of the
-    objects that exist already.
+    *doing* begins the messages of errors; *columns* and *labels* are rows; *identities* are those
+    of the objects that exist already.
     """
 
     doing: str
@@ -35,14 +35,14 @@ class Addition(NamedTuple):
 def prepare(
     verb: str, metadata: Metadata, status: Status, creator: int, context: HostContext
 ) -> Addition:
-    """Return what is to be inserted; this takes no lock.
+    """Return the addition of a sandbox, without acquiring a lock.
 
     Args:
-        verb: what the caller does, for messages.
-        metadata: of the sandbox.
-        status: of the sandbox.
-        creator: pid of the process that is creating it; 0: none is.
-        context: of this process.
+        verb: verb of the operation, for messages.
+        metadata: metadata of the sandbox.
+        status: status of the sandbox.
+        creator: pid of the process that is creating the sandbox; 0: there is none.
+        context: host context of this process.
     Raises:
         InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
     """

@@ -2,11 +2,11 @@
 
 1. An identity is recorded once: at the first write at which the object exists and none is recorded.
 2. The host is observed without the lock: before the write of an addition, and after the commit of
-   any other write. The second one records what it finds in a transaction of its own.
-3. While no namespace is at the path of a sandbox, each write of it costs one system call.
-   Only an object in the file system of all namespaces is worth more: reading the record again and
-   observing the path takes 30 times as long.
-4. Where the recording fails, the next write of the sandbox tries again.
+   any other write. The identities found after a commit are recorded in another transaction.
+3. While no namespace is at the path of a sandbox, each write of the sandbox costs one system call.
+   The record is read again, and the path observed, only for an object in the file system of
+   all namespaces: that takes 30 times as long.
+4. If the recording fails, the next write of the sandbox tries again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("registry")
 
 
 def netns_at(path: str, context: HostContext) -> NetNSIdentity | None:
-    """Return the identity of the network namespace at *path*; None: none can be observed there."""
+    """Return the identity of the network namespace at *path*; None if it cannot be observed."""
     return namespaces.observe(path, context).identity if path else None
 
 
@@ -42,10 +42,10 @@ def record_later(session: Session, transaction: Transaction, row: AnyRow, pid: i
     """Record, after the commit, the identities that *row* lacks.
 
     Args:
-        session: of the store.
-        transaction: the open one. The recording shares its deadline.
-        row: the sandbox before the write.
-        pid: of the sandbox after the write.
+        session: session of the store.
+        transaction: transaction of the write, whose deadline applies to the recording too.
+        row: row of the sandbox before the write.
+        pid: pid of the sandbox after the write.
     """
     of_process = pid != 0 and (pid != row.pid or not rows.process_noted(row))
     of_netns = row.netns_inode is None and row.netns_path != "" and not row.host_network
@@ -60,9 +60,9 @@ def _record(session: Session, creation: int, path: str, deadline: float) -> None
     """Record the identities of the sandbox of *creation*.
 
     Args:
-        session: of the store.
-        creation: of the sandbox.
-        path: of the only object that is not recorded; "": there are others.
+        session: session of the store.
+        creation: creation of the sandbox.
+        path: path of the only object that is not recorded; "": there are others.
         deadline: monotonic time in seconds after which waiting stops.
     """
     doing = "record identities"

@@ -14,7 +14,7 @@ UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class HostContext(NamedTuple):
-    """Host context of an observation; read once for many. None is what could not be read."""
+    """Host context of an observation, read once for many; None: could not be read."""
 
     boot_id: str
     mount_ns: int | None
@@ -35,7 +35,7 @@ class HostContext(NamedTuple):
         return cls(boot_id(), mount_ns, _own_pid_ns(), time_ns, _in_initial_pid_ns(), shown)
 
     def is_other_boot(self, boot_id: str | None) -> bool:
-        """Return whether *boot_id* is one that was not shown of this boot; False if unknown."""
+        """Return whether *boot_id* was never shown for this boot; False if unknown."""
         if not boot_id or boot_id == self.boot_id:
             return False
         return self.boot_id != "" and boot_id not in self.boot_ids
@@ -77,7 +77,7 @@ def _own_namespace(kind: str) -> int | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         reraise_interrupt(error)
-        # No descriptor may be left, and this needs none.
+        # stat needs no descriptor, of which none may be left.
         handle = kernel.namespace_at(os.fsencode(path), kernel.AT_FDCWD, kernel.AT_SYMLINK_FOLLOW)
         return None if handle is None else handle.number
     try:
@@ -90,7 +90,8 @@ def _own_namespace(kind: str) -> int | None:
 def _own_pid_ns() -> int | None:
     """Return the pid namespace of this process, which it cannot leave; None: not readable so far.
 
-    Kept, since a pid says nothing without it, and there may be no descriptor to read it later.
+    The result is kept: a pid is useless without it, and there may be no descriptor to read it
+    later.
     """
     if not _pid_ns:
         number = _own_namespace("pid")

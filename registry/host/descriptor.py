@@ -18,15 +18,16 @@ class Descriptor:
     """Owner of a file descriptor, which is closed once, and not before its last use ends.
 
     The kernel gives the number of a closed descriptor to the next file: a second close, or a call
-    that is still under way, would reach that file. In a forked child every use raises, and closing
-    closes the child's copy.
+    that still runs, would affect that file. In a forked child every use raises, and closing closes
+    the child's copy.
     """
 
     _file: FileIO | None = None  # of the class: __init__ may be interrupted
 
     def __init__(self, fd: int, name: str) -> None:
-        """Take over *fd*, which messages call *name*."""
-        # It is closed in C, where no signal handler runs, and a second time without effect.
+        """Own *fd*; messages call it *name*."""
+        # The file object closes it in C, where no signal handler runs; a second close has no
+        # effect.
         self._file = FileIO(fd)
         self._name = name
         self._process = os.getpid()
@@ -38,12 +39,13 @@ class Descriptor:
         """Lend the descriptor to the body.
 
         Raises:
-            FailedPreconditionError: it is closed; the message begins with *doing*.
-            StoreClosedError: it belongs to the process that forked this one.
+            FailedPreconditionError: the descriptor is closed; the message begins with *doing*.
+            StoreClosedError: the descriptor belongs to the process that forked this one.
         """
         use = object()
         try:
-            # Noted first: either close() sees the use, or the use sees that it is closed.
+            # Recorded first: either close() sees the use, or the use sees that the descriptor is
+            # closed.
             self._uses.append(use)
             yield self.fileno(doing)
         finally:
@@ -53,7 +55,7 @@ class Descriptor:
                 self.close()
 
     def fileno(self, doing: str) -> int:
-        """Return the descriptor, which another thread may close any time; errors as `use`."""
+        """Return the descriptor, which another thread may close at any time; errors as `use`."""
         if self.is_foreign:
             message = f"{doing}: {self._name} belongs to the process that forked this one"
             raise StoreClosedError(f"{message}; open another one here")
@@ -67,9 +69,10 @@ class Descriptor:
         return self._process != os.getpid()
 
     def close(self) -> None:
-        """Close it, or have its last use close it. Idempotent.
+        """Close the descriptor, or have its last use close it. Idempotent.
 
-        Where a signal handler interrupted the end of a use, it is closed when this is collected.
+        If a signal handler interrupted the end of a use, the descriptor is closed by the garbage
+        collector.
         """
         self._closed = True
         if self._file is not None and (self.is_foreign or not self._uses):
@@ -77,7 +80,7 @@ class Descriptor:
                 self._file.close()
 
     def __del__(self) -> None:
-        """Close it."""
+        """Close the descriptor."""
         if self._file is not None:
             with suppress_os_errors():
                 self._file.close()

@@ -43,7 +43,7 @@ class Process:
 
     @classmethod
     def of_pid(cls, pid: int) -> Self:
-        """Open the process that *pid* names now, such as a child that is not waited for yet.
+        """Open the process that *pid* names now, such as a child that is not reaped yet.
 
         Raises:
             InvalidArgumentError: *pid* is not a positive number.

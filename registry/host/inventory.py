@@ -105,7 +105,7 @@ class HostInventory:
 
 
 def scan_processes() -> Scan:
-    """Return in which namespaces the visible processes live.
+    """Return the namespaces of the visible processes.
 
     Raises:
         OSError: /proc cannot be listed.
@@ -128,7 +128,7 @@ def scan_processes() -> Scan:
 def _inode_of(pid: int, kind: str) -> int:
     """Return the inode of the namespace of *kind* in which the process lives.
 
-    A main thread that has ended has no namespace: that of another thread counts.
+    If the main thread has ended, the namespace of another thread is returned.
 
     Raises:
         OSError: ENOENT or ESRCH: the process has ended.

@@ -48,26 +48,26 @@ FD_NSFS_ROOT: Final = -10003  # linux/fcntl.h
 CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 CAP_SYS_ADMIN: Final = 21
 _HANDLE: Final = struct.Struct("=IiQII")
-"""struct file_handle of a namespace: bytes of what follows its type, which is struct
-nsfs_file_handle: number, type, inode."""
+"""struct file_handle of a namespace: size and type of the handle, then struct nsfs_file_handle:
+number, type, inode."""
 _NO_HANDLE: Final = _HANDLE.pack(16, 0, 0, 0, 0)
 
 INITIAL_INODES: Final = range(0xEFFFFFF8, 0xF0000000)  # linux/nsfs.h, enum init_ns_ino
 INITIAL_PID_NS: Final = 0xEFFFFFFC
 INODES: Final = range(0xEFFFFFF8, 2**32)
-"""Of namespaces: those after the initial ones are handed out from the smallest free one."""
+"""Inodes of namespaces after the initial ones are assigned from the smallest free one."""
 IDS_PER_CPU: Final = 4096
 """Kernel ids of namespaces that a CPU takes at a time."""
 INITIAL_IDS: Final = 8
-"""The initial namespaces have the first ids of one CPU, or of several, at most so many each."""
+"""Maximum of the first ids of a CPU that initial namespaces may have."""
 FD_PIDFS_ROOT: Final = -10002  # linux/fcntl.h
 FILEID_KERNFS: Final = 0xFE  # linux/exportfs.h
 _PIDFD_HANDLE: Final = struct.Struct("=IiQ")
-"""struct file_handle of a pidfd: bytes of what follows its type, which is the inode."""
+"""struct file_handle of a pidfd: size and type of the handle, then the inode."""
 
 
 def may_be_initial(number: int) -> bool:
-    """Return whether the number of a namespace may be that of one the host was booted with."""
+    """Return whether the number of a namespace may be that of an initial namespace."""
     if number in INODES:
         return number in INITIAL_INODES
     return number % IDS_PER_CPU <= INITIAL_IDS
@@ -79,7 +79,7 @@ def recurs(number: int) -> bool:
 
 
 def namespace_number(fd: int) -> int | None:
-    """Return the kernel's id of the namespace open as *fd*; None where it gives none."""
+    """Return the kernel id of the namespace open as *fd*; None if the kernel gives none."""
     try:
         number = fcntl.ioctl(fd, NS_GET_ID, bytes(8))
     except OSError as error:
@@ -89,7 +89,7 @@ def namespace_number(fd: int) -> int | None:
 
 
 def namespace_number_at(path: str) -> int | None:
-    """Return the kernel's id of the namespace at *path*; None where none can be seen or is given.
+    """Return the kernel id of the namespace at *path*; None if it is not visible or has none.
 
     Args:
         path: below /proc: other files may block when they are opened.
@@ -114,18 +114,18 @@ class NamespaceHandle(NamedTuple):
 
 
 def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | None:
-    """Return which namespace is at *path*, without opening it.
+    """Return the namespace at *path*, without opening the file.
 
-    None: none is there, or the kernel (before Linux 6.18) or a seccomp filter does not say.
+    None: there is no namespace, or the kernel (before Linux 6.18) or a seccomp filter refuses.
 
     Args:
-        path: without a NUL.
+        path: path without a NUL.
         directory: descriptor to which a relative *path* refers, or AT_FDCWD.
         flags: AT_SYMLINK_FOLLOW; AT_EMPTY_PATH with an empty *path*: *directory* itself.
     """
     buffer = bytearray(_NO_HANDLE)
     name_to_handle_at, address, mount_id = _name_to_handle_at()
-    # A handle to compare with, not one to open: the file system has nothing to prepare for it.
+    # A handle to compare, not to open: the file system need not prepare anything for it.
     if name_to_handle_at(directory, path, address(buffer), mount_id, flags | AT_HANDLE_FID):
         return None
     _, kind, *told = _HANDLE.unpack(buffer)
@@ -135,12 +135,12 @@ def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | N
 def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
     """Return whether a namespace exists, mounted or not, with or without processes.
 
-    None: cannot be told, before Linux 6.18 or without CAP_SYS_ADMIN in the initial user namespace.
+    None: unknown, before Linux 6.18 or without CAP_SYS_ADMIN in the initial user namespace.
 
     Args:
-        number: its kernel id.
-        kind: its type, one of CLONE_NEW*.
-        inode: of its file.
+        number: kernel id of the namespace.
+        kind: type of the namespace, one of CLONE_NEW*.
+        inode: inode of its file.
     """
     import ctypes  # noqa: PLC0415
 
@@ -150,7 +150,7 @@ def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
     if fd >= 0:
         os.close(fd)
         return True
-    # The kernel says ESTALE too where it does not let us see the namespace.
+    # ESTALE also means that the kernel hides the namespace from us.
     stale = ctypes.get_errno() == errno.ESTALE
     return False if stale and _is_privileged() else None
 
@@ -180,7 +180,7 @@ def has_capability(number: int) -> bool:
 def pid_of_inode(inode: int) -> int:
     """Return the pid of the running process whose pidfd has *inode*; 0 if none is found.
 
-    None is found before Linux 6.17 either, nor in another pid namespace.
+    The result is also 0 before Linux 6.17, and for a process in another pid namespace.
     """
     fd = _open_by_handle_at(FD_PIDFS_ROOT, _PIDFD_HANDLE.pack(8, FILEID_KERNFS, inode))
     if fd < 0:
@@ -197,7 +197,7 @@ def pid_of_inode(inode: int) -> int:
 
 
 def _open_by_handle_at(root: int, handle: bytes) -> int:
-    """Return a descriptor of what *handle* identifies in the file system *root*; -1 for none."""
+    """Return a descriptor of the object *handle* in the file system *root*; -1 if there is none."""
     open_by_handle_at = getattr(_libc(), "open_by_handle_at", lambda *_: -1)
     return int(open_by_handle_at(root, handle, os.O_RDONLY | os.O_CLOEXEC))
 
@@ -206,8 +206,8 @@ def _open_by_handle_at(root: int, handle: bytes) -> int:
 def _name_to_handle_at() -> tuple[Callable[..., int], Callable[[bytearray], object], object]:
     """Return name_to_handle_at(2), and two of its arguments.
 
-    These are a function that returns a pointer to a buffer, and a pointer to the mount id, which is
-    not read. Where libc has no such call, the function that is returned always fails.
+    The arguments are a function that returns a pointer to a buffer, and a pointer to the mount id,
+    which is not read. If libc lacks the call, the returned function always fails.
     """
     import ctypes  # noqa: PLC0415
 
@@ -217,9 +217,9 @@ def _name_to_handle_at() -> tuple[Callable[..., int], Callable[[bytearray], obje
 
 
 def wait_status(pidfd: int) -> int | None:
-    """Return how a process ended, as wait() tells its parent, who has to have reaped it.
+    """Return the wait status of a process that its parent has reaped.
 
-    None while it runs or is a zombie, and before Linux 6.15.
+    None while the process runs or is a zombie, and before Linux 6.15.
     """
     info = bytearray(PIDFD_INFO_EXIT.to_bytes(8, sys.byteorder).ljust(64, b"\0"))
     try:
@@ -232,34 +232,34 @@ def wait_status(pidfd: int) -> int | None:
 
 
 def is_absent(pid: int) -> bool:
-    """Return whether certainly no process has the pid; a zombie still has it. Needs no /proc."""
+    """Return whether certainly no process, not even a zombie, has the pid; needs no /proc."""
     try:
-        if pid > 0:  # else kill(2) means a process group, or all processes
+        if pid > 0:  # kill(2) would address a process group, or all processes
             os.kill(pid, 0)
             return False
     except (ProcessLookupError, OverflowError) as error:
         reraise_interrupt(error)
-    except OSError as error:  # it is there and not ours, or a seccomp filter refuses
+    except OSError as error:  # another user's process has the pid, or a seccomp filter refuses
         reraise_interrupt(error)
         return False
     return True
 
 
 def file_at(path: bytes, *, keep_times: bool) -> tuple[tuple[int, int] | None, int]:
-    """Return which file is at *path*, where a symlink leads too (device and inode), and its bytes.
+    """Return device and inode of the file at *path*, through symlinks, and its bytes.
 
-    None and 0 where none can be seen.
+    The result is None and 0 if no file can be observed.
 
     Args:
-        path: without a NUL.
-        keep_times: ask for no times, as `os.stat` does. From Linux 6.13 on, a file whose times were
-            read notes a new one at its next write, and the sync after that takes half as long
-            again. The first such call imports ctypes, which takes 2 ms.
+        path: path without a NUL.
+        keep_times: do not read the times, unlike `os.stat`. From Linux 6.13 on, the kernel records
+            a new time at the next write after the times were read, and the sync after that takes
+            half as long again. The first such call imports ctypes, which takes 2 ms.
     """
     if keep_times:
         buffer = bytearray(_STATX.size)
         statx, address = _statx()
-        # It fails if there is no file, or if this libc or this container has no such call.
+        # It fails if there is no file, or if libc or the container lacks the call.
         if statx(AT_FDCWD, path, 0, STATX_INO | STATX_SIZE, address(buffer)) == 0:
             inode, size, major, minor = _STATX.unpack(buffer)
             return (os.makedev(major, minor), inode), size
@@ -273,7 +273,7 @@ def file_at(path: bytes, *, keep_times: bool) -> tuple[tuple[int, int] | None, i
 
 @cache
 def _statx() -> tuple[Callable[..., int], Callable[[bytearray], object]]:
-    """Return statx(2), or what fails in its stead, and what makes a pointer to its answer."""
+    """Return statx(2), or a function that fails, and a function that returns its buffer."""
     import ctypes  # noqa: PLC0415
 
     answer = ctypes.c_char * _STATX.size
@@ -296,16 +296,16 @@ def mount(source: str | bytes, target: str | bytes, kind: str, flags: int) -> No
 
 
 def umount(target: str | bytes, flags: int) -> None:
-    """Unmount what is at *target*, following symlinks. Raises OSError with it as its file name.
+    """Unmount *target*, following symlinks. Raises OSError with the target as its file name.
 
-    A path is resolved only now. To unmount a mount that was inspected, hold it by a descriptor
-    (O_PATH) and pass the path of that in /proc/thread-self/fd.
+    The path is resolved again. To unmount a mount that was inspected before, hold it by a
+    descriptor (O_PATH) and pass the path of that descriptor in /proc/thread-self/fd.
     """
     _call("umount2", os.fsencode(target), flags, path=target)
 
 
 def _call(name: str, *args: object, path: str | bytes | None) -> None:
-    import ctypes  # noqa: PLC0415 - only who changes namespaces needs it
+    import ctypes  # noqa: PLC0415 - only changes of namespaces need it
 
     if getattr(_libc(), name)(*args) != 0:
         code = ctypes.get_errno()

@@ -1,7 +1,7 @@
 """Mounts on a file in other mount namespaces, as far as /proc shows their processes.
 
 A file that is a mount point in another mount namespace looks like any other file from here.
-Removing it unmounts what is mounted on it there.
+Removing the file unmounts the object that is mounted on it there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Mount(NamedTuple):
     point: bytes
 
     def place(self, path: bytes) -> tuple[bytes, bytes]:
-        """Return the device and the path in its file system of *path*, below the mount point."""
+        """Return the device of *path*, below the mount point, and the path in its file system."""
         return self.device, os.path.join(self.root, path[len(self.point) :].lstrip(b"/"))
 
 

@@ -1,10 +1,11 @@
-"""Network namespaces at paths: which one is there, found out without side effects.
+"""Observation of the network namespaces at paths, without side effects.
 
-A namespace at a path is a mount of it onto a file, as `ip netns` and containerd make it. The path
-is only a name: the namespace is identified by boot and kernel number (`NetNSIdentity`).
+A namespace at a path is mounted on a file, as `ip netns` and containerd do. The path is only a
+name: the namespace is identified by boot and kernel number (`NetNSIdentity`).
 
-From another mount namespace a living one looks like an empty file, and removing that file destroys
-the namespace where it lives. So an observation changes nothing, and what cannot be seen is UNSEEN.
+In another mount namespace an existing namespace looks like an empty file, and removing that file
+destroys the namespace. Therefore an observation changes nothing, and its result is UNSEEN if it is
+uncertain.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 def is_elsewhere(identity: NetNSIdentity, context: HostContext) -> bool:
     """Return whether *identity* may still be mounted in the mount namespace that was recorded.
 
-    False if that is the mount namespace of *context*, and if the network namespace is known to be
-    gone.
+    Return False if that is the mount namespace of *context*, or if the network namespace is known
+    to be gone.
     """
     if identity.mount_ns in {None, context.mount_ns}:
         return False
@@ -82,10 +83,10 @@ class NetNSObservation(NamedTuple):
 
 
 def encode(path: str) -> bytes:
-    """Return the bytes that name the file at *path*: UTF-8, whatever the locale.
+    """Return *path* in UTF-8, whatever the locale.
 
-    A path is stored as text. By the encoding of the locale (`os.fsencode`) the same text would name
-    another file in a process of another locale, and a living namespace would be taken for closed.
+    A path is stored as text. In the encoding of the locale (`os.fsencode`) the same text would name
+    another file in a process of another locale, and an open namespace would seem closed.
 
     Raises:
         ValueError: *path* has a NUL or a lone surrogate.
@@ -96,12 +97,12 @@ def encode(path: str) -> bytes:
 
 
 def observe(path: str, context: HostContext, *, follow: bool = True) -> NetNSObservation:
-    """Return what is at *path*, with no side effect and without raising for what is found.
+    """Observe *path*, without side effects; an error of the system is part of the result.
 
     Args:
-        path: of the namespace.
+        path: path of the namespace.
         context: host context of the observation.
-        follow: whether a symlink as the last component is followed; else it is no namespace.
+        follow: follow a symlink as the last component; if False, it is not a namespace.
     """
     flags = kernel.AT_SYMLINK_FOLLOW if follow else 0
     try:
@@ -116,16 +117,16 @@ def observe(path: str, context: HostContext, *, follow: bool = True) -> NetNSObs
 
 
 def observe_held(fd: int, path: str, context: HostContext) -> NetNSObservation:
-    """Return what is held by the descriptor *fd*, which may be opened with O_PATH.
+    """Observe the object of the descriptor *fd*, which may be opened with O_PATH.
 
     Raises:
-        OSError: it cannot be seen.
+        OSError: the object cannot be observed.
     """
     found = kernel.namespace_at(b"", fd, kernel.AT_EMPTY_PATH)
     if found is not None:
         return _observation(path, context, found.type, found.number, found.inode)
-    # All namespaces lie in one file system. So a file beneath a mount is known without a further
-    # descriptor; without one that is free, a removal would stop half-way.
+    # All namespaces lie in one file system, so a file beneath a mount is recognised without another
+    # descriptor: a removal must not fail half-way if no descriptor is left.
     if os.fstat(fd).st_dev != os.stat("/proc/thread-self/ns/net").st_dev:
         return NetNSObservation(path, Presence.NOT_A_NAMESPACE)
     opened = os.open(path_of(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -138,10 +139,10 @@ def observe_held(fd: int, path: str, context: HostContext) -> NetNSObservation:
 def may_be_at(path: str) -> bool:
     """Return whether *path* leads into the file system of all namespaces.
 
-    It takes one system call where nothing is at the path. False where it cannot be observed.
+    One system call suffices if nothing is at the path. Return False if it cannot be observed.
     """
     try:
-        # Without an exception where nothing is at the path: it is asked after each write.
+        # access() raises no exception if nothing is at the path; each write calls this.
         if not os.access(encode(path), os.F_OK, effective_ids=True):
             return False
         device = os.stat(encode(path)).st_dev
@@ -162,23 +163,23 @@ def _namespace_device() -> int | None:
 
 
 def path_of(fd: int) -> str:
-    """Return the path that leads to exactly what is open as *fd*, wherever that was moved."""
+    """Return a path that refers to the open object *fd*, even if it was moved."""
     return f"/proc/thread-self/fd/{fd}"
 
 
 class Observer:
-    """Looks at each of many paths once."""
+    """Observer of many paths, which observes each path once."""
 
     def __init__(self, paths: Iterable[str], context: HostContext) -> None:
-        """Note which paths may be asked for, each as often as it may be.
+        """Prepare for *paths*, in which a path occurs as often as it will be observed.
 
-        Where the kernel tells namespaces apart only from inside, all are looked at now, in a thread
-        that enters one after the other: a thread for each would take ten times as long.
+        If the kernel gives the number of a namespace only inside it, all are observed now, in one
+        thread that enters them one after the other: one thread for each takes ten times as long.
         """
         self._context: Final = context
         times = Counter(paths)
         self._shared: Final = {path for path, count in times.items() if count > 1}
-        """Of the others nothing is kept: they are many, and asked for once."""
+        """Paths whose observations are kept. The others, which are many, are observed only once."""
         self._seen: Final[dict[str, NetNSObservation]] = {}
         if times and kernel.namespace_number_at("/proc/thread-self/ns/net") is None:
             with contextlib.suppress(threads.NoThreadError):
@@ -189,7 +190,7 @@ class Observer:
         return {path: observe(path, self._context) for path in paths}
 
     def observe(self, path: str) -> NetNSObservation:
-        """Return what is at *path*, as `look`."""
+        """Observe *path*; see the function `observe`."""
         observed = self._seen.get(path)
         if observed is None:
             observed = observe(path, self._context)
@@ -201,14 +202,14 @@ class Observer:
 _THROUGH_PROCESS: Final = r"/proc/([0-9]+)/([^/]+)/"
 
 _this_thread: Final = threading.local()
-"""`roams`: the thread may enter any network namespace, since nothing else is done in it."""
+"""`roams`: the thread may enter any network namespace, since it has no other work."""
 
 
 @contextmanager
 def opened(
     path: str, context: HostContext, *, follow: bool = True
 ) -> Iterator[tuple[NetNSObservation, int]]:
-    """Lend what is at *path* and a descriptor of it, -1 where it is no namespace."""
+    """Lend the observation of *path* and a descriptor of the file; -1 if it is not a namespace."""
     fd = -1
     try:
         try:
@@ -227,9 +228,9 @@ def opened(
 
 
 def _open(path: bytes, *, follow: bool) -> int:
-    """Return a descriptor of the file at *path*; -1 for what is no regular file.
+    """Return a descriptor of the file at *path*; -1 if it is not a regular file.
 
-    Opening a fifo blocks, and opening a device acts.
+    Opening a FIFO blocks, and opening a device has side effects.
     """
     if not stat.S_ISREG(os.stat(path, follow_symlinks=follow).st_mode):
         return -1
@@ -245,10 +246,10 @@ def _unseen(path: str, error: OSError | ValueError) -> NetNSObservation:
 
 
 def absent(path: str) -> NetNSObservation:
-    """Return what a look saw that found nothing at *path*.
+    """Return the observation of *path*, at which no file was found.
 
-    /proc/PID/ns/net ends with the process, but hidepid= hides a living one. Any other path through
-    a process, /proc/PID/root/... say, leads to what may outlive the process.
+    /proc/PID/ns/net ends with the process, but hidepid= hides a running process. Any other path
+    through a process, such as /proc/PID/root/..., leads to files that may outlive the process.
     """
     through = re.match(_THROUGH_PROCESS, path)
     if through is None:
@@ -289,7 +290,7 @@ def _observation(
 
 
 def _cookie(fd: int) -> int | None:
-    """Return the cookie of a socket made inside; None where the kernel or a right is missing."""
+    """Return the cookie of a socket inside; None if the kernel or the permission lacks it."""
 
     def inside() -> int:
         import socket  # noqa: PLC0415 - 6 ms that only a kernel before Linux 6.18 makes necessary
@@ -307,7 +308,7 @@ def _cookie(fd: int) -> int | None:
 
 
 def own_identity(path: str) -> NetNSIdentity:
-    """Return which network namespace the calling thread is in, which does nothing else."""
+    """Return the network namespace of the calling thread, which has no other work."""
     _this_thread.roams = True
     fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -324,8 +325,8 @@ def is_at(
     """Return whether *observed* is of the namespace *identity*; None: of any namespace.
 
     Raises:
-        NetNSError: with `.errno`; it cannot be told: nothing can be seen, or, EXDEV, the namespace
-            was recorded in another mount namespace and may still be at the path there.
+        NetNSError: with `.errno`, if that is uncertain: the path cannot be observed, or, EXDEV, the
+            namespace was recorded in another mount namespace and may still be at the path there.
     """
     if observed.presence is Presence.UNSEEN:
         raise NetNSError(f"{doing}: {observed.detail}", path=observed.path, errno=observed.errno)
@@ -352,5 +353,5 @@ def failed(doing: str, path: str, error: OSError | ValueError) -> NetNSError:
 
 
 def _of_system(error: OSError | ValueError) -> OSError:
-    """Return *error* as an OSError; a ValueError says that a path has what no path can, a NUL."""
+    """Return *error* as an OSError; a ValueError is raised for a NUL in a path."""
     return error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))

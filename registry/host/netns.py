@@ -1,10 +1,10 @@
 """Creation, use and removal of network namespaces.
 
-1. A removal holds what it removes. umount(2) follows symlinks, and a path may lead elsewhere a
-   moment later. So the directory and the entry in it are opened once, and the namespace is compared
-   and unmounted through that descriptor.
-2. Everything runs in threads of its own, never in a forked child: a child would have the caller's
-   SQLite connections. In a thread, /proc/thread-self is the right one, not /proc/self.
+1. A removal holds the object that it removes. umount(2) follows symlinks, and a path may refer to
+   another object a moment later. Therefore the directory and the entry in it are opened once, and
+   the namespace is compared and unmounted through that descriptor.
+2. Functions inside a namespace run in threads of their own, never in a forked child: a child would
+   have the caller's SQLite connections. A thread uses /proc/thread-self, not /proc/self.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ BASE_DIR: Final = "/run/netns"
 
 
 def own_path(directory: str, registry_id: str) -> str:
-    """Return a fresh path in *directory* that carries the registry's own name."""
+    """Return a new path in *directory* that carries the registry's own name."""
     return os.path.join(directory, f"sr-{registry_id}-{_random_uuid()}")
 
 
@@ -72,11 +72,11 @@ def is_own_path(path: str, registry_id: str) -> bool:
 class NetNS:
     """A network namespace at a path.
 
-    Source: containerd pkg/netns, NetNS; differs: it knows which namespace it stands for.
+    Source: containerd pkg/netns, NetNS; differs: it has the identity of its namespace.
     """
 
     def __init__(self, path: str, identity: NetNSIdentity) -> None:
-        """Stand for the namespace *identity* at *path*; use `create` or `load`."""
+        """Refer to the namespace *identity* at *path*; use `create` or `load` instead."""
         self.path: Final = path
         self.identity: Final = identity
 
@@ -86,17 +86,17 @@ class NetNS:
 
     @classmethod
     def create(cls, path: str | None = None) -> NetNS:
-        """Make a new network namespace, with its loopback up, at *path*.
+        """Create a network namespace, with its loopback device up, at *path*.
 
-        Its directory is made if it is missing, and becomes a shared mount onto itself, which stays:
-        so does `ip netns`, which could not be used beside us otherwise.
+        The directory is created if it is missing, and becomes a permanent shared mount onto itself:
+        `ip netns` does the same, and would fail beside this package otherwise.
 
         Args:
-            path: absolute, UTF-8 in every locale; nothing may be there. None: a fresh name in
-                /run/netns, which no registry takes for its own.
+            path: absolute, UTF-8 in every locale; no file may be there. None: a new name in
+                /run/netns, which no registry recognises as its own.
         Raises:
-            InvalidArgumentError: *path* is no absolute path.
-            NetNSError: with `.errno`; nothing of it is left.
+            InvalidArgumentError: *path* is not an absolute path.
+            NetNSError: with `.errno`; no part of the namespace is left.
         """
         target = f"{BASE_DIR}/sr-{_random_uuid()}" if path is None else path
         doing = f"create network namespace {target!r}"
@@ -119,8 +119,8 @@ class NetNS:
         """Return the network namespace that is at *path*.
 
         Raises:
-            ClosedNetNSError: none is there.
-            NetNSError: with `.errno`; it cannot be seen.
+            ClosedNetNSError: there is no network namespace.
+            NetNSError: with `.errno`; the path cannot be observed.
         """
         check_path(f"load network namespace {path!r}", "path", path)
         observed = observe(path, HostContext.current())
@@ -136,8 +136,8 @@ class NetNS:
         """Return whether the namespace is no longer at its path; another one there does not count.
 
         Raises:
-            NetNSError: with `.errno`; it cannot be seen, or, EXDEV, not from here, another mount
-                namespace.
+            NetNSError: with `.errno`; the path cannot be observed, or, EXDEV, the namespace was
+                recorded in another mount namespace.
         """
         context = HostContext.current()
         doing = f"inspect network namespace {self.path!r}"
@@ -148,8 +148,8 @@ class NetNS:
 
         Raises:
             ClosedNetNSError: the namespace is no longer at its path.
-            NetNSError: with `.errno`; it cannot be entered, or, EXDEV, not from here, another mount
-                namespace.
+            NetNSError: with `.errno`; the namespace cannot be entered, or, EXDEV, it was recorded
+                in another mount namespace.
         """
         doing = f"enter network namespace {self.path!r}"
 
@@ -171,10 +171,10 @@ class NetNS:
             raise failed(doing, self.path, error) from error
 
     def remove(self) -> None:
-        """Unmount the namespace and remove its file; a second time does nothing.
+        """Unmount the namespace and remove its file; idempotent.
 
-        Another namespace at the path is left alone, and so is anything but an empty file. So is the
-        namespace of a process (/proc/PID/ns/net), which lasts as long as the process.
+        Another namespace at the path is not removed, nor a file that is not empty, nor the
+        namespace of a process (/proc/PID/ns/net), which exists as long as the process.
 
         Raises:
             NetNSError: with `.errno`, see `remove`.
@@ -186,21 +186,21 @@ class NetNS:
 
 
 def remove(path: str, identity: NetNSIdentity | None, *, own: bool = False) -> None:
-    """Remove the namespace at *path*, and the empty file that it is mounted on; or that file alone.
+    """Remove the namespace at *path* and the empty file that it is mounted on, or only that file.
 
-    Nothing is removed through a symlink. The namespace of a process, /proc/PID/ns/net, lasts as
-    long as the process: there is nothing to remove. An empty file is left where another mount
-    namespace is seen to have another namespace mounted on it.
+    Nothing is removed through a symlink. The namespace of a process, /proc/PID/ns/net, is not
+    removed: it exists as long as the process. An empty file stays if another mount namespace is
+    seen to have another namespace mounted on it.
 
     Args:
-        path: absolute.
-        identity: which namespace it must be, any other is left alone; None: it was not recorded.
-        own: whether *path* carries the registry's own name. What is at such a path is the
-            registry's, also where *identity* is None; at any other it may be a stranger's.
+        path: absolute path.
+        identity: identity of the namespace to remove; None: it was not recorded.
+        own: *path* carries the registry's own name. An object at such a path belongs to the
+            registry, even if *identity* is None; at another path it may belong to another program.
     Raises:
-        NetNSError: with `.errno`: EXDEV: it was recorded in another mount namespace, or another one
-            has it mounted; EEXIST: it was not recorded which one it is, and *path* is not the
-            registry's own; ELOOP: a symlink leads to it; or what the kernel said.
+        NetNSError: with `.errno`. EXDEV: the namespace was recorded in another mount namespace, or
+            is mounted in another one. EEXIST: the identity was not recorded, and *path* is not the
+            registry's own. ELOOP: a symlink leads to the namespace. Else the error of the kernel.
     """
     doing = f"remove network namespace {path!r}"
     removal = _Removal(path, identity, own, HostContext.current(), doing)
@@ -229,7 +229,7 @@ class _Removal(NamedTuple):
     doing: str
 
     def run(self, directory: int, name: bytes) -> None:
-        """Remove it from the entry *name* of the open *directory*."""
+        """Remove the namespace from the entry *name* of the open *directory*."""
         if _is_of_process(directory, name):
             log.info("%s: nothing to remove, it lasts as long as its process", self.doing)
             return
@@ -240,7 +240,7 @@ class _Removal(NamedTuple):
         """Return whether *observed* is of the namespace to be removed.
 
         Raises:
-            NetNSError: it cannot be told.
+            NetNSError: that is uncertain.
         """
         if self.identity is None and not self.own and observed.identity is not None:
             raise self._error(
@@ -254,13 +254,13 @@ class _Removal(NamedTuple):
         return NetNSError(f"{self.doing}: {why}", path=self.path, errno=code)
 
     def _unmount(self, directory: int, name: bytes) -> bool:
-        """Unmount it as often as it is mounted there, and return whether it was."""
+        """Unmount the namespace as often as it is mounted, and return whether it was mounted."""
         unmounted = refused = False
         while True:
             with _held(directory, name) as fd:
                 observed = self._observe(fd)
                 if unmounted and self.identity is not None:
-                    # What lay beneath; the mount namespace no longer matters.
+                    # The object beneath the mount: its mount namespace no longer matters.
                     there = observed.identity
                     wanted = there is not None and self.identity.same_as(there)
                 else:
@@ -268,11 +268,11 @@ class _Removal(NamedTuple):
                 if not wanted:
                     return unmounted
                 try:
-                    # The mount that is held, whatever the path leads to by now.
+                    # The mount that is held, even if the path refers to another object now.
                     kernel.umount(path_of(fd), kernel.MNT_DETACH)
                 except OSError as error:
                     reraise_interrupt(error)
-                    # EINVAL: another process has unmounted it meanwhile; or else again.
+                    # EINVAL: another process has unmounted it in the meantime; observe again.
                     if error.errno != errno.EINVAL or refused:
                         raise
                     refused = True
@@ -280,7 +280,7 @@ class _Removal(NamedTuple):
                     unmounted, refused = True, False
 
     def _observe(self, fd: int) -> NetNSObservation:
-        """Return what is at the held entry *fd*, a symlink not followed.
+        """Observe the held entry *fd*, without following a symlink.
 
         Raises:
             NetNSError: a symlink leads to the namespace to be removed.
@@ -301,9 +301,9 @@ class _Removal(NamedTuple):
         """Remove the entry if it is an empty file on which nothing is mounted.
 
         Args:
-            directory: open.
-            name: of the entry.
-            unmounted: whether the namespace to be removed was mounted on it.
+            directory: descriptor of the directory.
+            name: name of the entry.
+            unmounted: the namespace to be removed was mounted on the entry.
         """
         with _held(directory, name) as fd:
             if self._observe(fd).presence is not Presence.NOT_A_NAMESPACE or not _is_empty(fd):
@@ -318,7 +318,7 @@ class _Removal(NamedTuple):
                 reraise_interrupt(error)
 
     def _may_unlink(self, fd: int) -> bool:
-        """Return whether no other namespace is seen to be mounted on the empty file *fd*.
+        """Return whether no process shows another namespace that is mounted on the empty file *fd*.
 
         Raises:
             NetNSError: with `.errno`; EEXIST or EXDEV: the file may be the mount point of a
@@ -354,7 +354,7 @@ class _Removal(NamedTuple):
     def _mounted_elsewhere(self, mount: mounts.Elsewhere) -> NetNSError:
         """Return the error for a file of the registry's own name that is a mount point elsewhere.
 
-        No other program uses such a name, so the file would be left for ever without a report.
+        No other program uses such a name, so without an error the file would stay for ever.
         """
         what = "something" if self.identity is None else "something else"
         return self._error(
@@ -365,7 +365,7 @@ class _Removal(NamedTuple):
 
 
 def _is_of_process(directory: int, name: bytes) -> bool:
-    """Return whether the entry is that of a process's namespace, /proc/PID/ns/net."""
+    """Return whether the entry is /proc/PID/ns/net, the namespace of a process."""
     try:
         return os.readlink(name, dir_fd=directory).startswith(b"net:[")
     except OSError as error:
@@ -374,17 +374,16 @@ def _is_of_process(directory: int, name: bytes) -> bool:
 
 
 def _is_empty(fd: int) -> bool:
-    """Return whether *fd* is of an empty regular file."""
+    """Return whether *fd* refers to an empty regular file."""
     found = os.fstat(fd)
     return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
 @contextmanager
 def _held(directory: int, name: bytes) -> Iterator[int]:
-    """Lend a descriptor of the entry *name* of the open *directory*; -1 where there is none.
+    """Lend a descriptor of the entry *name* of the open *directory*; -1 if there is no entry.
 
-    It is of the entry itself: a symlink is not followed. Of a mount point it is what is mounted on
-    top.
+    A symlink is not followed. For a mount point, the descriptor refers to the topmost mount.
     """
     fd = -1
     try:
@@ -398,14 +397,14 @@ def _held(directory: int, name: bytes) -> Iterator[int]:
             os.close(fd)
 
 
-# Making.
+# Creating.
 
 
 def _make(path: str) -> NetNSIdentity:
-    """Make a namespace, in the calling thread, mount it at *path*, and return which it is.
+    """Create a namespace in the calling thread, mount it at *path*, and return its identity.
 
     Raises:
-        OSError: nothing of it is left.
+        OSError: no part of the namespace is left.
     """
     from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - 144 ms that only this needs
 
@@ -421,7 +420,7 @@ def _make(path: str) -> NetNSIdentity:
     os.makedirs(directory, 0o755, exist_ok=True)
     with locked(directory):
         _share(directory)
-        # Opened again: the descriptor from before lies beneath the mount that it has become.
+        # Opened again: the earlier descriptor refers to the directory beneath the new mount.
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _mount(fd, os.path.basename(name))
@@ -431,7 +430,7 @@ def _make(path: str) -> NetNSIdentity:
 
 
 def _mount(directory: int, name: bytes) -> None:
-    """Make the file *name* in the open *directory*, and mount the thread's namespace on it."""
+    """Create the file *name* in the open *directory*, and mount the thread's namespace on it."""
     flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(name, flags, 0o444, dir_fd=directory)
     try:
@@ -449,8 +448,8 @@ def _mount(directory: int, name: bytes) -> None:
 def _share(directory: bytes) -> None:
     """Make *directory* a shared mount onto itself, as `ip netns` does.
 
-    Otherwise the next `ip netns add` does so, copies the mounts that are there, and removing ours
-    ends in EBUSY.
+    Otherwise the next `ip netns add` does so and copies the existing mounts; removing ours then
+    fails with EBUSY.
     """
     try:
         kernel.mount("", directory, "none", kernel.MS_SHARED | kernel.MS_REC)

@@ -155,7 +155,7 @@ def give_to_owner(fd: int, database: str) -> None:
 
 
 def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
-    """Return the error of this package for one of the system's.
+    """Return the error of this package for an error of the system.
 
     Args:
         doing: the operation and its object; they begin the message.

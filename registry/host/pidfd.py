@@ -38,7 +38,7 @@ def open_pidfd(pid: int) -> int:
 
 
 def has_ended(fd: int, timeout: float = 0.0) -> bool:
-    """Return whether the process of the pidfd *fd* ends within *timeout* seconds; a zombie has."""
+    """Return whether the process of *fd* ends within *timeout* seconds; a zombie has ended."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(timeout * 1000))

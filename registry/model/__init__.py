@@ -4,7 +4,7 @@ validation    checks of single values
 text          JSON of stored values
 identity      identities of network namespaces and processes
 status        State, Status, UpdateFunc
-cni           the answer of the CNI plugins
-metadata      Metadata: what is fixed when a sandbox is created
+cni           result of the CNI plugins
+metadata      Metadata: fixed when a sandbox has been created
 containerd    the JSON in which containerd stores metadata
 """

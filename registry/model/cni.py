@@ -1,8 +1,8 @@
 """Result of a CNI plugin chain for a sandbox: interfaces, addresses, name servers, routes.
 
 The types are those that containerd keeps (github.com/containerd/go-cni, Result). `dump` and `load`
-use Go's JSON keys; nil and empty are told apart as Go tells them, by None and an empty collection.
-Addresses are text here and bytes in Go, which prints them in one way: see `canonical`.
+use Go's JSON keys; None and an empty collection stand for Go's nil and empty. Addresses are text
+here and bytes in Go, which prints them in one form: see `canonical`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class IPConfig:
-    """An address of an interface and its gateway; "" where there is none."""
+    """Address of an interface and its gateway; "" if there is none."""
 
     ip: str = ""
     gateway: str = ""
@@ -28,7 +28,7 @@ class IPConfig:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface; *sandbox* is the network namespace path it lives in, "" on the host."""
+    """Interface; *sandbox* is the path of its network namespace, "" on the host."""
 
     ip_configs: tuple[IPConfig | None, ...] | None = None
     mac: str = ""
@@ -47,7 +47,7 @@ class DNS:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route to *dst* (CIDR) by *gw*, "" for the default gateway."""
+    """Route to *dst* (CIDR) by *gw*, "" for the default gateway."""
 
     dst: str
     gw: str = ""
@@ -55,7 +55,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class CNIResult:
-    """The whole answer; *interfaces* by name."""
+    """Result of all plugins; *interfaces* by name."""
 
     interfaces: Mapping[str, Interface | None] | None = None
     dns: tuple[DNS, ...] | None = None
@@ -72,10 +72,10 @@ def dump(result: CNIResult) -> dict[str, Any]:
 
 
 def load(value: Mapping[str, Any]) -> CNIResult:
-    """Return what `dump` wrote.
+    """Return the result that `dump` wrote as *value*.
 
     Raises:
-        TypeError, KeyError, AttributeError: *value* is not of that shape.
+        TypeError, KeyError, AttributeError: *value* does not have the structure of a result.
     """
     return CNIResult(
         interfaces=_maybe(_load_interfaces, value.get("Interfaces")),
@@ -115,7 +115,7 @@ def _load_ip(value: Mapping[str, Any]) -> IPConfig:
 
 
 def _dump_dns(dns: DNS) -> dict[str, Any]:
-    """Leave out what is empty, as Go's `omitempty` does."""
+    """Omit empty values, as Go's `omitempty` does."""
     fields = {
         "nameservers": list(dns.nameservers),
         "domain": dns.domain,
@@ -161,8 +161,8 @@ def canonical(result: CNIResult) -> CNIResult:
     """Return *result* with its addresses as Go prints them.
 
     Raises:
-        ValueError: a text is no address.
-        TypeError: something is no text.
+        ValueError: a text is not an address.
+        TypeError: a value is not a string.
     """
     interfaces = result.interfaces
     if interfaces is not None:
@@ -202,16 +202,16 @@ def _canonical_ips(config: IPConfig) -> IPConfig:
 
 
 def _canonical_route(route: Route) -> Route:
-    """Return it with what Go prints for a route to nowhere, and cannot read again."""
+    """Return the route with the text that Go prints for a nil network and cannot read again."""
     dst = canonical_network(route.dst) if route.dst else "<nil>"
     return Route(dst=dst, gw=canonical_ip(route.gw))
 
 
 def canonical_ip(text: str) -> str:
-    """Return an address as Go prints it; "" is none and stays so.
+    """Return an address as Go prints it; "" for "".
 
     Raises:
-        ValueError: *text* is no address.
+        ValueError: *text* is not an address.
     """
     with late_import("ipaddress"):
         from ipaddress import IPv4Address, IPv6Address  # noqa: PLC0415 - 4 ms
@@ -229,7 +229,7 @@ def canonical_network(text: str) -> str:
     """Return an address and the length of its prefix, `10.1.2.3/24`, as Go prints them.
 
     Raises:
-        ValueError: *text* is something else.
+        ValueError: *text* is not an address with a prefix length.
     """
     address, _, length = text.partition("/")
     shown = canonical_ip(address)
@@ -238,6 +238,6 @@ def canonical_network(text: str) -> str:
     if shown == "" or not re.fullmatch("[0-9]{1,3}", digits) or int(digits) > (128 if wide else 32):
         raise ValueError(f"{text!r} is no address with the length of its prefix")
     ones = int(digits)
-    if wide and ":" not in shown:  # IPv4 in IPv6, of which Go prints the IPv4 part
+    if wide and ":" not in shown:  # IPv4 in IPv6: Go prints the IPv4 part
         ones = max(0, ones - 96)
     return f"{shown}/{ones}"

@@ -1,7 +1,7 @@
 """The JSON in which containerd stores metadata: read as Go reads it, written as Go writes it.
 
-It stands apart from `metadata`, since a process that only changes statuses reads no such document,
-and importing Go's JSON brings protobuf with it.
+This module is separate from `metadata`: importing Go's JSON imports protobuf, which a process that
+only changes statuses does not need.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from registry.model.cni import CNIResult
 from registry.model.metadata import CONFIG_MAX, TEXT_MAX, Metadata
 
 DOCUMENT_MAX: Final = 8 * CONFIG_MAX
-"""Bytes of a JSON document; the longest that a config of `CONFIG_MAX` bytes makes is shorter."""
+"""Maximum bytes of a JSON document; every document of a config of `CONFIG_MAX` bytes is shorter."""
 VERSION: Final = "v1"
-"""Of the JSON layout (containerd pkg/store/sandbox/metadata.go, metadataVersion)."""
+"""Version of the JSON layout (containerd pkg/store/sandbox/metadata.go, metadataVersion)."""
 
 
 def marshal(metadata: Metadata) -> bytes:
-    """Return what `Metadata.marshal_json` returns, and raise what it raises."""
+    """Return *metadata* in containerd's JSON; see `Metadata.marshal_json`."""
     doing = f"marshal metadata of sandbox {metadata.id!r}"
     try:
         return gojson.write({"Version": VERSION, "Metadata": _dump(metadata)})
@@ -33,7 +33,7 @@ def marshal(metadata: Metadata) -> bytes:
 
 
 def unmarshal(data: bytes | str) -> Metadata:
-    """Return what `Metadata.unmarshal_json` returns, and raise what it raises."""
+    """Return the metadata in containerd's JSON; see `Metadata.unmarshal_json`."""
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogatepass")
     if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -48,7 +48,7 @@ def unmarshal(data: bytes | str) -> Metadata:
     document = gojson.read(_DOCUMENT, bytes(data), CONFIG_MAX)
     version = document.get("Version", "")
     if version != VERSION:
-        # Go's own words, by which containerd's users know it.
+        # Go's own message, which users of containerd know.
         shown = gojson.quote(version[:TEXT_MAX])
         raise MetadataError(f"unsupported version: {shown}", field="Version", value=version)
     return _load(document.get("Metadata", {}))
@@ -100,7 +100,7 @@ _ROUTE: Final = Fresh(
 _CNI_RESULT: Final = Pointer(
     lambda: {"Interfaces": Map(_INTERFACE), "DNS": Slice(_DNS), "Routes": Slice(_ROUTE)}
 )
-"""What Go reads a CNI result into, and `cni.load` takes."""
+"""Shape of a CNI result, whose values `cni.load` accepts."""
 _LAYOUT: Final = Struct(
     lambda: {
         **dict.fromkeys(("ID", "Name", "NetNSPath", "IP", "RuntimeHandler", "ProcessLabel"), TEXT),
@@ -109,7 +109,7 @@ _LAYOUT: Final = Struct(
         "CNIResult": _CNI_RESULT,
     }
 )
-"""cri v1.0 wrote ID, Name, Config, NetNSPath and IP alone, under the same version."""
+"""cri v1.0 wrote only ID, Name, Config, NetNSPath and IP, under the same version."""
 _DOCUMENT: Final = Struct(lambda: {"Version": TEXT, "Metadata": _LAYOUT})
 
 

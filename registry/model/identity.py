@@ -1,7 +1,7 @@
 """Identities of network namespaces and processes, as they are recorded and compared.
 
-A path and a pid are names that the kernel uses again. An identity tells one namespace or process
-from all others, as far as the kernel lets it.
+Paths and pids are reused. An identity distinguishes one namespace or process from all others, as
+far as the kernel provides unique numbers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class NetNSIdentity(NamedTuple):
     mount_ns: int | None
 
     def same_as(self, other: NetNSIdentity) -> bool:
-        """Return whether both are one namespace, as far as can be told (see `by_inode_only`).
+        """Return whether both are the same namespace, as far as known (see `by_inode_only`).
 
-        A different boot id proves nothing by itself: containers of LXC and nspawn show their own.
-        It is outweighed by number and inode if both agree. The inode alone does not outweigh it,
-        since every boot hands out the same inodes.
+        A different boot id alone proves nothing: containers of LXC and nspawn show their own.
+        Number and inode outweigh it if both agree. The inode alone does not outweigh it, since
+        every boot assigns the same inodes.
         """
         if self.by_inode_only(other):
             return self.inode == other.inode and not self.is_of_other_boot(other.boot_id)
@@ -38,11 +38,11 @@ class NetNSIdentity(NamedTuple):
         return self.inode == other.inode or not self.is_of_other_boot(other.boot_id)
 
     def by_inode_only(self, other: NetNSIdentity) -> bool:
-        """Return whether only the inode, which the kernel may reuse, tells the two apart."""
+        """Return whether only the inode, which the kernel may reuse, can be compared."""
         return self.number is None or other.number is None
 
     def is_of_other_boot(self, boot_id: str) -> bool:
-        """Return whether it was recorded under another boot id; False if either is unknown."""
+        """Return whether the identity has another boot id; False if either is unknown."""
         return bool(self.boot_id and boot_id) and self.boot_id != boot_id
 
 

@@ -1,4 +1,4 @@
-"""Metadata of a sandbox: all that is fixed once the sandbox has been created."""
+"""Metadata of a sandbox: the values that are fixed once the sandbox has been created."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT_MAX: Final = 4096
 IPS_MAX: Final = 1000
 """Additional addresses."""
 CONFIG_MAX: Final = 4 * 1024 * 1024
-"""Bytes of an encoded config; gRPC, by which it comes, stops there too."""
+"""Maximum bytes of an encoded config; gRPC, which transports it, has the same limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class Metadata:
     name: str
     """`NAME_NAMESPACE_UID_ATTEMPT` at the CRI; unique on the node while the sandbox exists."""
     config: cri.PodSandboxConfig | None
-    """What the kubelet asked for; None when the sandbox was not made through the CRI."""
+    """Config that the kubelet sent; None if the sandbox was not created through the CRI."""
     netns_path: str = ""
     """Absolute path of the network namespace, which UTF-8 encodes in every locale; "" on the host
     network."""
     ip: str = ""
     additional_ips: tuple[str, ...] | None = None
-    """Further addresses. Go tells nil and empty apart, so None is not `()`."""
+    """Further addresses; None stands for Go's nil, `()` for an empty slice."""
     runtime_handler: str = ""
     cni_result: CNIResult | None = None
     process_label: str = ""
@@ -57,15 +57,15 @@ class Metadata:
         return options.network == cri.NamespaceMode.NODE
 
     def marshal_json(self) -> bytes:
-        """Return the bytes that containerd stores for it, in its current layout.
+        """Return the bytes that containerd stores for the metadata, in its current layout.
 
-        They do not hold fields of *config* that the CRI has added since; nor does containerd's.
+        They omit unknown fields of *config*, which a newer CRI has added, as containerd's do.
 
         Source: containerd pkg/store/sandbox/metadata.go, MarshalJSON.
 
         Raises:
-            MetadataError: a value is of another type, or no text that UTF-8 can hold; or an address
-                of *cni_result* is none.
+            MetadataError: a value has another type or cannot be encoded in UTF-8, or an address of
+                *cni_result* is invalid.
         """
         with late_import("registry.model.containerd"):
             from registry.model import containerd  # noqa: PLC0415 - it builds on this module
@@ -73,16 +73,17 @@ class Metadata:
 
     @classmethod
     def unmarshal_json(cls, data: bytes | str) -> Metadata:
-        """Return the metadata that containerd, of whatever version, has written as *data*.
+        """Return the metadata that any version of containerd has written as *data*.
 
-        Never another than Go would read. What is refused although Go takes it is listed in
-        docs/differences.md.
+        The result is never another than Go's. docs/differences.md lists the documents that are
+        refused here and accepted by Go.
 
         Source: containerd pkg/store/sandbox/metadata.go, UnmarshalJSON.
 
         Raises:
-            MetadataError: with `.field` and `.value`: it is no such document, of another version,
-                or larger than `containerd.DOCUMENT_MAX` or its config than `CONFIG_MAX`.
+            MetadataError: with `.field` and `.value`: *data* is not such a document or of another
+                version, is larger than `containerd.DOCUMENT_MAX`, or its config is larger than
+                `CONFIG_MAX`.
         """
         with late_import("registry.model.containerd"):
             from registry.model import containerd  # noqa: PLC0415 - it builds on this module
@@ -90,11 +91,11 @@ class Metadata:
 
 
 def validate(metadata: object, doing: str) -> Metadata:
-    """Return *metadata* if it can be stored, and say what is wrong with it otherwise.
+    """Return *metadata* if it can be stored.
 
     Args:
-        metadata: what a caller handed over.
-        doing: what is being done and to which object; it begins the message.
+        metadata: argument of the caller.
+        doing: the operation and its object; they begin the message.
     Raises:
         InvalidArgumentError: with `.field` and `.value`.
         ResourceExhaustedError: the config is over `CONFIG_MAX` bytes.
@@ -116,10 +117,10 @@ def validate(metadata: object, doing: str) -> Metadata:
 
 
 def check_prefix(doing: str, id: object) -> str:
-    """Return *id* if it can be looked up, whole or as a prefix.
+    """Return *id* if it is a valid argument of a look-up, full or as a prefix.
 
     Raises:
-        InvalidArgumentError: it is no text, or empty, which would match every sandbox.
+        InvalidArgumentError: *id* is not a string, or empty, which would match every sandbox.
     """
     text = check_text(doing, "id", id, TEXT_MAX)
     if text == "":
@@ -182,7 +183,7 @@ def _check_config(doing: str, config: object) -> None:
             size=size,
             limit=CONFIG_MAX,
         )
-    # What has a column of its own.
+    # Values that have a column of their own.
     pod = config.metadata
     for value in (pod.name, pod.namespace, pod.uid, *config.labels, *config.labels.values()):
         if "\0" in value:

@@ -1,15 +1,15 @@
-"""The state of a sandbox, and the life cycle that it goes through.
+"""State of a sandbox, and its life cycle.
 
       add               update                  update
     ───────▶ UNKNOWN ──────────▶ READY ──────────────────▶ NOTREADY ──────▶ (deleted)
                 │                                             ▲      delete
                 └─────────────────────────────────────────────┘
-                      update: the creation was given up
+                      update: the creation was undone
 
-UNKNOWN: the record of a creation under way; namespace and process may or may not exist yet.
+UNKNOWN: the sandbox is being created; namespace and process may or may not exist yet.
 READY: the sandbox runs.
-NOTREADY: it no longer runs, and nothing more is implied: the namespace may still have to be
-removed, and its name stays reserved until it is deleted.
+NOTREADY: the sandbox no longer runs. Its namespace may still have to be removed, and its name stays
+reserved until the sandbox is deleted.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class State(IntEnum):
 
     @classmethod
     def parse(cls, text: str) -> State:
-        """Return the state that *text*, as `str()` wrote it, names.
+        """Return the state with the name *text*, as `str()` returns it.
 
         Raises:
-            ValueError: *text* names none.
+            ValueError: no state has that name.
         """
         state = _BY_TEXT.get(text)
         if state is None:
@@ -68,10 +68,10 @@ change but one back to UNKNOWN, and an UpdateFunc that wants strictness consults
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """State of a sandbox, and all else that changes during its life.
+    """State of a sandbox, and the other values that change during its life.
 
     Times are integer nanoseconds since the Unix epoch, UTC; 0 is unset. *state* has no default:
-    containerd's zero value is READY, which has called many a half-made sandbox ready.
+    containerd's zero value is READY, so an incomplete sandbox could be reported as ready.
 
     Source: containerd pkg/store/sandbox/status.go, Status; reason and message are ours.
     """
@@ -90,7 +90,7 @@ class Status:
 
 
 UpdateFunc = Callable[[Status], Status]
-"""Takes the latest committed status and returns the one to store; raising changes nothing."""
+"""Receives the latest committed status and returns the status to store, or raises."""
 
 
 class StatusStorage(Protocol):
@@ -103,23 +103,23 @@ class StatusStorage(Protocol):
         """Return the latest committed status."""
 
     def update(self, fn: UpdateFunc, /) -> Status:
-        """Store what *fn* makes of the latest status, and return it once it is committed."""
+        """Store the result of *fn* on the latest status, and return it once it is committed."""
 
 
 PID_MAX: Final = 2**31 - 1
 TIME_MAX: Final = 2**63 - 1
 REASON_MAX: Final = 1024
 MESSAGE_MAX: Final = 32 * 1024
-"""Characters; both bounds are those of Kubernetes conditions."""
+"""Maximum characters; both are the limits of Kubernetes conditions."""
 _REASON: Final = re.compile(r"([A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?)?")
 
 
 def validate(status: object, doing: str) -> Status:
-    """Return *status* if every field can be stored, and say what is wrong with it otherwise.
+    """Return *status* if every field can be stored.
 
     Args:
-        status: what a caller or an UpdateFunc handed over.
-        doing: what is being done and to which object; it begins the message.
+        status: argument of a caller, or result of an UpdateFunc.
+        doing: the operation and its object; they begin the message.
     Raises:
         InvalidArgumentError: with `.field` and `.value`.
     """

@@ -1,7 +1,7 @@
-"""Checks of single values that a caller hands over, and the error that names the one refused.
+"""Checks of single arguments, and the error that names a refused one.
 
-Every function takes *doing*, what is being done and to which object, which begins the message, and
-*field*, the name of the value.
+Every function takes *doing*, the operation and its object, which begin the message of an error, and
+*field*, the name of the argument.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from registry.errors import InvalidArgumentError
 _CONTROL: Final = r"[\x00-\x1f\x7f-\x9f]"
 
 SECONDS_MAX: Final = 1e9
-"""Thirty years: what the clocks of the platform can count up to."""
+"""Thirty years, which the clocks of the platform can represent."""
 SHOWN: Final = 100
 """Characters of a refused value that a message repeats."""
 
@@ -32,7 +32,7 @@ def check_integer(doing: str, field: str, value: object, low: int, high: int) ->
     """Return *value* if it is an integer between *low* and *high*, both included.
 
     Raises:
-        InvalidArgumentError: it is not; True and False are no integers here.
+        InvalidArgumentError: it is not; a bool is not an integer here.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise invalid(doing, field, value, "is not an integer")
@@ -45,7 +45,7 @@ def check_seconds(doing: str, field: str, value: object) -> float:
     """Return *value* if it is a finite number of seconds, not negative.
 
     Raises:
-        InvalidArgumentError: it is not; True and False are no numbers here.
+        InvalidArgumentError: it is not; a bool is not a number here.
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise invalid(doing, field, value, "is not a number of seconds")
@@ -58,7 +58,7 @@ def check_text(doing: str, field: str, value: object, limit: int) -> str:
     """Return *value* if SQL text can hold it: a string of at most *limit* characters.
 
     Raises:
-        InvalidArgumentError: it is no string, too long, or has a NUL or a lone surrogate.
+        InvalidArgumentError: it is not a string, too long, or has a NUL or a lone surrogate.
     """
     if not isinstance(value, str):
         raise invalid(doing, field, value, "is not a string")

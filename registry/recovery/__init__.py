@@ -1,8 +1,8 @@
 """Reconcile: decide which sandboxes are gone, and mark them.
 
 evidence      evidence for and against a reboot of the host; pure
-verdicts      verdict on each sandbox, from what was observed; pure
-observations  observation of what one sandbox recorded
+verdicts      verdict on each sandbox, from its row and the observations; pure
+observations  observation of the namespace, process and creator of one sandbox
 orphans       network namespaces that belong to no sandbox
-reconcile     reads, observes, decides, and marks in one transaction
+reconcile     steps of a reconcile: read, observe, decide, and mark in one transaction
 """

@@ -1,13 +1,13 @@
 """Evidence for and against a reboot of the host; pure.
 
-A boot id that differs from ours proves no reboot: containers (LXC, nspawn) show their own, and a
-mount may hide the host's. It is weighed against everything else that was observed.
+A boot id that differs from ours does not prove a reboot: containers (LXC, nspawn) show their own,
+and a mount may hide the host's. It is weighed against the other observations.
 
 1. The recorded process, identified by its start time, still runs: the host was not rebooted.
 2. A recorded process started later after its boot than this boot is old: the host was rebooted.
 3. Something exists that may be the recorded object: a process that cannot be compared, or a
    namespace with the recorded kernel id. Pids and kernel ids start again on each boot, so this may
-   be chance. It counts unless 2 holds, since what cannot be observed is not presumed dead.
+   be chance. It counts unless 2 applies: an object that cannot be observed is not presumed gone.
 
 Evidence for one sandbox holds for all that were recorded under the same boot id.
 """
@@ -45,7 +45,7 @@ class BootEvidence:
             self._texts.setdefault((each.boot_id, each.weight), each.text)
 
     def against_reboot(self, boot_ids: Collection[str], own: Collection[Evidence]) -> str:
-        """Return what contradicts a reboot since one sandbox was recorded; "" if nothing does.
+        """Return the evidence against a reboot since one sandbox was recorded; "" if there is none.
 
         Args:
             boot_ids: boot ids under which the sandbox was recorded, except ours.

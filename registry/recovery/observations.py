@@ -1,4 +1,4 @@
-"""Observation of everything that one sandbox recorded: namespace, process, creator.
+"""Observation of the recorded objects of one sandbox: namespace, process, creator.
 
 An observation has no side effects and holds no lock.
 """
@@ -30,7 +30,7 @@ def observe(
     observer: Observer,
     container: ProcessObservation | None,
 ) -> Observation:
-    """Return what can be observed of the sandbox of *row*, which must not be damaged.
+    """Observe the sandbox of *row*, which must not be damaged.
 
     Args:
         row: row as read.
@@ -65,7 +65,7 @@ def _is_certain(row: AnyRow, netns: NetNSObservation) -> bool:
 def _observe_where_it_lives(
     observation: Observation, row: AnyRow, netns: NetNSObservation, context: HostContext
 ) -> Observation:
-    """Add in which network namespace the recorded process lives, if the path does not tell."""
+    """Add the network namespace of the recorded process, if the path does not show it."""
     recorded = load_netns(row)
     if recorded is None or row.pid == 0:
         return observation
@@ -111,7 +111,7 @@ def _evidence(
 def process_evidence(
     identity: ProcessIdentity, observed: ProcessObservation, inventory: HostInventory
 ) -> Iterator[Evidence]:
-    """Yield the evidence of a process, which `process.observe` has observed as *observed*."""
+    """Yield the evidence of a process; *observed* is the result of `process.observe`."""
     context, boot_id = inventory.context, identity.boot_id
     runs, other = observed.liveness is Liveness.RUNNING, context.is_other_boot(boot_id)
     if runs and (START_TIME in observed.matched or not other):
@@ -154,7 +154,7 @@ def _may_live_here(identity: ProcessIdentity, context: HostContext) -> bool:
 
 
 def _is_hidden(identity: ProcessIdentity, context: HostContext) -> bool:
-    """Return whether it is a process of the host, and a container cannot see those."""
+    """Return whether the process is one of the host, which a container cannot see."""
     recorded = identity.pid_ns
     of_host = recorded is not None and kernel.may_be_initial(recorded)
     return of_host and recorded != context.pid_ns and not context.in_initial_pid_ns

@@ -57,7 +57,7 @@ def _names(directory: str) -> list[str]:
 
 
 def _without_owner(session: Session, found: list[str]) -> list[str]:
-    """Return those of *found*, which carry this registry's name, that belong to no sandbox."""
+    """Return the paths in *found*, which carry this registry's name, that belong to no sandbox."""
     if not found:
         return []
     # Read after the names: a sandbox is added before its namespace is made.
@@ -66,13 +66,13 @@ def _without_owner(session: Session, found: list[str]) -> list[str]:
 
 
 def without_owner(found: Iterable[str], owned: Iterable[str]) -> list[str]:
-    """Return those of the paths *found* that are network namespaces and belong to no sandbox.
+    """Return the paths in *found* that are network namespaces and belong to no sandbox.
 
     A namespace with two paths in one directory (/var/run is /run) is returned once.
 
     Args:
         found: paths that carry this registry's name. A symlink there is no orphan.
-        owned: paths of the sandboxes, which may lead to a namespace by any other name.
+        owned: paths of the sandboxes, which may refer to a namespace by another name.
     """
     owned, context = set(owned), HostContext.current()
     orphans: dict[tuple[int, str], str] = {}
@@ -86,7 +86,7 @@ def without_owner(found: Iterable[str], owned: Iterable[str]) -> list[str]:
     observer = Observer(owned, context)
     observations = [observer.observe(path) for path in owned]
     inodes = {each.identity.inode for each in observations if each.identity is not None}
-    # Where such a path leads is unknown, so its name, which is unique, counts as owned.
+    # The target of such a path is unknown, so its unique name counts as owned.
     unseen = {
         os.path.basename(each.path) for each in observations if each.presence is Presence.UNSEEN
     }
@@ -98,7 +98,7 @@ def without_owner(found: Iterable[str], owned: Iterable[str]) -> list[str]:
 
 
 def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> list[str]:
-    """Remove those of *paths* that are still orphans, and return them.
+    """Remove the namespaces at *paths* that are still orphans, and return their paths.
 
     Raises:
         NetNSError: with `.errno`; for the first orphan that cannot be removed, after the others
@@ -124,8 +124,8 @@ def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> 
 def _remove_orphan(path: str) -> bool:
     """Remove the namespace at *path*; return False if it is gone.
 
-    A copy of a registry, for example a backup, takes for an orphan what the original has made since
-    the copy.
+    A copy of a registry, for example a backup, reports the namespaces that the original has created
+    since as orphans.
 
     Raises:
         NetNSError: with `.errno`; EBUSY: a process lives in the namespace; EACCES: processes are

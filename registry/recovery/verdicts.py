@@ -1,10 +1,10 @@
 """Verdict on each sandbox, from its row and what was observed; pure.
 
-Nothing here looks at the host or writes: `observations` observes, `reconcile` writes.
+This module neither observes the host nor writes: `observations` observes, `reconcile` writes.
 
-1. A sandbox is marked NOTREADY only for what is certain: what cannot be observed is not dead.
-2. One sandbox that cannot be judged never stops the others.
-3. What is not recorded (no pid, no path) is not judged.
+1. A sandbox is marked NOTREADY only if it is certainly gone, not if it cannot be observed.
+2. A sandbox whose verdict is uncertain does not affect the others.
+3. There is no verdict on an object that is not recorded (no pid, no path).
 4. No observation marks a sandbox if another one contradicts it.
 """
 
@@ -76,8 +76,8 @@ class Report:
     """Result of a reconcile.
 
     Attributes:
-        findings: one for each sandbox that is not simply OPEN or HOST, and for each NOTREADY one of
-            which something still exists; ordered by created_at and id.
+        findings: one for each sandbox whose verdict is neither OPEN nor HOST, and for each NOTREADY
+            sandbox that has to be cleaned up; ordered by created_at and id.
         counts: number of sandboxes by verdict; each sandbox is counted once.
         orphans: paths of namespaces that carry this registry's id and belong to no sandbox.
     """
@@ -197,7 +197,7 @@ class _Case:
         observation: observation, without processes of an earlier boot.
         recorded: identity of the network namespace; None if it is not recorded.
         dead: conclusions that make the sandbox NOTREADY: verdict, reason and message.
-        unseen: what cannot be judged.
+        unseen: observations that allow no conclusion.
         notes: further text for the finding.
     """
 
@@ -222,7 +222,7 @@ _ORDER: Final = (
     "ProcessExited",
     "CreationInterrupted",
 )
-"""Reasons; the first that holds becomes the reason of the status."""
+"""Reasons; the first that applies becomes the reason of the status."""
 
 
 def decide(
@@ -234,7 +234,7 @@ def decide(
     """Yield the decision on each row.
 
     Rows that were recorded under another boot id come last, since the evidence for one of them
-    counts for all.
+    holds for all.
 
     Args:
         observed: rows with their observations.
@@ -249,18 +249,18 @@ def decide(
         elif _is_as_recorded(row, observation):
             yield Decision(row, Verdict.OPEN)
         else:
-            yield _judge(row, observation, context, now, None)
+            yield _decision(row, observation, context, now, None)
     if others:
         own = (each for _, observation in others for each in observation.evidence)
         boots = BootEvidence(chain(own, evidence))
         for row, observation in others:
-            yield _judge(row, observation, context, now, boots)
+            yield _decision(row, observation, context, now, boots)
 
 
 def _is_as_recorded(row: AnyRow, observation: Observation) -> bool:
     """Return whether a READY sandbox has its recorded namespace, and its process runs.
 
-    A shortcut for most rows, which `_judge` would find OPEN.
+    A shortcut for most rows: `_decision` gives them the verdict OPEN.
     """
     netns, process = observation.netns, observation.process
     return (
@@ -276,7 +276,7 @@ def _is_as_recorded(row: AnyRow, observation: Observation) -> bool:
     )
 
 
-def _judge(
+def _decision(
     row: AnyRow,
     observation: Observation,
     context: HostContext,
@@ -290,12 +290,12 @@ def _judge(
         return _reported(row, Verdict.UNVERIFIED, "it was adopted, and not updated since")
     case = _Case(row, observation)
     if boots is not None:
-        _judge_boot(case, context, boots)
+        _examine_boot(case, context, boots)
     creator = case.observation.creator
     if creator is not None and creator.liveness is not Liveness.GONE:
         return _creating(case, creator, now)
-    _judge_netns(case, context)
-    _judge_process(case)
+    _examine_netns(case, context)
+    _examine_process(case)
     if creator is not None:
         message = f"its creation was interrupted: {creator.detail}"
         case.dead.append((Verdict.INTERRUPTED, "CreationInterrupted", message))
@@ -314,7 +314,7 @@ def _creating(case: _Case, creator: ProcessObservation, now: int) -> Decision:
     return _reported(case.row, Verdict.CREATING, f"being created for {age:.1f} s: {creator.detail}")
 
 
-def _judge_boot(case: _Case, context: HostContext, boots: BootEvidence) -> None:
+def _examine_boot(case: _Case, context: HostContext, boots: BootEvidence) -> None:
     others = _other_boots(case.row, context)
     message = f"recorded under boot {others[0]!r}, and this is boot {context.boot_id!r}"
     against = boots.against_reboot(others, case.observation.evidence)
@@ -339,7 +339,7 @@ def _ran_before(pid: int | None) -> ProcessObservation:
     return ProcessObservation(Liveness.GONE, f"process {pid} ran before the host was booted")
 
 
-def _judge_netns(case: _Case, context: HostContext) -> None:
+def _examine_netns(case: _Case, context: HostContext) -> None:
     observed, recorded = case.observation.netns, case.recorded
     if observed is None:
         return
@@ -355,11 +355,11 @@ def _judge_netns(case: _Case, context: HostContext) -> None:
             f"{_still_lives(case.observation)}"
         )
     else:
-        _judge_other_netns(case, observed)
+        _examine_other_netns(case, observed)
 
 
-def _judge_other_netns(case: _Case, observed: NetNSObservation) -> None:
-    """Judge a path at which there is no network namespace, or not the recorded one."""
+def _examine_other_netns(case: _Case, observed: NetNSObservation) -> None:
+    """Conclude from a path without a network namespace, or with another than the recorded one."""
     detail, path = observed.detail, case.row.netns_path
     if observed.presence is Presence.OTHER_TYPE:
         case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
@@ -394,7 +394,7 @@ def _still_lives(observation: Observation) -> str:
     return ""
 
 
-def _judge_process(case: _Case) -> None:
+def _examine_process(case: _Case) -> None:
     observed = case.observation.process
     if observed is None:
         return
@@ -422,7 +422,7 @@ def _marked(case: _Case) -> Decision:
     case.dead.sort(key=lambda conclusion: _ORDER.index(conclusion[1]))
     verdict, reason, _ = case.dead[0]
     reasons = {reason for _, reason, _ in case.dead}
-    # The pid of an earlier boot may be unobservable for ever, and would block the cleanup.
+    # The pid of an earlier boot may be unobservable for ever, which would block the cleanup.
     ran_before = reason == "HostRebooted" and "ProcessExited" in reasons and case.row.pid != 0
     return Decision(
         case.row,
@@ -437,7 +437,7 @@ def _marked(case: _Case) -> Decision:
 
 
 def _left(case: _Case) -> str:
-    """Return what is still to be cleaned up of a sandbox that is not, or no longer, READY."""
+    """Return the text about what is left to clean up of a sandbox that is not READY."""
     alive, observed = [], case.observation.netns
     if observed is not None and observed.identity is not None:
         if case.recorded is None:

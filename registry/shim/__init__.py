@@ -1,14 +1,14 @@
 """Thin runtime shim: serves the sandbox calls of the CRI from a registry.
 
     runtime      requests and responses of the CRI
-    validate     refuses, by field, what a config may not ask for
-    pause        the process that holds a sandbox's namespaces
+    validate     validation of a config, field by field
+    pause        process that holds the namespaces of a sandbox
     sandboxer    runs, stops, removes and recovers sandboxes
-    service      translates between messages and the Sandboxer
-    server       the gRPC server on a unix socket
-    command      `sandbox-registry serve`
+    service      gRPC services: translation between messages and the Sandboxer
+    server       gRPC server on a unix socket
+    command      the verb `sandbox-registry serve`
 
-It runs no containers and has no images. A pod network is a namespace with only a loopback device:
-CNI is not supported yet. The registry holds the whole state. The shim uses the public names of
-`registry` wherever they suffice.
+The shim runs no containers and has no images. A pod network is a namespace with only a loopback
+device: CNI is not supported yet. The registry holds the whole state. The shim uses the public names
+of `registry` wherever they suffice.
 """

@@ -1,8 +1,8 @@
 """Pause process: holds the namespaces of a sandbox, which ends when the process ends.
 
-The process is held until `Pause.release`, and ends if the server ends before that. So a server
-that is killed before it has recorded the pid leaves no process behind; if it is killed later, the
-sandbox keeps running.
+The process is blocked until `Pause.release`, and ends if the server ends before that. A server that
+is killed before it has recorded the pid thus leaves no process; if it is killed later, the sandbox
+keeps running.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Each step is recorded before it is taken. After a crash the next server finishes
             spawn pause, held                              undone; pause ended with the server
             record its pid      UNKNOWN, pid               undone
             release pause                                  undone
-            done                READY, created_at          goes on
+            done                READY, created_at          keeps running
     stop    intent              NOTREADY, SandboxStopped   finished
             end pause, remove the namespace                finished
             (of a sandbox that had exited before, the message records the intent)

@@ -2,10 +2,10 @@
 
 CPython runs a signal handler in the main thread, between two bytecodes: when a function begins,
 after most calls, and at the end of each pass of a loop. An exception of the handler is meant for
-the embedding program. It is no answer of the system, so it is neither swallowed nor wrapped. It may
-be of any class, OSError included.
+the embedding program. It is not an error of the system, so it is neither swallowed nor wrapped. It
+may be of any class, OSError included.
 
-Two functions here are all that the package knows of interrupts:
+The rest of the package handles interrupts by two functions of this module:
 
 1. `reraise_interrupt` decides whether an error came from the system.
 2. `run_to_end`, and `call_then` which uses it, run an idempotent step to its end and then raise the

@@ -4,16 +4,16 @@ version       numbers by which a file and this code recognise each other
 sql           generated: the text of all statements
 queries       statements with variable parts, joined from generated parts
 columns       types and ranges of stored values
-rows          rows, and the values that they hold
-encoding      values as columns
-migrations    the schema of a file: verified, created, upgraded
-inspection    the file at a path, observed before anything is changed
-writes        everything that is written in one transaction
+rows          rows of a sandbox, decoded to values
+encoding      values, encoded as columns
+migrations    schema of a file: verified, created, upgraded
+inspection    file at a path, inspected before anything is changed
+writes        all writes, inside the transaction of the caller
 integrity     rules that the data must satisfy
 schema        definition: tables, triggers, views in SQLAlchemy Core
 statements    definition: statements in SQLAlchemy Core
 generate      generator of `sql` from the two definitions
 
-The last three are read by `make sql`, tests and Alembic alone: they import SQLAlchemy, and nothing
-else here does.
+Only `make sql`, tests and Alembic import the last three modules, which import SQLAlchemy. No other
+module here does.
 """

@@ -1,8 +1,7 @@
-"""Types and ranges of the stored columns, and what in a row contradicts them.
+"""Types and ranges of the stored columns, and a check of rows against them.
 
-SQLite takes the type of each value from the record in the file, so one flipped bit turns a text
-into a blob, which is equal to no text. A record that contradicts its schema is damaged: nothing may
-be concluded from it.
+The record in the file has the type of each value, so one flipped bit turns a text into a blob,
+which equals no text. A record that contradicts its schema is damaged: it allows no conclusion.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _BOUNDS: Final = {"netns_inode": kernel.INODES.stop - 1, **dict.fromkeys(_PIDS, 
 """Greatest valid numbers, by field."""
 _STATES: Final = frozenset(map(str, State))
 _OWNERS: Final = {"netns_": "netns_inode", "creator_": "creator_pid"}
-"""Columns that say whether anything is recorded in those with the same beginning."""
+"""Columns that are set if the other columns with the same prefix may be set."""
 
 
 class Shape:
@@ -43,7 +42,7 @@ class Shape:
     """
 
     def __init__(self, hints: Mapping[str, Any]) -> None:
-        """Take the names of the fields and their types, in the order of the values."""
+        """Prepare for rows with these fields and types, in the order of the values."""
         self._fields: Final = tuple(hints)
         self._allowed: Final = [get_args(hint) or (hint,) for hint in hints.values()]
         self._words_of: Final = _values_at(n for n, name in enumerate(hints) if _is_word(name))
@@ -54,7 +53,7 @@ class Shape:
         """Combinations of words of valid rows."""
 
     def mistyped(self, row: Sequence[Any]) -> str:
-        """Return which values of *row* are missing or have a wrong type; "" if none."""
+        """Return the values of *row* that are missing or have a wrong type, as text; "" if none."""
         types = tuple(map(type, row))
         if types in self._types:
             return ""
@@ -65,7 +64,7 @@ class Shape:
         return "; ".join(mistakes)
 
     def damage(self, row: Sequence[Any]) -> str:
-        """Return what in *row* contradicts the schema, ranges included; "" if nothing does."""
+        """Return the contradictions of *row* to the schema, also in ranges; "" if there is none."""
         if self._is_valid(row):
             return ""
         damage = self.mistyped(row)
@@ -99,12 +98,12 @@ class _Numbers(NamedTuple):
 
     values: Callable[[Sequence[Any]], tuple[Any, ...]]
     bounded: Callable[[Sequence[Any]], tuple[Any, ...]]
-    """Returns those with a bound below that of SQLite, which is 64 bits."""
+    """Returns the numbers with a bound below the 64 bits of SQLite."""
     bounds: tuple[int, ...]
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> _Numbers:
-        """Return the numbers of a row with such *values*; NULL is none."""
+        """Return the numbers of a row with *values* of these types, without NULL."""
         fields = enumerate(values.items())
         found = {n: name for n, (name, value) in fields if value is not None and _is_number(name)}
         bounded = {n: _BOUNDS[name] for n, name in found.items() if name in _BOUNDS}
@@ -166,4 +165,4 @@ _RANGES: Final[tuple[tuple[Callable[[str], bool], Callable[[Any], object], str],
     ("netns_inode".__eq__, kernel.INODES.stop.__gt__, "an inode of a namespace"),
     (_is_number, lambda number: number >= 0, "a positive number"),
 )
-"""Fields, the test that a value of the right type must pass, and what it must be, for messages."""
+"""Fields, the test of a value of the right type, and the text about it for messages."""

@@ -37,19 +37,19 @@ _BUSY_TIMEOUT: Final = 5.0
 
 
 def inspect(path: str, *, create: bool, upgrade: bool) -> None:
-    """Raise unless the registry at *path* may be opened; nothing is changed.
+    """Raise unless the registry at *path* may be opened; change nothing.
 
     Files that another process changes during the inspection are inspected again: no refusal rests
     on a file from before the change and a WAL from after it.
 
     Args:
         path: the database.
-        create: a registry may be begun at a path without one.
-        upgrade: an older schema may be brought up to date.
+        create: a registry may be created at a path without one.
+        upgrade: an older schema may be upgraded.
     Raises:
         DataLossError: the file is not a registry, its WAL belongs to another file, or the database
             of a registry is missing.
-        NotFoundError: there is no registry, and none may be begun.
+        NotFoundError: there is no registry, and none may be created.
         SchemaVersionError: the schema is too new, or it is too old and may not be upgraded.
         sqlite3.Error: the file cannot be read.
     """
@@ -94,18 +94,18 @@ def _require_openable(path: str, found: FileAndWal, *, create: bool, upgrade: bo
 
 
 def _require_beginnable(path: str, *, create: bool, has_wal: bool) -> None:
-    """Raise unless a registry may be begun at *path*, where there is none or an empty file.
+    """Raise unless a registry may be created at *path*, where there is no file or an empty one.
 
     An interrupted creation leaves an empty file and empty lock files, which prove nothing: the disk
     reserve is allocated, and the lock file is marked, when the registry exists.
 
     Args:
         path: the database.
-        create: a registry may be begun.
+        create: a registry may be created.
         has_wal: SQLite would apply the WAL beside *path*.
     Raises:
         DataLossError: there was a registry, and its database is missing.
-        NotFoundError: there is no registry, and none may be begun.
+        NotFoundError: there is no registry, and none may be created.
     """
     doing, missing = f"open registry {path!r}", _what_is_missing(path)
     evidence = ["'-wal' holds commits"] if has_wal else []

@@ -31,7 +31,7 @@ from registry.tables.version import HISTORY_MAX, LEVEL, REVISION
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A rule that does not hold; *sandbox_id* is "" where it is about the whole file."""
+    """Violation of a rule; *sandbox_id* is "" if the rule is about the whole file."""
 
     rule: str
     sandbox_id: str
@@ -79,8 +79,8 @@ def _is_ours(connection: Connection) -> bool:
 def wal_can_be_reset(connection: Connection) -> Iterator[Violation]:
     """Check that no process keeps a snapshot for so long that the WAL grows past its bound.
 
-    A WAL of up to twice the bound says nothing of who reads now: it may have grown long since, and
-    waits for the next write to be reset, as each write then waits for readers.
+    Up to twice the bound, the length proves nothing about the present readers: the WAL may have
+    grown long ago, and the next write resets it, since each write past the bound waits for readers.
     """
     path = connection.fetch("PRAGMA database_list")[0][2]
     bytes = size(f"{path}-wal")
@@ -102,7 +102,7 @@ def constraints_hold(connection: Connection) -> Iterator[Violation]:
 def schema_is_whole(connection: Connection) -> Iterator[Violation]:
     """Check that the schema has every object, word for word, and its tables no others.
 
-    Tables and views of other tools in the file, Litestream's say, are left alone.
+    Tables and views of other tools in the file, such as Litestream's, are ignored.
     """
     if not _is_ours(connection):
         return
@@ -123,7 +123,7 @@ OBJECTS: Final = (
 
 
 def words(objects: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return what SQLite keeps of each object, by type and name, white space made alike."""
+    """Return the SQL of each object, by type and name, with normalised white space."""
     return {key: re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split())) for key, sql in objects}
 
 
@@ -182,7 +182,7 @@ def identities_are_of_something(connection: Connection) -> Iterator[Violation]:
 
 
 def no_deletion_is_pending(connection: Connection) -> Iterator[Violation]:
-    """Check that no deletion is half done: one transaction announces and completes it."""
+    """Check that no deletion is incomplete: one transaction announces and completes it."""
     query = "SELECT sandbox_id FROM sandbox_statuses WHERE leaving"
     for (id,) in connection.fetch(query):
         yield Violation("no_deletion_is_pending", id, "leaving = 1", "leaving = 0")

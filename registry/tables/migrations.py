@@ -55,9 +55,7 @@ def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -
 
 
 def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) -> bool:
-    """Return whether the file must be created or upgraded before this code may use it.
-
-    Writes nothing.
+    """Return whether the file must be created or upgraded before use, without writing.
 
     Args:
         connection: connection to the database.

@@ -15,7 +15,7 @@ ID_BYTES_MAX: Final = 4 * 76
 def update_status(columns: frozenset[str]) -> str:
     """Return the SQL that writes *columns* of the status of `:of`.
 
-    Only columns that change: each that is named costs its index and its triggers.
+    Pass only columns that change: each column costs the update of its index and its triggers.
     """
     assignments = (text for name, text in sql.ASSIGNMENTS.items() if name in columns)
     return sql.UPDATE_STATUS.format(assignments=", ".join(assignments))
@@ -38,7 +38,7 @@ def list_sandboxes(filters: frozenset[str], labels: int) -> str:
 def history(filters: frozenset[str]) -> str:
     """Return the SQL of the transitions after `:after`.
 
-    *filters* may contain `id`, for those of one sandbox, and `limit`, for at most so many.
+    *filters* may contain `id`, for the transitions of one sandbox, and `limit`, for their maximum.
     """
     of_id = sql.HISTORY_ID if "id" in filters else ""
     limit = sql.HISTORY_LIMIT if "limit" in filters else ""

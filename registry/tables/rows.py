@@ -1,4 +1,4 @@
-"""Rows of a sandbox, and the values that they hold; `encoding` makes rows of values."""
+"""Rows of a sandbox, and their decoding to values; `encoding` encodes values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TEXTS: Final = (
     *("name", "netns_path", "ip", "runtime_handler", "process_label"),
     *("additional_ips", "cni_result"),
 )
-"""Columns of metadata that were UTF-8 when they were written; what is no more has no encoding."""
+"""Columns of metadata that are text; a damaged value cannot be encoded in UTF-8."""
 
 
 class Row(NamedTuple):
@@ -95,7 +95,7 @@ class Row(NamedTuple):
             for field in _TEXTS:
                 (getattr(self, field) or "").encode()
         except ResourceExhaustedError:
-            raise  # of a late import: the bytes were not even looked at
+            raise  # raised by a late import, before the bytes were decoded
         except Exception as error:
             reraise_interrupt(error)
             raise self._unreadable(error) from error
@@ -147,7 +147,7 @@ class StatusRow(NamedTuple):
 
 
 AnyRow = Row | StatusRow
-"""What can be changed: the whole row while it is UNKNOWN."""
+"""Columns that can be changed: the whole row while the sandbox is UNKNOWN."""
 
 _ROW: Final = get_type_hints(Row)
 _SHAPES: Final = {
@@ -160,9 +160,9 @@ _STATUS: Final = Shape({field: _ROW[field] for field in STATUS_FIELDS})
 
 
 def damage(row: AnyRow) -> str:
-    """Return what in *row* contradicts the schema; "" if nothing does.
+    """Return the contradictions of *row* to the schema; "" if there is none.
 
-    A row that is damaged in one place may be damaged in any: nothing may be concluded from it.
+    If one value is damaged, any other may be damaged too: the row allows no conclusion.
     """
     return _SHAPES[type(row)].damage(row)
 
@@ -179,9 +179,9 @@ def require_sound(row: AnyRow, doing: str) -> None:
 class Transition:
     """A committed change of state, creation and deletion included.
 
-    *seq* orders the history, whatever the clock did; *event* is `created`, `changed` or `deleted`,
-    *from_state* None at a creation and *to_state* None at a deletion; *at* is ns since the Unix
-    epoch by the clock of who wrote.
+    *seq* orders the history, independently of the clock. *event* is `created`, `changed` or
+    `deleted`; *from_state* is None at a creation, and *to_state* is None at a deletion. *at* is ns
+    since the Unix epoch, by the clock of the writer.
     """
 
     seq: int
@@ -205,7 +205,7 @@ class Transition:
         """Return the transition of a row of `history`.
 
         Raises:
-            MetadataError: a value has a wrong type, or a state is none that is known here.
+            MetadataError: a value has a wrong type, or a state is unknown here.
         """
         fields = dict(zip(cls.__dataclass_fields__, row, strict=True))
         doing = f"read transition {fields['seq']} of sandbox"
@@ -236,7 +236,7 @@ def _load_ips(text: str) -> tuple[str, ...]:
 def _load_cni_result(text: str) -> CNIResult:
     value = loads(text)
     result = cni.load(value)
-    if cni.dump(result) != value:  # what is not known here would be lost
+    if cni.dump(result) != value:  # unknown fields would be lost
         raise ValueError("cni_result has a layout that is not known here")
     return result
 
@@ -264,7 +264,7 @@ def load_status(row: AnyRow) -> Status:
     """Return the status in *row*.
 
     Raises:
-        MetadataError: its state is none that is known here, or a value has a wrong type.
+        MetadataError: the state is unknown here, or a value has a wrong type.
     """
     doing = "read status of sandbox"
     mistyped = _STATUS.mistyped(status_of(row))
@@ -282,7 +282,7 @@ def load_status(row: AnyRow) -> Status:
 
 
 def load_netns(row: AnyRow) -> NetNSIdentity | None:
-    """Return which namespace `netns_path` named when it was noted; None before that."""
+    """Return the recorded identity of the namespace at `netns_path`; None if not recorded."""
     if row.netns_inode is None:
         return None
     return NetNSIdentity(
@@ -291,7 +291,7 @@ def load_netns(row: AnyRow) -> NetNSIdentity | None:
 
 
 def load_process(row: AnyRow) -> ProcessIdentity | None:
-    """Return which process `pid` named when it was noted; None where there is no pid."""
+    """Return the recorded identity of the process of `pid`; None if there is no pid."""
     if row.pid == 0:
         return None
     return ProcessIdentity(
@@ -305,13 +305,13 @@ def load_process(row: AnyRow) -> ProcessIdentity | None:
 
 
 def process_noted(row: AnyRow) -> bool:
-    """Return whether the identity of the process is recorded, also if as not determined."""
+    """Return whether the identity of the process is recorded, even as not determined."""
     identity = (row.process_boot_id, row.process_pid_ns, row.process_time_ns)
     return any(part is not None for part in (*identity, row.process_inode, row.process_start_time))
 
 
 def load_creator(row: Row) -> ProcessIdentity | None:
-    """Return which process is creating, or created, the sandbox; None for an imported one."""
+    """Return the identity of the creator of the sandbox; None for an imported one."""
     if row.creator_pid is None:
         return None
     return ProcessIdentity(
@@ -325,7 +325,7 @@ def load_creator(row: Row) -> ProcessIdentity | None:
 
 
 def creator_of(row: Sequence[Any]) -> ProcessIdentity | None:
-    """Return the process of a row of `CREATORS`; None if the row is damaged."""
+    """Return the creator in a row of `CREATORS`; None if the row is damaged."""
     if _CREATOR.damage(row):
         return None
     pid, boot_id, *numbers = row

@@ -1,27 +1,26 @@
 """The tables, triggers and views of a registry: one SQLite file.
 
-    registry                one row: who this registry is, and who may use it
-    sandboxes               one row each: metadata, and the identities noted at creation
-    ├── sandbox_statuses    one row each: state, process, reason, who wrote last
-    └── sandbox_labels      a row a label, for selectors
-    sandbox_transitions     append-only: every change of state; outlives the sandbox
+    registry                one row: id of the registry, and the levels of code that may use it
+    sandboxes               one row for each sandbox: metadata, identities, creator
+    ├── sandbox_statuses    one row for each sandbox: state, process, reason, audit columns
+    └── sandbox_labels      one row for each label, for selectors
+    sandbox_transitions     append-only: every change of state, also of deleted sandboxes
 
-    sandbox_overview        view: one line a sandbox          ┐ the contract with operators;
-    why_not_ready           view: one line a NOTREADY one     ┘ tables may change, these do not
+    sandbox_overview        view: one row for each sandbox     ┐ the contract with operators:
+    why_not_ready           view: one row for each NOTREADY    ┘ views only gain columns
 
 Rules:
 
-1. Every column is one that the code reads; nothing is kept twice but the config (bytes for the
-   program, JSON for people) and what is taken out of it to be filtered by. `check` proves both.
+1. The code reads every column. Only the config is stored twice (bytes for the program, JSON for
+   people), and its fields that a list filters by. `check` compares the copies.
 2. Times are integer nanoseconds since the Unix epoch, UTC, and NULL when unset. States are text.
-3. What must hold for every writer, the `sqlite3` shell included, is a CHECK or a trigger. Foreign
-   keys do not count: the shell leaves them off.
-4. The transitions are written by triggers from the columns changed_at, actor, boot_id, reason and
-   message. A writer that knows nothing of them leaves changed_at as it was; then the time is
-   SQLite's and the actor `sql`.
-5. A change here is also a revision in `migrations/`, and raises `LEVEL` in `version`; a test proves
-   that the chain of revisions builds what stands here. `make sql` then generates `sql.py`, which is
-   what the package reads: it never imports this module.
+3. A CHECK or a trigger enforces each rule for every writer, the `sqlite3` shell included. Foreign
+   keys do not suffice: the shell does not enable them.
+4. Triggers write the transitions from the columns changed_at, actor, boot_id, reason and message.
+   If a writer does not change changed_at, the triggers set the time of SQLite and the actor `sql`.
+5. A change here needs a revision in `migrations/`, and increments `LEVEL` in `version`. A test
+   proves that the chain of revisions builds this schema. `make sql` then generates `sql.py`, which
+   the package uses: the package never imports this module.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def _positive(column: str) -> CheckConstraint:
 
 
 def _json(column: str, kind: str) -> str:
-    """Require a *kind* of JSON, or NULL; without raising where it is none, as json_type does."""
+    """Require a *kind* of JSON, or NULL; json_type alone raises for invalid JSON."""
     return f"iif(json_valid({column}), json_type({column}) = '{kind}', {column} IS NULL)"
 
 
@@ -74,12 +73,12 @@ registry: Final = Table(
     Column("one", Integer, primary_key=True, autoincrement=False),
     Column("registry_id", Text, nullable=False),
     Column("created_at", Integer, nullable=False),
-    # The newest revision applied, and the oldest code that may still read or write.
+    # Newest revision that was applied, and oldest levels of code that may read or write.
     Column("level", Integer, nullable=False),
     Column("min_reader", Integer, nullable=False),
     Column("min_writer", Integer, nullable=False),
     CheckConstraint("one = 1", name="one_row"),
-    # It is a part of the names of namespaces.
+    # The id is a part of the names of namespaces.
     CheckConstraint(
         "length(registry_id) = 32 AND registry_id NOT GLOB '*[^0-9a-f]*'", name="registry_id"
     ),
@@ -89,7 +88,7 @@ registry: Final = Table(
 sandboxes: Final = Table(
     "sandboxes",
     metadata,
-    # The number of this creation, never used again: an id that is added again is another sandbox.
+    # Number of this creation, never reused: an id that is added again is another sandbox.
     Column("creation", Integer, primary_key=True),
     Column("id", Text, nullable=False),
     Column("name", Text, nullable=False),
@@ -101,18 +100,18 @@ sandboxes: Final = Table(
     Column("process_label", Text, nullable=False, server_default=""),
     Column("config", LargeBinary),
     Column("config_json", Text),
-    # Taken out of the config, to be filtered by.
+    # Fields of the config, for filters.
     Column("pod", Text, nullable=False, server_default=""),
     Column("namespace", Text, nullable=False, server_default=""),
     Column("uid", Text, nullable=False, server_default=""),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("host_network", Integer, nullable=False, server_default=text("0")),
-    # Which network namespace it is that netns_path names.
+    # Identity of the network namespace at netns_path.
     Column("netns_boot_id", Text),
     Column("netns_number", Integer),
     Column("netns_inode", Integer),
     Column("netns_mount_ns", Integer),
-    # Which process is creating, or created, the sandbox; NULL for an imported one.
+    # Identity of the creator; NULL for an imported sandbox.
     Column("creator_pid", Integer),
     Column("creator_boot_id", Text),
     Column("creator_pid_ns", Integer),
@@ -150,18 +149,18 @@ sandbox_statuses: Final = Table(
     Column("exit_status", Integer),
     Column("reason", Text, nullable=False, server_default=""),
     Column("message", Text, nullable=False, server_default=""),
-    # Who wrote this row last, when, and since which boot of the host.
+    # Audit columns: time, author and boot id of the last write.
     Column("changed_at", Integer),
     Column("actor", Text, nullable=False, server_default=""),
     Column("boot_id", Text),
-    # Which process it is that pid names.
+    # Identity of the process of pid.
     Column("process_boot_id", Text),
     Column("process_pid_ns", Integer),
     Column("process_time_ns", Integer),
     Column("process_inode", Integer),
     Column("process_start_time", Integer),
-    # 1 from the announcement of a deletion to the deletion, in one transaction: by it the trigger
-    # knows that changed_at and actor are the deleter's.
+    # 1 from the announcement of a deletion to the deletion, in one transaction: it tells the
+    # trigger that changed_at and actor are those of the deletion.
     Column("leaving", Integer, nullable=False, server_default=text("0")),
     CheckConstraint(f"state IN {_STATES}", name="state"),
     CheckConstraint("pid BETWEEN 0 AND 2147483647", name="pid"),
@@ -251,14 +250,14 @@ def _changed(columns: str) -> str:
 
 
 def _state_of(id: str) -> str:
-    """Return the state; NULL while the sandbox is being deleted, when its rows go one by one."""
+    """Return the state; NULL while the rows of the sandbox are being deleted one by one."""
     return f"(SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE id = {id})"
 
 
 def _left(state: str, id: str) -> str:
-    """Return the state that is left; of a damaged status the last one that is known, if any is.
+    """Return the state before the change; for a damaged state, the last valid one in the history.
 
-    The history takes no other, and what it did not take could be neither mended nor deleted.
+    The history accepts only valid states, so a damaged state could not be repaired or deleted.
     """
     return (
         f"iif({state} IN {_STATES}, {state}, coalesce((SELECT to_state FROM sandbox_transitions"
@@ -268,7 +267,7 @@ def _left(state: str, id: str) -> str:
 
 
 def _labels_fixed(verb: str, alias: str, also: str = "") -> str:
-    """Refuse to touch a label of a sandbox whose metadata is fixed, or *also* when that holds."""
+    """Refuse a change to a label if the metadata of its sandbox is fixed, or if *also* holds."""
     return f"""
 CREATE TRIGGER sandbox_labels_fixed_{verb.lower()} BEFORE {verb} ON sandbox_labels
 WHEN {_state_of(f"{alias}.sandbox_id")} <> 'SANDBOX_UNKNOWN'{f" OR {also}" if also else ""}
@@ -289,7 +288,7 @@ WHEN EXISTS (SELECT 1 FROM registry)
 BEGIN
   SELECT RAISE(ABORT, 'registry: has its one row');
 END""",
-    # REPLACE deletes the row in its way without firing a delete trigger, and its children with it.
+    # REPLACE deletes the conflicting row and its children without firing a delete trigger.
     """
 CREATE TRIGGER sandboxes_not_replaced BEFORE INSERT ON sandboxes
 WHEN EXISTS (SELECT 1 FROM sandboxes
@@ -386,7 +385,7 @@ BEGIN
     NEW.message, actor, boot_id, changed_at
   FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
 END""",
-    # The same stamp for a write that leaves the state as it is, so that changed_at is never older
+    # The same audit columns for a write that keeps the state, so that changed_at is never older
     # than the row.
     f"""
 CREATE TRIGGER sandbox_statuses_written AFTER UPDATE OF state, {_STATUS} ON sandbox_statuses
@@ -403,8 +402,8 @@ WHEN (OLD.process_inode IS NOT NULL OR OLD.process_start_time IS NOT NULL)
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_statuses: the identity of a process is noted once');
 END""",
-    # A new pid is a new process: a writer that knows nothing of identities must not leave the old
-    # one's beside it, by which a living process would be judged gone.
+    # A new pid is a new process: if a writer kept the old identity beside it, a running process
+    # would seem gone.
     f"""
 CREATE TRIGGER sandbox_statuses_new_process AFTER UPDATE OF pid ON sandbox_statuses
 WHEN OLD.pid IS NOT NEW.pid AND NOT ({_changed(_PROCESS)})
@@ -428,7 +427,7 @@ CREATE TRIGGER sandbox_transitions_fixed BEFORE UPDATE ON sandbox_transitions
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
-    # One with a seq of its own far ahead would be the only one that is kept, and the last one ever.
+    # A transition with a far greater seq would be the only one that is kept, and the last one.
     """
 CREATE TRIGGER sandbox_transitions_in_turn AFTER INSERT ON sandbox_transitions
 WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
@@ -465,7 +464,7 @@ SELECT s.id, s.name, s.namespace, s.pod, t.state, t.pid, s.ip, s.netns_path, t.r
   {_iso("t.changed_at")} AS changed_at
 FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
 ORDER BY t.created_at, s.id""",
-    # Where the history no longer reaches back, the last write is the best that is known.
+    # If the history no longer has the change, the last write is the best approximation.
     f"""
 CREATE VIEW why_not_ready AS
 SELECT s.id, s.name, t.reason, t.message,

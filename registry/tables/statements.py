@@ -3,8 +3,8 @@
 `make sql` generates `sql.py` from this module, see `generate`. The package itself never imports it:
 importing SQLAlchemy takes 120 ms, and executing a statement through Core adds 100 us to an update.
 
-`STATEMENTS` are whole. The three functions build statements with variable parts; `queries` joins
-the generated parts, and a test compares the result with these functions for all combinations.
+`STATEMENTS` have no variable parts. The three functions build statements with variable parts;
+`queries` joins the generated parts, and a test compares the results for all combinations.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ AUDIT_FIELDS: Final = ("changed_at", "actor", "boot_id")
 
 
 def select_rows(fields: Collection[str] = Row._fields) -> Select[Any]:
-    """Return the query for *fields* of all sandboxes, each in one row with its status."""
+    """Return the query for *fields* of all sandboxes, one row for each sandbox and status."""
     tables = (sandboxes.c, sandbox_statuses.c)
     columns = [next(c[name] for c in tables if name in c) for name in fields]
     return select(*columns).select_from(

@@ -1,6 +1,6 @@
 """Writes to the tables, each inside the open transaction of its caller.
 
-Nothing here observes the host, acquires a lock or has an effect outside the file.
+No function here observes the host, acquires a lock or has an effect outside the file.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Author(NamedTuple):
     def audit_columns(self, previous: int | None) -> dict[str, object]:
         """Return the audit columns of a status row that is written now.
 
-        `changed_at` differs from *previous*, its value before: the triggers take a row whose
-        changed_at stays the same for one that was written by plain SQL.
+        `changed_at` differs from *previous*, its value before: if changed_at stays the same, the
+        triggers treat the row as written by plain SQL.
         """
         now = check_integer("read the clock", "clock", self.clock(), 0, TIME_MAX - 1)
         return {
@@ -125,28 +125,16 @@ def insert(
         AlreadyExistsError, NameReservedError: the id or the name is taken.
     """
     _refuse_taken(transaction, str(metadata["id"]), str(metadata["name"]))
-    # Random, 62 bits: a number from a sequence would be used again after a rollback, and a handle
-    # that the rollback left behind would refer to another sandbox.
+    # Random, 62 bits: a rollback would make a sequence reuse the number, and a handle that the
+    # rollback left would refer to another sandbox.
     creation = int.from_bytes(os.urandom(8), "big") >> 2
-    transaction.execute(
-        sql.INSERT_SANDBOX,
-        {
-            "creation": creation,
-            **metadata,
-            **encoding.netns_columns(identities.netns),
-            **encoding.creator_columns(identities.creator),
-        },
-    )
+    observed = encoding.netns_columns(identities.netns)
+    observed |= encoding.creator_columns(identities.creator)
+    transaction.execute(sql.INSERT_SANDBOX, {"creation": creation, **metadata, **observed})
     transaction.execute_many(sql.INSERT_LABEL, labels)
-    transaction.execute(
-        sql.INSERT_STATUS,
-        {
-            "sandbox_id": metadata["id"],
-            **encoding.status_columns(status),
-            **encoding.process_columns(identities.process),
-            **author.audit_columns(None),
-        },
-    )
+    columns = encoding.status_columns(status) | encoding.process_columns(identities.process)
+    columns |= author.audit_columns(None)
+    transaction.execute(sql.INSERT_STATUS, {"sandbox_id": metadata["id"], **columns})
     return _written(transaction, creation)
 
 

@@ -1,14 +1,14 @@
 """JSON as Go's encoding/json writes and reads it, for protobuf messages and other structs.
 
-containerd stores its metadata with it, and what it writes differs from protobuf's own JSON mapping
-(`google.protobuf.json_format`): proto names in the order of declaration, enums and 64-bit integers
-as bare numbers, Go's escapes. Reading follows one rule: never another result than Go's. What Go
-would end up with and a protobuf message cannot hold is refused.
+containerd stores its metadata in this JSON, which differs from protobuf's own JSON mapping
+(`google.protobuf.json_format`): it has proto names in the order of declaration, enums and 64-bit
+integers as numbers, and Go's escapes. Reading never gives another result than Go's. A result of Go
+that a protobuf message cannot hold is refused.
 
-scan        the text: what is JSON, to any depth that Go takes
-shapes      Go's types, as values are read into them
+scan        scanner of JSON text, to the depth that Go accepts
+shapes      types of Go, into which values are read
 messages    protobuf messages as such types, by their descriptors
-write       values as text
+write       writer of values as text
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def marshal(message: Message) -> bytes:
 
 
 def unmarshal(kind: type[M], data: bytes, limit: int) -> M:
-    """Return the message of *kind* that Go reads from *data*; null is an empty one.
+    """Return the message of *kind* that Go reads from *data*; null gives an empty message.
 
     Args:
         kind: class of the message.
         data: a JSON object.
         limit: bytes that the message may take.
     Raises:
-        MetadataError: Go refuses it, or it is too large, or no message can hold what Go reads.
+        MetadataError: Go refuses *data*, it is too large, or no message can hold Go's result.
     """
     return kind(**(read(shape_of(kind.DESCRIPTOR), data, limit) or {}))

@@ -1,8 +1,8 @@
 """Protobuf messages to Go's JSON and back, driven by their descriptors.
 
 Go writes the fields of a message in the order of their declaration, under their proto names, and
-leaves out what has its default value; a message that is there and empty is `{}`. Enums are numbers,
-64-bit integers too. Fields that the descriptor does not know are not written.
+omits fields with their default value; an empty message that is set is `{}`. Enums and 64-bit
+integers are numbers. Fields that the descriptor does not know are not written.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _one(field: FieldDescriptor, message: Callable[[Descriptor], Shape]) -> Shap
 
 
 def _map_value(field: FieldDescriptor) -> FieldDescriptor | None:
-    """Return the field of the values of a map; None where *field* is none."""
+    """Return the field of the values of a map; None if *field* is not a map."""
     entry = field.message_type
     if entry is None or not entry.GetOptions().map_entry:
         return None
@@ -92,7 +92,7 @@ Dump = Callable[[Any], Any]
 
 
 def dump(message: Message) -> dict[str, Any]:
-    """Return the fields of *message* that Go writes, in its order, as `write` takes them."""
+    """Return the fields of *message* that Go writes, in Go's order, as input of `write`."""
     plan = _plan_of(message.DESCRIPTOR)
     found = [(*plan[field.number], value) for field, value in message.ListFields()]
     found.sort(key=itemgetter(0))
@@ -101,7 +101,7 @@ def dump(message: Message) -> dict[str, Any]:
 
 @cache
 def _plan_of(descriptor: Descriptor) -> dict[int, tuple[int, str, Dump]]:
-    """Return place, name and way to write of each field, by its number."""
+    """Return the position, the name and the dump function of each field, by its number."""
     return {field.number: (field.index, field.name, _dump_of(field)) for field in descriptor.fields}
 
 
@@ -114,7 +114,7 @@ def _dump_of(field: FieldDescriptor) -> Dump:
 
 
 def _dump_map(one: Dump, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return it in the order of its keys' UTF-8, which is that of their code points."""
+    """Return *values* in the order of their keys in UTF-8, which is that of the code points."""
     return {key: one(values[key]) for key in sorted(values)}
 
 

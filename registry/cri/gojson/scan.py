@@ -1,7 +1,7 @@
-"""JSON text as Go's encoding/json takes it apart: the same is refused, and no nesting is too deep.
+"""Scanner of JSON text that accepts and refuses the same texts as Go's encoding/json.
 
-Python's own `json` is no help here. It ends in a RecursionError where Go reads on, forgets all but
-the last of a repeated key, and accepts NaN.
+Python's own `json` differs from Go: it raises RecursionError at a depth that Go accepts, drops all
+values of a repeated key except the last, and accepts NaN.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 from registry.errors import MetadataError
 
 DEPTH_MAX: Final = 10_000
-"""Objects and arrays inside each other; Go's own bound (encoding/json, maxNestingDepth)."""
+"""Maximum nesting of objects and arrays, as in Go (encoding/json, maxNestingDepth)."""
 
 SHOWN: Final = 100
 """Bytes of a value of the wrong type, or characters of a key, that a message repeats."""
@@ -43,13 +43,13 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class Scan:
-    """A JSON text, read from the front; where we are in it, and the first value of a wrong type.
+    """Position in a JSON text, and the first value of a wrong type.
 
-    A value of a wrong type does not end the reading, since what is no JSON further on goes before.
+    A value of a wrong type does not end the scan: a later syntax error takes precedence, as in Go.
     """
 
     def __init__(self, data: bytes, limit: int) -> None:
-        """Begin at the first byte of *data*, of which no more than *limit* bytes are wanted."""
+        """Begin at the first byte of *data*, whose values may take *limit* bytes; see `spend`."""
         self._data: Final = data
         self._limit: Final = limit
         self._spent = 0
@@ -59,10 +59,10 @@ class Scan:
         self._path: list[str | int] = []
         self.complaint: MetadataError | None = None
 
-    # What is wrong.
+    # Errors.
 
     def refuse(self, expected: str) -> NoReturn:
-        """Raise MetadataError: here is no *expected*."""
+        """Raise MetadataError: *expected* is missing at this position."""
         found = self._data[self._at : self._at + 1]
         what = f"{_decode(found)!r}" if found else "its end"
         raise MetadataError(
@@ -71,7 +71,7 @@ class Scan:
         )
 
     def complain(self, problem: str, value: object = None) -> None:
-        """Remember that the value here, the first such one, has a *problem*."""
+        """Record the *problem* of the value at this position, unless one is recorded already."""
         if self.complaint is None:
             steps = (f"[{at}]" if isinstance(at, int) else f".{at[:SHOWN]}" for at in self._path)
             where = "".join(steps).removeprefix(".") or "document"
@@ -79,7 +79,7 @@ class Scan:
             self.complaint = MetadataError(message, field=where, value=value)
 
     def mismatch(self, kind: str, expected: str) -> None:
-        """Skip the value here, of this *kind*, and complain that it is not *expected*."""
+        """Skip the value of this *kind*, and record that it is not *expected*."""
         begin = self._at
         self.skip()
         shown = kind
@@ -88,12 +88,12 @@ class Scan:
         self.complain(f"{shown} is not {expected}", shown)
 
     def spend(self, size: int) -> None:
-        """Count *size* bytes, as many as a value at least takes once it is stored.
+        """Count *size* bytes, the minimum that a value takes when it is stored.
 
-        A text of nothing but `[{},{},...` takes many times its size in memory: this stops it early.
+        A text such as `[{},{},...` takes many times its size in memory: the limit stops it early.
 
         Raises:
-            MetadataError: all in all it is over the limit.
+            MetadataError: the sum is over the limit.
         """
         self._spent += size
         if self._spent > self._limit:
@@ -106,12 +106,12 @@ class Scan:
     # One value, whose kind is known.
 
     def kind(self) -> str:
-        """Return the kind of the value that begins here: null, bool, number, string, ..."""
+        """Return the kind of the next value: null, bool, number, string, object or array."""
         kind = _KINDS.get(self._next())
         return kind if kind is not None else self.refuse("a value")
 
     def scalar(self, kind: str) -> str | bool | None:
-        """Read what is no object and no array: a number as it is written, a string decoded."""
+        """Read a value that is neither object nor array: a number as text, a string decoded."""
         if kind == "string":
             return self.string()
         if kind == "number":
@@ -119,7 +119,7 @@ class Scan:
         return _WORDS[self._match(_WORD, "true, false or null")]
 
     def string(self) -> str:
-        """Read a string. What is not UTF-8, and a lone surrogate, become U+FFFD."""
+        """Read a string; each byte that is not UTF-8, and each lone surrogate, becomes U+FFFD."""
         plain = _PLAIN.match(self._data, self._at)
         if plain is not None:
             self._at = plain.end()
@@ -129,7 +129,7 @@ class Scan:
         return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
     def members(self) -> Iterator[str]:
-        """Read an object: yield each key, and have the caller read its value before the next."""
+        """Read an object: yield each key; the caller reads its value before the next key."""
         self._open()
         if not self._passed(b"}"):
             while True:
@@ -148,7 +148,7 @@ class Scan:
         self._depth -= 1
 
     def elements(self) -> Iterator[int]:
-        """Read an array: yield each index, and have the caller read that element."""
+        """Read an array: yield each index; the caller reads the element before it goes on."""
         self._open()
         if not self._passed(b"]"):
             index = 0
@@ -180,10 +180,10 @@ class Scan:
                 return
 
     def end(self) -> None:
-        """Make sure that nothing follows, and raise the complaint if there is one.
+        """Require the end of the text.
 
         Raises:
-            MetadataError: see there.
+            MetadataError: text follows, or a value has a wrong type.
         """
         if self._next() != -1:
             self.refuse("the end")
@@ -193,7 +193,7 @@ class Scan:
     # Bytes.
 
     def _next(self) -> int:
-        """Pass over white space and return the byte behind it; -1 at the end."""
+        """Skip white space and return the next byte; -1 at the end."""
         at = self._at
         if at < self._end and self._data[at] > _BLANK:
             return self._data[at]
@@ -226,7 +226,7 @@ class Scan:
 
 
 def _decode(data: bytes) -> str:
-    """Return UTF-8 as text, with one U+FFFD for each byte that is none, as Go has it."""
+    """Return UTF-8 as text, with one U+FFFD for each byte that is not UTF-8, as in Go."""
     return data.decode("utf-8", _EACH_BYTE)
 
 

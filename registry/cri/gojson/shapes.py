@@ -1,15 +1,15 @@
 """Types of Go, as encoding/json reads values into them.
 
-A shape reads one value from a `Scan`, on top of the value that an earlier key of the same name has
-left. Structs become dicts, maps dicts, slices lists, nil pointers, maps and slices None.
+A shape reads one value from a `Scan` into the old value, which an earlier key of the same name
+gave. Structs and maps become dicts, and slices lists. A nil pointer, map or slice becomes None.
 
-Rules of encoding/json (Go 1.19, decode.go) that are kept:
+The shapes follow these rules of encoding/json (Go 1.19, decode.go):
 
-1. Repeated objects merge, a repeated scalar replaces, and an array reads its elements on top of
-   those that stood at their places; one that got shorter finds them again when it grows.
-2. null leaves a scalar and a struct as they are, and makes a pointer, map or slice nil.
-3. A key that is no field's is skipped. One that differs in case, or has U+017F for s or U+212A for
-   k, is the field's all the same.
+1. A repeated object merges with the old one, and a repeated scalar replaces it. An array reads each
+   element into the old element at the same index, also into one that a shorter array has cut off.
+2. null does not change a scalar or a struct, and makes a pointer, map or slice nil.
+3. An unknown key is skipped. A key matches a field also if it differs in case, or has U+017F for s
+   or U+212A for k.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _FOLDED: Final = {
 
 
 class Shape(ABC):
-    """A type: which JSON it takes, and what becomes of it."""
+    """Type of Go: the kind of JSON value that it accepts, and the resulting value."""
 
     kind: ClassVar[str]
-    """The kind of JSON value that it takes."""
+    """Kind of JSON value that the type accepts."""
     name: str
-    """What it takes, for people."""
+    """Accepted values, for messages."""
     size: ClassVar[int] = 1
-    """Bytes that a value at least takes in a protobuf message that repeats it."""
+    """Minimum bytes of a value in a protobuf message that repeats it."""
 
     @abstractmethod
     def zero(self) -> Any:
-        """Return its zero value."""
+        """Return the zero value of the type."""
 
     def read(self, scan: Scan, old: Any) -> Any:
-        """Read the value that comes, and return what becomes of *old*."""
+        """Read the next value into *old*, and return the result."""
         kind = scan.kind()
         if kind == self.kind:
             return self.take(scan, old)
@@ -55,10 +55,10 @@ class Shape(ABC):
 
     @abstractmethod
     def take(self, scan: Scan, old: Any) -> Any:
-        """Read a value of its kind."""
+        """Read a value of the accepted kind into *old*, and return the result."""
 
     def null(self, scan: Scan, old: Any) -> Any:  # noqa: ARG002 - an element complains
-        """Return what a null makes of *old*."""
+        """Return the result of reading null into *old*."""
         return old
 
 
@@ -68,11 +68,11 @@ class String(Shape):
     kind, name, size = "string", "a string", 2
 
     def zero(self) -> str:
-        """Return the empty one."""
+        """Return the empty string."""
         return ""
 
     def take(self, scan: Scan, old: str) -> str:  # noqa: ARG002
-        """Read it."""
+        """Read a string."""
         return scan.string()
 
 
@@ -83,13 +83,19 @@ class Written(String):
     """A type that is written as a string (encoding.TextUnmarshaler)."""
 
     def __init__(self, name: str, parse: Callable[[str], str], null: str | None) -> None:
-        """Take what *parse* takes; *null* is what a null makes of it, None: it is refused."""
+        """Accept the strings that *parse* accepts.
+
+        Args:
+            name: accepted values, for messages.
+            parse: returns the value of a string, or raises ValueError.
+            null: result of reading null; None: null is refused.
+        """
         self.name = name
         self._parse: Final = parse
         self._null: Final = null
 
     def take(self, scan: Scan, old: str) -> str:
-        """Read it, and return what *parse* makes of it."""
+        """Read a string, and return its value."""
         text = scan.string()
         try:
             return self._parse(text)
@@ -98,7 +104,7 @@ class Written(String):
             return old
 
     def null(self, scan: Scan, old: str) -> str:
-        """Return what was given for it."""
+        """Return the result that `__init__` was given."""
         if self._null is None:
             scan.complain(f"null is not {self.name}")
             return old
@@ -115,17 +121,17 @@ class Bool(Shape):
         return False
 
     def take(self, scan: Scan, old: object) -> bool:  # noqa: ARG002
-        """Read it."""
+        """Read a bool."""
         return scan.scalar("bool") is True
 
 
 class Integer(Shape):
-    """A signed or unsigned integer, or an enum, which is one to Go."""
+    """Signed or unsigned integer, or an enum, which is an integer in Go."""
 
     kind = "number"
 
     def __init__(self, name: str, low: int, high: int) -> None:
-        """Take integers from *low* to *high*, written without a fraction and an exponent."""
+        """Accept integers from *low* to *high*, written without a fraction and an exponent."""
         self.name = name
         self._low: Final = low
         self._high: Final = high
@@ -135,10 +141,10 @@ class Integer(Shape):
         return 0
 
     def take(self, scan: Scan, old: int) -> int:
-        """Read it."""
+        """Read an integer."""
         literal = str(scan.scalar("number"))
         digits = literal.removeprefix("-")
-        # Go parses what is unsigned without looking for a sign: -0 is refused too.
+        # Go's parser of unsigned integers accepts no sign: -0 is refused too.
         signed = self._low < 0 or digits == literal
         if signed and digits.isdecimal() and len(digits) <= len(str(self._high)):
             value = int(literal)
@@ -154,7 +160,7 @@ class Slice(Shape):
     kind, name = "array", "an array"
 
     def __init__(self, element: Shape) -> None:
-        """Hold elements of one shape."""
+        """Accept arrays of elements of one shape."""
         self._element: Final = element
 
     def zero(self) -> None:
@@ -164,7 +170,7 @@ class Slice(Shape):
         """Return nil."""
 
     def take(self, scan: Scan, old: _Elements | None) -> _Elements:
-        """Read it, each element on top of the one at its place."""
+        """Read an array, each element into the old one at its index."""
         element = self._element
         room = [] if old is None else old + old.behind
         count = 0
@@ -178,7 +184,7 @@ class Slice(Shape):
 
 
 class _Elements(list[Any]):
-    """The elements of a slice, and those that stand behind its end."""
+    """Elements of a slice, and elements that a shorter array has cut off (*behind*)."""
 
     def __init__(self, elements: list[Any], behind: list[Any]) -> None:
         super().__init__(elements)
@@ -191,7 +197,7 @@ class Map(Shape):
     kind, name = "object", "an object"
 
     def __init__(self, value: Shape) -> None:
-        """Hold values of one shape."""
+        """Accept objects whose values have one shape."""
         self._value: Final = value
 
     def zero(self) -> None:
@@ -201,7 +207,7 @@ class Map(Shape):
         """Return nil."""
 
     def take(self, scan: Scan, old: dict[str, Any] | None) -> dict[str, Any]:
-        """Read it into what is there; a value that is there is replaced, not merged."""
+        """Read an object into the old map; a repeated key replaces its value."""
         new = {} if old is None else old
         for key in scan.members():
             scan.spend(_ENTRY)
@@ -210,26 +216,29 @@ class Map(Shape):
 
 
 _ENTRY: Final = 4
-"""Bytes of a map's entry in a protobuf message, at least, if few have the same key."""
+"""Minimum bytes of an entry of a map in a protobuf message, if few have the same key."""
 
 
 class Struct(Shape):
-    """A struct that stands where it is."""
+    """Struct by value."""
 
     kind, name, size = "object", "an object", 2
 
     def __init__(self, fields: Callable[[], Mapping[str, Shape]]) -> None:
-        """Have the fields that *fields* returns; asked late, as a message may contain itself."""
+        """Accept objects with the fields that *fields* returns.
+
+        *fields* is called at the first read, since a message may contain itself.
+        """
         self._build: Final = fields
         self._fields: Mapping[str, Shape] = {}
         self._folded: Mapping[str, str] = {}
 
     def zero(self) -> dict[str, Any] | None:
-        """Return one in which nothing has been set."""
+        """Return a struct without any field set."""
         return {}
 
     def take(self, scan: Scan, old: dict[str, Any] | None) -> dict[str, Any]:
-        """Read it into what is there."""
+        """Read an object into the old struct."""
         if not self._folded:
             self._fields = self._build()
             self._folded = {name.translate(_FOLDED): name for name in self._fields}
@@ -256,30 +265,30 @@ class Pointer(Struct):
 
 
 class Element(Pointer):
-    """A message that is repeated or in a map: protobuf has no nil there."""
+    """Message that is an element of a list or a map: protobuf has no nil there."""
 
     def null(self, scan: Scan, old: Any) -> None:  # noqa: ARG002
-        """Complain: Go would go on with a nil that it could never send."""
+        """Record an error: Go continues with a nil, which it could never send."""
         scan.complain("null is not an object")
 
 
 class Fresh(Pointer):
-    """A struct that reads itself (json.Unmarshaler): nothing of an earlier one is left."""
+    """Struct with a json.Unmarshaler, which replaces the old struct."""
 
     def take(self, scan: Scan, old: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Read it as if nothing were there."""
+        """Read an object into a new struct."""
         return super().take(scan, None)
 
 
 def read(shape: Shape, data: bytes, limit: int) -> Any:
-    """Return the value of *shape* that the JSON text *data* stands for.
+    """Return the value of *shape* that Go reads from the JSON text *data*.
 
     Args:
-        shape: what it is read as.
-        data: the text.
-        limit: bytes that its value may take in a protobuf message.
+        shape: type of the value.
+        data: JSON text.
+        limit: bytes that the value may take in a protobuf message.
     Raises:
-        MetadataError: it is no JSON, or some value is of another type, or it is over the limit.
+        MetadataError: *data* is not JSON, a value has another type, or the value is over the limit.
     """
     scan = Scan(data, limit)
     value = shape.read(scan, shape.zero())

@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any, Final
 
-# Python's encoder writes the same but for these. A backslash is matched with what it escapes, so
-# that the b of an escaped backslash and a b is left alone.
+# Python's encoder writes the same JSON, except these. A backslash is matched with the character
+# that it escapes: a b after an escaped backslash must not change.
 _DIFFERENT: Final = re.compile("\\\\.|[<>&\u2028\u2029]")
 _GO: Final = {
     r"\b": r"\u0008",
@@ -21,7 +21,7 @@ def write(value: Any) -> bytes:
 
     Raises:
         UnicodeEncodeError: a string holds a lone surrogate.
-        TypeError: something else is in it.
+        TypeError: *value* contains an object of another type.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return _DIFFERENT.sub(_as_go, text).encode()
