@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Self
 
 import grpc
+import pytest
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -15,6 +16,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorProto,
 )
 
+from registry.cri import PodSandboxConfig
 from tests.tools import ROOT
 
 UPSTREAM = os.path.join(ROOT, "tests", "data", "cri", "cri-v1-sandbox-rpcs.json")
@@ -158,3 +160,16 @@ class Client:
         if state is not None:
             filters["state"] = {"state": state}
         return list(self.call("ListPodSandbox", filter=filters).items)
+
+
+def config(name: str = "web") -> PodSandboxConfig:
+    """Return the config of a pod with a network of its own."""
+    return PodSandboxConfig.FromString(pod_config(name).SerializeToString())
+
+
+def refused(code: grpc.StatusCode, cri: Client, method: str, **fields: Any) -> str:
+    """Make a call that must fail with *code*, and return its message."""
+    with pytest.raises(grpc.RpcError) as caught:
+        cri.call(method, **fields)
+    assert code is caught.value.code()
+    return str(caught.value.details())
