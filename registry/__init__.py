@@ -54,7 +54,7 @@ from registry.host.netns import NetNS
 from registry.model.cni import DNS, CNIResult, Interface, IPConfig, Route
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status, StatusStorage, UpdateFunc
-from registry.recovery.verdicts import Finding, Report, Verdict
+from registry.recovery.findings import Finding, Report, Verdict
 from registry.store import Store
 from registry.tables.integrity import Violation
 from registry.tables.rows import Transition

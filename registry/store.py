@@ -45,7 +45,7 @@ from registry.model.validation import (
     check_text,
     invalid,
 )
-from registry.recovery.verdicts import Report
+from registry.recovery.findings import Report
 from registry.sync.imports import late_import
 from registry.tables import migrations, queries, sql, writes
 from registry.tables.inspection import inspect

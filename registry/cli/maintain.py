@@ -13,7 +13,7 @@ from registry.cli import options
 from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output import plain, table, write, write_all, write_json
 from registry.errors import InvalidArgumentError, NetNSError, NotFoundError
-from registry.recovery.verdicts import Report, Verdict
+from registry.recovery.findings import Report, Verdict
 
 ORPHANS: Final = (
     "--remove-orphans removes orphans, unless a process lives in one; first make sure that this "

@@ -111,7 +111,7 @@ TIME_MAX: Final = 2**63 - 1
 REASON_MAX: Final = 1024
 MESSAGE_MAX: Final = 32 * 1024
 """Maximum characters; both are the limits of Kubernetes conditions."""
-_REASON: Final = re.compile(r"([A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?)?")
+_REASON: Final = r"([A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?)?"
 
 
 def validate(status: object, doing: str) -> Status:
@@ -133,7 +133,7 @@ def validate(status: object, doing: str) -> Status:
     if status.exit_status is not None:
         check_integer(doing, "exit_status", status.exit_status, -(2**31), 2**32 - 1)
     reason = check_text(doing, "reason", status.reason, REASON_MAX)
-    if not _REASON.fullmatch(reason):
+    if not re.fullmatch(_REASON, reason):
         raise invalid(doing, "reason", reason, "is not a CamelCase word")
     check_text(doing, "message", status.message, MESSAGE_MAX)
     return status

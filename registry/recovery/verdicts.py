@@ -11,9 +11,8 @@ This module neither observes the host nor writes: `observations` observes, `reco
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -22,6 +21,7 @@ from registry.host.namespaces import NetNSObservation, Presence
 from registry.host.process import Liveness, ProcessObservation
 from registry.model.status import MESSAGE_MAX, State, Status
 from registry.recovery.evidence import BootEvidence, Evidence
+from registry.recovery.findings import Finding, Report, Verdict
 from registry.tables.rows import (
     AnyRow,
     Row,
@@ -30,61 +30,19 @@ from registry.tables.rows import (
     load_netns,
 )
 
+__all__ = [
+    "Decision",
+    "Finding",
+    "Observation",
+    "Report",
+    "Verdict",
+    "decide",
+    "names_other_boot",
+    "recorded_here",
+    "report",
+]
+
 _UNKNOWN, _READY, _NOTREADY = map(str, State)
-
-
-class Verdict(StrEnum):
-    """Conclusion about one sandbox; the table is in docs/reconcile.md."""
-
-    HOST = "HOST"
-    OPEN = "OPEN"
-    CLOSED = "CLOSED"
-    REPLACED = "REPLACED"
-    EXITED = "EXITED"
-    INTERRUPTED = "INTERRUPTED"
-    UNREACHABLE = "UNREACHABLE"
-    CREATING = "CREATING"
-    UNVERIFIED = "UNVERIFIED"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Result of a reconcile for one sandbox.
-
-    Attributes:
-        sandbox_id: full id of the sandbox.
-        verdict: conclusion.
-        reason: status reason of the verdict; "" if the verdict does not make a sandbox NOTREADY.
-        message: observations that led to the verdict.
-        changed: True if this reconcile made the sandbox NOTREADY.
-    """
-
-    sandbox_id: str
-    verdict: Verdict
-    reason: str
-    message: str
-    changed: bool
-
-    def __str__(self) -> str:
-        """Return one line for a log."""
-        done = " (now NOTREADY)" if self.changed else ""
-        return f"sandbox {self.sandbox_id!r}: {self.verdict}{done}: {self.message}"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Result of a reconcile.
-
-    Attributes:
-        findings: one for each sandbox whose verdict is neither OPEN nor HOST, and for each NOTREADY
-            sandbox that has to be cleaned up; ordered by created_at and id.
-        counts: number of sandboxes by verdict; each sandbox is counted once.
-        orphans: paths of namespaces that carry this registry's id and belong to no sandbox.
-    """
-
-    findings: tuple[Finding, ...]
-    counts: Mapping[Verdict, int]
-    orphans: tuple[str, ...]
 
 
 class Observation(NamedTuple):

@@ -90,6 +90,7 @@ ORDER = [
     "handles.additions",
     "handles.exit_watcher",
     "handles",
+    "recovery.findings",
     "recovery.evidence",
     "recovery.verdicts",
     "recovery.observations",
