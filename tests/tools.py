@@ -32,6 +32,10 @@ UNKNOWN = Status(State.UNKNOWN)
 NOTREADY = Status(State.NOTREADY)
 
 
+class Stop(BaseException):
+    """Exception that no code of the package expects."""
+
+
 def pod(name: str = "web", namespace: str = "default", **labels: str) -> PodSandboxConfig:
     """Return a config of a pod."""
     config = PodSandboxConfig(labels=labels)
