@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from registry import NetNS
 from registry.host import kernel
 
 Sleeper = Callable[[], subprocess.Popen[bytes]]
@@ -58,3 +61,42 @@ def sleeper() -> Iterator[Sleeper]:
             return process
 
         yield start
+
+
+@pytest.fixture
+def nothing_leaks() -> Iterator[None]:
+    """Compare descriptors, threads and this thread's namespace before and after each test.
+
+    What ends meanwhile is nothing that leaks: it may be left of another test.
+    """
+
+    def now() -> set[object]:
+        found: set[object] = {inside(), *threading.enumerate()}
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # the one by which the directory is read
+                found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+        return found
+
+    before = now()
+    yield
+    assert now() <= before
+
+
+@pytest.fixture
+def made(base_dir: str) -> NetNS:
+    """Return a namespace of its own."""
+    return NetNS.create(f"{base_dir}/made")
+
+
+def inside() -> str:
+    """Return which network namespace the calling thread is in."""
+    return os.readlink("/proc/thread-self/ns/net")
+
+
+@pytest.fixture
+def victim(base_dir: str) -> Iterator[NetNS]:
+    """Return a stranger's namespace, which has to be open at the end."""
+    victim = NetNS.create(f"{base_dir}/victim")
+    yield victim
+    assert not victim.closed
+    victim.remove()

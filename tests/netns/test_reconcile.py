@@ -1,100 +1,42 @@
-"""Every verdict of the reconciler, produced for real."""
+"""Reconcile of network namespaces, and a reconcile as a whole."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from registry import Finding, NetNS, NetNSError, Report, State, Status, Store, Verdict
+from registry import NetNS, State, Store, Verdict
 from registry.cri import NamespaceMode
 from registry.host import kernel, namespaces
 from registry.recovery import reconcile
 from tests import needs
 from tests.conftest import OpenStore
 from tests.netns.conftest import Sleeper
+from tests.netns.findings import add, marked, only, unmarked
 from tests.tools import (
-    NOTREADY,
     READY,
     UNKNOWN,
-    end_pid_namespaces,
     environment,
-    execute,
     line,
     pod,
     python,
     query,
     run,
-    running,
     sandbox,
-    tamper,
 )
 
 pytestmark = [
     pytest.mark.netns,
     needs.namespaces,
 ]
-
-ELSEWHERE = "00000000-0000-4000-8000-000000000000"
-
-
-def only(report: Report) -> Finding:
-    """Return the one finding."""
-    (finding,) = report.findings
-    assert {finding.verdict: 1} == dict(report.counts)
-    return finding
-
-
-def marked(store: Store, verdict: Verdict, reason: str) -> Finding:
-    """Reconcile, and expect the one sandbox to be made NOTREADY; a dry run says the same before."""
-    before = store.list(include_unknown=True)[0].status.get()
-    dry = only(store.reconcile(dry_run=True))
-    assert (verdict, reason, False) == (dry.verdict, dry.reason, dry.changed)
-    assert before == store.list(include_unknown=True)[0].status.get()
-    finding = only(store.reconcile())
-    assert (verdict, reason, True) == (finding.verdict, finding.reason, finding.changed)
-    (handle,) = store.list()
-    status = handle.status.get()
-    assert (State.NOTREADY, reason, finding.message) == (
-        status.state,
-        status.reason,
-        status.message,
-    )
-    assert handle.stopped.is_set()
-    assert (reason, "changed") == (store.history()[-1].reason, store.history()[-1].event)
-    assert not any(again.changed for again in store.reconcile().findings)
-    assert status == handle.status.get()
-    return finding
-
-
-def unmarked(store: Store, verdict: Verdict) -> Finding:
-    """Reconcile, and expect a finding that changes nothing."""
-    before = store.list(include_unknown=True)[0].status.get()
-    seq = store.history()[-1].seq
-    finding = only(store.reconcile())
-    assert (verdict, "", False) == (finding.verdict, finding.reason, finding.changed)
-    assert before == store.list(include_unknown=True)[0].status.get()
-    assert [] == store.history(after=seq)
-    return finding
-
-
-def add(store: Store, base_dir: str, status: Status = READY) -> NetNS:
-    """Add a sandbox with a namespace of its own."""
-    netns = NetNS.create(store.new_netns_path(base_dir))
-    store.add(sandbox("a", netns_path=netns.path), status)
-    return netns
-
-
-# Namespaces.
 
 
 def test_an_open_namespace_is_open(store: Store, base_dir: str) -> None:
@@ -148,7 +90,7 @@ def test_a_sandbox_leaves_what_is_not_its_namespace(store: Store, base_dir: str)
     other.remove()
 
 
-def test_a_host_network_sandbox_is_not_looked_at(store: Store) -> None:
+def test_a_host_network_sandbox_is_not_observed(store: Store) -> None:
     """Whatever its path says."""
     config = pod()
     config.linux.security_context.namespace_options.network = NamespaceMode.NODE
@@ -294,501 +236,6 @@ def test_an_unreachable_sandbox_whose_process_lives_in_its_namespace_says_so(
         child.communicate()
 
 
-# Namespaces of processes.
-
-
-def add_process(store: Store, netns: NetNS) -> subprocess.Popen[bytes]:
-    """Add a sandbox whose path is the namespace of a process in *netns*, which it returns."""
-    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
-    store.add(sandbox("a", netns_path=f"/proc/{process.pid}/ns/net"), READY)
-    return process
-
-
-@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
-def test_the_namespace_of_a_process_is_open_until_the_process_ends(
-    store: Store, base_dir: str, reaped: bool
-) -> None:
-    """/proc/PID/ns/net is looked at and entered as any other path; it closes with the process."""
-    netns = NetNS.create(f"{base_dir}/made")
-    process = add_process(store, netns)
-    try:
-        assert {Verdict.OPEN: 1} == store.reconcile().counts
-        found = store.get("a").netns
-        assert found is not None
-        assert found.identity.same_as(netns.identity)
-        inside = os.readlink(f"/proc/{process.pid}/ns/net")
-        assert inside == found.do(lambda: os.readlink("/proc/thread-self/ns/net"))
-    finally:
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        if reaped:
-            process.wait()
-    marked(store, Verdict.CLOSED, "NetNSClosed")
-    assert None is store.get("a").netns
-    process.wait()
-    assert not netns.closed
-    netns.remove()
-
-
-def test_another_process_under_the_pid_of_a_path_replaces_the_namespace(tmp_path: Path) -> None:
-    """In a pid namespace of its own, where numbers come again."""
-    code = """
-        import os, sys
-        from registry import Metadata, State, Status, Store
-        from registry.host import kernel
-        def spawn():
-            pid = os.fork()
-            if not pid:
-                kernel.unshare(kernel.CLONE_NEWNET)
-                os.execlp("sh", "sh", "-c", "echo; exec sleep 1000")
-            return pid
-        read, write = os.pipe()
-        os.dup2(write, 1)
-        def spawned():
-            pid = spawn()
-            os.read(read, 1)
-            return pid
-        first = spawned()
-        with Store.open(sys.argv[1]) as store:
-            metadata = Metadata("a", "a", None, netns_path=f"/proc/{first}/ns/net")
-            store.add(metadata, Status(State.READY))
-            os.kill(first, 9)
-            os.waitpid(first, 0)
-            for _ in range(100):  # the kernel may take a moment to free the number
-                with open("/proc/sys/kernel/ns_last_pid", "w") as last:
-                    last.write(str(first - 1))
-                second = spawned()
-                if second == first:
-                    break
-                os.kill(second, 9)
-                os.waitpid(second, 0)
-            finding, = store.reconcile().findings
-            print(first == second, finding.verdict, finding.reason, file=sys.stderr)
-            store.get("a").remove_netns()
-            os.kill(second, 0)
-            os.kill(second, 9)
-        """
-    done = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", *python(code, tmp_path / "registry.db")],
-        env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert 0 == done.returncode, done.stderr
-    assert "True REPLACED NetNSReplaced" == done.stderr.strip()
-
-
-def test_the_namespace_of_a_hidden_process_is_not_closed(tmp_path: Path) -> None:
-    """With hidepid= other users do not see /proc/PID of one that lives, nor of one that is dead."""
-    out = run(
-        """
-        import os, subprocess, sys
-        from registry.host import kernel, namespaces
-        from registry.host.context import HostContext
-        kernel.unshare(0x20000)  # CLONE_NEWNS
-        kernel.mount("", "/", "none", 0x44000)  # private
-        subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
-        context = HostContext.current()
-        living, dead = subprocess.Popen(["sleep", "1000"]), subprocess.Popen(["true"])
-        dead.wait()
-        read, write = os.pipe()
-        child = os.fork()
-        if not child:
-            os.setgroups([]); os.setgid(65534); os.setuid(65534)
-            for pid in (living.pid, dead.pid, 10**20):
-                observed = namespaces.observe(f"/proc/{pid}/ns/net", context)
-                print(observed.presence.name,
-                      observed.detail == f"{observed.path!r} cannot be seen: "
-                      f"process {pid} is hidden from us", flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
-        living.kill()
-        living.wait()
-        """
-    )
-    assert ["UNSEEN True", "ABSENT False", "ABSENT False"] == out.splitlines()
-
-
-def test_a_path_through_a_process_that_is_gone_is_unreachable(
-    store: Store, base_dir: str, sleeper: Sleeper
-) -> None:
-    """/proc/PID/root leads to what may outlive the process; while it lives, nothing is nothing."""
-    netns = NetNS.create(f"{base_dir}/made")
-    process = sleeper()
-    root = f"/proc/{process.pid}/root"
-    store.add(sandbox("a", netns_path=f"{root}{netns.path}"), READY)
-    assert {Verdict.OPEN: 1} == store.reconcile().counts
-    process.kill()
-    process.wait()
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert f"process {process.pid}, through which it leads, is gone" in finding.message
-    with pytest.raises(NetNSError) as caught:
-        store.get("a").netns  # noqa: B018 - the property raises
-    assert errno.ESRCH == caught.value.errno
-    store.delete("a")
-    other = sleeper()
-    store.add(sandbox("a", netns_path=f"/proc/{other.pid}/root{base_dir}/none"), READY)
-    marked(store, Verdict.CLOSED, "NetNSClosed")
-    netns.remove()
-
-
-def test_a_path_that_may_not_be_searched_is_unreachable(
-    store: Store, path: str, base_dir: str
-) -> None:
-    """A permission error is no proof of anything; here without root's rights."""
-    netns = add(store, base_dir)
-    os.chmod(base_dir, 0o700)
-    code = """
-        import os, sys
-        from registry import Store
-        with Store.open(sys.argv[1], read_only=True) as store:
-            print(len(store.reconcile(dry_run=True).findings))
-            os.setgroups([]); os.setgid(65534); os.setuid(65534)
-            for finding in store.reconcile(dry_run=True).findings:
-                print(finding.verdict, finding.message)
-        """
-    before, after = run(code, path).splitlines()
-    assert "0" == before
-    assert after.startswith("UNREACHABLE")
-    assert "Permission denied" in after
-    netns.remove()
-
-
-@pytest.mark.parametrize("lives", [False, True], ids=["empty", "lived in"])
-def test_a_loop_of_symlinks_is_unreachable(store: Store, base_dir: str, lives: bool) -> None:
-    """Its target is not known, unless the recorded process lives in it."""
-    netns = add(store, base_dir)
-    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
-    try:
-        store.get("a").status.update(lambda old: replace(old, pid=process.pid if lives else 0))
-        netns.remove()
-        os.symlink(netns.path, netns.path)
-        finding = unmarked(store, Verdict.UNREACHABLE)
-        assert "Too many levels of symbolic links" in finding.message
-        assert lives is ("still lives in the recorded namespace" in finding.message)
-        assert os.path.islink(netns.path)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_another_boot_is_a_closed_namespace(store: Store, path: str, base_dir: str) -> None:
-    """Recorded under a boot id that is not ours; the reason is that, and not what follows."""
-    add(store, base_dir).remove()
-    execute(path, f"UPDATE sandbox_statuses SET boot_id = '{ELSEWHERE}'")
-    finding = marked(store, Verdict.CLOSED, "HostRebooted")
-    assert ELSEWHERE in finding.message
-    assert "nothing is at" in finding.message
-
-
-def test_another_boot_clears_the_pid(store: Store, path: str) -> None:
-    """Another process has it now, with another pidfd inode and start time."""
-    store.add(sandbox("a"), replace(READY, pid=os.getpid()))
-    tamper(
-        path,
-        f"UPDATE sandbox_statuses SET process_boot_id = '{ELSEWHERE}',"
-        " process_inode = process_inode + 1, process_start_time = process_start_time + 1",
-    )
-    end_pid_namespaces(path)
-    finding = marked(store, Verdict.CLOSED, "HostRebooted")
-    assert f"process {os.getpid()} ran before the host was booted" in finding.message
-    assert 0 == store.get("a").status.get().pid
-
-
-@pytest.mark.parametrize(
-    "column", ["netns_boot_id", "boot_id", "process_boot_id", "creator_boot_id"]
-)
-def test_another_boot_id_alone_marks_nothing_that_lives(
-    store: Store, path: str, base_dir: str, sleeper: Sleeper, column: str
-) -> None:
-    """Whichever of the recorded ids it is, the process and the namespace are there."""
-    pid = sleeper().pid
-    netns = NetNS.create(store.new_netns_path(base_dir))
-    status = UNKNOWN if column == "creator_boot_id" else READY
-    store.add(sandbox("a", netns_path=netns.path), replace(status, pid=pid))
-    table = "sandboxes" if column.startswith(("netns", "creator")) else "sandbox_statuses"
-    tamper(path, f"UPDATE {table} SET {column} = '{ELSEWHERE}'")
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert f"recorded under boot '{ELSEWHERE}'" in finding.message
-    assert f"process {os.getpid() if status is UNKNOWN else pid} runs" in finding.message
-    netns.remove()
-
-
-def test_a_namespace_in_which_the_recorded_process_lives_is_not_replaced(
-    store: Store, path: str, base_dir: str
-) -> None:
-    """Whatever its recorded number says."""
-    netns = NetNS.create(store.new_netns_path(base_dir))
-    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
-    store.add(sandbox("a", netns_path=netns.path), replace(READY, pid=process.pid))
-    tamper(path, "UPDATE sandboxes SET netns_number = netns_number + 1")
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert "but the recorded process lives in it" in finding.message
-    process.kill()
-    process.wait()
-    marked(store, Verdict.REPLACED, "NetNSReplaced")
-    netns.remove()
-
-
-# Processes.
-
-
-def test_a_killed_process_is_exited(store: Store, sleeper: Sleeper) -> None:
-    """And its pid is cleared."""
-    process = sleeper()
-    store.add(sandbox("a"), replace(READY, pid=process.pid))
-    assert () == store.reconcile().findings
-    process.kill()
-    process.wait()
-    finding = marked(store, Verdict.EXITED, "ProcessExited")
-    assert str(process.pid) in finding.message
-    assert 0 == store.get("a").status.get().pid
-
-
-def test_a_zombie_is_exited(store: Store, sleeper: Sleeper) -> None:
-    """Though it still has its /proc/PID."""
-    process = sleeper()
-    store.add(sandbox("a"), replace(READY, pid=process.pid))
-    process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert os.path.exists(f"/proc/{process.pid}")
-    marked(store, Verdict.EXITED, "ProcessExited")
-
-
-def test_a_reused_pid_is_exited(tmp_path: Path) -> None:
-    """Another process has the number; in a pid namespace of its own, where numbers come again."""
-    code = """
-        import os, sys
-        from registry import Metadata, State, Status, Store
-        def spawn():
-            return os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
-        def started(pid):  # in clock ticks, in one of which no kernel uses up all pids
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[19]
-        with Store.open(sys.argv[1]) as store:
-            first = spawn()
-            store.add(Metadata("a", "a", None), Status(State.READY, pid=first))
-            since = started(first)
-            os.kill(first, 9)
-            os.waitpid(first, 0)
-            for _ in range(100):  # the kernel may take a moment to free the number
-                with open("/proc/sys/kernel/ns_last_pid", "w") as last:
-                    last.write(str(first - 1))
-                second = spawn()
-                if second == first and started(second) != since:
-                    break
-                os.kill(second, 9)
-                os.waitpid(second, 0)
-            finding, = store.reconcile().findings
-            print(first == second, finding.verdict, finding.reason, finding.message)
-            os.kill(second, 0)
-            os.kill(second, 9)
-        """
-    done = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", *python(code, tmp_path / "registry.db")],
-        env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert 0 == done.returncode, done.stderr
-    assert done.stdout.startswith("True EXITED ProcessExited")
-    assert "another one has its pid" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("pid", ["--pid", "--fork", "--mount-proc"]),
-        ("time", ["--time", "--boottime", "1000", "--fork"]),
-    ],
-    ids=["pid", "time"],
-)
-def test_a_process_of_another_namespace_is_unreachable(
-    store: Store, path: str, kind: str, options: list[str]
-) -> None:
-    """Its number, or its start time, means something else there."""
-    code = """
-        import os, sys
-        from registry import Metadata, State, Status, Store
-        with Store.open(sys.argv[1]) as store:
-            store.add(Metadata("a", "a", None), Status(State.READY, pid=os.getpid()))
-        """
-    subprocess.run(["unshare", *options, *python(code, path)], env=environment(), check=True)
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert f"recorded in {kind} namespace" in finding.message
-
-
-UNDETERMINED = (
-    "UPDATE sandbox_statuses SET process_inode = NULL, process_start_time = NULL",
-    "UPDATE sandboxes SET creator_inode = NULL, creator_start_time = NULL",
-)
-"""Leaves of a process only where it was recorded, as without descriptors."""
-
-
-def test_a_process_whose_identity_could_not_be_determined_is_unreachable_until_it_is_gone(
-    store: Store, path: str, sleeper: Sleeper
-) -> None:
-    """A process with that pid may be the recorded one."""
-    process = sleeper()
-    store.add(sandbox("a"), replace(READY, pid=process.pid))
-    tamper(path, *UNDETERMINED)
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert "the identity of the recorded one is not known" in finding.message
-    process.kill()
-    process.wait()
-    marked(store, Verdict.EXITED, "ProcessExited")
-
-
-def test_a_process_is_gone_if_only_its_pid_is_recorded_and_no_process_has_it(
-    store: Store, path: str, sleeper: Sleeper
-) -> None:
-    """The shim died after it had recorded the pid, and before the identity."""
-    process = sleeper()
-    store.add(sandbox("a"), replace(READY, pid=process.pid))
-    columns = ("boot_id", "pid_ns", "time_ns", "inode", "start_time")
-    nothing = ", ".join(f"process_{column} = NULL" for column in columns)
-    tamper(path, f"UPDATE sandbox_statuses SET {nothing}")
-    unmarked(store, Verdict.UNREACHABLE)
-    process.kill()
-    process.wait()
-    marked(store, Verdict.EXITED, "ProcessExited")
-
-
-def test_a_record_whose_process_runs_under_another_pid_is_not_exited(
-    store: Store, path: str, sleeper: Sleeper
-) -> None:
-    """The pid is damaged: the kernel knows the process by the inode of its pidfd."""
-    process, other = sleeper(), sleeper()
-    store.add(sandbox("a"), replace(READY, pid=process.pid))
-    other.kill()
-    other.wait()
-    tamper(path, f"UPDATE sandbox_statuses SET pid = {other.pid}")
-    ((inode,),) = query(path, "SELECT process_inode FROM sandbox_statuses")
-    if kernel.pid_of_inode(inode) != process.pid:
-        pytest.skip("this kernel opens no process by the inode of its pidfd")
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert f"the recorded process runs with pid {process.pid}" in finding.message
-
-
-def test_a_process_that_started_at_the_recorded_time_is_not_another_one(
-    store: Store, path: str, sleeper: Sleeper
-) -> None:
-    """Though its pidfd has another inode than the recorded one."""
-    store.add(sandbox("a"), replace(READY, pid=sleeper().pid))
-    tamper(path, "UPDATE sandbox_statuses SET process_inode = process_inode + 1000000")
-    finding = unmarked(store, Verdict.UNREACHABLE)
-    assert "started when the recorded one did" in finding.message
-
-
-class Task:
-    """A container that says what it is told to."""
-
-    def __init__(self, pid: int | None) -> None:
-        self.id = "c1"
-        self._pid = pid
-
-    def pid(self) -> int | None:
-        return self._pid
-
-
-def test_a_containers_word_goes_before_proc(store: Store, sleeper: Sleeper) -> None:
-    """It says that there is no task, though the process lives."""
-    store.add(sandbox("a"), replace(READY, pid=sleeper().pid), container=Task(None))
-    finding = marked(store, Verdict.EXITED, "ProcessExited")
-    assert "'c1' has no task" in finding.message
-
-
-def test_a_container_that_runs_keeps_the_sandbox(store: Store, path: str) -> None:
-    """Though the process cannot be judged from here."""
-    store.add(sandbox("a"), replace(READY, pid=os.getpid()), container=Task(os.getpid()))
-    tamper(path, "UPDATE sandbox_statuses SET process_pid_ns = 1")
-    assert () == store.reconcile().findings
-
-
-def test_a_container_that_raises_stops_no_other_sandbox(store: Store) -> None:
-    """Its sandbox is unreachable, the other one is judged."""
-
-    class Broken(Task):
-        def pid(self) -> int | None:
-            raise ConnectionError("no answer")
-
-    store.add(sandbox("a"), READY, container=Broken(None))
-    store.add(sandbox("b", netns_path="/run/netns/none"), READY)
-    report = store.reconcile()
-    assert {Verdict.UNREACHABLE: 1, Verdict.CLOSED: 1} == report.counts
-    assert ["a", "b"] == [finding.sandbox_id for finding in report.findings]
-    assert State.READY == store.get("a").status.get().state
-
-
-# Creations.
-
-
-CREATOR = """
-    import sys
-    from registry import Metadata, State, Status, Store
-    store = Store.open(sys.argv[1])
-    store.add(Metadata("a", "a", None, netns_path=sys.argv[2]), Status(State.UNKNOWN))
-    print("added", flush=True)
-    sys.stdin.readline()
-    store.close()
-    print("closed", flush=True)
-    sys.stdin.readline()
-    """
-
-
-def test_a_creation_whose_creator_lives_is_creating(store: Store, path: str) -> None:
-    """Nothing is done, and its age is told."""
-    with running(CREATOR, path, "/run/netns/planned") as child:
-        assert "added" == line(child)
-        finding = unmarked(store, Verdict.CREATING)
-        assert str(child.pid) in finding.message
-        assert re.search(r"being created for \d+\.\d s: ", finding.message)
-
-
-def test_a_creation_whose_creator_died_is_interrupted(
-    store: Store, path: str, base_dir: str
-) -> None:
-    """Killed before it made the namespace: the record names all there is to clean up."""
-    with running(CREATOR, path, f"{base_dir}/planned") as child:
-        assert "added" == line(child)
-    finding = marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
-    assert f"{base_dir}/planned" in finding.message
-    assert f"{base_dir}/planned" == store.get("a").netns_path
-
-
-def test_a_creator_whose_identity_could_not_be_determined_is_unreachable_until_it_is_gone(
-    store: Store, path: str
-) -> None:
-    """It is never taken for a sandbox that was adopted."""
-    with running(CREATOR, path, "/run/netns/planned") as child:
-        assert "added" == line(child)
-        tamper(path, *UNDETERMINED)
-        finding = unmarked(store, Verdict.UNREACHABLE)
-        assert "its creator: a process" in finding.message
-    marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
-
-
-def test_a_namespace_that_was_never_made_is_not_closed_ever_after(
-    store: Store, path: str, base_dir: str
-) -> None:
-    """A namespace that is not recorded is not judged; the file at its path is removed."""
-    with running(CREATOR, path, f"{base_dir}/planned") as child:
-        assert "added" == line(child)
-    marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
-    assert ((), {Verdict.OPEN: 1}) == (store.reconcile().findings, store.reconcile().counts)
-    Path(f"{base_dir}/planned").touch()
-    finding = unmarked(store, Verdict.OPEN)
-    assert f"still to be cleaned up: '{base_dir}/planned' is no namespace" == finding.message
-    os.unlink(f"{base_dir}/planned")
-    assert () == store.reconcile().findings
-
-
-def test_an_imported_creation_is_unverified(store: Store, path: str) -> None:
-    """It is UNKNOWN and has no creator."""
-    execute(
-        path,
-        "INSERT INTO sandboxes (id, name) VALUES ('a', 'a')",
-        "INSERT INTO sandbox_statuses (sandbox_id, state) VALUES ('a', 'SANDBOX_UNKNOWN')",
-    )
-    unmarked(store, Verdict.UNVERIFIED)
-
-
 # Several at once, and what is left.
 
 
@@ -815,207 +262,6 @@ def test_a_notready_sandbox_with_something_alive_is_reported(
     assert netns.path in finding.message
     assert str(process.pid) in finding.message
     netns.remove()
-
-
-def test_an_orphan_of_ours_is_reported_and_removed_on_request(
-    store: Store, base_dir: str, tmp_path: Path
-) -> None:
-    """Not containerd's, not another registry's, not what a sandbox owns, not a plain file."""
-    owned = add(store, base_dir)
-    orphan = NetNS.create(store.new_netns_path(base_dir))
-    with Store.open(tmp_path / "other.db") as other:
-        theirs = NetNS.create(other.new_netns_path(base_dir))
-    cni = NetNS.create(f"{base_dir}/cni-6a9d6f1c-5a5b-4bd7-8f5c-9a8f4d6f1c5a")
-    Path(store.new_netns_path(base_dir)).touch()
-    assert (orphan.path,) == store.reconcile(dry_run=True).orphans == store.reconcile().orphans
-    assert not orphan.closed
-    wanted = [orphan.path, theirs.path, cni.path, owned.path]
-    assert [orphan.path] == store.remove_orphans(wanted)
-    assert [True, False, False, False] == [netns.closed for netns in (orphan, theirs, cni, owned)]
-    assert () == store.reconcile().orphans
-    for netns in (theirs, cni, owned):
-        netns.remove()
-
-
-def test_an_orphan_in_which_a_process_lives_is_kept(
-    store: Store, path: str, base_dir: str, tmp_path: Path
-) -> None:
-    """A copy of the registry would take a running sandbox for an orphan."""
-    copy = tmp_path / "copy.db"
-    execute(path, f"VACUUM INTO '{copy}'")
-    netns = NetNS.create(store.new_netns_path(base_dir))
-    store.add(sandbox("a", netns_path=netns.path), READY)
-    process = netns.do(lambda: subprocess.Popen(["sleep", "1000"]))
-    with Store.open(copy) as other:
-        with pytest.raises(NetNSError, match=f"process {process.pid} lives in it") as caught:
-            other.remove_orphans([netns.path])
-        assert (netns.path, errno.EBUSY) == (caught.value.path, caught.value.errno)
-        assert not netns.closed
-        process.kill()
-        process.wait()
-        assert [netns.path] == other.remove_orphans([netns.path])
-
-
-def test_an_orphan_that_became_somebodys_meanwhile_is_kept(store: Store, base_dir: str) -> None:
-    """The second look is under the write lock."""
-    orphan = NetNS.create(store.new_netns_path(base_dir))
-    store.add(sandbox("a", netns_path=orphan.path), UNKNOWN)
-    assert [] == store.remove_orphans([orphan.path])
-    assert not orphan.closed
-    orphan.remove()
-
-
-def test_orphans_are_found_beside_what_is_not_looked_at_in_the_order_of_their_names(
-    store: Store, base_dir: str
-) -> None:
-    """A sandbox on the host's network names a directory, too."""
-    config = pod()
-    config.linux.security_context.namespace_options.network = NamespaceMode.NODE
-    store.add(sandbox("a", config=config, netns_path=f"{base_dir}/host"), READY)
-    orphans = [NetNS.create(store.new_netns_path(base_dir)) for _ in range(3)]
-    assert tuple(sorted(orphan.path for orphan in orphans)) == store.reconcile().orphans
-    for orphan in orphans:
-        orphan.remove()
-
-
-@pytest.fixture
-def odd_paths(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Return paths that cannot be resolved, each by what is odd about it."""
-    loop, chain = tmp_path / "loop", tmp_path / "chain"
-    loop.symlink_to(loop)
-    chain.mkdir()
-    for n in range(1200):  # more than Python resolves, and than the kernel follows
-        (chain / str(n)).symlink_to(str(n + 1))
-    zombie = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    yield {
-        "zombie's root": f"/proc/{zombie.pid}/root/run/netns/x",
-        "zombie's namespace": f"/proc/{zombie.pid}/ns/net",
-        "init's root": "/proc/1/root/run/netns/x",
-        "loop": str(loop),
-        "below a loop": f"{loop}/x",
-        "chain": f"{chain}/0",
-        "below a chain": f"{chain}/0/x",
-        "long name": f"{tmp_path}/{'n' * 300}",
-        "below a long name": f"{tmp_path}/{'n' * 300}/x",
-        "long path": str(tmp_path) + "/x" * 1900,
-        "below a device": "/dev/null/x",
-        "below a file": "/etc/passwd/x",
-        "not ASCII": f"{tmp_path}/aä一/x",
-    }
-    zombie.wait()
-
-
-def test_a_path_that_cannot_be_resolved_stops_nothing_else(
-    open_store: OpenStore, base_dir: str, odd_paths: dict[str, str]
-) -> None:
-    """The store opens, the other sandbox is judged, and the orphan is found and removed."""
-    store = open_store(reconcile=False)
-    other = add(store, base_dir)
-    orphan = NetNS.create(store.new_netns_path(base_dir))
-    for n, path in enumerate(odd_paths.values()):
-        store.add(sandbox(f"odd{n}", netns_path=path), READY)
-    store.close()
-    store = open_store()
-    assert store.recovery is not None
-    assert (orphan.path,) == store.recovery.orphans
-    assert 1 + len(odd_paths) == sum(store.recovery.counts.values())
-    assert "a" not in {finding.sandbox_id for finding in store.recovery.findings}
-    assert [orphan.path] == store.remove_orphans([orphan.path])
-    assert (True, False) == (orphan.closed, other.closed)
-    other.remove()
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["'/a' || char(0) || 'b'", "CAST(x'2fff' AS TEXT)", "'x'", "'/' || char(1)"],
-    ids=["nul", "not utf-8", "relative", "control"],
-)
-def test_a_damaged_path_stops_nothing_else(
-    open_store: OpenStore, tmp_path: Path, base_dir: str, value: str
-) -> None:
-    """The other sandbox is judged and the orphan found, whatever the column of one holds."""
-    path = str(tmp_path / "damaged.db")  # in which `check` finds something
-    with Store.open(path) as store:
-        other = add(store, base_dir)
-        orphan = NetNS.create(store.new_netns_path(base_dir))
-        store.add(sandbox("odd", netns_path=f"{base_dir}/none"), READY)
-    tamper(path, f"UPDATE sandboxes SET netns_path = {value} WHERE id = 'odd'")
-    with Store.open(path) as store:
-        assert store.recovery is not None
-        assert (orphan.path,) == store.recovery.orphans
-        assert 2 == sum(store.recovery.counts.values())
-        assert State.READY is store.get("a").status_as_read.state
-        assert [orphan.path] == store.remove_orphans([orphan.path])
-    assert (True, False) == (orphan.closed, other.closed)
-    other.remove()
-
-
-def test_a_symlink_is_no_orphan(store: Store, base_dir: str) -> None:
-    """Anyone may plant one in a sticky directory; the namespace behind it is another's."""
-    victim = add(store, base_dir)
-    stranger = NetNS.create(f"{base_dir}/stranger")
-    for target in (victim, stranger):
-        planted = store.new_netns_path(base_dir)
-        os.symlink(target.path, planted)
-        assert () == store.reconcile().orphans
-        assert [] == store.remove_orphans([planted])
-        assert os.path.islink(planted)
-    assert (False, False) == (victim.closed, stranger.closed)
-    victim.remove()
-    stranger.remove()
-
-
-def test_a_namespace_that_a_sandbox_names_otherwise_is_no_orphan(
-    store: Store, base_dir: str, tmp_path: Path
-) -> None:
-    """Through a symlink to its directory (/var/run is /run), a symlink to it, or another mount."""
-    (tmp_path / "link").symlink_to(base_dir)
-    names = ("through directory", "symlink", "bind")
-    made = {name: NetNS.create(store.new_netns_path(base_dir)) for name in names}
-    (tmp_path / "symlink").symlink_to(made["symlink"].path)
-    bind = f"{base_dir}/bind"
-    Path(bind).touch()
-    kernel.mount(made["bind"].path, bind, "none", kernel.MS_BIND)
-    paths = (
-        made["through directory"].path.replace(base_dir, f"{tmp_path}/link"),
-        str(tmp_path / "symlink"),
-        bind,
-    )
-    for name, path in zip(names, paths, strict=True):
-        store.add(sandbox(name.replace(" ", "-"), netns_path=path), READY)
-    assert () == store.reconcile().orphans
-    assert [] == store.remove_orphans(each.path for each in made.values())
-    for each in made.values():
-        assert not each.closed
-        each.remove()
-
-
-def test_an_orphan_in_a_directory_of_two_names_is_reported_once(
-    store: Store, base_dir: str, tmp_path: Path
-) -> None:
-    """It may be removed by either."""
-    (tmp_path / "link").symlink_to(base_dir)
-    for n, directory in enumerate((base_dir, tmp_path / "link")):
-        store.add(sandbox(f"s{n}", netns_path=f"{directory}/none"), NOTREADY)
-    for directory in (base_dir, f"{tmp_path}/link"):
-        orphan = NetNS.create(store.new_netns_path(base_dir))
-        (reported,) = store.reconcile().orphans
-        assert os.path.samefile(orphan.path, reported)
-        by_name = orphan.path.replace(base_dir, directory)
-        assert [by_name] == store.remove_orphans([by_name])
-        assert orphan.closed
-
-
-def test_orphans_are_not_looked_for_where_nothing_is_recorded(
-    store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sandbox without a path says nothing of the working directory."""
-    theirs = NetNS.create(store.new_netns_path(base_dir))
-    store.add(sandbox("a"), READY)
-    monkeypatch.chdir(base_dir)
-    assert () == store.reconcile().orphans
-    theirs.remove()
 
 
 # The whole.
@@ -1056,7 +302,7 @@ def test_10000_sandboxes_are_one_write_transaction(store: Store, path: str) -> N
     assert [(1_000,)] == query(path, "SELECT count(*) FROM why_not_ready")
 
 
-def test_sandbox_changed_by_another_writer_meanwhile_is_judged_again(
+def test_sandbox_changed_by_another_writer_meanwhile_is_observed_again(
     open_store: OpenStore, base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the write one is deleted, one moved on, one mended, one added."""
@@ -1105,7 +351,7 @@ def test_sandbox_changed_by_another_writer_meanwhile_is_judged_again(
     assert State.READY == store.get("added").status.get().state
 
 
-def test_identities_are_noted_once_when_the_thing_exists(
+def test_identities_are_recorded_once_when_the_object_exists(
     store: Store, path: str, base_dir: str, sleeper: Sleeper
 ) -> None:
     """At the first write after it was made; a namespace put in its place changes nothing."""
@@ -1132,7 +378,7 @@ def test_identities_are_noted_once_when_the_thing_exists(
     NetNS.load(planned).remove()
 
 
-def test_identities_are_looked_up_outside_the_lock(
+def test_identities_are_observed_outside_the_lock(
     store: Store, base_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No call observes the host while a transaction is open."""
