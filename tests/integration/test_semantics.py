@@ -377,7 +377,7 @@ def test_a_function_that_closes_the_store_is_told_so(open_store: OpenStore, path
         assert "" == again.get("a").status.get().message
 
 
-def test_a_transaction_continues_after_its_state_was_read(store: Store) -> None:
+def test_a_transaction_continues_after_its_exit_was_read(store: Store) -> None:
     """Reading its `__exit__` ends nothing; an ExitStack ends it as a `with` does."""
     transaction = store.transaction()
     with transaction:
