@@ -333,7 +333,7 @@ def test_a_process_is_not_called_dead_from_another_time_namespace(
 def test_an_id_that_changes_between_two_observations_of_one_process_is_no_reboot(
     tmp_path: Path, path: str, sleeper: subprocess.Popen[bytes]
 ) -> None:
-    """No process outlives the boot; and one that began under another id judges by the real one."""
+    """No process outlives the boot; and one that began under another id uses the real one."""
     boot = tmp_path / "boot"
     boot.write_text(f"{BOOTS[1]}\n")
     code = """

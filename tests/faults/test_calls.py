@@ -34,7 +34,7 @@ ONE_OF = 97
 """Of so many the short form tries one."""
 
 
-def judge(server: Server, path: str, run: Run) -> list[str]:
+def faults_of(server: Server, path: str, run: Run) -> list[str]:
     """Return what is wrong with what a workload said, and with what it left."""
     killed = run.code == -9
     wrong = [text for text in run.said if text.startswith("raw ")]
@@ -57,7 +57,7 @@ def inject(server: Server, folder: str, call: Call, fault: str) -> tuple[list[st
     rule = f"inject={call.name}:{FAULTS[fault]}:when={call.nth}"
     log = f"{folder}.log"
     run = server.work(path, "-e", f"trace={call.name}", "-e", rule, log=log)
-    wrong = judge(server, path, run)
+    wrong = faults_of(server, path, run)
     with open(log, encoding="utf-8", errors="replace") as lines:
         if not (run.code == -9 if fault == "killed" else "(INJECTED)" in lines.read()):
             wrong.append(MISSED)

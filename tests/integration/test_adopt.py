@@ -57,7 +57,7 @@ def test_adopted_sandbox_stays_unknown_when_its_adopter_has_ended(path: str) -> 
 
 
 def test_adopted_sandbox_can_be_updated(store: Store) -> None:
-    """It is judged like any other sandbox then."""
+    """Its verdict is then that of any other sandbox."""
     adopted = store.adopt(sandbox("a"), UNKNOWN)
     adopted.status.update(lambda _: READY)
     assert {Verdict.OPEN: 1} == store.reconcile().counts

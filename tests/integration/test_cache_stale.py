@@ -256,7 +256,7 @@ def assert_not_older(store: Store, handles: list[Sandbox], committed: list[int])
 def test_two_stores_and_a_shell_in_threads_read_nothing_older(
     open_store: OpenStore, path: str
 ) -> None:
-    """Each thread writes one sandbox, and reads what it was told of the others."""
+    """Each thread writes one sandbox, and reads what the others report."""
     stores = open_store(), open_store()
     handles = [stores[n % 2].add(sandbox(f"s{n}"), READY) for n in range(4)]
     committed, stop = [0] * 5, threading.Event()

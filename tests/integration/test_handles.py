@@ -199,7 +199,7 @@ def test_none_and_empty_are_told_apart(store: Store) -> None:
 
 
 class Task:
-    """A container that says what it is told to."""
+    """Container with a given answer."""
 
     def __init__(self, pid: int | None) -> None:
         self.id = "c1"

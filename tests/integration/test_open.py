@@ -336,7 +336,7 @@ def test_a_closed_store_cannot_be_entered(path: str) -> None:
 
 
 def test_bytes_that_are_no_text_hide_nothing_else(store: Store, path: str) -> None:
-    """A stranger has written them; the sandbox is listed, judged, reported and deleted."""
+    """Another program wrote them; the sandbox is listed, reconciled, reported and deleted."""
     store.add(sandbox("a"), READY)
     store.add(sandbox("b"), READY)
     store.add(sandbox("c"), READY)

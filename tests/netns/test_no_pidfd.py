@@ -1,4 +1,4 @@
-"""Processes where pidfds or /proc are refused: what cannot be told is not taken for an end."""
+"""Processes where pidfds or /proc are refused: an uncertain process is not taken for ended."""
 
 from __future__ import annotations
 

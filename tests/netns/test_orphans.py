@@ -124,7 +124,7 @@ def odd_paths(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_a_path_that_cannot_be_resolved_stops_nothing_else(
     open_store: OpenStore, base_dir: str, odd_paths: dict[str, str]
 ) -> None:
-    """The store opens, the other sandbox is judged, and the orphan is found and removed."""
+    """The store opens, the other sandbox gets its verdict, and the orphan is found and removed."""
     store = open_store(reconcile=False)
     other = add(store, base_dir)
     orphan = NetNS.create(store.new_netns_path(base_dir))
@@ -149,7 +149,7 @@ def test_a_path_that_cannot_be_resolved_stops_nothing_else(
 def test_a_damaged_path_stops_nothing_else(
     open_store: OpenStore, tmp_path: Path, base_dir: str, value: str
 ) -> None:
-    """The other sandbox is judged and the orphan found, whatever the column of one holds."""
+    """The other sandbox gets its verdict, and the orphan is found, for any value of the column."""
     path = str(tmp_path / "damaged.db")  # in which `check` finds something
     with Store.open(path) as store:
         other = add(store, base_dir)

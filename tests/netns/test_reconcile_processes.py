@@ -179,7 +179,7 @@ def test_a_process_that_started_at_the_recorded_time_is_not_another_one(
 
 
 class Task:
-    """A container that says what it is told to."""
+    """Container with a given answer."""
 
     def __init__(self, pid: int | None) -> None:
         self.id = "c1"
@@ -197,14 +197,14 @@ def test_a_containers_word_goes_before_proc(store: Store, sleeper: Sleeper) -> N
 
 
 def test_a_container_that_runs_keeps_the_sandbox(store: Store, path: str) -> None:
-    """Though the process cannot be judged from here."""
+    """Although the process cannot be observed from here."""
     store.add(sandbox("a"), replace(READY, pid=os.getpid()), container=Task(os.getpid()))
     tamper(path, "UPDATE sandbox_statuses SET process_pid_ns = 1")
     assert () == store.reconcile().findings
 
 
 def test_a_container_that_raises_stops_no_other_sandbox(store: Store) -> None:
-    """Its sandbox is unreachable, the other one is judged."""
+    """Its sandbox is unreachable, and the other one gets its verdict."""
 
     class Broken(Task):
         def pid(self) -> int | None:
@@ -235,7 +235,7 @@ CREATOR = """
 
 
 def test_a_creation_whose_creator_lives_is_creating(store: Store, path: str) -> None:
-    """Nothing is done, and its age is told."""
+    """Nothing is changed, and the finding has its age."""
     with running(CREATOR, path, "/run/netns/planned") as child:
         assert "added" == line(child)
         finding = unmarked(store, Verdict.CREATING)
@@ -269,7 +269,7 @@ def test_a_creator_whose_identity_could_not_be_determined_is_unreachable_until_i
 def test_a_namespace_that_was_never_made_is_not_closed_ever_after(
     store: Store, path: str, base_dir: str
 ) -> None:
-    """A namespace that is not recorded is not judged; the file at its path is removed."""
+    """There is no verdict on a namespace that is not recorded; the file at its path is removed."""
     with running(CREATOR, path, f"{base_dir}/planned") as child:
         assert "added" == line(child)
     marked(store, Verdict.INTERRUPTED, "CreationInterrupted")

@@ -312,7 +312,7 @@ def test_a_hidden_copy_of_the_mount_keeps_the_file_busy(base_dir: str) -> None:
 def test_a_path_of_our_own_name_on_which_another_mount_namespace_has_mounted_is_left(
     store: Store, path: str, base_dir: str
 ) -> None:
-    """While nothing is recorded it cannot be told whose it is: EXDEV, and where it is mounted."""
+    """While nothing is recorded its owner is unknown: EXDEV, and where it is mounted."""
     planned = store.new_netns_path(base_dir)
     handle = store.add(sandbox("a", netns_path=planned), UNKNOWN)
     with other_mount_namespace(path, *os.path.split(planned)) as child:

@@ -1,7 +1,8 @@
 """Plain language: words that the project does not use, and how a docstring begins.
 
 The words are replaced by the terms of the field: an exception of a signal handler interrupts, the
-FIFO lock between processes is the process lock, and a sentence names its subject.
+FIFO lock between processes is the process lock, a reconcile reaches a verdict, and a sentence names
+its subject.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ WORDS = (
     "anew",
     "to be had",
     "in the stead of",
+    "judge",
+    "judges",
+    "judgement",
+    "be told",
+    "told apart",
 )
 """Words and phrases, in any case, also as parts of names."""
 

@@ -304,7 +304,7 @@ CASES = {
         never_noted(UNKNOWN, creator_pid=None), Observation(failure="why"), Verdict.UNREACHABLE,
         says="why",
     ),
-    "creator gone, and the process cannot be judged": Case(
+    "creator gone, and the process is uncertain": Case(
         never_noted(UNKNOWN, pid=5), Observation(ABSENT, HIDDEN, GONE), Verdict.INTERRUPTED,
         "CreationInterrupted", marks=True, says="hidden",
     ),
@@ -384,9 +384,9 @@ def test_evidence_counts_for_all_that_was_recorded_under_the_same_boot_id(
 ) -> None:
     """Whichever of the two comes first, and also where nothing but the boot id is recorded."""
     own, others, verdict = BOOTS[name]
-    judged = (row(boot_id="boot-0", host_network=1), Observation(evidence=own))
+    decided = (row(boot_id="boot-0", host_network=1), Observation(evidence=own))
     other = (row(creation=2, boot_id="boot-0", host_network=1), Observation(evidence=others))
-    for observed in ([judged, other], [other, judged]) if beside else ([judged],):
+    for observed in ([decided, other], [other, decided]) if beside else ([decided],):
         decisions = decide(observed, HERE, now=0, evidence=() if beside else iter(others))
         found = {each.row.creation: each for each in decisions}[1]
         assert (verdict, verdict is Verdict.CLOSED) == (found.verdict, found.marks)
@@ -409,7 +409,7 @@ def test_a_mark_keeps_what_it_does_not_know_better() -> None:
 
 def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying() -> None:
     """OPEN ones are counted, not found; the order is that of a list."""
-    fine, *judged = decide(
+    fine, *decided = decide(
         [
             (row(), Observation(OPEN)),
             (row(creation=3, id="c", created_at=7), Observation(ABSENT)),
@@ -421,8 +421,8 @@ def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying
         now=0,
     )
     assert not fine.reported
-    found = [each.verdict for each in (fine, *judged)]
-    made = report(judged, found, {2}, ["/run/netns/x"])
+    found = [each.verdict for each in (fine, *decided)]
+    made = report(decided, found, {2}, ["/run/netns/x"])
     assert {Verdict.OPEN: 1, Verdict.CLOSED: 4} == made.counts
     assert [("d", False), ("b", True), ("c", False), ("a", False)] == [
         (each.sandbox_id, each.changed) for each in made.findings

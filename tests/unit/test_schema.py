@@ -91,7 +91,7 @@ def test_plain_sql_cannot_break_what_must_hold(
 def test_plain_sql_cannot_exchange_a_process(
     shell: sqlite3.Connection, store: Store, column: str
 ) -> None:
-    """By another identity a living one would be judged gone; another pid is another process."""
+    """With another identity a running process would seem gone; another pid is another process."""
     store.add(sandbox("runs"), replace(READY, pid=os.getpid()))
     with pytest.raises(sqlite3.IntegrityError, match="noted once"):
         shell.execute(f"UPDATE sandbox_statuses SET {column} = NULL WHERE pid <> 0")

@@ -106,7 +106,7 @@ RESULTS = {
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_cni_result_survives_the_store(store: Store, name: str) -> None:
-    """Nil and empty are told apart, as Go tells them."""
+    """Nil and empty differ, as in Go."""
     given = RESULTS[name]
     assert given == cni.load(json.loads(json.dumps(cni.dump(given))))
     store.add(sandbox("a", cni_result=given), READY)
