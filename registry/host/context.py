@@ -10,6 +10,8 @@ from registry.host import kernel
 from registry.sync.interrupts import reraise_interrupt
 
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+READ_MAX: Final = 64
+"""Bytes that are read of it; a UUID and a newline are 37."""
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -54,8 +56,12 @@ _boot_ids: Final[list[str]] = []
 
 def _read_boot_id() -> None:
     try:
-        with open(BOOT_ID, encoding="ascii") as file:
-            text = file.read().strip()
+        # Not by open(), which takes twice as long: every observation of the host reads it.
+        fd = os.open(BOOT_ID, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, READ_MAX).decode("ascii").strip()
+        finally:
+            os.close(fd)
     except (OSError, UnicodeDecodeError) as error:
         reraise_interrupt(error)
         return
