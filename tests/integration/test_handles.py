@@ -138,7 +138,7 @@ def test_the_functions_error_leaves_the_metadata(store: Store) -> None:
     assert "10.0.0.1" == store.get("a", include_unknown=True).ip
 
 
-def test_the_store_records_who_is_creating(store: Store, path: str) -> None:
+def test_the_store_records_the_creator(store: Store, path: str) -> None:
     """The pid of this process, in the row."""
     store.add(sandbox("a"), UNKNOWN)
     assert [(os.getpid(),)] == query(path, "SELECT creator_pid FROM sandboxes")
@@ -190,8 +190,8 @@ def test_changing_a_handles_config_changes_nothing_stored(store: Store) -> None:
     assert ("web", "default") == (kept.metadata.name, kept.metadata.namespace)
 
 
-def test_none_and_empty_are_told_apart(store: Store) -> None:
-    """As Go tells nil from empty."""
+def test_none_and_an_empty_collection_stay_different(store: Store) -> None:
+    """As nil and empty in Go."""
     store.add(sandbox("a", additional_ips=None, config=None), READY)
     store.add(sandbox("b", additional_ips=()), READY)
     assert (None, None) == (store.get("a").additional_ips, store.get("a").config)

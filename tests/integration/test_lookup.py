@@ -95,7 +95,7 @@ def test_prefixes_beyond_ascii_are_found(store: Store) -> None:
 # Names.
 
 
-def test_a_taken_id_and_a_taken_name_are_told_apart(store: Store) -> None:
+def test_a_taken_id_and_a_taken_name_raise_different_errors(store: Store) -> None:
     """The id first; the name with its holder."""
     store.add(sandbox("a"), READY)
     with pytest.raises(AlreadyExistsError) as taken:
@@ -145,7 +145,7 @@ def test_filters_are_anded_and_ordered(store: Store) -> None:
     ["x" * 76, "a b", "a:b@c", "ünïcode-日本", "-", "%_", "'\"; DROP TABLE sandboxes; --"],
     ids=repr,
 )
-def test_odd_ids_that_can_be_stored_are_taken(store: Store, id: str) -> None:
+def test_unusual_ids_that_can_be_stored_are_accepted(store: Store, id: str) -> None:
     """Every other character is ordinary."""
     store.add(sandbox(id), READY)
     assert id == store.get(id).id

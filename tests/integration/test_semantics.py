@@ -61,7 +61,9 @@ def test_update_func_runs_exactly_once_on_the_latest_status(open_store: OpenStor
     [ValueError("no"), KeyboardInterrupt(), SystemExit(3), GeneratorExit(), Stop()],
     ids=repr,
 )
-def test_the_very_exception_of_an_update_func_comes_out(store: Store, error: BaseException) -> None:
+def test_the_exception_of_an_update_func_is_raised_unchanged(
+    store: Store, error: BaseException
+) -> None:
     """It is not wrapped, BaseException included, and the transaction is rolled back."""
     handle = store.add(sandbox("a"), READY)
 
@@ -92,7 +94,7 @@ def test_metadata_and_status_are_plain_values() -> None:
     assert "" == Metadata(id="", name="", config=None).id
 
 
-def test_a_slow_update_func_is_warned_of(
+def test_a_slow_update_func_causes_a_warning(
     store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past one second a warning names the call, also of one that raises; a fast one is silent."""
@@ -362,8 +364,8 @@ def test_a_store_knows_its_file(tmp_path: Path) -> None:
         assert str(tmp_path / "registry.db") == store.path
 
 
-def test_a_function_that_closes_the_store_is_told_so(open_store: OpenStore, path: str) -> None:
-    """With our error, and nothing has changed."""
+def test_a_function_that_closes_the_store_gets_an_error(open_store: OpenStore, path: str) -> None:
+    """StoreClosedError; the status stays as it was."""
     store = open_store()
     handle = store.add(sandbox("a"), READY)
 

@@ -135,7 +135,7 @@ def test_adds_beside_reads_stop_no_sandbox(store: Store) -> None:
     assert not any(each.stopped.is_set() for each in added)
 
 
-def test_a_store_that_only_reads_shares_it(open_store: OpenStore) -> None:
+def test_a_read_only_store_shares_the_stop_channel(open_store: OpenStore) -> None:
     """All handles of one sandbox in a process do."""
     store = open_store()
     handle = store.add(sandbox("a"), READY)
@@ -168,7 +168,7 @@ def test_deletion_stops_a_sandbox_that_was_read_in_a_failed_transaction(
 
 
 @pytest.mark.parametrize("call", ["update", "delete"])
-def test_a_write_that_does_not_find_it_stops_it(store: Store, path: str, call: str) -> None:
+def test_a_write_that_misses_the_sandbox_stops_it(store: Store, path: str, call: str) -> None:
     """Another process has deleted it."""
     handle = store.add(sandbox("a"), READY)
     execute(path, "DELETE FROM sandboxes")
@@ -207,7 +207,7 @@ def test_a_deletion_stops(store: Store) -> None:
     assert second.stopped.is_set()
 
 
-def test_stop_sets_it_without_touching_the_status(store: Store) -> None:
+def test_stop_sets_the_stop_channel_and_keeps_the_status(store: Store) -> None:
     """And once set it stays so, for handles got later too."""
     store.add(sandbox("a"), READY).stop()
     assert READY == store.get("a").status.get()
@@ -218,7 +218,7 @@ def test_stop_sets_it_without_touching_the_status(store: Store) -> None:
 
 @pytest.mark.parametrize("read", ["status", "get", "prefix", "list", "filter", "process", "delete"])
 @pytest.mark.parametrize("change", ["notready", "delete", "delete and add"])
-def test_another_processs_commit_sets_it_at_the_next_read(
+def test_a_read_after_a_commit_of_another_process_sets_the_stop_channel(
     store: Store, path: str, read: str, change: str
 ) -> None:
     """Whichever read of that sandbox it is, also beside one that is hidden."""

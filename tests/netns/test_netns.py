@@ -48,7 +48,7 @@ def test_a_new_namespace_is_empty_but_for_a_loopback_that_is_up(made: NetNS) -> 
     assert [(1, "lo")] == made.do(socket.if_nameindex)
 
 
-def test_create_without_a_path_is_fresh_and_no_registrys() -> None:
+def test_create_without_a_path_uses_a_new_name_of_no_registry() -> None:
     """In /run/netns, as sr-UUID: without a registry's id between."""
     first, second = NetNS.create(), NetNS.create()
     try:
@@ -63,7 +63,7 @@ def test_create_without_a_path_is_fresh_and_no_registrys() -> None:
     assert not os.path.lexists(first.path)
 
 
-def test_create_leaves_what_is_at_the_path_alone(base_dir: str, made: NetNS) -> None:
+def test_create_keeps_an_object_at_the_path(base_dir: str, made: NetNS) -> None:
     """A file, a namespace: EEXIST, and it is as it was."""
     Path(base_dir, "file").write_text("mine")
     for path in (f"{base_dir}/file", made.path):
@@ -75,7 +75,7 @@ def test_create_leaves_what_is_at_the_path_alone(base_dir: str, made: NetNS) -> 
 
 
 @pytest.mark.parametrize("path", ["relative", "", "/a\0b", "/a\nb"], ids=repr)
-def test_create_and_load_refuse_what_is_no_absolute_path(path: str) -> None:
+def test_create_and_load_refuse_paths_that_are_not_absolute(path: str) -> None:
     """Before anything is made."""
     for call in (NetNS.create, NetNS.load):
         with pytest.raises(InvalidArgumentError) as caught:
@@ -374,7 +374,7 @@ def test_remove_is_idempotent(made: NetNS) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "directory", "uts"])
-def test_remove_leaves_alone_what_is_not_its(made: NetNS, what: str) -> None:
+def test_remove_keeps_other_objects_at_the_path(made: NetNS, what: str) -> None:
     """A file with something in it, a directory, a namespace of another type."""
     made.remove()
     if what == "file":
@@ -389,7 +389,7 @@ def test_remove_leaves_alone_what_is_not_its(made: NetNS, what: str) -> None:
     assert before == os.lstat(made.path)
 
 
-def test_remove_takes_it_away_as_often_as_it_was_mounted(made: NetNS) -> None:
+def test_remove_unmounts_as_often_as_it_was_mounted(made: NetNS) -> None:
     """Twice at one path."""
     kernel.mount(made.path, made.path, "none", kernel.MS_BIND)
     made.remove()

@@ -30,7 +30,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("what", ["nothing", "file", "directory", "fifo", "uts", "socket"])
-def test_load_and_closed_know_what_is_no_network_namespace(base_dir: str, what: str) -> None:
+def test_load_and_closed_recognise_other_objects(base_dir: str, what: str) -> None:
     """And neither blocks, nor touches it."""
     path = f"{base_dir}/x"
     made = NetNS.create(path)
@@ -57,7 +57,7 @@ def test_load_and_closed_know_what_is_no_network_namespace(base_dir: str, what: 
     assert before == (os.lstat(path) if what != "nothing" else None)
 
 
-def test_load_stands_for_the_namespace_that_is_there(made: NetNS) -> None:
+def test_load_returns_the_namespace_at_the_path(made: NetNS) -> None:
     """The same as who made it has."""
     loaded = NetNS.load(made.path)
     assert made.identity == loaded.identity
@@ -67,7 +67,7 @@ def test_load_stands_for_the_namespace_that_is_there(made: NetNS) -> None:
     assert (True, True) == (made.closed, loaded.closed)
 
 
-def test_another_namespace_at_the_path_is_not_it(made: NetNS) -> None:
+def test_another_namespace_at_the_path_is_not_the_loaded_one(made: NetNS) -> None:
     """It is created at the same path ten times, since inodes are reused."""
     for _ in range(10):
         made.remove()

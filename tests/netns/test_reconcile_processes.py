@@ -189,7 +189,9 @@ class Task:
         return self._pid
 
 
-def test_a_containers_word_goes_before_proc(store: Store, sleeper: Sleeper) -> None:
+def test_the_answer_of_a_container_takes_precedence_over_proc(
+    store: Store, sleeper: Sleeper
+) -> None:
     """It says that there is no task, though the process lives."""
     store.add(sandbox("a"), replace(READY, pid=sleeper().pid), container=Task(None))
     finding = marked(store, Verdict.EXITED, "ProcessExited")

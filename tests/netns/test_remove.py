@@ -250,7 +250,7 @@ def test_file_at_a_foreign_path_is_left_while_nothing_is_recorded(
 # The rest.
 
 
-def test_the_namespace_of_a_process_is_not_to_be_removed(
+def test_the_namespace_of_a_process_is_not_removed(
     store: Store, base_dir: str, sleeper: Sleeper, caplog: pytest.LogCaptureFixture
 ) -> None:
     """/proc/PID/ns/net lasts as long as the process, and that is logged."""
@@ -267,7 +267,7 @@ def test_the_namespace_of_a_process_is_not_to_be_removed(
     handle.remove_netns()
 
 
-def test_a_boot_id_that_differs_alone_makes_it_no_other_namespace(
+def test_another_boot_id_alone_does_not_make_another_namespace(
     store: Store, path: str, base_dir: str
 ) -> None:
     """LXC shows another one; number and inode say that it is the recorded namespace."""
@@ -292,7 +292,7 @@ def test_the_latest_record_is_followed(store: Store, base_dir: str) -> None:
     assert made.closed
 
 
-def test_a_kernel_that_tells_less_removes_as_well(base_dir: str) -> None:
+def test_removal_works_on_a_kernel_that_reports_less(base_dir: str) -> None:
     """By an ioctl of what is opened, and by a socket inside; another one is left alone."""
     out = run(
         """
@@ -411,7 +411,7 @@ def test_without_descriptors_nothing_is_half_done(base_dir: str) -> None:
     assert "[] True" == out.splitlines()[1]
 
 
-def test_from_an_unknown_mount_namespace_nothing_is_taken_for_closed() -> None:
+def test_from_an_unknown_mount_namespace_no_namespace_is_closed() -> None:
     """Without /proc or a descriptor ours cannot be determined."""
     here = HostContext.current()
     identity = NetNSIdentity(here.boot_id, None, 7, here.mount_ns)
