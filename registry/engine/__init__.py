@@ -20,13 +20,13 @@ writer         the connection that writes, step by step
 group_commit   several writes committed by one COMMIT
 engine         the writer, the readers and the group commit of one database file
 write          a write transaction as the body of a `with`
-shared         the files that this process has open: Stores of one file share one engine
+open_files     the files that this process has open: Stores of one file share one engine
 """
 
 from registry.engine.driver import Connection
 from registry.engine.engine import Engine
 from registry.engine.hooks import SchemaHooks
-from registry.engine.shared import attach, detach
+from registry.engine.open_files import attach, detach
 from registry.engine.transaction import Transaction
 from registry.engine.write import CallerWrite, Write
 

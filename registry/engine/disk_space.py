@@ -51,7 +51,8 @@ class DiskSpace:
     def begin(self, connection: Connection) -> None:
         """Measure the free space for a transaction that *connection* is about to begin.
 
-        No other place decides whether the disk is full.
+        This decides whether the disk is full; `require` also finds out that the reserve cannot be
+        allocated.
         """
         free = paths.free(self._directory)
         short = free.bytes < MARGIN or (self.reserve.released and not self.reserve.allocate())

@@ -21,6 +21,16 @@ class Verdict(StrEnum):
     UNVERIFIED = "UNVERIFIED"
 
 
+class Reason(StrEnum):
+    """Reason why a sandbox is made NOTREADY; the first that applies is that of the status."""
+
+    HOST_REBOOTED = "HostRebooted"
+    NETNS_CLOSED = "NetNSClosed"
+    NETNS_REPLACED = "NetNSReplaced"
+    PROCESS_EXITED = "ProcessExited"
+    CREATION_INTERRUPTED = "CreationInterrupted"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Result of a reconcile for one sandbox.

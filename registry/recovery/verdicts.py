@@ -21,7 +21,7 @@ from registry.host.namespaces import NetNSObservation, Presence
 from registry.host.process import Liveness, ProcessObservation
 from registry.model.status import MESSAGE_MAX, State, Status
 from registry.recovery.evidence import BootEvidence, Evidence
-from registry.recovery.findings import Finding, Report, Verdict
+from registry.recovery.findings import Finding, Reason, Report, Verdict
 from registry.tables.rows import (
     AnyRow,
     Row,
@@ -34,6 +34,7 @@ __all__ = [
     "Decision",
     "Finding",
     "Observation",
+    "Reason",
     "Report",
     "Verdict",
     "decide",
@@ -43,6 +44,10 @@ __all__ = [
 ]
 
 _UNKNOWN, _READY, _NOTREADY = map(str, State)
+
+
+_PROCESS_IS_GONE: Final = frozenset({Reason.HOST_REBOOTED, Reason.PROCESS_EXITED})
+"""Reasons for which the pid of the status becomes 0."""
 
 
 class Observation(NamedTuple):
@@ -164,23 +169,13 @@ class _Case:
     def __init__(self, row: AnyRow, observation: Observation) -> None:
         self.row, self.observation = row, observation
         self.recorded = load_netns(row)
-        self.dead: list[tuple[Verdict, str, str]] = []
+        self.dead: list[tuple[Verdict, Reason, str]] = []
         self.unseen: list[str] = []
         self.notes: list[str] = []
 
     @property
     def message(self) -> str:
         return "; ".join([message for _, _, message in self.dead] + self.unseen + self.notes)
-
-
-_ORDER: Final = (
-    "HostRebooted",
-    "NetNSClosed",
-    "NetNSReplaced",
-    "ProcessExited",
-    "CreationInterrupted",
-)
-"""Reasons; the first that applies becomes the reason of the status."""
 
 
 def decide(
@@ -256,7 +251,7 @@ def _decision(
     _examine_process(case)
     if creator is not None:
         message = f"its creation was interrupted: {creator.detail}"
-        case.dead.append((Verdict.INTERRUPTED, "CreationInterrupted", message))
+        case.dead.append((Verdict.INTERRUPTED, Reason.CREATION_INTERRUPTED, message))
     return _conclude(case)
 
 
@@ -279,7 +274,7 @@ def _examine_boot(case: _Case, context: HostContext, boots: BootEvidence) -> Non
     if against:
         case.unseen.append(f"{message}, but {against}")
     else:
-        case.dead.append((Verdict.CLOSED, "HostRebooted", message))
+        case.dead.append((Verdict.CLOSED, Reason.HOST_REBOOTED, message))
         case.observation = _after_reboot(case.row, case.observation, context)
 
 
@@ -320,13 +315,13 @@ def _examine_other_netns(case: _Case, observed: NetNSObservation) -> None:
     """Conclude from a path without a network namespace, or with another than the recorded one."""
     detail, path = observed.detail, case.row.netns_path
     if observed.presence is Presence.OTHER_TYPE:
-        case.dead.append((Verdict.REPLACED, "NetNSReplaced", detail))
+        case.dead.append((Verdict.REPLACED, Reason.NETNS_REPLACED, detail))
     elif observed.identity is not None and case.recorded is not None:
         message = f"{path!r} is another network namespace than the recorded one"
         if case.observation.lives_at_path and _runs(case.observation.process):
             case.unseen.append(f"{message}, but the recorded process lives in it")
         else:
-            case.dead.append((Verdict.REPLACED, "NetNSReplaced", message))
+            case.dead.append((Verdict.REPLACED, Reason.NETNS_REPLACED, message))
     elif observed.identity is not None:
         pass  # the identity is not recorded
     elif case.recorded is None and case.row.state == _UNKNOWN:
@@ -334,7 +329,8 @@ def _examine_other_netns(case: _Case, observed: NetNSObservation) -> None:
     elif _was_never_made(case):
         pass
     else:
-        case.dead.append((Verdict.CLOSED, "NetNSClosed", f"network namespace is closed: {detail}"))
+        message = f"network namespace is closed: {detail}"
+        case.dead.append((Verdict.CLOSED, Reason.NETNS_CLOSED, message))
 
 
 def _was_never_made(case: _Case) -> bool:
@@ -359,7 +355,7 @@ def _examine_process(case: _Case) -> None:
     if observed.liveness is Liveness.UNSEEN:
         case.unseen.append(observed.detail)
     elif observed.liveness is Liveness.GONE:
-        case.dead.append((Verdict.EXITED, "ProcessExited", observed.detail))
+        case.dead.append((Verdict.EXITED, Reason.PROCESS_EXITED, observed.detail))
 
 
 def _conclude(case: _Case) -> Decision:
@@ -377,18 +373,20 @@ def _conclude(case: _Case) -> Decision:
 
 def _marked(case: _Case) -> Decision:
     """Return the decision on a sandbox that is not READY, or must not stay so."""
-    case.dead.sort(key=lambda conclusion: _ORDER.index(conclusion[1]))
+    order = list(Reason)
+    case.dead.sort(key=lambda conclusion: order.index(conclusion[1]))
     verdict, reason, _ = case.dead[0]
     reasons = {reason for _, reason, _ in case.dead}
     # The pid of an earlier boot may be unobservable for ever, which would block the cleanup.
-    ran_before = reason == "HostRebooted" and "ProcessExited" in reasons and case.row.pid != 0
+    exited = Reason.PROCESS_EXITED in reasons and case.row.pid != 0
+    ran_before = reason is Reason.HOST_REBOOTED and exited
     return Decision(
         case.row,
         verdict,
-        reason,
+        str(reason),
         case.message,
         marks=case.row.state != _NOTREADY or ran_before,
-        clears_pid=bool(reasons & {"ProcessExited", "HostRebooted"}),
+        clears_pid=bool(reasons & _PROCESS_IS_GONE),
         reported=True,
         left=_left(case),
     )

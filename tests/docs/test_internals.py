@@ -14,15 +14,17 @@ from tests.tools import ROOT
 TEXT = Path(ROOT, "docs", "internals.md").read_text(encoding="utf-8")
 FILES = sorted(set(re.findall(r"`((?:registry|tests|migrations|docs|benchmarks)/[\w./]*)`", TEXT)))
 NAMED = sorted(
-    (file, name)
-    for file, names in re.findall(r"`(registry/[\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", TEXT)
-    for name in re.findall(r"`([\w.]+)`", names)
+    {
+        (file, name)
+        for file, names in re.findall(r"`(registry/[\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", TEXT)
+        for name in re.findall(r"`([\w.]+)`", names)
+    }
 )
-"""Each file and the qualified name of a function or class in it."""
+"""Each file and the qualified name of a function, class or constant in it."""
 
 
 def defined(file: str) -> set[str]:
-    """Return the qualified names of the functions and classes in *file*."""
+    """Return the qualified names of the functions, classes and annotated constants in *file*."""
     tree = ast.parse(Path(ROOT, file).read_text(encoding="utf-8"))
     definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     names = set()
@@ -32,6 +34,8 @@ def defined(file: str) -> set[str]:
         if isinstance(node, ast.ClassDef):
             methods = (each for each in node.body if isinstance(each, definitions))
             names |= {f"{node.name}.{method.name}" for method in methods}
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
     return names
 
 

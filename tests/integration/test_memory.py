@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from registry import NameReservedError, NotFoundError, ResourceExhaustedError, State, StopCh, Store
-from registry.engine import shared
+from registry.engine import open_files
 from registry.handles import runtime_state
 from tests.tools import NOTREADY, READY, execute, ids, in_another_thread, sandbox
 
@@ -147,7 +147,7 @@ def test_no_gate_is_left_of_a_path_that_is_closed(tmp_path: Path) -> None:
         Store.open(tmp_path / f"{n}.db").close()
         with pytest.raises(NotFoundError):
             Store.open(tmp_path / f"{n}.none", create=False)
-    assert [] == [path for path, _ in shared._mutexes if path.startswith(str(tmp_path))]
+    assert [] == [path for path, _ in open_files._mutexes if path.startswith(str(tmp_path))]
 
 
 def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> None:
@@ -160,7 +160,7 @@ def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> Non
             for _ in range(30):
                 with Store.open(path, reconcile=False) as store:
                     engine = store._session.engine
-                    assert shared._engines[store.path, False] is engine
+                    assert open_files._engines[store.path, False] is engine
                     assert not engine.closed
         except BaseException as error:
             wrong.append(error)
@@ -171,4 +171,4 @@ def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> Non
     for thread in threads:
         thread.join()
     assert [] == wrong
-    assert (os.path.realpath(path), False) not in shared._engines
+    assert (os.path.realpath(path), False) not in open_files._engines

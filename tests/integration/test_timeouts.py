@@ -24,7 +24,7 @@ from registry import (
     StoreClosedError,
     UnavailableError,
 )
-from registry.engine import shared
+from registry.engine import open_files
 from registry.engine.process_lock import ProcessLock
 from registry.sync.locks import Mutex
 from tests.conftest import OpenStore
@@ -281,7 +281,9 @@ def test_a_waiting_open_delays_only_opens_of_the_same_file(path: str, tmp_path: 
     with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
         assert "inside" == line(child)
         waiting = pool.submit(Store.open, path)
-        until(lambda: (path, False) in shared._mutexes and shared._mutexes[path, False].holder)
+        until(
+            lambda: (path, False) in open_files._mutexes and open_files._mutexes[path, False].holder
+        )
         Store.open(tmp_path / "other.db").close()
         with pytest.raises(UnavailableError, match="another thread") as caught:
             Store.open(path, timeout=0.1)

@@ -66,7 +66,7 @@ ORDER = [
     "engine.group_commit",
     "engine.engine",
     "engine.write",
-    "engine.shared",
+    "engine.open_files",
     "engine",
     "tables.version",
     "tables.sql",
