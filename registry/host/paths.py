@@ -36,20 +36,12 @@ def resolve(path: str | os.PathLike[str]) -> str:
     """
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
-        raise InvalidArgumentError(
-            f"open registry {text!r}: it is not the path of a file; name a file",
-            field="path",
-            value=text,
-        )
+        raise _not_a_path(text)
     try:
         real = os.path.realpath(text)
         found = os.stat(real)
     except UnicodeEncodeError as error:
-        raise InvalidArgumentError(
-            f"open registry {text!r}: it is not the path of a file; name a file",
-            field="path",
-            value=text,
-        ) from error
+        raise _not_a_path(text) from error
     except FileNotFoundError as error:
         reraise_interrupt(error)
     except OSError as error:
@@ -58,6 +50,14 @@ def resolve(path: str | os.PathLike[str]) -> str:
     else:
         _require_usable(real, found)
     return real
+
+
+def _not_a_path(value: object) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"open registry {value!r}: it is not the path of a file; name a file",
+        field="path",
+        value=value,
+    )
 
 
 def _require_usable(real: str, found: os.stat_result) -> None:

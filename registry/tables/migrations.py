@@ -180,23 +180,25 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
             # The WAL must begin with the schema of the file, which distinguishes a backup from it.
             _numbered(connection, lambda _: None)
             _numbered(connection, _run_alembic)
-    except Exception as error:
+    except BaseException as error:
         _roll_back(connection)
         if type(error).__module__.partition(".")[0] not in {"alembic", "sqlalchemy"}:
             raise
-        cause = getattr(error, "orig", None)
-        if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode != sqlite3.SQLITE_ERROR:
-            raise cause from error
-        raise DataLossError(
-            f"{doing}: bringing its schema up to date failed, and it is as it was: {error}; "
-            f"if its schema was changed by hand, {RESTORE}",
-            path=path,
-        ) from error
-    except BaseException:
-        _roll_back(connection)
-        raise
+        raise _not_upgraded(error, doing, path) from error
     finally:
         connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _not_upgraded(error: BaseException, doing: str, path: str) -> sqlite3.Error | DataLossError:
+    """Return the driver error behind *error* of Alembic, or that the revisions do not fit."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+        return cause
+    return DataLossError(
+        f"{doing}: bringing its schema up to date failed, and it is as it was: {error}; "
+        f"if its schema was changed by hand, {RESTORE}",
+        path=path,
+    )
 
 
 def _numbered(connection: sqlite3.Connection, change: Callable[[sqlite3.Connection], None]) -> None:
