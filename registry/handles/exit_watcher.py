@@ -18,7 +18,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -156,16 +156,28 @@ class Exits:
             InvalidArgumentError: *process* is none: it has ended, or no pid is recorded.
             FailedPreconditionError: this watcher or *process* is closed.
         """
-        doing = f"watch process of sandbox {sandbox.id!r}"
-        if not isinstance(process, Process):
-            raise invalid(doing, "process", process, "is not a Process; note its end yourself")
-        process.fileno()  # raises if it is closed
+        self.watch_all([(sandbox, process)])
+
+    def watch_all(self, processes: Iterable[tuple[Sandbox, Process]]) -> None:
+        """Watch several processes, each with its sandbox; wakes the thread only once.
+
+        Raises:
+            InvalidArgumentError, FailedPreconditionError: as `watch`; none is watched.
+        """
+        watched, doing = list(processes), "watch processes"
+        for sandbox, process in watched:
+            doing = f"watch process of sandbox {sandbox.id!r}"
+            if not isinstance(process, Process):
+                raise invalid(doing, "process", process, "is not a Process; note its end yourself")
+            process.fileno()  # raises if it is closed
         with self._bell.use(doing) as bell:
-            self._watched.setdefault(process, sandbox)
-            self._inbox.append(_Work(run=partial(self._register, process)))
+            for sandbox, process in watched:
+                self._watched.setdefault(process, sandbox)
+                self._inbox.append(_Work(run=partial(self._register, process)))
             os.eventfd_write(bell, 1)
-            # Else the thread closes the process, as if it had been watched before.
-            if self._closing and self._watched.pop(process, None) is not None:
+            # Else the thread closes the processes, as if they had been watched before.
+            pending = [each for _, each in watched if self._closing]
+            if [each for each in pending if self._watched.pop(each, None) is not None]:
                 raise FailedPreconditionError(f"{doing}: the watcher is closed; make another one")
 
     def retry(self, work: Callable[[], None]) -> None:

@@ -237,11 +237,13 @@ class Sandboxer:
         ones share one deadline.
         """
         unfinished = []
+        running: list[tuple[Sandbox, Process]] = []
         for sandbox in self._store.list(include_unknown=True):
             with _logged(f"recover sandbox {sandbox.id!r}"):
-                work = self._recover_one(sandbox)
+                work = self._recover_one(sandbox, running)
                 if work is not None:
                     unfinished.append((sandbox, work))
+        self._exits.watch_all(running)
         for sandbox, _ in unfinished:
             with _logged(f"kill process of sandbox {sandbox.id!r}"):
                 _kill(sandbox)
@@ -254,14 +256,14 @@ class Sandboxer:
             with _logged(f"remove orphan {path!r}"):
                 self._store.remove_orphans([path])
 
-    def _recover_one(self, sandbox: Sandbox) -> Work | None:
-        """Watch the process of a sandbox, or return the work that ends process and namespace."""
+    def _recover_one(self, sandbox: Sandbox, running: list[tuple[Sandbox, Process]]) -> Work | None:
+        """Add the sandbox to *running*, or return the work that ends its process and namespace."""
         status = sandbox.status_as_read
         state, reason = status.state, status.reason
         if state is State.UNKNOWN:
             return None  # another process is creating it
         if state is State.READY:
-            self._watch(sandbox)
+            self._open(sandbox, running)
         elif self._never_ran(sandbox):
             return self._undo_steps
         elif reason == REMOVED:
@@ -269,7 +271,7 @@ class Sandboxer:
         elif reason == STOPPED or status.message.endswith(STOPPED_TOO):
             return self._clean_up
         else:
-            self._watch(sandbox)
+            self._open(sandbox, running)
         return None
 
     def _finish(self, sandbox: Sandbox, work: Work, deadline: float) -> None:
@@ -284,10 +286,11 @@ class Sandboxer:
         self._clean_up(sandbox, deadline)
         sandbox.delete()
 
-    def _watch(self, sandbox: Sandbox) -> None:
+    def _open(self, sandbox: Sandbox, running: list[tuple[Sandbox, Process]]) -> None:
+        """Add *sandbox* and its process to *running*, or note the end of the process."""
         process = sandbox.open_process()
         if process is not None:
-            self._exits.watch(sandbox, process)
+            running.append((sandbox, process))
         elif sandbox.status_as_read.pid or _ended_unseen(sandbox.status_as_read):
             self._note_exit(sandbox, None)
 

@@ -19,6 +19,7 @@ from registry import (
     Exit,
     Exits,
     FailedPreconditionError,
+    InvalidArgumentError,
     State,
     Store,
 )
@@ -241,6 +242,31 @@ def test_one_end_that_cannot_be_noted_keeps_none_from_being_noted(
     assert 1 == caplog.text.count("trying again")
     last = max(n for n, call in enumerate(noted.calls) if call == ["good"] or "good" in call)
     assert all("good" not in call for call in noted.calls[last + 1 :])
+
+
+def test_watch_all_watches_every_process_or_none(store: Store, start: Start) -> None:
+    """One that is refused, or a closed watcher, leaves all of them to the caller."""
+    noted = Noted()
+    children = {id: start() for id in "abc"}
+    with closing(Exits(noted)) as exits:
+        processes = [
+            (found, found.open_process())
+            for found in (added(store, id, child.pid) for id, child in children.items())
+        ]
+        pairs = [(found, process) for found, process in processes if process is not None]
+        with pytest.raises(InvalidArgumentError) as caught:
+            exits.watch_all([*pairs, (pairs[0][0], None)])  # type: ignore[list-item]
+        assert "process" == caught.value.field
+        exits.watch_all([])
+        for child in children.values():
+            child.kill()
+            child.wait()
+        assert all(process.wait(60) for _, process in pairs)
+        assert {} == noted.statuses
+        exits.watch_all(pairs)
+        until(lambda: noted.statuses.keys() == set("abc"))
+    with pytest.raises(FailedPreconditionError):
+        exits.watch_all([])
 
 
 def test_ends_that_come_together_are_noted_in_one_call(store: Store, start: Start) -> None:
