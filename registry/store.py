@@ -386,7 +386,7 @@ class Store:
             if row is not None:
                 self._session.delete(transaction, row)
                 return True
-        self._session.mark_deleted_elsewhere(doing)
+        self._session.mark_named_deleted(prefix, doing)
         return False
 
     # Recovering.

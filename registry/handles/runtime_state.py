@@ -16,7 +16,7 @@ import time
 from typing import Final, Protocol
 
 from registry.sync.locks import WaitQueue
-from registry.tables.rows import AnyRow
+from registry.tables.rows import AnyRow, as_text
 
 DELETED_MAX: Final = 1024
 """Deleted sandboxes whose `RuntimeState` is still known."""
@@ -83,8 +83,14 @@ class RuntimeStates:
         """Stores that have the file open."""
         self.committed: Final[dict[int, str]] = {}
         """Ids, by creation, of the sandboxes that were in a commit and are not known as deleted."""
+        self.replaced: Final[set[int]] = set()
+        """Creations that were seen with the id of another one: one of the two was deleted."""
+        self.newest = 0
+        """The creation that became one of `committed` last."""
         self._creations: dict[str, int] = {}
-        """The other way round."""
+        """The creation that was seen last, by id."""
+        self._lengths: set[int] = set()
+        """Lengths of the ids that were seen."""
         self._of: dict[int, RuntimeState] = {}
         self._pending: set[int] = set()
         """Creations in a transaction that has not ended."""
@@ -119,26 +125,40 @@ class RuntimeStates:
 
     def see(self, row: AnyRow) -> RuntimeState:
         """Return the one of the sandbox of *row*, which is in a commit."""
-        if row.creation not in self._deleted:
-            self.committed[row.creation] = row.id
-            self._creations[row.id] = row.creation
-        return self.of(row.creation)
+        creation, id = row.creation, as_text(row.id)
+        self._lengths.add(len(id))
+        # No call stands between these lines: other threads and signal handlers see all of them.
+        if creation not in self._deleted:
+            if creation not in self.committed:
+                self.committed[creation] = id
+                self.newest = creation
+            other = self._creations[id] if id in self._creations else creation  # noqa: SIM401
+            self._creations[id] = creation
+            if other != creation:
+                self.replaced.update((other, creation))
+        return self.of(creation)
 
     def stop(self, row: AnyRow) -> None:
         """Set the StopCh of the sandbox of *row*, which is in a commit."""
         self.see(row).stopped.stop()
 
-    def has_duplicates(self) -> bool:
-        """Return whether two creations of one id are known: one of them was deleted elsewhere."""
-        return len(self.committed) > len(self._creations)
+    def named(self, prefix: str) -> list[int]:
+        """Return the creations that were seen last of the ids that begin with *prefix*."""
+        if len(prefix) >= max(self._lengths, default=0):  # a whole id, or none
+            ids = [prefix]
+        else:
+            ids = [id for id in tuple(self._creations) if id.startswith(prefix)]
+        return [self._creations[id] for id in ids if id in self._creations]
 
     def mark_deleted(self, creation: int) -> None:
         """Stop a deleted sandbox, and forget it when enough others have been deleted after it."""
         self.of(creation).stopped.stop()
         self._deleted[creation] = None
         id = self.committed.pop(creation, None)
-        if id is not None and self._creations.get(id) == creation:
-            self._creations.pop(id, None)
+        if id is not None:
+            latest = self._creations.pop(id, creation)
+            if latest != creation:
+                self._creations.setdefault(id, latest)
         for oldest in tuple(self._deleted)[:-DELETED_MAX]:
             self._of.pop(oldest, None)
             self._deleted.pop(oldest, None)

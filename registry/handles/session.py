@@ -53,7 +53,8 @@ class Session:
         self._timeout = timeout
         self._runtime_states = runtime_state.table.join(engine.path, user)
         self._compared: tuple[int | None, int] | None = None
-        """Commit and number of known sandboxes at which deletions elsewhere were looked for."""
+        """Data version, and the newest of the sandboxes that were known to be committed, when all
+        of these were last looked for."""
         self._cache = Cache(engine.data_version.read, lambda: engine.own_commits.is_committing)
         engine.own_commits.followers.add(self._cache)
 
@@ -135,10 +136,12 @@ class Session:
             return None if row is None else self.entry(row)
 
         self.require_open(doing)
-        own = self.engine.own_transaction() is not None
-        found = read() if own else self._cache.find(prefix, doing, read)
-        if found is None or self._runtime_states.has_duplicates():
-            self.mark_deleted_elsewhere(doing)
+        if self.engine.own_transaction() is not None:
+            return read()
+        found = self._cache.find(prefix, doing, read)
+        if found is None:
+            self.mark_named_deleted(prefix, doing)
+        self._mark_replaced(doing)
         return found
 
     def find_creation(self, creation: int, doing: str) -> Entry | None:
@@ -174,9 +177,9 @@ class Session:
         question = (sql, *params.items())
         entries = self._cache.several(question, doing, read, by_state="state" in params)
         states = self._runtime_states
-        missing = not params and len(states.committed) > len(entries)
-        if missing or states.has_duplicates():
+        if not params and len(states.committed) > len(entries):
             self.mark_deleted_elsewhere(doing)
+        self._mark_replaced(doing)
         return entries
 
     @contextmanager
@@ -285,6 +288,23 @@ class Session:
         if committed and self.find_creation(creation, doing) is None:
             states.mark_deleted(creation)
 
+    def mark_named_deleted(self, prefix: str, doing: str) -> None:
+        """Set the StopCh of each deleted sandbox whose id begins with *prefix*: none was found."""
+        for creation in self._runtime_states.named(prefix):
+            self.mark_missing_deleted(creation, doing)
+
+    def _mark_replaced(self, doing: str) -> None:
+        """Set the StopCh of each sandbox whose id was added again, and of all if there are many.
+
+        Otherwise a process that never lists all sandboxes would keep those deleted elsewhere.
+        """
+        states = self._runtime_states
+        for creation in tuple(states.replaced):
+            self.mark_missing_deleted(creation, doing)
+            states.replaced.discard(creation)
+        if states.are_many():
+            self.mark_deleted_elsewhere(doing)
+
     def mark_deleted_elsewhere(self, doing: str) -> None:
         """Set the StopCh of each sandbox that was in a commit and is no longer in the latest one.
 
@@ -293,15 +313,15 @@ class Session:
         if self.engine.own_transaction() is not None:
             return
         states = self._runtime_states
-        known = tuple(states.committed)  # before the query: see `runtime_state`
+        newest, known = states.newest, tuple(states.committed)  # before the query: `runtime_state`
         version = self.latest_commit(doing)
-        if version is not None and self._compared == (version, len(known)):
+        if version is not None and self._compared == (version, newest):
             return
         existing = {creation for (creation,) in self.engine.fetch(sql.CREATIONS, {}, doing)}
         for creation in known:
             if creation not in existing:
                 states.mark_deleted(creation)
-        self._compared = (version, len(known))
+        self._compared = (version, newest)
         states.set_bound()
 
     # The functions of callers.

@@ -14,7 +14,7 @@ import pytest
 from registry import NameReservedError, NotFoundError, ResourceExhaustedError, State, StopCh, Store
 from registry.engine import open_files
 from registry.handles import runtime_state
-from tests.tools import NOTREADY, READY, execute, ids, in_another_thread, sandbox
+from tests.tools import NOTREADY, READY, execute, ids, in_another_thread, run, sandbox
 
 
 class TakenBack(Exception):  # noqa: N818 - what ends the transaction of a test
@@ -139,6 +139,35 @@ def test_a_process_that_only_adds_forgets_what_others_delete(
         store.add(sandbox(f"s{n}"), READY)
         execute(store.path, f"DELETE FROM sandboxes WHERE id = 's{n}'")
     assert channels() - before <= 40
+
+
+@pytest.mark.parametrize("read", ["get", "filter"])
+def test_a_process_that_only_reads_forgets_what_others_delete(
+    store: Store, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    """It never lists all sandboxes: it gets each by its id, or lists those in a state."""
+    monkeypatch.setattr(runtime_state, "DELETED_MAX", 10)
+    store._session._runtime_states._bound = 10
+    before = channels()
+    for n in range(3):
+        run(
+            """
+            import sys
+            from registry import Metadata, State, Status, Store
+            with Store.open(sys.argv[1]) as store, store.transaction():
+                for k in range(50):
+                    id = f"s{sys.argv[2]}-{k}"
+                    store.add(Metadata(id, f"name-{id}", None), Status(State.READY))
+            """,
+            store.path,
+            n,
+        )
+        if read == "get":
+            assert all(store.get(f"s{n}-{k}") for k in range(50))
+        else:
+            assert len(store.list(state=State.READY)) == 50
+        execute(store.path, "DELETE FROM sandboxes")
+    assert channels() - before <= 110
 
 
 def test_no_gate_is_left_of_a_path_that_is_closed(tmp_path: Path) -> None:

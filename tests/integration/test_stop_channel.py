@@ -18,6 +18,8 @@ from registry import (
     Status,
     Store,
 )
+from registry.engine import driver
+from registry.tables import sql
 from tests.conftest import OpenStore
 from tests.tools import (
     NOTREADY,
@@ -167,17 +169,52 @@ def test_deletion_stops_a_sandbox_that_was_read_in_a_failed_transaction(
     assert found.stopped.is_set()
 
 
-@pytest.mark.parametrize("call", ["update", "delete"])
+@pytest.mark.parametrize("call", ["update", "delete", "delete by id"])
 def test_a_write_that_misses_the_sandbox_stops_it(store: Store, path: str, call: str) -> None:
     """Another process has deleted it."""
     handle = store.add(sandbox("a"), READY)
     execute(path, "DELETE FROM sandboxes")
     if call == "delete":
         assert not handle.delete()
+    elif call == "delete by id":
+        assert not store.delete("a")
     else:
         with pytest.raises(NotFoundError):
             handle.status.update(lambda old: old)
     assert handle.stopped.is_set()
+
+
+def test_a_list_stops_a_deleted_sandbox_that_a_slow_read_returned(store: Store, path: str) -> None:
+    """That read began before the deletion, and ends after a list that has missed another one."""
+    for id in "abc":
+        store.add(sandbox(id), READY)
+    row = store.get("c")._entry.row
+    store.close()
+    with Store.open(path, reconcile=False) as again:
+        again.get("a")
+        other = again.get("b")
+        execute(path, "DELETE FROM sandboxes WHERE id != 'a'")
+        again.list()
+        assert other.stopped.is_set()
+        slow = again._session.entry(row)
+        assert ["a"] == ids(again.list())
+        assert slow.runtime_state.stopped.is_set()
+
+
+def test_missing_id_costs_no_query_of_all_sandboxes(store: Store, path: str) -> None:
+    """A shim asks for an id before it adds the sandbox, beside thousands of others."""
+    for id in ("known", "other"):
+        store.add(sandbox(id), READY)
+    statements: list[str] = []
+    for connection in driver._open:
+        connection.set_trace_callback(statements.append)
+    for n in range(3):
+        with pytest.raises(NotFoundError):
+            store.get(f"none{n}")
+        assert not store.delete(f"none{n}")
+        store.add(sandbox(f"none{n}"), READY)
+    assert statements
+    assert sql.CREATIONS not in statements
 
 
 def test_id_added_again_by_another_process_stops_the_old_creation(store: Store, path: str) -> None:
