@@ -364,13 +364,14 @@ class Store:
         with self._session.write(doing) as transaction:
             self._session.require_space(doing, grows=True)
             row = writes.find(prefix, doing, transaction.fetch)
-            if row is None:
-                raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
-            metadata = self._session.ask(transaction, row, fn, row.metadata())
-            _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
-            entry = self._session.replace_metadata(transaction, row, metadata)
-            identities.record_later(self._session, transaction, entry.row, entry.row.pid)
-        return Sandbox(self._session, entry)
+            if row is not None:
+                metadata = self._session.ask(transaction, row, fn, row.metadata())
+                _refuse_unless_completed(doing, row, validate_metadata(metadata, doing))
+                entry = self._session.replace_metadata(transaction, row, metadata)
+                identities.record_later(self._session, transaction, entry.row, entry.row.pid)
+                return Sandbox(self._session, entry)
+        self._session.mark_named_deleted(prefix, doing)
+        raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
 
     def delete(self, id: str) -> bool:
         """Delete the sandbox with *id*, full or a unique prefix; return whether there was one.

@@ -169,7 +169,7 @@ def test_deletion_stops_a_sandbox_that_was_read_in_a_failed_transaction(
     assert found.stopped.is_set()
 
 
-@pytest.mark.parametrize("call", ["update", "delete", "delete by id"])
+@pytest.mark.parametrize("call", ["update", "metadata", "delete", "delete by id"])
 def test_a_write_that_misses_the_sandbox_stops_it(store: Store, path: str, call: str) -> None:
     """Another process has deleted it."""
     handle = store.add(sandbox("a"), READY)
@@ -178,6 +178,9 @@ def test_a_write_that_misses_the_sandbox_stops_it(store: Store, path: str, call:
         assert not handle.delete()
     elif call == "delete by id":
         assert not store.delete("a")
+    elif call == "metadata":
+        with pytest.raises(NotFoundError):
+            store.update_metadata("a", lambda old: old)
     else:
         with pytest.raises(NotFoundError):
             handle.status.update(lambda old: old)
