@@ -3,7 +3,7 @@
 An addition needs free space and an allocated disk reserve. Marking a sandbox NOTREADY may use
 `-reserve`; deleting a sandbox may use all of the disk reserve.
 
-On a full disk a checkpoint runs before the transaction, so that SQLite overwrites the log in place,
+On a full disk a checkpoint runs before the transaction, so that SQLite overwrites the WAL in place,
 which takes no space. A checkpoint makes the database longer by the pages that are only in the log.
 Checkpoints keep those few while the disk has space: otherwise one checkpoint would use up the disk
 reserve before it is complete.
@@ -112,11 +112,11 @@ class DiskSpace:
             self.reserve.allocate()
 
     def _make_space(self, connection: Connection) -> None:
-        """Release disk reserve for the log, and run a checkpoint, on a full disk."""
+        """Release disk reserve for the WAL, and run a checkpoint, on a full disk."""
         self.reserve.release("-reserve")
         lacking = self._growth(connection) - paths.free(self._directory).bytes
         if lacking > self.reserve.spare_size():
-            return  # without a checkpoint, commits extend the log into the released space
+            return  # without a checkpoint, commits extend the WAL into the released space
         if lacking > 0 and self.reserve.shrink(int(lacking)) < DELETIONS:
             self._last = True
         _checkpoint(connection)
@@ -137,6 +137,6 @@ class DiskSpace:
 
 
 def _checkpoint(connection: Connection) -> None:
-    """Move the log into the database, as far as readers and the disk allow."""
-    with contextlib.suppress(sqlite3.Error):  # commits then extend the log
+    """Move the WAL into the database, as far as readers and the disk allow."""
+    with contextlib.suppress(sqlite3.Error):  # commits then extend the WAL
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -2,7 +2,7 @@
 
 Rules:
 
-1. No cursor stays open: the log grows behind an open cursor, and the cursor returns old rows.
+1. No cursor stays open: the WAL grows behind an open cursor, and the cursor returns old rows.
 2. The schema version is checked after each read: another process may have upgraded the registry
    past what this code may read.
 3. On a read-only file system SQLite cannot make its index of the log. A registry that was closed is
@@ -91,10 +91,10 @@ class Readers:
         return reader
 
     def _open_immutable(self, cause: sqlite3.Error) -> driver.Connection:
-        # The log holds commits that the file lacks.
+        # The WAL holds commits that the file lacks.
         if size(f"{self._path}-wal"):
             raise ReadOnlyError(
-                f"open registry {self._path!r}: its log holds commits, which SQLite cannot read on "
+                f"open registry {self._path!r}: its WAL holds commits, which SQLite cannot read on "
                 "a read-only file system; make the file system writable, or copy the registry with "
                 "its -wal to a writable one",
                 path=self._path,
@@ -182,7 +182,7 @@ class Readers:
         """Keep the readers in *lent* as idle ones, or close them, and empty the list.
 
         Safe to call again after an interrupt. A reader that is lost would keep its snapshot, and
-        the log from being reset, until the garbage collector finds it.
+        the WAL from being reset, until the garbage collector finds it.
         """
         if self.abandoned:
             return

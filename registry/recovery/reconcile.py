@@ -188,7 +188,7 @@ def _observe_one(
 def _evidence_of_creators(session: Session, inventory: HostInventory) -> Iterator[Evidence]:
     """Yield the evidence of creators that were recorded under another boot id.
 
-    A sandbox past UNKNOWN is not judged by its creator, which is evidence about its boot all the
+    A sandbox past UNKNOWN has no verdict by its creator, which is evidence about its boot all the
     same.
     """
     for row in session.fetch(sql.CREATORS, {}, "read creators"):

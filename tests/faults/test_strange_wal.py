@@ -53,7 +53,7 @@ def wal_of_a_registry_of_one_sandbox(path: str, do: Programs) -> None:
     shutil.copy(f"{path}.other-wal", f"{path}-wal")
 
 
-def older_log_of_one_session(path: str, do: Programs) -> None:
+def older_wal_of_one_session(path: str, do: Programs) -> None:
     """Put back a WAL from the middle of a session, whose later commits changed no state."""
     do.close(path, ADD)
     copy = "import shutil; shutil.copy(f'{path}-wal', f'{path}.wal')"
@@ -144,7 +144,7 @@ STRANGE = [
     wal_of_another_registry,
     later_wal_of_another_registry,
     wal_of_a_registry_of_one_sandbox,
-    older_log_of_one_session,
+    older_wal_of_one_session,
     older_wal_of_an_earlier_session,
     backup_over_a_killed_one,
     moved_backup_over_a_killed_one,
