@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from registry.handles.runtime_state import RuntimeState
 from registry.model.status import State, Status
@@ -70,16 +69,14 @@ class Entry:
         return self._weight
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(NamedTuple):
     """Report of a sandbox that was inserted, or whose metadata was replaced."""
 
     entry: Entry
     is_new: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(NamedTuple):
     """Report of columns that were written, of a sandbox that was *before*."""
 
     before: AnyRow
@@ -91,8 +88,7 @@ class Changed:
         return self.before.creation == row.creation and self.columns.get("pid") == row.pid
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
+class Deleted(NamedTuple):
     """Report of a sandbox that was deleted."""
 
     row: Row

@@ -28,9 +28,10 @@ from registry.host.process import Liveness, ProcessObservation
 from registry.model.status import State
 from registry.recovery import observations, verdicts
 from registry.recovery.evidence import Evidence
+from registry.recovery.findings import Report, Verdict
 from registry.recovery.observations import process_evidence
 from registry.recovery.orphans import find_orphans
-from registry.recovery.verdicts import Decision, Observation, Report, Verdict
+from registry.recovery.verdicts import Decision, Observation
 from registry.sync.interrupts import is_interrupt, reraise_interrupt
 from registry.tables import rows, sql, writes
 from registry.tables.rows import AnyRow, Row, StatusRow

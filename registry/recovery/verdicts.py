@@ -30,19 +30,6 @@ from registry.tables.rows import (
     load_netns,
 )
 
-__all__ = [
-    "Decision",
-    "Finding",
-    "Observation",
-    "Reason",
-    "Report",
-    "Verdict",
-    "decide",
-    "names_other_boot",
-    "recorded_here",
-    "report",
-]
-
 _UNKNOWN, _READY, _NOTREADY = map(str, State)
 
 
