@@ -116,7 +116,8 @@ class NamespaceHandle(NamedTuple):
 def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | None:
     """Return the namespace at *path*, without opening the file.
 
-    None: there is no namespace, or the kernel (before Linux 6.18) or a seccomp filter refuses.
+    None: there is no namespace, or the kernel (before Linux 6.18) or a seccomp filter refuses, or
+    ctypes cannot be imported.
 
     Args:
         path: path without a NUL.
@@ -124,7 +125,11 @@ def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | N
         flags: AT_SYMLINK_FOLLOW; AT_EMPTY_PATH with an empty *path*: *directory* itself.
     """
     buffer = bytearray(_NO_HANDLE)
-    name_to_handle_at, address, mount_id = _name_to_handle_at()
+    try:
+        name_to_handle_at, address, mount_id = _name_to_handle_at()
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
     # A handle to compare, not to open: the file system need not prepare anything for it.
     if name_to_handle_at(directory, path, address(buffer), mount_id, flags | AT_HANDLE_FID):
         return None
@@ -135,13 +140,19 @@ def namespace_at(path: bytes, directory: int, flags: int) -> NamespaceHandle | N
 def namespace_exists(number: int, kind: int, inode: int) -> bool | None:
     """Return whether a namespace exists, mounted or not, with or without processes.
 
-    None: unknown, before Linux 6.18 or without CAP_SYS_ADMIN in the initial user namespace.
+    None: unknown, before Linux 6.18, without CAP_SYS_ADMIN in the initial user namespace, or if
+    ctypes cannot be imported.
 
     Args:
         number: kernel id of the namespace.
         kind: type of the namespace, one of CLONE_NEW*.
         inode: inode of its file.
     """
+    try:
+        _libc()
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
     import ctypes  # noqa: PLC0415
 
     handle = _HANDLE.pack(_HANDLE.size - 8, FILEID_NSFS, number, kind, inode)
@@ -198,7 +209,11 @@ def pid_of_inode(inode: int) -> int:
 
 def _open_by_handle_at(root: int, handle: bytes) -> int:
     """Return a descriptor of the object *handle* in the file system *root*; -1 if there is none."""
-    open_by_handle_at = getattr(_libc(), "open_by_handle_at", lambda *_: -1)
+    try:
+        open_by_handle_at = getattr(_libc(), "open_by_handle_at", lambda *_: -1)
+    except OSError as error:
+        reraise_interrupt(error)
+        return -1
     return int(open_by_handle_at(root, handle, os.O_RDONLY | os.O_CLOEXEC))
 
 
@@ -209,10 +224,10 @@ def _name_to_handle_at() -> tuple[Callable[..., int], Callable[[bytearray], obje
     The arguments are a function that returns a pointer to a buffer, and a pointer to the mount id,
     which is not read. If libc lacks the call, the returned function always fails.
     """
+    call = getattr(_libc(), "name_to_handle_at", lambda *_: -1)
     import ctypes  # noqa: PLC0415
 
     answer = ctypes.c_char * _HANDLE.size
-    call = getattr(_libc(), "name_to_handle_at", lambda *_: -1)
     return call, answer.from_buffer, ctypes.byref(ctypes.c_int())
 
 
@@ -256,28 +271,43 @@ def file_at(path: bytes, *, keep_times: bool) -> tuple[tuple[int, int] | None, i
             a new time at the next write after the times were read, and the sync after that takes
             half as long again. The first such call imports ctypes, which takes 2 ms.
     """
-    if keep_times:
-        buffer = bytearray(_STATX.size)
-        statx, address = _statx()
-        # It fails if there is no file, or if libc or the container lacks the call.
-        if statx(AT_FDCWD, path, 0, STATX_INO | STATX_SIZE, address(buffer)) == 0:
-            inode, size, major, minor = _STATX.unpack(buffer)
-            return (os.makedev(major, minor), inode), size
+    found = _file_without_times(path) if keep_times else None
+    if found is not None:
+        return found
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except OSError as error:
         reraise_interrupt(error)
         return None, 0
-    return (found.st_dev, found.st_ino), found.st_size
+    return (stat.st_dev, stat.st_ino), stat.st_size
+
+
+def _file_without_times(path: bytes) -> tuple[tuple[int, int], int] | None:
+    """Return what `file_at` does, without reading the times of the file.
+
+    None: there is no file, libc or the container lacks statx(2), or ctypes cannot be imported. A
+    commit does not fail because no descriptor is left for an import.
+    """
+    buffer = bytearray(_STATX.size)
+    try:
+        statx, address = _statx()
+    except OSError as error:
+        reraise_interrupt(error)
+        return None
+    if statx(AT_FDCWD, path, 0, STATX_INO | STATX_SIZE, address(buffer)):
+        return None
+    inode, size, major, minor = _STATX.unpack(buffer)
+    return (os.makedev(major, minor), inode), size
 
 
 @cache
 def _statx() -> tuple[Callable[..., int], Callable[[bytearray], object]]:
     """Return statx(2), or a function that fails, and a function that returns its buffer."""
+    call = getattr(_libc(), "statx", lambda *_: -1)
     import ctypes  # noqa: PLC0415
 
     answer = ctypes.c_char * _STATX.size
-    return getattr(_libc(), "statx", lambda *_: -1), answer.from_buffer
+    return call, answer.from_buffer
 
 
 def unshare(flags: int) -> None:
@@ -305,17 +335,26 @@ def umount(target: str | bytes, flags: int) -> None:
 
 
 def _call(name: str, *args: object, path: str | bytes | None) -> None:
+    call = getattr(_libc(), name)
     import ctypes  # noqa: PLC0415 - only changes of namespaces need it
 
-    if getattr(_libc(), name)(*args) != 0:
+    if call(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), path)
 
 
 @cache
 def _libc() -> ctypes.CDLL:
-    import ctypes  # noqa: PLC0415
+    """Return the C library.
 
+    Raises:
+        OSError: ctypes cannot be imported: no descriptor is left for it.
+    """
+    try:
+        import ctypes  # noqa: PLC0415
+    except ImportError as error:  # of its shared object
+        reraise_interrupt(error)
+        raise OSError(errno.EMFILE, f"import ctypes: {error}") from error
     libc = ctypes.CDLL(None, use_errno=True)
     text, number, flags = ctypes.c_char_p, ctypes.c_int, ctypes.c_ulong
     libc.unshare.argtypes = [number]

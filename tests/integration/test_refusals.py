@@ -59,6 +59,41 @@ def test_a_read_without_descriptors_says_so(path: str) -> None:
         assert os.path.exists(f"{path}-reserve")
 
 
+@pytest.mark.parametrize("failed_writes", [0, 1])
+def test_writes_go_on_without_descriptors(path: str, failed_writes: int) -> None:
+    """Nothing is imported for them, neither before a transaction nor after its COMMIT."""
+    run(
+        """
+        import contextlib, os, resource, sys
+        from dataclasses import replace
+        from registry import Metadata, State, Status, Store
+        from registry.engine.file_identity import STAT_CHECKS
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            sandbox = store.add(Metadata("a", "name", None), Status(State.READY))
+            sandbox.status.get()
+            for _ in range(int(sys.argv[2])):  # each is checked before the transaction alone
+                with contextlib.suppress(ZeroDivisionError):
+                    sandbox.status.update(lambda old: 1 / 0)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    os.open("/", os.O_PATH)
+            assert "ctypes" not in sys.modules
+            for n in range(STAT_CHECKS):
+                sandbox.status.update(lambda old: replace(old, message=str(n)))
+                assert sandbox.status.get().message == str(n)
+            store.add(Metadata("b", "other", None), Status(State.READY))
+            assert "ctypes" not in sys.modules
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            sandbox.status.update(lambda old: replace(old, message="end"))
+            assert "ctypes" in sys.modules
+        """,
+        path,
+        failed_writes,
+    )
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_an_open_without_descriptors_says_so(path: str, read_only: bool) -> None:
     """And releases no disk space for it."""
