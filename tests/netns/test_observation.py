@@ -252,6 +252,22 @@ def test_observation_is_the_same_on_a_kernel_that_reports_less(made: NetNS, base
     assert "'/proc/self/ns/uts' is a namespace of type 0x4000000, not net" == other
 
 
+def test_path_leads_to_a_namespace_where_faccessat2_is_refused(made: NetNS) -> None:
+    """By a seccomp filter that does not know the call; libc then reports that nothing is there."""
+    out = run(
+        """
+        import errno, sys
+        from registry.host import namespaces
+        from tests.netns.seccomp import FACCESSAT2, refuse
+        refuse(FACCESSAT2, errno.EPERM)
+        for path in (sys.argv[1], sys.argv[1] + "-none", "/etc/passwd"):
+            print(namespaces.may_be_at(path))
+        """,
+        made.path,
+    )
+    assert ["True", "False", "False"] == out.split()
+
+
 def test_observing_takes_no_lock_and_no_reference(made: NetNS) -> None:
     """A namespace that is observed without pause can be removed."""
     observed = namespaces.observe(made.path, HostContext.current())
