@@ -8,7 +8,7 @@ import pytest
 
 from tests.tools import LONG, run
 
-TIMEOUT = 1200 if LONG else 120
+TIMEOUT = 3600 if LONG else 240
 """Seconds for one process."""
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(TIMEOUT + 60)]
