@@ -277,7 +277,8 @@ class Session:
         """Set the StopCh of a sandbox that was not found, if it was in a commit and is deleted.
 
         The caller may have read before the commit that added it, so it is read again: a sandbox
-        that is known to have been committed, and is missing after that, was deleted.
+        that is known to have been committed, and is missing after that, was deleted. A damaged
+        record still exists, though it may have lost its id, and with it its status.
 
         Args:
             creation: of the sandbox.
@@ -285,7 +286,7 @@ class Session:
         """
         states = self._runtime_states
         committed = self.engine.own_transaction() is None and creation in states.committed
-        if committed and self.find_creation(creation, doing) is None:
+        if committed and not self.engine.fetch(sql.EXISTING, {"creation": creation}, doing):
             states.mark_deleted(creation)
 
     def mark_named_deleted(self, prefix: str, doing: str) -> None:

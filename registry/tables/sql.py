@@ -116,6 +116,8 @@ TAKEN: Final = (
 
 CREATIONS: Final = "SELECT sandboxes.creation FROM sandboxes"
 
+EXISTING: Final = "SELECT sandboxes.creation FROM sandboxes WHERE sandboxes.creation = :creation"
+
 NETNS_PATHS: Final = "SELECT sandboxes.netns_path FROM sandboxes WHERE sandboxes.netns_path != ''"
 
 CREATORS: Final = (

@@ -128,6 +128,7 @@ STATEMENTS: Final[Mapping[str, Core]] = {
         or_(sandboxes.c.id == bindparam("id"), sandboxes.c.name == bindparam("name"))
     ),
     "CREATIONS": select(sandboxes.c.creation),
+    "EXISTING": select(sandboxes.c.creation).where(sandboxes.c.creation == bindparam("creation")),
     "NETNS_PATHS": select(sandboxes.c.netns_path).where(sandboxes.c.netns_path != _literal("")),
     "CREATORS": (
         select(*(sandboxes.c[name] for name in CREATOR_FIELDS))

@@ -13,6 +13,7 @@ import pytest
 
 from registry import (
     NotFoundError,
+    RegistryError,
     Sandbox,
     State,
     Status,
@@ -30,6 +31,7 @@ from tests.tools import (
     in_another_thread,
     run,
     sandbox,
+    tamper,
 )
 
 
@@ -185,6 +187,18 @@ def test_a_write_that_misses_the_sandbox_stops_it(store: Store, path: str, call:
         with pytest.raises(NotFoundError):
             handle.status.update(lambda old: old)
     assert handle.stopped.is_set()
+
+
+def test_sandbox_that_has_lost_its_id_is_not_stopped(path: str) -> None:
+    """It is damaged and not deleted, whichever read misses it."""
+    with Store.open(path) as store:
+        handle = store.add(sandbox("a"), READY)
+        tamper(path, "UPDATE sandboxes SET id = 'b'")
+        for read in (handle.status.get, lambda: store.get("a"), store.list, handle.open_process):
+            with suppress(RegistryError):
+                read()
+        assert not store.delete("a")
+        assert not handle.stopped.is_set()
 
 
 def test_a_list_stops_a_deleted_sandbox_that_a_slow_read_returned(store: Store, path: str) -> None:
