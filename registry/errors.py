@@ -31,6 +31,8 @@ class NotFoundError(RegistryError):
 
     id: str = ""
     """Id, or prefix of an id, of the sandbox."""
+    name: str = ""
+    """Name of the sandbox, if it was looked up by its name."""
     path: str = ""
     """Path of the registry."""
 
@@ -58,6 +60,8 @@ class InvalidArgumentError(RegistryError):
     """Name of the argument, or path of the field in it."""
     value: object = None
     """The value that was refused."""
+    position: int = 0
+    """Number of the character of `value` that was refused, from 1 on; 0: it is not known which."""
 
 
 class AmbiguousPrefixError(InvalidArgumentError):

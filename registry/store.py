@@ -20,15 +20,16 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, overload
 
 from registry.engine import SchemaHooks, attach, detach
 from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
 from registry.handles import additions, identities
+from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, check_function
@@ -47,7 +48,7 @@ from registry.model.validation import (
 )
 from registry.recovery.findings import Report
 from registry.sync.imports import late_import
-from registry.tables import migrations, queries, sql, writes
+from registry.tables import filters, migrations, queries, sql, writes
 from registry.tables.inspection import inspect
 from registry.tables.rows import Row, Transition
 from registry.tables.writes import Author
@@ -60,8 +61,6 @@ ACTOR_MAX: Final = 256
 """Characters of an actor."""
 HIDDEN: Final = str(State.UNKNOWN)
 """The stored state of a sandbox that is being created."""
-LABELS_MAX: Final = 256
-"""Labels to filter by; SQLite refuses an expression of some hundred parts."""
 
 
 class Store:
@@ -190,23 +189,48 @@ class Store:
 
     # Reading.
 
-    def get(self, id: str, *, include_unknown: bool = False) -> Sandbox:
-        """Return the sandbox with *id*, whole or a unique prefix; an exact id wins.
+    @overload
+    def get(self, id: str, *, include_unknown: bool = False) -> Sandbox: ...
+    @overload
+    def get(self, *, name: str, include_unknown: bool = False) -> Sandbox: ...
+    def get(
+        self, id: str | None = None, *, name: str | None = None, include_unknown: bool = False
+    ) -> Sandbox:
+        """Return the sandbox with *id*, or the one with *name*; give one of both.
 
+        Args:
+            id: whole or a unique prefix; an exact id wins.
+            name: of the sandbox, whole.
+            include_unknown: also return a sandbox that is being created.
         Raises:
             NotFoundError: there is no such sandbox, or it is UNKNOWN and not *include_unknown*.
             AmbiguousPrefixError: several ids begin with *id*, including those of UNKNOWN sandboxes.
-            InvalidArgumentError: *id* is empty or not a string.
+            InvalidArgumentError: *id* is empty or not a string, or not exactly one of *id* and
+                *name* is given.
         """
-        doing = f"get sandbox {id!r}"
-        prefix = check_prefix(doing, id)
-        found = self._session.find(prefix, doing)
+        if name is not None:
+            found, doing = self._find_named(id, name)
+        elif id is None:
+            raise invalid("get sandbox", "id", id, "is no id; give an id or a name")
+        else:
+            doing = f"get sandbox {id!r}"
+            found = self._session.find(check_prefix(doing, id), doing)
         if found is None:
-            raise NotFoundError(f"{doing}: there is no such sandbox", id=prefix)
+            raise NotFoundError(f"{doing}: there is no such sandbox", id=id or "", name=name or "")
         if found.row.state == HIDDEN and not include_unknown:
             message = f"{doing}: it is being created; wait until it is READY, or include UNKNOWN"
-            raise NotFoundError(message, id=found.row.id)
+            raise NotFoundError(message, id=found.row.id, name=name or "")
         return Sandbox(self._session, found)
+
+    def _find_named(self, id: str | None, name: str) -> tuple[Entry | None, str]:
+        """Return the sandbox with *name*, and the operation for messages."""
+        doing = f"get sandbox named {name!r}"
+        if id is not None:
+            raise invalid(doing, "id", id, "is given beside a name; give one of both")
+        params = {"name": check_text(doing, "name", name, sys.maxsize)}
+        query = queries.list_sandboxes(frozenset(params))
+        found = self._session.list(query, params, doing, by_state=False)
+        return (found[0] if found else None), doing
 
     def list(
         self,
@@ -214,36 +238,59 @@ class Store:
         include_unknown: bool = False,
         id: str | None = None,
         name: str | None = None,
-        state: State | None = None,
+        state: State | Collection[State] | None = None,
         labels: Mapping[str, str] | None = None,
+        selector: str | None = None,
         pod: str | None = None,
         namespace: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
     ) -> list[Sandbox]:
         """Return the sandboxes that match every filter, ordered by created_at and id.
 
         Args:
             include_unknown: include sandboxes that are being created.
-            id: beginning of the id; the other filters are exact.
+            id: beginning of the id; *name*, *labels*, *pod* and *namespace* are exact.
             name: name of the sandbox.
-            state: state of the sandbox.
-            labels: labels that the config must have; it may have others.
+            state: state of the sandbox, or a collection of states of which it has one. No sandbox
+                has one of no states.
+            labels: labels that the config must have; it may have others. Any text is accepted.
+            selector: label selector of Kubernetes, such as `app=web,tier!=db,env in (a,b),!canary`.
             pod: name of the pod.
             namespace: Kubernetes namespace of the pod.
+            newest_first: reverse the order.
+            limit: maximum number of sandboxes, the first ones in the order; 1 or more.
         Raises:
-            InvalidArgumentError: a filter has the wrong type, or *id* is empty.
+            InvalidArgumentError: a filter has the wrong type, *id* is empty, *selector* cannot be
+                read (`.position` is the character), or it and *labels* are too many for one query.
         """
         doing = "list sandboxes"
-        params = _exact_params(doing, state, name=name, pod=pod, namespace=namespace)
-        filters = set(params)
+        params: dict[str, object] = {}
+        for field, value in (("name", name), ("pod", pod), ("namespace", namespace)):
+            if value is not None:
+                params[field] = check_text(doing, field, value, sys.maxsize)
+        named = set(params)
+        if state is not None:
+            params |= filters.state_params(doing, state)
+            named.add("state")
         if id is not None:
             params |= queries.prefix_params(check_prefix(doing, id))
-            filters.add("id")
+            named.add("id")
         if not include_unknown:
-            filters.add("hide_unknown")
-        params |= _label_params(doing, labels)
-        query = queries.list_sandboxes(frozenset(filters), len(labels or ()))
-        session = self._session
-        return [Sandbox(session, found) for found in session.list(query, params, doing)]
+            named.add("hide_unknown")
+        requirements = filters.requirements(doing, labels, selector)
+        params |= queries.requirement_params(requirements)
+        if limit is not None:
+            params["limit"] = check_integer(doing, "limit", limit, 1, 2**63 - 1)
+        query = queries.list_sandboxes(
+            frozenset(named),
+            tuple([(each.operator, len(each.values)) for each in requirements]),
+            newest_first=bool(newest_first),
+            limited=limit is not None,
+        )
+        session, by_state = self._session, state is not None
+        found = session.list(query, params, doing, by_state=by_state)
+        return [Sandbox(session, each) for each in found]
 
     def history(
         self, id: str | None = None, *, after: int = 0, limit: int | None = None
@@ -496,37 +543,3 @@ def _refuse_unless_completed(doing: str, row: Row, metadata: Metadata) -> None:
     for field in ("id", "name"):
         if getattr(metadata, field) != getattr(row, field):
             raise invalid(doing, field, getattr(metadata, field), "cannot change")
-
-
-def _exact_params(doing: str, state: State | None, **texts: str | None) -> dict[str, object]:
-    """Return the parameters of the exact filters that are set.
-
-    Args:
-        doing: the operation, which begins the message of an error.
-        state: state to filter by.
-        texts: texts to filter by, by the name of the filter.
-    Raises:
-        InvalidArgumentError: a filter has the wrong type.
-    """
-    params: dict[str, object] = {
-        field: check_text(doing, field, text, sys.maxsize)
-        for field, text in texts.items()
-        if text is not None
-    }
-    if state is not None:
-        if not isinstance(state, State):
-            raise invalid(doing, "state", state, "is not a registry.State")
-        params["state"] = str(state)
-    return params
-
-
-def _label_params(doing: str, labels: Mapping[str, str] | None) -> dict[str, object]:
-    params: dict[str, object] = {}
-    if labels is not None and not isinstance(labels, Mapping):
-        raise invalid(doing, "labels", labels, "is not a mapping")
-    if labels is not None and len(labels) > LABELS_MAX:
-        raise invalid(doing, "labels", labels, f"are {len(labels)}, over {LABELS_MAX}")
-    for n, (key, value) in enumerate((labels or {}).items()):
-        params[f"key{n}"] = check_text(doing, "labels", key, sys.maxsize)
-        params[f"value{n}"] = check_text(doing, "labels", value, sys.maxsize)
-    return params

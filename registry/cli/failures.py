@@ -39,7 +39,7 @@ ADVICE: Final = {
 def code_of(error: RegistryError) -> int:
     """Return the exit code for *error*."""
     if isinstance(error, NotFoundError):
-        return FOUND if error.id else UNAVAILABLE
+        return FOUND if error.id or error.name else UNAVAILABLE
     if isinstance(error, (CompactedError, MetadataError, NetNSError)):
         return FOUND
     return USAGE if isinstance(error, InvalidArgumentError) else UNAVAILABLE

@@ -25,13 +25,13 @@ def _name_registry(ctx: click.Context, _: click.Parameter, value: str | None) ->
 
 
 class Count(click.IntRange):
-    """An integer of 0 or more."""
+    """An integer of at least *least*, without an upper bound."""
 
     name = "integer"
 
-    def __init__(self) -> None:
-        """Have no upper bound."""
-        super().__init__(min=0)
+    def __init__(self, least: int = 0) -> None:
+        """Refuse what is below *least*."""
+        super().__init__(min=least)
 
 
 class Seconds(click.ParamType[float]):

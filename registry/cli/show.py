@@ -20,10 +20,6 @@ from registry.model.status import State, Status
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import encoding
 
-_NAME: Final = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
-_DNS_LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_LABEL_KEY: Final = rf"((?=.{{1,253}}/){_DNS_LABEL}(\.{_DNS_LABEL})*/)?{_NAME}"
-"""A label key of Kubernetes: a name, optionally after a DNS name of at most 253 characters."""
 COLUMNS: Final = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
 """Fields that the table of `list` shows."""
 
@@ -35,20 +31,23 @@ class Pod(NamedTuple):
     name: str = ""
 
 
-def _parse_state(_: click.Context, __: click.Parameter, text: str | None) -> State | None:
-    name = (text or "").upper().removeprefix("SANDBOX_")
-    if text is not None and name not in State.__members__:
-        raise click.BadParameter(f"{text!r} is none of {', '.join(State.__members__)}")
-    return None if text is None else State[name]
+def _parse_states(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> set[State]:
+    names = {text: text.upper().removeprefix("SANDBOX_") for text in texts}
+    for text, name in names.items():
+        if name not in State.__members__:
+            raise click.BadParameter(f"{text!r} is none of {', '.join(State.__members__)}")
+    return {State[name] for name in names.values()}
 
 
 def _parse_labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
     """Return the labels in *texts*; refuse a selector with operators, which would match nothing."""
     labels: dict[str, str] = {}
+    if texts:
+        from registry.model.selector import KEY  # noqa: PLC0415 - most lists have no labels
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(_LABEL_KEY, key) or value.startswith("=") or "," in value:
-            why = "is not KEY=VALUE with a label key of Kubernetes; no other operator is accepted"
+        if not equals or not re.fullmatch(KEY, key) or value.startswith("=") or "," in value:
+            why = "is not KEY=VALUE with a label key of Kubernetes; use --selector for all else"
             raise click.BadParameter(f"{text!r} {why}")
         if labels.setdefault(key, value) != value:
             raise click.BadParameter(f"{key!r} cannot have two values")
@@ -58,7 +57,18 @@ def _parse_labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -
 @click.command("list")
 @options.db
 @click.option("--all", "every", is_flag=True, help="Include UNKNOWN sandboxes.")
-@click.option("--state", metavar="STATE", callback=_parse_state, help="UNKNOWN, READY or NOTREADY.")
+@click.option(
+    *("--state", "states"),
+    metavar="STATE",
+    multiple=True,
+    callback=_parse_states,
+    help="UNKNOWN, READY or NOTREADY; may be repeated.",
+)
+@click.option(
+    *("--selector", "-l"),
+    metavar="SELECTOR",
+    help="Label selector of Kubernetes: 'app=web,tier!=db,env in (a,b),!canary'.",
+)
 @click.option(
     *("--label", "labels"),
     metavar="KEY=VALUE",
@@ -70,20 +80,26 @@ def _parse_labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -
 @click.option("--namespace", metavar="NAME", help="Kubernetes namespace of the pod.")
 @click.option("--name", metavar="NAME", help="Name of the sandbox.")
 @click.option("--id", metavar="PREFIX", help="Beginning of the id.")
+@click.option("--newest-first", is_flag=True, help="List the newest sandbox first.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=options.Count(1),
+    help="Maximum number of sandboxes, the first in the order.",
+)
 @options.as_json
 def list_sandboxes(
     *,
     db: str,
     every: bool,
-    state: State | None,
-    labels: dict[str, str],
+    states: set[State],
     as_json: bool,
-    **filters: str | None,
+    **filters: Any,
 ) -> int:
     """List the sandboxes that match every filter, oldest first."""
     with options.open_to_read(db) as store:
         sandboxes = store.list(
-            include_unknown=every or state is State.UNKNOWN, state=state, labels=labels, **filters
+            include_unknown=every or State.UNKNOWN in states, state=states or None, **filters
         )
     code = complain_all(error for each in sandboxes for error in _unreadable(each))
     write_all([_summary(each, _pod(each)) for each in sandboxes], COLUMNS, as_json=as_json)

@@ -161,10 +161,19 @@ class Session:
         self.require_open(doing)
         return self.engine.data_version.read(doing)
 
-    def list(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Entry, ...]:
+    def list(
+        self, sql: str, params: Mapping[str, object], doing: str, *, by_state: bool
+    ) -> tuple[Entry, ...]:
         """Return the sandboxes of a query for whole rows, of the latest commit.
 
         A query without parameters is taken for one of all sandboxes.
+
+        Args:
+            sql: the query; *params* are its parameters.
+            params: as the query names them.
+            doing: operation and object, for messages.
+            by_state: whether a change of a state alone can change which sandboxes the query finds;
+                to leave out UNKNOWN is not meant.
         """
 
         def read() -> tuple[Entry, ...]:
@@ -175,7 +184,7 @@ class Session:
         if self.engine.own_transaction() is not None:
             return read()
         question = (sql, *params.items())
-        entries = self._cache.several(question, doing, read, by_state="state" in params)
+        entries = self._cache.several(question, doing, read, by_state=by_state)
         states = self._runtime_states
         if not params and len(states.committed) > len(entries):
             self.mark_deleted_elsewhere(doing)

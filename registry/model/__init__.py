@@ -3,6 +3,7 @@
 validation    checks of single values
 text          JSON of stored values
 identity      identities of network namespaces and processes
+selector      label selectors of Kubernetes
 status        State, Status, UpdateFunc
 cni           result of the CNI plugins
 metadata      Metadata: fixed when a sandbox has been created

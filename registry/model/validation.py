@@ -20,12 +20,23 @@ SHOWN: Final = 100
 """Characters of a refused value that a message repeats."""
 
 
-def invalid(doing: str, field: str, value: object, why: str) -> InvalidArgumentError:
-    """Return the error that says that *field* cannot have *value*."""
+def invalid(
+    doing: str, field: str, value: object, why: str, position: int = 0
+) -> InvalidArgumentError:
+    """Return the error that says that *field* cannot have *value*.
+
+    Args:
+        doing: operation and object.
+        field: name of the value.
+        value: the one that is refused.
+        why: cause, which ends the message.
+        position: number of the character of *value* that is refused, from 1 on; 0: all of it is.
+    """
     shown = repr(value)
     if len(shown) > SHOWN:
         shown = shown[:SHOWN] + "..."
-    return InvalidArgumentError(f"{doing}: {field} {shown} {why}", field=field, value=value)
+    message = f"{doing}: {field} {shown} {why}"
+    return InvalidArgumentError(message, field=field, value=value, position=position)
 
 
 def check_integer(doing: str, field: str, value: object, low: int, high: int) -> int:

@@ -3,6 +3,7 @@
 version       numbers by which a file and this code recognise each other
 sql           generated: the text of all statements
 queries       statements with variable parts, joined from generated parts
+filters       filters of a list, checked
 columns       types and ranges of stored values
 rows          rows of a sandbox, decoded to values
 encoding      values, encoded as columns

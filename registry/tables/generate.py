@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import CheckConstraint, ClauseElement, create_mock_engine
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
+from registry.model.selector import Operator
 from registry.tables import schema, statements
 
 HEAD: Final = '''\
@@ -70,7 +71,8 @@ def parts() -> dict[str, str | dict[str, str]]:
     one, two = (text_of(statements.update_status(names)) for names in (("pid",), ("state",)))
     head, tail = one.split("pid=:pid")
     assert two == f"{head}state=:state{tail}", "an assignment is one part of the text"
-    plain, ordered = text_of(statements.select_rows()), text_of(statements.list_sandboxes((), 0))
+    plain, ordered = text_of(statements.select_rows()), text_of(statements.list_sandboxes(()))
+    newest = text_of(statements.list_sandboxes((), newest_first=True))
     history = {each: text_of(statements.history(each)) for each in ((), ("id",), ("limit",))}
     begin, order, end = history[()].partition(" ORDER BY")
     of_id = history["id",].removeprefix(begin).removesuffix(order + end)
@@ -79,13 +81,27 @@ def parts() -> dict[str, str | dict[str, str]]:
         "ASSIGNMENTS": {name: f"{name}=:{name}" for name in statements.STATUS_COLUMNS},
         "LIST": plain,
         "LIST_FILTERS": {name: text_of(each) for name, each in statements.LIST_FILTERS.items()},
-        "LIST_LABEL": re.sub(r":(key|value)0", r":\1{n}", text_of(statements.holds_label(0))),
+        "LIST_REQUIREMENTS": {str(each): _requirement(each, plain) for each in Operator},
         "LIST_ORDER": ordered.removeprefix(plain),
+        "LIST_NEWEST_FIRST": newest.removeprefix(plain),
         "HISTORY": begin,
         "HISTORY_ID": of_id,
         "HISTORY_ORDER": order + end,
-        "HISTORY_LIMIT": history["limit",].removeprefix(history[()]),
+        "LIMIT": history["limit",].removeprefix(history[()]),
     }
+
+
+def _requirement(operator: Operator, plain: str) -> str:
+    """Return the condition of *operator*, with `{n}` and `{values}` where it varies.
+
+    Args:
+        operator: of the requirement.
+        plain: the list without conditions, by itself: only inside a list is a subquery correlated.
+    """
+    values = 0 if operator in {Operator.EXISTS, Operator.ABSENT} else 1
+    text = text_of(statements.list_sandboxes((), [(operator, values)]))
+    text = text.removeprefix(f"{plain} WHERE ").partition(" ORDER BY")[0]
+    return text.replace(":key0", ":key{n}").replace(":value0_0", "{values}")
 
 
 def source() -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Final
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Final
 
 from registry.tables import sql
 
+if TYPE_CHECKING:
+    from registry.model.selector import Requirement
+
 ID_BYTES_MAX: Final = 4 * 76
 """Bytes of the longest id in UTF-8."""
+QUERIES_MAX: Final = 128
+"""Lists whose SQL is kept; selectors may be of any number of shapes."""
 
 
 @cache
@@ -21,17 +27,33 @@ def update_status(columns: frozenset[str]) -> str:
     return sql.UPDATE_STATUS.format(assignments=", ".join(assignments))
 
 
-@cache
-def list_sandboxes(filters: frozenset[str], labels: int) -> str:
+@lru_cache(QUERIES_MAX)
+def list_sandboxes(
+    filters: frozenset[str],
+    requirements: tuple[tuple[str, int], ...] = (),
+    *,
+    newest_first: bool = False,
+    limited: bool = False,
+) -> str:
     """Return the SQL that lists the sandboxes which match all of *filters*.
 
-    The parameters have the names of the filters; `prefix` and `end` belong to `id`, and `key0`,
-    `value0`, ... to each of *labels* labels.
+    The parameters have the names of the filters, except that `prefix` and `end` belong to `id`, and
+    `state0`, `state1` and `state2` to `state`; `requirement_params` returns those of
+    *requirements*, and `limit` is the parameter of a *limited* list.
+
+    Args:
+        filters: names of `sql.LIST_FILTERS`.
+        requirements: operator and number of values of each requirement.
+        newest_first: whether the order is reversed.
+        limited: whether the number of sandboxes is limited.
     """
     conditions = [text for name, text in sql.LIST_FILTERS.items() if name in filters]
-    conditions += (sql.LIST_LABEL.format(n=n) for n in range(labels))
+    for n, (operator, count) in enumerate(requirements):
+        values = ", ".join([f":value{n}_{m}" for m in range(count)])
+        conditions.append(sql.LIST_REQUIREMENTS[operator].format(n=n, values=values))
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return sql.LIST + where + sql.LIST_ORDER
+    order = sql.LIST_NEWEST_FIRST if newest_first else sql.LIST_ORDER
+    return sql.LIST + where + order + (sql.LIMIT if limited else "")
 
 
 @cache
@@ -41,10 +63,21 @@ def history(filters: frozenset[str]) -> str:
     *filters* may contain `id`, for the transitions of one sandbox, and `limit`, for their maximum.
     """
     of_id = sql.HISTORY_ID if "id" in filters else ""
-    limit = sql.HISTORY_LIMIT if "limit" in filters else ""
+    limit = sql.LIMIT if "limit" in filters else ""
     return sql.HISTORY + of_id + sql.HISTORY_ORDER + limit
 
 
 def prefix_params(prefix: str) -> dict[str, object]:
     """Return the parameters of a look-up by *prefix*."""
     return {"prefix": prefix, "end": prefix.encode() + b"\xff" * ID_BYTES_MAX}
+
+
+def requirement_params(requirements: Iterable[Requirement]) -> dict[str, object]:
+    """Return the parameters of a list with *requirements*."""
+    params: dict[str, object] = {}
+    for n, (key, operator, values) in enumerate(requirements):
+        params[f"key{n}"] = key
+        is_number = operator in {"gt", "lt"}
+        for m, value in enumerate(values):
+            params[f"value{n}_{m}"] = int(value) if is_number else value
+    return params

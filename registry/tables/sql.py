@@ -234,15 +234,50 @@ LIST_FILTERS: Final = {
     "name": "sandboxes.name = :name",
     "namespace": "sandboxes.namespace = :namespace",
     "pod": "sandboxes.pod = :pod",
-    "state": "sandbox_statuses.state = :state",
+    "state": "sandbox_statuses.state IN (:state0, :state1, :state2)",
 }
 
-LIST_LABEL: Final = (
-    "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
-    'sandbox_labels."key" = :key{n} AND sandbox_labels.value = :value{n})'
-)
+LIST_REQUIREMENTS: Final = {
+    "in": (
+        "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n} AND sandbox_labels.value IN ({values}))'
+    ),
+    "notin": (
+        "NOT (EXISTS (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n} AND sandbox_labels.value IN ({values}) AND '
+        "sandbox_labels.sandbox_id = sandboxes.id))"
+    ),
+    "exists": (
+        "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n})'
+    ),
+    "!": (
+        "NOT (EXISTS (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n} AND sandbox_labels.sandbox_id = sandboxes.id))'
+    ),
+    "gt": (
+        "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n} AND CAST(sandbox_labels.value AS INTEGER) > {values} AND '
+        "(sandbox_labels.value GLOB '[-+0-9]*') AND (sandbox_labels.value GLOB '*[0-9]') AND NOT "
+        "(substr(sandbox_labels.value, 2) GLOB '*[^0-9]*') AND "
+        "(length(ltrim(sandbox_labels.value, '+-0')) < 19 OR length(ltrim(sandbox_labels.value, "
+        "'+-0')) = 19 AND ltrim(sandbox_labels.value, '+-0') <= iif(sandbox_labels.value GLOB "
+        "'-*', '9223372036854775808', '9223372036854775807')))"
+    ),
+    "lt": (
+        "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n} AND CAST(sandbox_labels.value AS INTEGER) < {values} AND '
+        "(sandbox_labels.value GLOB '[-+0-9]*') AND (sandbox_labels.value GLOB '*[0-9]') AND NOT "
+        "(substr(sandbox_labels.value, 2) GLOB '*[^0-9]*') AND "
+        "(length(ltrim(sandbox_labels.value, '+-0')) < 19 OR length(ltrim(sandbox_labels.value, "
+        "'+-0')) = 19 AND ltrim(sandbox_labels.value, '+-0') <= iif(sandbox_labels.value GLOB "
+        "'-*', '9223372036854775808', '9223372036854775807')))"
+    ),
+}
 
 LIST_ORDER: Final = " ORDER BY sandbox_statuses.created_at, sandboxes.id"
+
+LIST_NEWEST_FIRST: Final = " ORDER BY sandbox_statuses.created_at DESC, sandboxes.id DESC"
 
 HISTORY: Final = (
     "SELECT sandbox_transitions.seq, sandbox_transitions.sandbox_id, sandbox_transitions.name, "
@@ -257,7 +292,7 @@ HISTORY_ID: Final = " AND sandbox_transitions.sandbox_id = :id"
 
 HISTORY_ORDER: Final = " ORDER BY sandbox_transitions.seq"
 
-HISTORY_LIMIT: Final = " LIMIT :limit OFFSET 0"
+LIMIT: Final = " LIMIT :limit OFFSET 0"
 
 TABLES: Final = (
     "registry",

@@ -9,7 +9,7 @@ importing SQLAlchemy takes 120 ms, and executing a statement through Core adds 1
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -18,14 +18,17 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Insert,
+    Integer,
     ScalarSelect,
     Select,
     Table,
     Text,
     Update,
+    and_,
     bindparam,
     cast,
     delete,
+    exists,
     func,
     insert,
     literal_column,
@@ -34,6 +37,7 @@ from sqlalchemy import (
     update,
 )
 
+from registry.model.selector import Operator
 from registry.model.status import State
 from registry.tables.encoding import creator_columns, netns_columns, process_columns
 from registry.tables.rows import CREATOR_FIELDS, Row, StatusRow, Transition
@@ -97,13 +101,44 @@ def _begins(column: Column[Any]) -> ColumnElement[bool]:
     return (column >= bindparam("prefix")) & (column < cast(bindparam("end"), Text))
 
 
-def holds_label(n: int) -> ColumnElement[bool]:
-    """Return the condition that a sandbox has the label `:key<n>` with the value `:value<n>`."""
-    label = sandbox_labels.c
-    holders = select(label.sandbox_id).where(
-        label.key == bindparam(f"key{n}"), label.value == bindparam(f"value{n}")
+def meets(n: int, operator: Operator, values: int) -> ColumnElement[bool]:
+    """Return the condition that a sandbox meets requirement *n* of a selector.
+
+    The parameters are `:key<n>`, and `:value<n>_<m>` for each of *values* values. A label that must
+    be there leads to the sandboxes: IN. One that must not be is looked up for each sandbox that the
+    other conditions leave over: NOT EXISTS.
+    """
+    label, negated = sandbox_labels.c, operator in {Operator.NOT_IN, Operator.ABSENT}
+    found = select(label.sandbox_id).where(label.key == bindparam(f"key{n}"))
+    parameters: list[BindParameter[Any]] = [bindparam(f"value{n}_{m}") for m in range(values)]
+    if operator in {Operator.IN, Operator.NOT_IN}:
+        found = found.where(label.value.in_(parameters))
+    elif operator in {Operator.GREATER, Operator.LESS}:
+        number, (bound,) = cast(label.value, Integer), parameters
+        order = number > bound if operator is Operator.GREATER else number < bound
+        found = found.where(order, *_is_integer(label.value))
+    if negated:
+        return ~exists(found.where(label.sandbox_id == sandboxes.c.id))
+    return sandboxes.c.id.in_(found)
+
+
+def _is_integer(text: Column[Any]) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions that *text* is a decimal integer of 64 bits; a sign may precede it."""
+    digits = func.ltrim(text, _literal("+-0"))
+    largest = func.iif(text.op("GLOB")(_literal("-*")), *map(_literal, _LARGEST))
+    return (
+        text.op("GLOB")(_literal("[-+0-9]*")),
+        text.op("GLOB")(_literal("*[0-9]")),
+        ~func.substr(text, literal_column("2")).op("GLOB")(_literal("*[^0-9]*")),
+        or_(
+            func.length(digits) < literal_column("19"),
+            and_(func.length(digits) == literal_column("19"), digits <= largest),
+        ),
     )
-    return sandboxes.c.id.in_(holders)
+
+
+_LARGEST: Final = (str(2**63), str(2**63 - 1))
+"""Digits of the largest integers of 64 bits, below and above 0."""
 
 
 STATEMENTS: Final[Mapping[str, Core]] = {
@@ -195,15 +230,39 @@ LIST_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
     "hide_unknown": _is_past_unknown(),
     "id": _begins(sandboxes.c.id),
     **{name: sandboxes.c[name] == bindparam(name) for name in ("name", "namespace", "pod")},
-    "state": sandbox_statuses.c.state == bindparam("state"),
+    "state": sandbox_statuses.c.state.in_([bindparam(f"state{n}") for n, _ in enumerate(State)]),
 }
 """Conditions of a list by the names of its filters, in the order in which they are joined."""
 
 
-def list_sandboxes(filters: Collection[str], labels: int) -> Select[Any]:
-    """Return the list of the sandboxes that match *filters* and hold *labels* labels."""
-    conditions = [condition for name, condition in LIST_FILTERS.items() if name in filters]
-    return _in_order().where(*conditions, *map(holds_label, range(labels)))
+def list_sandboxes(
+    filters: Collection[str],
+    requirements: Sequence[tuple[Operator, int]] = (),
+    *,
+    newest_first: bool = False,
+    limited: bool = False,
+) -> Select[Any]:
+    """Return the list of the sandboxes that match *filters* and meet *requirements*.
+
+    Args:
+        filters: names of `LIST_FILTERS`.
+        requirements: operator and number of values of each.
+        newest_first: whether the order is reversed.
+        limited: whether at most `:limit` are listed.
+    """
+    order = (sandbox_statuses.c.created_at, sandboxes.c.id)
+    statement = (
+        select_rows()
+        .where(*(condition for name, condition in LIST_FILTERS.items() if name in filters))
+        .where(*(meets(n, *each) for n, each in enumerate(requirements)))
+        .order_by(*(each.desc() if newest_first else each for each in order))
+    )
+    return _limited(statement) if limited else statement
+
+
+def _limited(statement: Select[Any]) -> Select[Any]:
+    """Return at most `:limit` rows of *statement*."""
+    return statement.limit(bindparam("limit")).offset(literal_column("0"))
 
 
 def history(filters: Collection[str]) -> Select[Any]:
@@ -216,6 +275,4 @@ def history(filters: Collection[str]) -> Select[Any]:
     )
     if "id" in filters:
         statement = statement.where(transition.sandbox_id == bindparam("id"))
-    if "limit" in filters:
-        statement = statement.limit(bindparam("limit")).offset(literal_column("0"))
-    return statement
+    return _limited(statement) if "limit" in filters else statement

@@ -33,6 +33,10 @@ LISTS: tuple[dict[str, Any], ...] = (
     {"labels": {"app": "1"}},
     {"pod": "web", "state": State.READY},
     {"id": "a"},
+    {"limit": 2},
+    {"limit": 1, "newest_first": True, "state": {State.READY, State.NOTREADY}},
+    {"limit": 2, "selector": "app!=1", "include_unknown": True},
+    {"name": "name-a"},
 )
 
 

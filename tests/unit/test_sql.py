@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine
 
+from registry.model.selector import Operator
 from registry.tables import encoding, generate, integrity, queries, schema, sql, statements
 from registry.tables.rows import STATUS_FIELDS
 
@@ -25,12 +26,28 @@ def test_sql_module_is_what_make_sql_generates() -> None:
     assert Path(sql.__file__).read_text(encoding="utf-8") == generate.source()
 
 
-@pytest.mark.parametrize("labels", [0, 1, 2, 9])
-def test_list_query_equals_the_statement_of_core(labels: int) -> None:
-    """All combinations of filters."""
+def test_list_query_equals_the_statement_of_core() -> None:
+    """All combinations of filters, with and without an order and a limit."""
     for filters in subsets(tuple(statements.LIST_FILTERS)):
-        expected = generate.text_of(statements.list_sandboxes(filters, labels))
-        assert expected == queries.list_sandboxes(filters, labels)
+        for newest_first, limited in product([False, True], repeat=2):
+            expected = generate.text_of(
+                statements.list_sandboxes(filters, newest_first=newest_first, limited=limited)
+            )
+            assert expected == queries.list_sandboxes(
+                filters, newest_first=newest_first, limited=limited
+            )
+
+
+@pytest.mark.parametrize("values", [1, 2, 9])
+def test_list_query_with_requirements_equals_the_statement_of_core(values: int) -> None:
+    """Each operator twice, in two orders, beside filters."""
+    sets = {Operator.IN, Operator.NOT_IN}
+    without = {Operator.EXISTS, Operator.ABSENT}
+    shapes = [(each, values if each in sets else int(each not in without)) for each in Operator]
+    for requirements in ((), (*shapes, *shapes), (*reversed(shapes),)):
+        for filters in (frozenset[str](), frozenset({"state", "pod"})):
+            expected = generate.text_of(statements.list_sandboxes(filters, requirements))
+            assert expected == queries.list_sandboxes(filters, requirements)
 
 
 def test_status_update_equals_the_statement_of_core() -> None:
