@@ -31,7 +31,8 @@ class Sandbox:
     """A handle on one creation of one sandbox.
 
     The metadata is that of the moment it was read. After a deletion it is still there, and the
-    status raises `NotFoundError`, also when the id has been added again.
+    status raises `NotFoundError`, also when the id has been added again. Handles of one creation in
+    one file are equal, and have the same hash, whenever and by whichever Store they were read.
 
     Source: containerd pkg/store/sandbox/sandbox.go, Sandbox.
     """
@@ -45,6 +46,18 @@ class Sandbox:
         self._last = entry.row
         """The last reading of this handle; `_latest` falls back to it after the deletion."""
         self._metadata: Metadata | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both stand for the same creation in the same file, of whichever Store."""
+        return self._key == other._key if isinstance(other, Sandbox) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Return the hash of the creation, which stays the same after close and deletion."""
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[str, int]:
+        return self._session.engine.path, self._entry.row.creation
 
     def __repr__(self) -> str:
         """Show id and name."""
