@@ -37,7 +37,7 @@ from registry.host import context, netns
 from registry.host.context import HostContext
 from registry.model.metadata import Metadata, check_prefix
 from registry.model.metadata import validate as validate_metadata
-from registry.model.status import State, Status
+from registry.model.status import PID_MAX, State, Status
 from registry.model.validation import (
     check_integer,
     check_line,
@@ -352,21 +352,38 @@ class Store:
         return self._session.caller_write("transaction")
 
     def add(
-        self, metadata: Metadata, status: Status, *, container: Container | None = None
+        self,
+        metadata: Metadata,
+        status: Status,
+        *,
+        container: Container | None = None,
+        creator: int | None = None,
     ) -> Sandbox:
         """Add a sandbox and its status.
 
         A shim adds a sandbox as UNKNOWN, with the path of its future namespace, *before* it creates
         the namespace: a crash then leaves a record that names everything to clean up.
 
+        Args:
+            metadata: of the sandbox.
+            status: of the sandbox.
+            container: attached to the sandbox, for all handles of this process.
+            creator: pid, as this process sees it, of the process that is responsible until the
+                sandbox leaves UNKNOWN: a daemon, say, for which a short-lived program adds it.
+                Default: this process. Once the creator is gone, reconcile takes the creation of an
+                UNKNOWN sandbox for interrupted.
         Raises:
+            FailedPreconditionError: no process with the pid *creator* runs.
             AlreadyExistsError: the id is taken.
             NameReservedError: sandbox `.holder` has the name.
             InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
             UnavailableError: the store's timeout passed before the write could begin, or a write of
                 another thread in the same group delayed or ended the commit.
         """
-        return self._insert("add", metadata, status, os.getpid(), container)
+        doing = f"add sandbox {getattr(metadata, 'id', None)!r}"
+        pid = os.getpid() if creator is None else creator
+        check_integer(doing, "creator", pid, 1, PID_MAX)
+        return self._insert("add", metadata, status, pid, container)
 
     def adopt(self, metadata: Metadata, status: Status) -> Sandbox:
         """Add a sandbox that was created elsewhere, for another store for example.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from registry.errors import FailedPreconditionError
 from registry.handles.identities import netns_at
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session
 from registry.host import process
 from registry.host.context import HostContext
+from registry.model.identity import ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import Status
@@ -45,6 +47,7 @@ def prepare(
         context: host context of this process.
     Raises:
         InvalidArgumentError, ResourceExhaustedError: a value cannot be stored.
+        FailedPreconditionError: the process *creator* does not run.
     """
     doing = f"{verb} sandbox {getattr(metadata, 'id', None)!r}"
     columns = encoding.metadata_columns(validate_metadata(metadata, doing))
@@ -53,9 +56,21 @@ def prepare(
     identities = Identities(
         netns=netns_at(metadata.netns_path, context) if not metadata.host_network else None,
         process=process.identify(status.pid, context) if status.pid else None,
-        creator=process.identify(creator, context) if creator else None,
+        creator=_identify_creator(creator, doing, metadata.id, context) if creator else None,
     )
     return Addition(doing, columns, labels, status, identities)
+
+
+def _identify_creator(pid: int, doing: str, id: str, context: HostContext) -> ProcessIdentity:
+    """Return the identity of the process *pid*; without one the sandbox would count as adopted."""
+    identity = process.identify(pid, context)
+    if identity is None:
+        raise FailedPreconditionError(
+            f"{doing}: its creator, process {pid}, does not run; "
+            "name the process that is responsible until the sandbox is created",
+            id=id,
+        )
+    return identity
 
 
 def insert(session: Session, addition: Addition, container: Container | None = None) -> Sandbox:
