@@ -351,6 +351,22 @@ class Store:
         """
         return self._session.caller_write("transaction")
 
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """Return a context manager whose calls wait at most *seconds* in all; it yields None.
+
+        It holds for every call on this file in the body, of handles and of other Stores too, and in
+        tasks and threads that are begun there with a copy of the context, until the body ends. The
+        store's timeout holds for each call as well, and of nested deadlines the earliest. Once it
+        has passed, a call that has to wait raises at once, and one that need not wait is made. The
+        functions of the caller are not interrupted.
+
+        Args:
+            seconds: from the beginning of the body; 0 or more.
+        Raises:
+            InvalidArgumentError: *seconds* is no such number.
+        """
+        return self._session.deadline(check_seconds("set a deadline", "seconds", seconds))
+
     def add(
         self,
         metadata: Metadata,

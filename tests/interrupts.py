@@ -21,6 +21,7 @@ Handlers run in the main thread alone, so only its calls can be interrupted.
 from __future__ import annotations
 
 import _thread
+import math
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from typing import Any, Final
 
 from registry import Store
 from registry.engine import driver
+from registry.engine.deadline import remaining
 from tests.tools import is_locked
 
 Points = tuple[object, ...]
@@ -246,5 +248,6 @@ def held(store: Store) -> list[str]:
         "process lock": is_locked(f"{store.path}-lock"),
         "queue": is_locked(f"{store.path}-queue"),
         "SQLite's transaction": any(each.is_in_transaction() for each in connections),
+        "deadline": remaining(store.path, math.inf) < math.inf,
     }
     return [name for name, is_held in all_there_is.items() if is_held]

@@ -8,6 +8,7 @@ disk_reserve   disk space and inodes reserved for use when the disk is full
 disk_space     limits of a transaction, by the free space of the disk
 lock_file      file that is locked by one process at a time, and names the holder
 process_lock   fair lock between processes
+deadline       deadline of the calls in the body of a `with`
 owner          the task or thread that owns a transaction
 transaction    the open write transaction, and the group that shares its commit
 hooks          what the engine asks about the schema
@@ -23,6 +24,7 @@ write          a write transaction as the body of a `with`
 open_files     the files that this process has open: Stores of one file share one engine
 """
 
+from registry.engine.deadline import Deadline
 from registry.engine.driver import Connection
 from registry.engine.engine import Engine
 from registry.engine.hooks import SchemaHooks
@@ -33,6 +35,7 @@ from registry.engine.write import CallerWrite, Write
 __all__ = [
     "CallerWrite",
     "Connection",
+    "Deadline",
     "Engine",
     "SchemaHooks",
     "Transaction",

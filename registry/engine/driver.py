@@ -77,6 +77,10 @@ class Connection(sqlite3.Connection):
         super().__init__(*args, **options)
         self.reported_changes = 0
         """Of `total_changes`, the rows that transactions have reported: see `OwnCommits`."""
+        self.busy_timeout: Final[float] = options.get("timeout", 0.0)
+        """Seconds that SQLite waits for a lock of another connection, unless `wait_at_most` says
+        less."""
+        self._waits = self.busy_timeout
         _open.add(self)
         if threads.is_exiting():
             leak(self)  # or Python closes the connection without the process lock
@@ -87,6 +91,12 @@ class Connection(sqlite3.Connection):
             return self.in_transaction
         except sqlite3.ProgrammingError:
             return False
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Have SQLite wait at most *seconds* for a lock of another connection, until told again."""
+        if seconds != self._waits:
+            self.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._waits = seconds
 
     def fetch(self, sql: str, params: Mapping[str, object] = {}) -> list[tuple[Any, ...]]:
         """Return all rows of a query.

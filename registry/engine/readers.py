@@ -18,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
+from registry.engine.deadline import remaining
 from registry.engine.sqlite_errors import driver_errors, translate
 from registry.errors import DataLossError, FailedPreconditionError, ReadOnlyError
 from registry.host.paths import on_read_only_file_system, size, stamp
@@ -137,6 +138,7 @@ class Readers:
         try:
             with driver_errors(doing, self._path):
                 try:
+                    connection.wait_at_most(remaining(self._path, connection.busy_timeout))
                     if not single:
                         connection.execute("BEGIN")
                     yield connection
@@ -266,8 +268,10 @@ class DataVersion:
             try:
                 if self._connection is None:
                     self._connection = self._readers.take(doing)
+                connection = self._connection
+                connection.wait_at_most(remaining(self._path, connection.busy_timeout))
                 # All rows are fetched: the number stands still while a cursor is open.
-                (number,) = self._connection.execute("PRAGMA data_version").fetchone()
+                (number,) = connection.execute("PRAGMA data_version").fetchone()
                 self._readers.require_unchanged(doing)
                 self._number = int(number)
             except sqlite3.Error as error:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, TypeVar
 
-from registry.engine import CallerWrite, Engine, Transaction, Write, detach
+from registry.engine import CallerWrite, Deadline, Engine, Transaction, Write, detach
+from registry.engine.deadline import remaining
 from registry.engine.driver import Fetch
 from registry.errors import (
     FailedPreconditionError,
@@ -71,7 +72,7 @@ class Session:
             self.engine.own_commits.followers.discard(self._cache)
             self._cache.invalidate()  # handles may live on
             runtime_state.table.leave(self.engine.path, self._runtime_states, self._user)
-            detach(self._user, self._timeout)
+            detach(self._user, self._wait())
         finally:
             self._closing = False
 
@@ -88,6 +89,15 @@ class Session:
 
     # Ways into the engine.
 
+    def _wait(self) -> float:
+        """Return the seconds that a call may wait: the timeout, or less by `Store.deadline`."""
+        return remaining(self.engine.path, self._timeout)
+
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """Return a context manager whose body waits at most *seconds* in all."""
+        self.require_open("set a deadline")
+        return Deadline(self.engine.path, seconds)
+
     def write(self, doing: str, *, exclusive: bool = False) -> AbstractContextManager[Transaction]:
         """Return a context manager whose body is a write transaction, or a part of one.
 
@@ -96,12 +106,12 @@ class Session:
             exclusive: whether it shares no commit: it has many parts, or takes long.
         """
         self.require_open(doing)
-        return Write(self.engine, doing, self._timeout, exclusive=exclusive)
+        return Write(self.engine, doing, self._wait(), exclusive=exclusive)
 
     def caller_write(self, doing: str) -> AbstractContextManager[None]:
         """Return a context manager whose body, code of the embedder, is a write transaction."""
         self.require_open(doing)
-        return CallerWrite(self.engine, doing, self._timeout, exclusive=True)
+        return CallerWrite(self.engine, doing, self._wait(), exclusive=True)
 
     def require_space(self, doing: str, *, grows: bool = False) -> None:
         """Raise if the disk was full when the open transaction began.

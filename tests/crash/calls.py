@@ -43,6 +43,7 @@ class Calls:
         return {
             "update": Call(self._update, self._is_updated),
             "nested": Call(self._update_nested, self._is_updated),
+            "deadline": Call(self._update_in_time, self._is_updated),
             "add": Call(self._add, self._is_there),
             "delete": Call(
                 lambda n: store.delete(f"s{n}"), lambda n: not self._is_there(n), self._add
@@ -64,6 +65,10 @@ class Calls:
             self._ours.status.update(lambda old: replace(old, exited_at=n))
             with self._store.transaction():
                 self._update(n)
+
+    def _update_in_time(self, n: int) -> None:
+        with self._store.deadline(60):
+            self._update(n)
 
     def _is_updated(self, n: int) -> bool:
         status = self._ours.status.get()

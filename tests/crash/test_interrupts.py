@@ -17,6 +17,7 @@ IN_A_WRITE = {"Mutex.acquire", "ProcessLock.acquire", "Writer.commit", "Write.__
 INTERRUPTED = {
     "update": {*IN_A_WRITE, "_record"},
     "nested": {*IN_A_WRITE, "Transaction.end_nested", "_record"},
+    "deadline": {*IN_A_WRITE, "Deadline.__enter__", "Deadline.__exit__"},
     "add": {*IN_A_WRITE, "identify", "observe"},
     "delete": IN_A_WRITE,
     "update_metadata": IN_A_WRITE,

@@ -55,6 +55,7 @@ ORDER = [
     "engine.disk_space",
     "engine.lock_file",
     "engine.process_lock",
+    "engine.deadline",
     "engine.owner",
     "engine.transaction",
     "engine.hooks",
