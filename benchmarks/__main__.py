@@ -26,6 +26,7 @@ from statistics import median
 
 from benchmarks import (
     counted,
+    lists,
     mixed,
     orm,
     plain,
@@ -70,6 +71,7 @@ class Bench:
         yield from self.as_root()
         yield from self.calls()
         yield from mixed.measure(self._folder, self._rounds, 1.0 if self._quick else 2.0)
+        yield from lists.measure(self._folder, self._rounds)
         yield from counted.measure(self._ours)
         if not self._quick:
             self.more_writers()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from registry.handles.runtime_state import RuntimeState
@@ -34,6 +35,9 @@ _STORED_AS_GIVEN: Final = frozenset({int, str, type(None)})
 
 
 _FIELDS: Final = frozenset(Row._fields)
+_LONG: Final = ("name", "netns_path", "additional_ips", "cni_result", "process_label", "config")
+_long_texts: Final = itemgetter(*map(Row._fields.index, (*_LONG, "reason", "message")))
+"""Returns the values of a row that may be long."""
 
 
 class Entry:
@@ -61,11 +65,12 @@ class Entry:
     def weight(self) -> int:
         """Return the approximate number of bytes of the entry."""
         if not self._weight:
-            row = self.row
-            texts = (row.name, row.netns_path, row.additional_ips, row.cni_result)
-            long = (*texts, row.process_label, row.config, row.reason, row.message)
-            sizes = (len(each) for each in long if isinstance(each, (str, bytes)))
-            self._weight = ROW_BYTES + sum(sizes)
+            long = _long_texts(self.row)
+            try:
+                size = sum(map(len, filter(None, long)))  # no loop: a list weighs each sandbox
+            except TypeError:  # a damaged value: a number
+                size = sum(len(each) for each in long if isinstance(each, (str, bytes)))
+            self._weight = ROW_BYTES + size
         return self._weight
 
 
@@ -270,7 +275,7 @@ class Cache:
         """
         if version is None or self._read_version(doing) != version:
             return entries
-        weight += sum(entry.weight() for entry in entries)
+        weight += sum([entry.weight() for entry in entries])
         kept = entries
 
         def keep() -> None:

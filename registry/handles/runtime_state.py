@@ -125,7 +125,10 @@ class RuntimeStates:
 
     def see(self, row: AnyRow) -> RuntimeState:
         """Return the one of the sandbox of *row*, which is in a commit."""
-        creation, id = row.creation, as_text(row.id)
+        creation = row.creation
+        if self._creations.get(row.id) == creation and creation in self.committed:
+            return self.of(creation)  # it was noted before: nothing below would change
+        id = as_text(row.id)
         self._lengths.add(len(id))
         # No call stands between these lines: other threads and signal handlers see all of them.
         if creation not in self._deleted:

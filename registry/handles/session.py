@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, TypeVar
 
@@ -188,7 +189,7 @@ class Session:
 
         def read() -> tuple[Entry, ...]:
             found = self.engine.fetch(sql, params, doing)
-            return tuple([self.entry(Row._make(row)) for row in found])
+            return tuple(self.entries([Row._make(row) for row in found]))
 
         self.require_open(doing)
         if self.engine.own_transaction() is not None:
@@ -213,6 +214,17 @@ class Session:
     def entry(self, row: Row) -> Entry:
         """Return *row*, as it was just read, with its runtime state."""
         return Entry(row, self.runtime_state_of(row))
+
+    def entries(self, rows: Sequence[Row]) -> builtins.list[Entry]:
+        """Return all *rows*, as they were just read, with their runtime states."""
+        if self.engine.own_transaction() is not None:
+            return [self.entry(row) for row in rows]
+        see, stopped = self._runtime_states.see, str(State.NOTREADY)
+        found = [Entry(row, see(row)) for row in rows]
+        for entry in found:
+            if entry.row.state == stopped:
+                entry.runtime_state.stopped.stop()
+        return found
 
     def runtime_state_of(self, row: AnyRow) -> RuntimeState:
         """Return the runtime state of the sandbox of *row*, which was just read."""

@@ -43,14 +43,17 @@ _SYMBOLS: Final = frozenset("=!(),<>")
 
 
 class Operator(StrEnum):
-    """Relation of a label to the values of a requirement; the names are those of Kubernetes."""
+    """Relation of a label to the values of a requirement; the names are those of Kubernetes.
+
+    The order is from those that few sandboxes are likely to meet to those that most do.
+    """
 
     IN = "in"
-    NOT_IN = "notin"
-    EXISTS = "exists"
-    ABSENT = "!"
     GREATER = "gt"
     LESS = "lt"
+    EXISTS = "exists"
+    NOT_IN = "notin"
+    ABSENT = "!"
 
 
 _OPERATORS: Final = {
@@ -79,7 +82,7 @@ class Requirement(NamedTuple):
 
 
 def parse(selector: object, doing: str) -> tuple[Requirement, ...]:
-    """Return the distinct requirements of *selector*, in order.
+    """Return the distinct requirements of *selector*, in the order of the text.
 
     Args:
         selector: text of a caller.
@@ -88,7 +91,7 @@ def parse(selector: object, doing: str) -> tuple[Requirement, ...]:
         InvalidArgumentError: it is no selector; `.position` is the character that is refused.
     """
     text = check_text(doing, "selector", selector, TEXT_MAX)
-    return tuple(sorted(set(_Parser(text, doing).requirements())))
+    return tuple(dict.fromkeys(_Parser(text, doing).requirements()))
 
 
 def check_size(requirements: tuple[Requirement, ...], doing: str) -> tuple[Requirement, ...]:

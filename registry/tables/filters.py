@@ -34,6 +34,9 @@ def requirements(
 ) -> tuple[Requirement, ...]:
     """Return the requirements of *labels*, which may be any text, and of *selector*.
 
+    SQLite begins with the first one that leads to sandboxes, so those that few are likely to meet
+    stand first; of two of one kind the one that the caller gave first.
+
     Raises:
         InvalidArgumentError: one of both cannot be read, or they are too many for one query.
     """
@@ -44,8 +47,11 @@ def requirements(
     with late_import("registry.model.selector"):
         from registry.model import selector as selectors  # noqa: PLC0415 - few lists have any
 
-    found = [] if selector is None else [*selectors.parse(selector, doing)]
+    found = []
     for label in (labels or {}).items():
         key, value = (check_text(doing, "labels", each, sys.maxsize) for each in label)
         found.append(selectors.Requirement(key, selectors.Operator.IN, (value,)))
+    found += () if selector is None else selectors.parse(selector, doing)
+    order = list(selectors.Operator)
+    found.sort(key=lambda each: (order.index(each.operator), len(each.values)))
     return selectors.check_size(tuple(found), doing)

@@ -242,19 +242,6 @@ LIST_REQUIREMENTS: Final = {
         "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
         'sandbox_labels."key" = :key{n} AND sandbox_labels.value IN ({values}))'
     ),
-    "notin": (
-        "NOT (EXISTS (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
-        'sandbox_labels."key" = :key{n} AND sandbox_labels.value IN ({values}) AND '
-        "sandbox_labels.sandbox_id = sandboxes.id))"
-    ),
-    "exists": (
-        "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
-        'sandbox_labels."key" = :key{n})'
-    ),
-    "!": (
-        "NOT (EXISTS (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
-        'sandbox_labels."key" = :key{n} AND sandbox_labels.sandbox_id = sandboxes.id))'
-    ),
     "gt": (
         "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
         'sandbox_labels."key" = :key{n} AND CAST(sandbox_labels.value AS INTEGER) > {values} AND '
@@ -272,6 +259,19 @@ LIST_REQUIREMENTS: Final = {
         "(length(ltrim(sandbox_labels.value, '+-0')) < 19 OR length(ltrim(sandbox_labels.value, "
         "'+-0')) = 19 AND ltrim(sandbox_labels.value, '+-0') <= iif(sandbox_labels.value GLOB "
         "'-*', '9223372036854775808', '9223372036854775807')))"
+    ),
+    "exists": (
+        "sandboxes.id IN (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n})'
+    ),
+    "notin": (
+        "NOT (EXISTS (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n} AND sandbox_labels.value IN ({values}) AND '
+        "sandbox_labels.sandbox_id = sandboxes.id))"
+    ),
+    "!": (
+        "NOT (EXISTS (SELECT sandbox_labels.sandbox_id FROM sandbox_labels WHERE "
+        'sandbox_labels."key" = :key{n} AND sandbox_labels.sandbox_id = sandboxes.id))'
     ),
 }
 

@@ -174,6 +174,19 @@ def test_selector_is_answered_by_indexes(store: Store, path: str) -> None:
         assert all(step.startswith("SEARCH sandbox_labels USING ") for step in steps), plan
 
 
+def test_selector_begins_with_what_few_sandboxes_are_likely_to_meet(store: Store) -> None:
+    """A label with one value, whatever its place: SQLite follows the order of the conditions."""
+    sent = []
+    for selector in ("!x,a,b in (1,2),c!=1,d=1", "d=1,b in (2,1),a,c!=1,!x"):
+        with queries(store) as noted:
+            store.list(selector=selector)
+        sent += [each for each in noted if "sandbox_labels" in each]
+    assert 2 == len(sent)
+    assert sent[0] == sent[1]
+    keys = [each.split("'")[1] for each in sent[0].split('"key" = ')[1:]]
+    assert ["d", "b", "a", "c", "x"] == keys
+
+
 @contextmanager
 def queries(store: Store) -> Iterator[list[str]]:
     """Note the SQL of the connection that reads."""

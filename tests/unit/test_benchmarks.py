@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counted, orm, plain, report, samples
+from benchmarks import counted, lists, orm, plain, report, samples
 from benchmarks.measure import Figure, count, of_rounds, single
 from registry import Store
 
@@ -62,6 +62,15 @@ def test_single_alternates_calls_and_returns_medians_of_rounds() -> None:
     assert figure.orm is not None
     half = of_rounds("w", [1.0, 2.0, 9.0], [2.0, 4.0, 9.0], "ms")
     assert (2.0, 4.0, (0.5, 0.5, 1.0)) == (half.ours, half.reference, half.ratios)
+
+
+def test_lists_by_selector_find_what_plain_sql_finds(tmp_path: Path) -> None:
+    """Few, half and all of the sandboxes match."""
+    figures = list(lists.measure(f"{tmp_path}", 1, 100))
+    assert [f"list by selector over 100, {count} match / plain SQL" for count in (2, 50, 100)] == [
+        each.work for each in figures
+    ]
+    assert all(each.ratios for each in figures)
 
 
 def test_modules_of_each_start_are_counted(files: tuple[str, str]) -> None:

@@ -56,12 +56,12 @@ DNS = f"{'d' * 63}." * 3 + "d" * 61
         ("in=notin", [("in", IN, ("notin",))]),
         ("!in", [("in", ABSENT, ())]),
         ("IN", [("IN", EXISTS, ())]),
-        ("b,a,b", [("a", EXISTS, ()), ("b", EXISTS, ())]),
+        ("b,a,b", [("b", EXISTS, ()), ("a", EXISTS, ())]),
         ("app.kubernetes.io/name=a_b-c.d", [("app.kubernetes.io/name", IN, ("a_b-c.d",))]),
         (f"{DNS}/{LONG}={LONG}", [(f"{DNS}/{LONG}", IN, (LONG,))]),
     ],
 )
-def test_parse_returns_the_requirements_in_order(
+def test_parse_returns_the_distinct_requirements_in_order(
     text: str, expected: list[tuple[str, Operator, tuple[str, ...]]]
 ) -> None:
     """White space, empty values and keywords as keys included."""
