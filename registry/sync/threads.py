@@ -12,7 +12,7 @@ import contextvars
 import errno
 import math
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from registry.sync.interrupts import reraise_interrupt, run_to_end
 from registry.sync.locks import WaitQueue
@@ -31,9 +31,25 @@ class NoThreadError(OSError):
         super().__init__(errno.EAGAIN, str(error))
 
 
+_exiting: Final[list[None]] = []
+"""Not empty once the interpreter exits."""
+
+
 def is_exiting() -> bool:
     """Return whether the interpreter is exiting: the main thread has ended."""
-    return not threading.main_thread().is_alive()
+    return bool(_exiting)
+
+
+def _note_exit() -> None:
+    _exiting.append(None)
+
+
+# Not `threading.main_thread().is_alive()`: in CPython 3.11 and 3.12 an interrupt in the middle of
+# that call marks the main thread as ended, for the rest of the process.
+try:
+    threading._register_atexit(_note_exit)  # type: ignore[attr-defined]  # noqa: SLF001
+except RuntimeError:  # the interpreter is exiting already
+    _note_exit()
 
 
 def start(fn: Callable[[], None]) -> None:

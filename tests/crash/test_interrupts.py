@@ -321,3 +321,19 @@ def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_refused(path: 
     outcome, *functions = run(code, path).splitlines()
     assert "True True []" == outcome
     assert IN_A_WRITE <= set(functions)
+
+
+def test_an_interrupted_connection_does_not_end_the_main_thread(path: str) -> None:
+    """CPython 3.11 and 3.12 take it for ended after an interrupt in the middle of `is_alive`."""
+    code = """
+        import sys, threading
+        from registry import Metadata, Store
+        from tests.interrupts import Interrupts
+
+        attempts = Interrupts(within="Connection.__init__")
+        for attempt in attempts:
+            attempt.run(lambda: Store.open(sys.argv[1], timeout=5).close())
+            assert threading.main_thread().is_alive(), attempt
+        print(*attempts.functions, sep="\\n")
+        """
+    assert "Connection.__init__" in run(code, path, timeout=TIMEOUT).splitlines()
