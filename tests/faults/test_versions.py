@@ -1,6 +1,6 @@
 """Old programs beside new ones: while one writes, another brings the schema to a newer revision.
 
-The newer program is this one, copied and given a revision 0002: one that old programs can live
+The newer program is this one, copied and given one more revision: one that old programs can live
 with, one that they may only read, one that they may not even read.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from registry import SchemaVersionError, State, Store
+from registry.tables import version
 from tests.tools import READY, ROOT, environment, ids, python, query, sandbox
 
 REVISION = '''
@@ -24,8 +25,8 @@ REVISION = '''
 
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = {revision!r}
+down_revision = {down_revision!r}
 
 
 def upgrade() -> None:
@@ -36,36 +37,42 @@ def upgrade() -> None:
 def downgrade() -> None:
     raise NotImplementedError
 '''
-COMPATIBLE = ["UPDATE registry SET level = 2", "CREATE TABLE extra (a TEXT) STRICT"]
+NEXT_LEVEL = version.LEVEL + 1
+NEXT = f"{NEXT_LEVEL:04}"
+COMPATIBLE = [f"UPDATE registry SET level = {NEXT_LEVEL}", "CREATE TABLE extra (a TEXT) STRICT"]
 READABLE = [
-    "UPDATE registry SET level = 2, min_writer = 2",
+    f"UPDATE registry SET level = {NEXT_LEVEL}, min_writer = {NEXT_LEVEL}",
     "ALTER TABLE sandbox_statuses ADD COLUMN weight INTEGER NOT NULL DEFAULT 1",
 ]
 STRANGE = [
-    "UPDATE registry SET level = 2, min_writer = 2, min_reader = 2",
+    f"{READABLE[0]}, min_reader = {NEXT_LEVEL}",
     "DROP VIEW sandbox_overview",
     "ALTER TABLE sandboxes RENAME COLUMN process_label TO label",
 ]
-UNREADABLE = ["UPDATE registry SET level = 2, min_writer = 2, min_reader = 2", READABLE[1]]
-UPGRADE = """
+UNREADABLE = [STRANGE[0], READABLE[1]]
+UPGRADE = f"""
     import sys
     from registry import Store
     from registry.tables import version
-    assert "0002" == version.REVISION
+    assert {NEXT!r} == version.REVISION
     Store.open(sys.argv[1], reconcile=False).close()
     """
 
 
 def newer(folder: Path, statements: list[str]) -> str:
-    """Return where a newer program is, whose revision 0002 consists of *statements*."""
+    """Return where a newer program is, whose newest revision consists of *statements*."""
     for name in ("registry", "migrations"):
         shutil.copytree(f"{ROOT}/{name}", folder / name, ignore=shutil.ignore_patterns("*.pyc"))
-    version = folder / "registry" / "tables" / "version.py"
-    text = version.read_text()
-    text = text.replace('REVISION: Final = "0001"', 'REVISION: Final = "0002"')
-    version.write_text(text.replace("LEVEL: Final = 1", "LEVEL: Final = 2"))
-    revision = folder / "migrations" / "versions" / "0002_later.py"
-    revision.write_text(REVISION.format(statements=statements))
+    source = folder / "registry" / "tables" / "version.py"
+    text = source.read_text()
+    text = text.replace(f'REVISION: Final = "{version.REVISION}"', f'REVISION: Final = "{NEXT}"')
+    source.write_text(
+        text.replace(f"LEVEL: Final = {version.LEVEL}", f"LEVEL: Final = {NEXT_LEVEL}")
+    )
+    revision = folder / "migrations" / "versions" / f"{NEXT}_later.py"
+    revision.write_text(
+        REVISION.format(revision=NEXT, down_revision=version.REVISION, statements=statements)
+    )
     return str(folder)
 
 
@@ -96,7 +103,9 @@ def test_a_revision_that_old_programs_can_live_with_is_not_noticed(
     with Store.open(path) as store:
         assert store.delete("a")
         assert [] == store.check()
-    assert [(2, "0002")] == query(path, "SELECT level, version_num FROM registry, alembic_version")
+    assert [(NEXT_LEVEL, NEXT)] == query(
+        path, "SELECT level, version_num FROM registry, alembic_version"
+    )
     tried("old beside new, compatible: goes on")
 
 
@@ -116,7 +125,7 @@ def test_a_revision_that_old_programs_may_only_read_stops_their_writes(
         ):
             with pytest.raises(SchemaVersionError) as caught:
                 write()
-            assert ("0002", "0001") == (caught.value.found, caught.value.supported)
+            assert (NEXT, version.REVISION) == (caught.value.found, caught.value.supported)
         with pytest.raises(SchemaVersionError), store.transaction():
             pass
         assert State.READY is handle.status.get().state
@@ -148,7 +157,7 @@ def test_a_revision_that_old_programs_may_not_read_stops_them(
         ):
             with pytest.raises(SchemaVersionError) as caught:
                 call()
-            assert ("0002", "0001") == (caught.value.found, caught.value.supported)
+            assert (NEXT, version.REVISION) == (caught.value.found, caught.value.supported)
     for read_only in (False, True):
         with pytest.raises(SchemaVersionError):
             Store.open(path, read_only=read_only)
@@ -196,7 +205,7 @@ def test_a_process_that_writes_all_the_time_loses_nothing(
     out, err = process.communicate()
     assert 0 == process.returncode, err
     count, end = out.split(maxsplit=1)
-    assert ("went on\n" if statements is COMPATIBLE else "0002\n") == end
+    assert ("went on\n" if statements is COMPATIBLE else f"{NEXT}\n") == end
     assert [(int(count),)] * 2 == query(
         path, "SELECT count(*) FROM sandboxes UNION ALL SELECT count(*) FROM sandbox_transitions"
     )

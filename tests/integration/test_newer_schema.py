@@ -13,6 +13,7 @@ from registry import (
     SchemaVersionError,
     Store,
 )
+from registry.tables import version
 from tests.tools import READY, execute, query, sandbox
 
 
@@ -28,11 +29,11 @@ def newer(path: str, *, min_reader: int, min_writer: int) -> None:
 
 def test_a_newer_schema_that_forbids_us_to_read_is_refused(path: str) -> None:
     """Both revisions are named, and the file is left as it was."""
-    newer(path, min_reader=2, min_writer=2)
+    newer(path, min_reader=7, min_writer=7)
     for options in ({}, {"read_only": True}):
         with pytest.raises(SchemaVersionError, match="upgrade this program") as caught:
             Store.open(path, **options)  # type: ignore[arg-type]
-        assert ("0007", "0001", path) == (
+        assert ("0007", version.REVISION, path) == (
             caught.value.found,
             caught.value.supported,
             caught.value.path,
@@ -42,13 +43,13 @@ def test_a_newer_schema_that_forbids_us_to_read_is_refused(path: str) -> None:
 
 def test_a_newer_schema_that_forbids_us_to_write_can_be_read(path: str) -> None:
     """Open reads, reconciles nothing, and every write is refused."""
-    newer(path, min_reader=1, min_writer=2)
+    newer(path, min_reader=1, min_writer=7)
     with Store.open(path) as store:
         assert None is store.recovery
         assert [] == store.list()
         with pytest.raises(SchemaVersionError) as caught:
             store.add(sandbox("a"), READY)
-        assert ("0007", "0001") == (caught.value.found, caught.value.supported)
+        assert ("0007", version.REVISION) == (caught.value.found, caught.value.supported)
         assert [] == store.list(include_unknown=True)
 
 
@@ -67,7 +68,7 @@ def test_every_write_sees_an_upgrade_that_came_meanwhile(store: Store, path: str
     execute(path, "UPDATE registry SET level = 7, min_writer = 7")
     with pytest.raises(SchemaVersionError):
         handle.status.update(lambda old: old)
-    execute(path, "UPDATE registry SET level = 1, min_writer = 1")
+    execute(path, f"UPDATE registry SET level = {version.LEVEL}, min_writer = 1")
     assert READY == handle.status.update(lambda old: old)
 
 
@@ -82,7 +83,8 @@ def test_an_upgrade_that_came_meanwhile_is_seen_by_the_next_open(
         with pytest.raises(SchemaVersionError):
             Store.open(path, read_only=read_only)
     finally:
-        execute(path, "UPDATE registry SET level = 1, min_reader = 1, min_writer = 1")
+        restored = f"level = {version.LEVEL}, min_reader = 1, min_writer = 1"
+        execute(path, f"UPDATE registry SET {restored}")
 
 
 @pytest.mark.parametrize(
