@@ -47,11 +47,13 @@ from registry.errors import (
     UnavailableError,
 )
 from registry.handles.exit_watcher import Exit, Exits
+from registry.handles.extensions import Extensions
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.sandbox import Sandbox
 from registry.host.held_process import Process
 from registry.host.netns import NetNS
 from registry.model.cni import DNS, CNIResult, Interface, IPConfig, Route
+from registry.model.extensions import Extension
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status, StatusStorage, UpdateFunc
 from registry.recovery.findings import Finding, Report, Verdict
@@ -71,6 +73,8 @@ __all__ = [
     "DataLossError",
     "Exit",
     "Exits",
+    "Extension",
+    "Extensions",
     "FailedPreconditionError",
     "Finding",
     "IPConfig",

@@ -79,12 +79,64 @@ def run(code: str, *args: object, timeout: float | None = None, expected: int = 
     return done.stdout
 
 
+OLD_CODE = os.path.join(ROOT, "tests", "data", "registry-0001.zip")
+"""The package as it was when the newest revision was 0001, without command line and shim; made by
+`git archive --format=zip` of commit eb8636f, before there was a revision 0002."""
+
+
+def old_environment() -> dict[str, str]:
+    """Return an environment in which a child process imports the package of revision 0001."""
+    return {**environment(), "PYTHONPATH": OLD_CODE, "PYTHONSAFEPATH": "1"}
+
+
+def run_old(code: str, *args: object) -> str:
+    """Run *code* with the package of revision 0001, and return its standard output."""
+    head = "from registry.tables import version\nassert '0001' == version.REVISION\n"
+    done = subprocess.run(
+        python(head + textwrap.dedent(code), *args),
+        env=old_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def make_old_registry(path: str) -> None:
+    """Make a registry of revision 0001 by the code of that time: three sandboxes, one deleted."""
+    run_old(
+        """
+        import sys
+        from dataclasses import replace
+        from registry import Metadata, State, Status, Store
+        from registry.cri import PodSandboxConfig
+
+        with Store.open(sys.argv[1], actor="old", clock=lambda: 7) as store:
+            for n, state in enumerate(["UNKNOWN", "READY", "NOTREADY", "READY"]):
+                config = PodSandboxConfig(labels={"app": f"app-{n}"})
+                config.metadata.name, config.metadata.namespace = f"pod-{n}", "default"
+                store.add(Metadata(f"s{n}", f"n{n}", config, ip="10.0.0.1"), Status(State[state]))
+            store.get("s1").status.update(lambda old: replace(old, message="kept"))
+            store.delete("s3")
+            assert not store.check()
+        """,
+        path,
+    )
+
+
 @contextmanager
-def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """Run *code* in another process during the block, and kill it at the end."""
+def running(
+    code: str, *args: object, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run *code* in another process during the block, and kill it at the end.
+
+    Args:
+        env: environment of the process; default: `environment`.
+    """
     process = subprocess.Popen(
         python(code, *args),
-        env=environment(),
+        env=env or environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

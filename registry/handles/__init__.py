@@ -4,6 +4,7 @@ runtime_state  objects of a sandbox that live in this process, not in the file
 cache          query results, valid until the next commit
 session        state that a store and its handles share
 identities     identities of namespace and process, and when they are recorded
+extensions     extensions of a sandbox
 sandbox        Sandbox and its status
 additions      sandboxes to be added
 exit_watcher   watcher of the ends of init processes

@@ -8,6 +8,7 @@ from registry import cri
 from registry.errors import NotFoundError
 from registry.handles import identities
 from registry.handles.cache import Entry
+from registry.handles.extensions import Extensions
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.session import Session, check_function
 from registry.host import namespaces, netns, process
@@ -135,6 +136,11 @@ class Sandbox:
     def status(self) -> StatusStorage:
         """The status, to be read and changed."""
         return _StoredStatus(self._session, self._entry.row)
+
+    @property
+    def extensions(self) -> Extensions:
+        """The extensions, to be read and replaced; those of the latest commit, as the status."""
+        return Extensions(self._session, self._entry.row)
 
     @property
     def status_as_read(self) -> Status:

@@ -29,6 +29,7 @@ from registry.tables.rows import AnyRow, Row
 from registry.tables.writes import Author
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 log = logging.getLogger("registry")
 
@@ -358,9 +359,23 @@ class Session:
 
     # The functions of callers.
 
-    def ask(self, transaction: Transaction, row: AnyRow, fn: Callable[[T], T], value: T) -> T:
+    def ask(
+        self,
+        transaction: Transaction,
+        row: AnyRow,
+        fn: Callable[[T], U],
+        value: T,
+        is_unchanged: Callable[[], bool] | None = None,
+    ) -> U:
         """Return what *fn* makes of *value*, a part of *row*, inside the transaction.
 
+        Args:
+            transaction: the open one.
+            row: of the sandbox, as read in the transaction.
+            fn: function of the embedder.
+            value: argument of *fn*.
+            is_unchanged: returns whether *fn* itself has left *value* as it was; default: *row* is
+                read again and compared.
         Raises:
             FailedPreconditionError: *fn* itself has changed or deleted that sandbox, which what it
                 returned would overwrite.
@@ -380,9 +395,8 @@ class Session:
                 )
         if self.engine.state.closed:  # by *fn* itself
             self.engine.require_open(doing)
-        find = writes.find_creation if isinstance(row, Row) else writes.find_status
         wrote = transaction.connection.total_changes != before
-        if wrote and find(row.creation, transaction.fetch) != row:
+        if wrote and not (is_unchanged() if is_unchanged else _is_stored(row, transaction.fetch)):
             raise FailedPreconditionError(
                 f"{doing}: its own function changed or deleted it; return the new value instead",
                 id=row.id,
@@ -394,6 +408,11 @@ class Session:
         transaction = self.engine.own_transaction()
         changes = () if transaction is None else transaction.changes_so_far()
         return any(isinstance(each, Changed) and each.sets_pid_of(row) for each in changes)
+
+
+def _is_stored(row: AnyRow, fetch: Fetch) -> bool:
+    find = writes.find_creation if isinstance(row, Row) else writes.find_status
+    return find(row.creation, fetch) == row
 
 
 def check_function(doing: str, fn: object) -> None:

@@ -105,7 +105,7 @@ def make_directories(directory: str) -> None:
     try:
         os.mkdir(directory, 0o700)
         os.chmod(directory, 0o700)
-        _sync(os.path.dirname(directory))
+        sync_directory(os.path.dirname(directory))
     except FileExistsError as error:
         reraise_interrupt(error)
     except OSError as error:
@@ -114,7 +114,7 @@ def make_directories(directory: str) -> None:
         raise refused(doing, directory, "make the directory", error) from error
 
 
-def _sync(directory: str) -> None:
+def sync_directory(directory: str) -> None:
     """Sync *directory*, if it may be opened, so that a new entry survives a power cut."""
     with suppress_os_errors():
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

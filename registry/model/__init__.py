@@ -7,5 +7,6 @@ selector      label selectors of Kubernetes
 status        State, Status, UpdateFunc
 cni           result of the CNI plugins
 metadata      Metadata: fixed when a sandbox has been created
+extensions    Extension: data of the embedding program
 containerd    the JSON in which containerd stores metadata
 """

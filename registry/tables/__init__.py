@@ -1,19 +1,20 @@
 """The tables of a registry, and the only SQL that writes to them.
 
-version       numbers by which a file and this code recognise each other
-sql           generated: the text of all statements
-queries       statements with variable parts, joined from generated parts
-filters       filters of a list, checked
-columns       types and ranges of stored values
-rows          rows of a sandbox, decoded to values
-encoding      values, encoded as columns
-migrations    schema of a file: verified, created, upgraded
-inspection    file at a path, inspected before anything is changed
-writes        all writes, inside the transaction of the caller
-integrity     rules that the data must satisfy
-schema        definition: tables, triggers, views in SQLAlchemy Core
-statements    definition: statements in SQLAlchemy Core
-generate      generator of `sql` from the two definitions
+version         numbers by which a file and this code recognise each other
+sql             generated: the text of all statements
+queries         statements with variable parts, joined from generated parts
+filters         filters of a list, checked
+columns         types and ranges of stored values
+rows            rows of a sandbox, decoded to values
+encoding        values, encoded as columns
+upgrade_backup  copy beside a file, made before its upgrade
+migrations      schema of a file: verified, created, upgraded
+inspection      file at a path, inspected before anything is changed
+writes          all writes, inside the transaction of the caller
+integrity       rules that the data must satisfy
+schema          definition: tables, triggers, views in SQLAlchemy Core
+statements      definition: statements in SQLAlchemy Core
+generate        generator of `sql` from the two definitions
 
 Only `make sql`, tests and Alembic import the last three modules, which import SQLAlchemy. No other
 module here does.

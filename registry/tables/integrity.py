@@ -18,6 +18,7 @@ from registry.engine.driver import WAL_MAX, Connection
 from registry.errors import RegistryError
 from registry.host.file_locks import snapshot_holders
 from registry.host.paths import size
+from registry.model.extensions import validate as validate_extensions
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import validate as validate_status
 from registry.model.text import loads
@@ -27,6 +28,7 @@ from registry.tables import sql
 from registry.tables.encoding import config_json, label_rows, metadata_columns
 from registry.tables.rows import Row, as_text, damage, load_status
 from registry.tables.version import HISTORY_MAX, LEVEL, REVISION
+from registry.tables.writes import find_extensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ def sandbox_has_status(connection: Connection) -> Iterator[Violation]:
         " (SELECT id FROM sandboxes)"
         " UNION ALL SELECT DISTINCT sandbox_id, 'labels without a sandbox' FROM sandbox_labels"
         " WHERE sandbox_id NOT IN (SELECT id FROM sandboxes)"
+        " UNION ALL SELECT DISTINCT sandbox_id, 'extensions without a sandbox'"
+        " FROM sandbox_extensions WHERE sandbox_id NOT IN (SELECT id FROM sandboxes)"
     )
     for id, found in connection.fetch(query):
         yield Violation("sandbox_has_status", id, found, "a sandbox and its status")
@@ -235,6 +239,20 @@ def labels_are_true(connection: Connection) -> Iterator[Violation]:
         found = dict(connection.fetch(query, {"of": row.creation}))
         if found != expected:
             yield Violation("labels_are_true", row.id, repr(found), repr(expected))
+
+
+def extensions_are_valid(connection: Connection) -> Iterator[Violation]:
+    """Check that each extension decodes, and that the store would accept those of a sandbox."""
+    rule, expected = "extensions_are_valid", "extensions that can be stored"
+    ours = _is_ours(connection)
+    query = "SELECT DISTINCT creation, id FROM sandboxes JOIN sandbox_extensions ON sandbox_id = id"
+    for creation, id in connection.fetch(query):
+        try:
+            found = find_extensions(creation, id, connection.fetch)
+            if ours:
+                validate_extensions(found, "check")
+        except RegistryError as error:
+            yield Violation(rule, as_text(id), str(error), expected)
 
 
 def config_json_is_true(connection: Connection) -> Iterator[Violation]:
@@ -314,6 +332,7 @@ RULES: Final[tuple[Rule, ...]] = (
     values_are_valid,
     columns_are_true,
     labels_are_true,
+    extensions_are_valid,
     config_json_is_true,
     history_is_whole,
     history_is_true,

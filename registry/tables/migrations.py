@@ -43,13 +43,19 @@ def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -
     """Create or upgrade the registry that *connection* has open, if it is necessary.
 
     The caller holds the write lock, outside a transaction. An empty file becomes a registry if
-    *create*, an older registry is upgraded if *upgrade*, each in one transaction.
+    *create*. An older registry is upgraded if *upgrade*, after a backup beside it. Each is one
+    transaction.
 
     Raises:
         DataLossError, NotFoundError, SchemaVersionError: as `verify`.
+        ResourceExhaustedError: there is no space for the backup.
     """
     if verify(connection, path, create=create, upgrade=upgrade):
         doing = f"open registry {path!r}"
+        if not _is_empty(connection):
+            from registry.tables.upgrade_backup import back_up  # noqa: PLC0415 - as Alembic
+
+            back_up(connection, path)
         _upgrade(connection, doing, path)
         admit(connection.fetch, doing, path)
 

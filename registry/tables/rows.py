@@ -11,6 +11,7 @@ from registry import cri
 from registry.errors import MetadataError, ResourceExhaustedError
 from registry.model import cni
 from registry.model.cni import CNIResult
+from registry.model.extensions import Extension
 from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status
@@ -279,6 +280,28 @@ def load_status(row: AnyRow) -> Status:
         row.reason,
         row.message,
     )
+
+
+_EXTENSION: Final = Shape({"name": str, "type_url": str, "value": bytes})
+
+
+def load_extension(row: tuple[Any, ...], id: str) -> tuple[str, Extension]:
+    """Return the extension in a row of `EXTENSIONS`, and its name first.
+
+    Raises:
+        MetadataError: a value has a wrong type, or is not UTF-8.
+    """
+    found = _EXTENSION.mistyped(row)
+    if not found:
+        name, type_url, value = row
+        try:
+            (name + type_url).encode()
+        except UnicodeEncodeError as error:
+            found = str(error)
+        else:
+            return name, Extension(type_url, value)
+    message = f"read extensions of sandbox {id!r}: {as_text(row[0])!r}: {found}; it is damaged"
+    raise MetadataError(message, id=as_text(id))
 
 
 def load_netns(row: AnyRow) -> NetNSIdentity | None:

@@ -3,7 +3,8 @@
     registry                one row: id of the registry, and the levels of code that may use it
     sandboxes               one row for each sandbox: metadata, identities, creator
     ├── sandbox_statuses    one row for each sandbox: state, process, reason, audit columns
-    └── sandbox_labels      one row for each label, for selectors
+    ├── sandbox_labels      one row for each label, for selectors
+    └── sandbox_extensions  one row for each extension: data of the embedding program
     sandbox_transitions     append-only: every change of state, also of deleted sandboxes
 
     sandbox_overview        view: one row for each sandbox     ┐ the contract with operators:
@@ -43,6 +44,7 @@ from sqlalchemy import (
     text,
 )
 
+from registry.model.extensions import COUNT_MAX, NAME_MAX, TYPE_URL_MAX, VALUE_MAX
 from registry.tables.version import APPLICATION_ID, HISTORY_MAX, LEVEL, REVISION
 
 metadata: Final = MetaData(
@@ -186,6 +188,20 @@ sandbox_labels: Final = Table(
     Index(None, "key", "value", "sandbox_id"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
+)
+
+sandbox_extensions: Final = Table(
+    "sandbox_extensions",
+    metadata,
+    # With a rowid: values are long, and a B-tree without one holds few such rows on a page.
+    Column("sandbox_id", Text, ForeignKey(sandboxes.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("type_url", Text, nullable=False, server_default=""),
+    Column("value", LargeBinary, nullable=False),
+    CheckConstraint(f"length(name) BETWEEN 1 AND {NAME_MAX}", name="name"),
+    CheckConstraint(f"length(type_url) <= {TYPE_URL_MAX}", name="type_url"),
+    CheckConstraint(f"length(value) <= {VALUE_MAX}", name="value"),
+    sqlite_strict=True,
 )
 
 sandbox_transitions: Final = Table(
@@ -336,6 +352,7 @@ CREATE TRIGGER sandboxes_rows_follow AFTER DELETE ON sandboxes
 BEGIN
   DELETE FROM sandbox_statuses WHERE sandbox_id = OLD.id;
   DELETE FROM sandbox_labels WHERE sandbox_id = OLD.id;
+  DELETE FROM sandbox_extensions WHERE sandbox_id = OLD.id;
 END""",
     """
 CREATE TRIGGER sandbox_statuses_not_replaced BEFORE INSERT ON sandbox_statuses
@@ -416,6 +433,20 @@ END""",
     _labels_fixed("INSERT", "NEW", "NEW.sandbox_id NOT IN (SELECT id FROM sandboxes)"),
     _labels_fixed("UPDATE", "OLD", "OLD.sandbox_id IS NOT NEW.sandbox_id"),
     _labels_fixed("DELETE", "OLD"),
+    # Without a sandbox the next one of that id would inherit it.
+    f"""
+CREATE TRIGGER sandbox_extensions_bounded BEFORE INSERT ON sandbox_extensions
+WHEN NEW.sandbox_id NOT IN (SELECT id FROM sandboxes)
+  OR (SELECT count(*) FROM sandbox_extensions WHERE sandbox_id = NEW.sandbox_id) >= {COUNT_MAX}
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_extensions: at most {COUNT_MAX}, of a sandbox that exists');
+END""",
+    """
+CREATE TRIGGER sandbox_extensions_sandbox_fixed BEFORE UPDATE OF sandbox_id ON sandbox_extensions
+WHEN OLD.sandbox_id IS NOT NEW.sandbox_id
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_extensions: sandbox_id is fixed');
+END""",
     """
 CREATE TRIGGER sandbox_transitions_not_replaced BEFORE INSERT ON sandbox_transitions
 WHEN EXISTS (SELECT 1 FROM sandbox_transitions WHERE seq = NEW.seq)

@@ -126,6 +126,12 @@ CREATORS: Final = (
     "sandboxes WHERE sandboxes.creator_pid IS NOT NULL"
 )
 
+EXTENSIONS: Final = (
+    "SELECT sandbox_extensions.name, sandbox_extensions.type_url, sandbox_extensions.value FROM "
+    "sandboxes LEFT OUTER JOIN sandbox_extensions ON sandbox_extensions.sandbox_id = "
+    "sandboxes.id WHERE sandboxes.creation = :creation ORDER BY sandbox_extensions.name"
+)
+
 KEPT: Final = (
     "SELECT (SELECT min(sandbox_transitions.seq) AS min_1 FROM sandbox_transitions) AS anon_1, "
     "(SELECT max(sandbox_transitions.seq) AS max_1 FROM sandbox_transitions) AS anon_2"
@@ -155,6 +161,16 @@ INSERT_LABEL: Final = (
 )
 
 DELETE_LABELS: Final = "DELETE FROM sandbox_labels WHERE sandbox_labels.sandbox_id = :id"
+
+INSERT_EXTENSION: Final = (
+    "INSERT INTO sandbox_extensions (sandbox_id, name, type_url, value) VALUES (:sandbox_id, "
+    ":name, :type_url, :value)"
+)
+
+DELETE_EXTENSION: Final = (
+    "DELETE FROM sandbox_extensions WHERE sandbox_extensions.sandbox_id = :sandbox_id AND "
+    "sandbox_extensions.name = :name"
+)
 
 UPDATE_METADATA: Final = (
     "UPDATE sandboxes SET id=:id, name=:name, netns_path=:netns_path, ip=:ip, "
@@ -299,6 +315,7 @@ TABLES: Final = (
     "sandboxes",
     "sandbox_statuses",
     "sandbox_labels",
+    "sandbox_extensions",
     "sandbox_transitions",
 )
 
@@ -307,6 +324,15 @@ CHECKS: Final = {
     "registry_check_registry_id": (
         "SELECT '' FROM registry WHERE NOT (length(registry_id) = 32 AND registry_id NOT GLOB "
         "'*[^0-9a-f]*')"
+    ),
+    "sandbox_extensions_check_name": (
+        "SELECT sandbox_id FROM sandbox_extensions WHERE NOT (length(name) BETWEEN 1 AND 256)"
+    ),
+    "sandbox_extensions_check_type_url": (
+        "SELECT sandbox_id FROM sandbox_extensions WHERE NOT (length(type_url) <= 1024)"
+    ),
+    "sandbox_extensions_check_value": (
+        "SELECT sandbox_id FROM sandbox_extensions WHERE NOT (length(value) <= 262144)"
     ),
     "sandbox_statuses_check_created_at": (
         "SELECT sandbox_id FROM sandbox_statuses WHERE NOT (created_at > 0)"
@@ -490,6 +516,18 @@ SCHEMA: Final = (
   CONSTRAINT sandbox_labels_fk_sandbox_id FOREIGN KEY(sandbox_id) REFERENCES sandboxes (id)
     ON DELETE CASCADE
 ) WITHOUT ROWID, STRICT""",
+    """CREATE TABLE sandbox_extensions (
+  sandbox_id TEXT NOT NULL,
+  name TEXT NOT NULL,
+  type_url TEXT DEFAULT '' NOT NULL,
+  value BLOB NOT NULL,
+  CONSTRAINT sandbox_extensions_pk PRIMARY KEY (sandbox_id, name),
+  CONSTRAINT sandbox_extensions_check_name CHECK (length(name) BETWEEN 1 AND 256),
+  CONSTRAINT sandbox_extensions_check_type_url CHECK (length(type_url) <= 1024),
+  CONSTRAINT sandbox_extensions_check_value CHECK (length(value) <= 262144),
+  CONSTRAINT sandbox_extensions_fk_sandbox_id FOREIGN KEY(sandbox_id) REFERENCES sandboxes
+    (id) ON DELETE CASCADE
+) STRICT""",
     """CREATE INDEX sandbox_labels_by_key_value_sandbox_id ON sandbox_labels ("key", value,
   sandbox_id)""",
     "CREATE INDEX sandbox_statuses_by_state ON sandbox_statuses (state)",
@@ -567,6 +605,7 @@ END""",
 BEGIN
   DELETE FROM sandbox_statuses WHERE sandbox_id = OLD.id;
   DELETE FROM sandbox_labels WHERE sandbox_id = OLD.id;
+  DELETE FROM sandbox_extensions WHERE sandbox_id = OLD.id;
 END""",
     """CREATE TRIGGER sandbox_statuses_not_replaced BEFORE INSERT ON sandbox_statuses
 WHEN EXISTS (SELECT 1 FROM sandbox_statuses WHERE sandbox_id = NEW.sandbox_id)
@@ -679,6 +718,18 @@ WHEN (SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_labels: fixed once the sandbox is not SANDBOX_UNKNOWN');
 END""",
+    """CREATE TRIGGER sandbox_extensions_bounded BEFORE INSERT ON sandbox_extensions
+WHEN NEW.sandbox_id NOT IN (SELECT id FROM sandboxes)
+  OR (SELECT count(*) FROM sandbox_extensions WHERE sandbox_id = NEW.sandbox_id) >= 64
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_extensions: at most 64, of a sandbox that exists');
+END""",
+    """CREATE TRIGGER sandbox_extensions_sandbox_fixed BEFORE UPDATE OF sandbox_id ON
+  sandbox_extensions
+WHEN OLD.sandbox_id IS NOT NEW.sandbox_id
+BEGIN
+  SELECT RAISE(ABORT, 'sandbox_extensions: sandbox_id is fixed');
+END""",
     """CREATE TRIGGER sandbox_transitions_not_replaced BEFORE INSERT ON sandbox_transitions
 WHEN EXISTS (SELECT 1 FROM sandbox_transitions WHERE seq = NEW.seq)
 BEGIN
@@ -729,11 +780,11 @@ INITIAL: Final = (
     (
         "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer) VALUES "
         "(1, lower(hex(randomblob(16))), CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 + "
-        "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 1, 1, 1)"
+        "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 2, 1, 1)"
     ),
     (
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT "
         "alembic_version_pkc PRIMARY KEY (version_num))"
     ),
-    "INSERT INTO alembic_version (version_num) VALUES ('0001')",
+    "INSERT INTO alembic_version (version_num) VALUES ('0002')",
 )

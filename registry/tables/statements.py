@@ -43,6 +43,7 @@ from registry.tables.encoding import creator_columns, netns_columns, process_col
 from registry.tables.rows import CREATOR_FIELDS, Row, StatusRow, Transition
 from registry.tables.schema import (
     registry,
+    sandbox_extensions,
     sandbox_labels,
     sandbox_statuses,
     sandbox_transitions,
@@ -52,6 +53,7 @@ from registry.tables.schema import (
 Core = Select[Any] | Insert | Update | Delete
 
 VERSION_FIELDS: Final = ("level", "min_reader", "min_writer")
+EXTENSION_FIELDS: Final = ("name", "type_url", "value")
 AUDIT_FIELDS: Final = ("changed_at", "actor", "boot_id")
 
 
@@ -170,6 +172,17 @@ STATEMENTS: Final[Mapping[str, Core]] = {
         .where(sandboxes.c.creator_pid.is_not(None))
         .distinct()
     ),
+    # One row without a name for a sandbox that has no extension, and none if there is no sandbox.
+    "EXTENSIONS": (
+        select(*(sandbox_extensions.c[name] for name in EXTENSION_FIELDS))
+        .select_from(
+            sandboxes.outerjoin(
+                sandbox_extensions, sandbox_extensions.c.sandbox_id == sandboxes.c.id
+            )
+        )
+        .where(sandboxes.c.creation == bindparam("creation"))
+        .order_by(sandbox_extensions.c.name)
+    ),
     # Transitions. Each end by itself: SQLite finds one end of an index at once, not both.
     "KEPT": select(
         select(func.min(sandbox_transitions.c.seq)).scalar_subquery(),
@@ -182,6 +195,11 @@ STATEMENTS: Final[Mapping[str, Core]] = {
     ),
     "INSERT_LABEL": insert(sandbox_labels).values(_parameters(sandbox_labels)),
     "DELETE_LABELS": delete(sandbox_labels).where(sandbox_labels.c.sandbox_id == bindparam("id")),
+    "INSERT_EXTENSION": insert(sandbox_extensions).values(_parameters(sandbox_extensions)),
+    "DELETE_EXTENSION": delete(sandbox_extensions).where(
+        sandbox_extensions.c.sandbox_id == bindparam("sandbox_id"),
+        sandbox_extensions.c.name == bindparam("name"),
+    ),
     "UPDATE_METADATA": (
         update(sandboxes)
         .where(sandboxes.c.creation == bindparam("of"))

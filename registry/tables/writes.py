@@ -6,7 +6,7 @@ No function here observes the host, acquires a lock or has an effect outside the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from registry.engine import Transaction
@@ -17,6 +17,7 @@ from registry.errors import (
     FailedPreconditionError,
     NameReservedError,
 )
+from registry.model.extensions import Extension
 from registry.model.identity import NetNSIdentity, ProcessIdentity
 from registry.model.metadata import Metadata
 from registry.model.status import TIME_MAX, State, Status
@@ -101,6 +102,18 @@ def find_changeable(creation: int, fetch: Fetch) -> AnyRow | None:
     row = find_status(creation, fetch)
     unknown = row is not None and row.state == str(State.UNKNOWN)
     return find_creation(creation, fetch) if unknown else row
+
+
+def find_extensions(creation: int, id: str, fetch: Fetch) -> dict[str, Extension] | None:
+    """Return the extensions of *creation*, whose id is *id*; None when it has been deleted.
+
+    Raises:
+        MetadataError: one of them is damaged.
+    """
+    found = fetch(sql.EXTENSIONS, {"creation": creation})
+    if found == [(None, None, None)]:  # the sandbox exists, and has none
+        return {}
+    return dict(rows.load_extension(row, id) for row in found) if found else None
 
 
 def insert(
@@ -198,6 +211,22 @@ def replace_status(
     changed |= author.audit_columns(row.changed_at)
     transaction.execute(queries.update_status(frozenset(changed)), {**changed, "of": row.creation})
     return changed
+
+
+def replace_extensions(
+    transaction: Transaction,
+    id: str,
+    before: Mapping[str, Extension],
+    after: Mapping[str, Extension],
+) -> None:
+    """Store the extensions *after* for the sandbox *id*, which has those *before*."""
+    for name in before:
+        if before[name] != after.get(name):
+            transaction.execute(sql.DELETE_EXTENSION, {"sandbox_id": id, "name": name})
+    for name, extension in after.items():
+        if extension != before.get(name):
+            columns = {"type_url": extension.type_url, "value": extension.value}
+            transaction.execute(sql.INSERT_EXTENSION, {"sandbox_id": id, "name": name, **columns})
 
 
 def delete(transaction: Transaction, row: Row, author: Author) -> None:

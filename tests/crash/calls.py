@@ -48,6 +48,7 @@ class Calls:
             "delete": Call(
                 lambda n: store.delete(f"s{n}"), lambda n: not self._is_there(n), self._add
             ),
+            "extensions": Call(self._replace, self._is_replaced),
             "update_metadata": Call(self._complete, self._is_complete, self._begin),
             "get": Call(lambda _: store.get("ours").status.get(), prepare=self.write),
             "list": Call(lambda _: store.list(namespace=""), prepare=self.write),
@@ -74,6 +75,16 @@ class Calls:
         status = self._ours.status.get()
         assert status.message == str(status.exited_at or ""), status
         return status.exited_at == n
+
+    def _replace(self, n: int) -> None:
+        """Replace two extensions."""
+        value = str(n).encode()
+        self._ours.extensions.update(lambda _: {"one": value, "two": value})
+
+    def _is_replaced(self, n: int) -> bool:
+        one, two = (self._ours.extensions[name] for name in ("one", "two"))
+        assert one == two
+        return one.value == str(n).encode()
 
     def _add(self, n: int) -> None:
         metadata = Metadata(f"s{n}", f"s{n}", None, netns_path=self._netns_path)

@@ -20,6 +20,7 @@ INTERRUPTED = {
     "deadline": {*IN_A_WRITE, "Deadline.__enter__", "Deadline.__exit__"},
     "add": {*IN_A_WRITE, "identify", "observe"},
     "delete": IN_A_WRITE,
+    "extensions": IN_A_WRITE,
     "update_metadata": IN_A_WRITE,
     "get": {"DataVersion.read", "Readers.give_back"},
     "list": {"DataVersion.read", "Readers.give_back"},

@@ -60,9 +60,10 @@ def test_python_snippet_runs_twice(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SQL)
 def test_sql_snippet_runs(name: str, store: Store, path: str) -> None:
     """On a registry with the sandboxes that it names; a SELECT returns a row."""
-    store.add(
+    named = store.add(
         sandbox("4a333b1c", config=pod("web-0", app="web")), Status(State.READY, created_at=1)
     )
+    named.extensions.update(lambda _: {"sandboxer": b"runc"})
     store.add(sandbox("5b"), Status(State.NOTREADY, reason="ProcessExited"))
     if SQL[name].startswith("SELECT"):
         assert query(path, SQL[name])

@@ -15,13 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from registry.tables.upgrade_backup import PART, SUFFIX
 from tests.tools import environment, line, say
 
 TRACED: Final = (
     *("openat", "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync"),
     *("unlink", "rename", "mkdir", "fcntl", "flock"),
 )
-FILES: Final = ("", "-wal", "-shm", "-journal", "-lock", "-queue", "-reserve", "-spare")
+FILES: Final = (
+    *("", "-wal", "-shm", "-journal", "-lock", "-queue", "-reserve", "-spare"),
+    *(SUFFIX, PART),
+)
 """What a registry consists of, by what is added to its path."""
 
 HANGING: Final = 60.0
@@ -67,7 +71,8 @@ class Server:
     def work(self, path: str, *strace: str, log: str = os.devnull, verb: str = "work") -> Run:
         """Run a workload on *path* under strace with these options, which writes *log*.
 
-        *verb* may be `careless`: then the commits are not synced.
+        *verb* may be `careless`: then the commits are not synced; or `upgrade`: then the registry,
+        which is of an older revision, is opened and closed.
         """
         say(self._process, f"{verb} {path}")
         child = int(line(self._process).removeprefix("pid "))
@@ -103,9 +108,9 @@ class Server:
             said.append(text)
         return Run(said, int(text.removeprefix("ended ")))
 
-    def calls(self, path: str, log: str) -> list[Call]:
+    def calls(self, path: str, log: str, verb: str = "work") -> list[Call]:
         """Return every call that the workload makes, in order."""
-        run = self.work(path, "-y", "-e", f"trace={','.join(TRACED)}", log=log)
+        run = self.work(path, "-y", "-e", f"trace={','.join(TRACED)}", log=log, verb=verb)
         assert 0 == run.code
         counted: Counter[str] = Counter()
         found = []

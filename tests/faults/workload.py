@@ -7,6 +7,7 @@ It runs as a server, which forks a child for each run, so that a thousand runs n
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -174,6 +175,16 @@ def work(path: str) -> None:
             stores.clear()
 
 
+def upgrade(path: str) -> None:
+    """Open a registry of an older revision, and once more if that raised; say so as `work` does."""
+
+    def open_and_close() -> None:
+        Store.open(path, reconcile=False, timeout=0.1).close()
+
+    if _said("upgrade", open_and_close) != "done":
+        _said("upgrade", open_and_close)
+
+
 def _said(name: str, do: Callable[[], object]) -> str:
     """Do it, say what came of it, and return `done` or the name of the error."""
     say(f"begin {name}")
@@ -218,11 +229,12 @@ def say(text: str) -> None:
 def serve(folder: str) -> None:
     """Fork a child for each line `VERB PATH`, and say its pid and how it ended.
 
-    A child that is to `work` stops first, so that strace can attach to it, and begins at SIGCONT. A
-    `careless` child syncs none of its commits.
+    A child that is to `work` or to `upgrade` stops first, so that strace can attach to it, and
+    begins at SIGCONT. A `careless` child syncs none of its commits.
     """
     with Store.open(f"{folder}/first.db") as store:  # imports and caches what the first use does
         store.check()
+        importlib.import_module("alembic.command")
     while line := sys.stdin.readline():
         verb, path = line.split()
         child = os.fork()
@@ -233,7 +245,7 @@ def serve(folder: str) -> None:
             if verb == "careless":
                 vars(driver).update(SETUP=(*driver.SETUP, _synchronous_normal))
             os.kill(os.getpid(), signal.SIGSTOP)
-            work(path)
+            (upgrade if verb == "upgrade" else work)(path)
             os._exit(0)
         if verb != "verify":
             os.waitpid(child, os.WUNTRACED)

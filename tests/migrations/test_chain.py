@@ -36,7 +36,7 @@ def test_the_revisions_and_the_schema_build_the_same_database(path: str, tmp_pat
     objects = "SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     objects += " AND name <> 'sqlite_sequence'"
     assert integrity.words(query(chain, objects)) == integrity.words(query(path, objects))
-    assert 6 == sum(key.startswith("table") for key, _ in query(path, objects))
+    assert 7 == sum(key.startswith("table") for key, _ in query(path, objects))
     for table in (*schema.metadata.tables, "alembic_version"):
         columns = f"SELECT * FROM pragma_table_xinfo('{table}')"
         assert query(chain, columns) == query(path, columns)
@@ -153,12 +153,13 @@ def test_the_developers_alembic_begins_a_revision(tmp_path: Path) -> None:
     copy.mkdir()
     for name in ("migrations", "alembic.ini"):
         os.rename(tmp_path / name, copy / name)
-    done = alembic("revision", "--rev-id", "0002", "-m", "what changes", cwd=str(copy))
+    new = f"{version.LEVEL + 1:04}"
+    done = alembic("revision", "--rev-id", new, "-m", "what changes", cwd=str(copy))
     assert 0 == done.returncode, done.stderr
-    made = copy / "migrations" / "versions" / "0002_what_changes.py"
+    made = copy / "migrations" / "versions" / f"{new}_what_changes.py"
     text = made.read_text()
-    assert 'revision: Final = "0002"' in text
-    assert 'down_revision: Final = "0001"' in text
+    assert f'revision: Final = "{new}"' in text
+    assert f'down_revision: Final = "{version.REVISION}"' in text
     compile(text, str(made), "exec")
 
 

@@ -12,6 +12,10 @@ from registry import Store, Violation
 from registry.tables import integrity, schema
 from tests.tools import READY, UNKNOWN, execute, pod, query, sandbox, tamper
 
+TOO_MANY = """
+    INSERT INTO sandbox_extensions WITH n(n) AS (SELECT 1 UNION SELECT n + 1 FROM n LIMIT 65)
+    SELECT 'a', n, '', x'' FROM n"""
+
 
 def broken(path: str, *statements: str) -> list[Violation]:
     """Break a registry of two sandboxes by plain SQL, triggers out of the way, and check it."""
@@ -44,6 +48,22 @@ def broken(path: str, *statements: str) -> list[Violation]:
         ("columns_are_true", "a", "UPDATE sandboxes SET pod = 'other' WHERE id = 'a'"),
         ("columns_are_true", "a", "UPDATE sandboxes SET host_network = 1 WHERE id = 'a'"),
         ("labels_are_true", "a", "DELETE FROM sandbox_labels WHERE sandbox_id = 'a'"),
+        (
+            "extensions_are_valid",
+            "a",
+            "INSERT INTO sandbox_extensions VALUES ('a', char(10), '', x'')",
+        ),
+        (
+            "extensions_are_valid",
+            "a",
+            TOO_MANY,
+        ),
+        (
+            "constraints_hold",
+            "a",
+            "INSERT INTO sandbox_extensions VALUES ('a', 'n', '', zeroblob(262145))",
+        ),
+        ("sandbox_has_status", "c", "INSERT INTO sandbox_extensions VALUES ('c', 'n', '', x'')"),
         ("config_json_is_true", "a", "UPDATE sandboxes SET config_json = '{}' WHERE id = 'a'"),
         ("config_json_is_true", "a", "UPDATE sandboxes SET config_json = 'no' WHERE id = 'a'"),
         (
@@ -182,6 +202,7 @@ def test_the_rules_are_as_many_as_their_tests() -> None:
         "values_are_valid",
         "columns_are_true",
         "labels_are_true",
+        "extensions_are_valid",
         "config_json_is_true",
         "history_is_true",
         "history_is_whole",

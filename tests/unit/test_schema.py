@@ -15,12 +15,16 @@ from tests.tools import NOTREADY, READY, UNKNOWN, is_recent, pod, sandbox
 
 FAR_AHEAD = """INSERT INTO sandbox_transitions VALUES (9223372036854775807, 'ready', '', '', '',
     '', 'deleted', 'SANDBOX_READY', NULL, 0, '', '', '', NULL, 0)"""
+TOO_MANY = """
+    INSERT INTO sandbox_extensions WITH n(n) AS (SELECT 1 UNION SELECT n + 1 FROM n LIMIT 65)
+    SELECT 'ready', n, '', x'' FROM n"""
 
 
 @pytest.fixture
 def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
     """Return a connection as the sqlite3 shell has it: foreign keys off."""
-    store.add(sandbox("ready", config=pod(app="x")), READY)
+    ready = store.add(sandbox("ready", config=pod(app="x")), READY)
+    ready.extensions.update(lambda _: {"known": b"1"})
     store.add(sandbox("unknown", config=pod(app="y")), UNKNOWN)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         yield connection
@@ -71,6 +75,14 @@ def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
         "UPDATE OR REPLACE sandbox_labels SET sandbox_id = 'ready' WHERE sandbox_id = 'unknown'",
         "UPDATE sandbox_labels SET sandbox_id = 'none' WHERE sandbox_id = 'unknown'",
         "INSERT INTO sandbox_labels (sandbox_id, key, value) VALUES ('none', 'k', 'v')",
+        "INSERT INTO sandbox_extensions VALUES ('none', 'n', '', x'')",
+        "INSERT INTO sandbox_extensions VALUES ('ready', '', '', x'')",
+        "INSERT INTO sandbox_extensions VALUES ('ready', 'n', NULL, x'')",
+        "INSERT INTO sandbox_extensions VALUES ('ready', 'n', '', 'text')",
+        "INSERT INTO sandbox_extensions VALUES ('ready', 'n', '', zeroblob(262145))",
+        "INSERT INTO sandbox_extensions VALUES ('ready', printf('%257d', 1), '', x'')",
+        TOO_MANY,
+        "UPDATE sandbox_extensions SET sandbox_id = 'unknown' WHERE sandbox_id = 'ready'",
         FAR_AHEAD,
         "UPDATE sandboxes SET netns_boot_id = 'x' WHERE id = 'ready'",
     ],
