@@ -26,6 +26,7 @@ from registry import (
     Store,
     Verdict,
 )
+from registry.model.extensions import VALUE_MAX
 from tests import needs
 from tests.convoy import Call, convoy, more
 from tests.tools import (
@@ -179,6 +180,26 @@ def test_writes_inside_an_update_are_stored_with_it_or_not_at_all(small_disk: st
 def mark(old: Status) -> Status:
     """Return what an ended sandbox has."""
     return replace(old, state=State.NOTREADY, reason="ProcessExited", message="x" * 200)
+
+
+def test_long_extensions_are_removed_and_deleted_on_a_full_disk(small_disk: str) -> None:
+    """SQLite does not write the pages that become free, and none can be added."""
+    path = f"{small_disk}/registry.db"
+    with Store.open(path, reconcile=False) as store:
+        for id in ("a", "b"):
+            handle = store.add(sandbox(id), READY)
+            for n in range(2):
+                large = {f"n{n}": bytes(VALUE_MAX)}
+                handle.extensions.update(lambda old, large=large: {**old, **large})  # type: ignore[misc]
+    fill(small_disk)
+    with Store.open(path, reconcile=False) as store:
+        one, two = store.list()
+        with pytest.raises(ResourceExhaustedError):
+            one.extensions.update(lambda old: {**old, "more": b""})
+        assert {"n1"} == set(one.extensions.update(lambda old: {"n1": old["n1"]}))
+        assert one.delete()
+        assert two.delete()
+        assert [] == store.check()
 
 
 @pytest.mark.parametrize("reopened", [False, True], ids=["open", "reopened"])
