@@ -1,6 +1,7 @@
 """The program `sandbox-registry`: the content of a registry, as tables and as JSON.
 
 documents      JSON documents in a file
+extensions     extensions as JSON
 import_export  sandboxes from and to containerd's JSON
 cells          widths of text on a terminal
 terminal       tables on a terminal: folding and colours

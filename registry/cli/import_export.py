@@ -16,18 +16,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
+from registry.cli import extensions
 from registry.cli.documents import Document, open_binary
 from registry.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
     MetadataError,
     NameReservedError,
+    NotFoundError,
     ResourceExhaustedError,
 )
 from registry.handles import additions
 from registry.handles.additions import Addition
 from registry.handles.sandbox import Sandbox
 from registry.host.context import HostContext
+from registry.model.extensions import Extension
+from registry.model.extensions import validate as validate_extensions
 from registry.model.status import State, Status
 from registry.store import Store
 from registry.sync.interrupts import reraise_interrupt
@@ -68,7 +72,7 @@ class _RefusedError(Exception):
 
 
 def read_statuses(path: str) -> dict[str, Mapping[str, Any]]:
-    """Return the statuses in a file, by id, with the fields of `Status`; ignore other fields.
+    """Return the statuses in a file, by id; fields that `status_line` does not write are ignored.
 
     The file has an object on each line, or an array of objects, each with an `id`; or an object of
     objects, whose keys are the ids of those without an `id`.
@@ -150,6 +154,7 @@ class Candidate(NamedTuple):
 
     outcome: Outcome
     addition: Addition | None
+    extensions: Mapping[str, Extension]
 
 
 def prepare(
@@ -171,15 +176,18 @@ def _prepare(
     metadata = document.metadata
     if metadata is None:
         error = _short(document.error)
-        return Candidate(Outcome(document.source, "", "", None, imported=False, error=error), None)
+        outcome = Outcome(document.source, "", "", None, imported=False, error=error)
+        return Candidate(outcome, None, {})
     id, name = _short(metadata.id), _short(metadata.name)
     outcome = Outcome(document.source, id, name, None, imported=False)
     try:
-        entry = statuses.get(metadata.id)
-        status = Status(State.UNKNOWN) if entry is None else _status_of(entry)
-        return Candidate(outcome, additions.prepare("adopt", metadata, status, 0, context))
+        entry = statuses.get(metadata.id, {"state": str(State.UNKNOWN)})
+        addition = additions.prepare("adopt", metadata, _status_of(entry), 0, context)
+        given = entry.get("extensions")
+        found = {} if given is None else extensions.load(given)
+        return Candidate(outcome, addition, validate_extensions(found, addition.doing))
     except (InvalidArgumentError, ResourceExhaustedError) as error:
-        return Candidate(replace(outcome, error=_short(str(error))), None)
+        return Candidate(replace(outcome, error=_short(str(error))), None, {})
 
 
 def load(store: Store, candidates: Sequence[Candidate], *, keep_going: bool) -> list[Outcome]:
@@ -202,11 +210,14 @@ def load(store: Store, candidates: Sequence[Candidate], *, keep_going: bool) -> 
 
 def _adopt(store: Store, candidate: Candidate, sources: dict[str, str]) -> Outcome:
     """Adopt one candidate, and add its source to *sources*, which are by id."""
-    outcome, addition = candidate
+    outcome, addition, found = candidate
     if addition is None:
         return outcome
     try:
-        additions.insert(store._session, addition)  # noqa: SLF001 - second half of `Store.adopt`
+        # The second half of `Store.adopt`.
+        sandbox = additions.insert(store._session, addition)  # noqa: SLF001
+        if found:
+            sandbox.extensions.update(lambda _: found)
     except AlreadyExistsError as error:
         holder = error.holder if isinstance(error, NameReservedError) else error.id
         why = str(error)
@@ -227,8 +238,13 @@ def _short(text: str) -> str:
 def status_line(sandbox: Sandbox) -> str:
     """Return the status of *sandbox* as it was read, in the form that `read_statuses` takes.
 
+    Its extensions are added, as they are now; without them if it was deleted meanwhile.
+
     Raises:
-        MetadataError: its state is unknown.
+        MetadataError: its state is unknown, or an extension is damaged.
     """
     fields = asdict(sandbox.status_as_read) | {"state": str(sandbox.status_as_read.state)}
+    with contextlib.suppress(NotFoundError):
+        if found := extensions.dump(sandbox.extensions):
+            fields["extensions"] = found
     return json.dumps({"id": sandbox.id} | fields, ensure_ascii=False) + "\n"

@@ -149,17 +149,32 @@ def inspect(*, id: str, db: str, as_json: bool) -> int:
     """Show everything about one sandbox, even if it is UNKNOWN."""
     with options.open_to_read(db) as store:
         sandbox = options.find(store, id, f"inspect sandbox {id!r}")
-    errors = list(_unreadable(sandbox))
-    found = _details(sandbox) | {"error": "; ".join(errors) or None}
+        errors = list(_unreadable(sandbox))
+        decoded = _extensions(sandbox, errors)
+    found = _details(sandbox) | {"error": "; ".join(errors) or None, "extensions": decoded}
     code = complain_all(errors)
     if as_json:
         write_json(found)
         return code
-    config_lines = to_json(found.pop("config"), indent=2, ascii=False).split("\n")
+    parts = {name: found.pop(name) for name in ("config", "extensions")}
     fields = [{"field": name, "value": shown(name, value)} for name, value in found.items()]
-    write(table(fields, ("field", "value")) + "config:\n")
-    write("".join(f"{plain(line)}\n" for line in config_lines))
+    write(table(fields, ("field", "value")))
+    for name, part in parts.items():
+        if part or name == "config":
+            lines = to_json(part, indent=2, ascii=False).split("\n")
+            write(f"{name}:\n" + "".join(f"{plain(line)}\n" for line in lines))
     return code
+
+
+def _extensions(sandbox: Sandbox, errors: list[str]) -> dict[str, Any] | None:
+    """Return the extensions as JSON values; None if one is damaged, which *errors* then has."""
+    from registry.cli import extensions  # noqa: PLC0415 - `list` does without
+
+    try:
+        return {name: extensions.decode(each) for name, each in sandbox.extensions.items()}
+    except MetadataError as error:
+        errors.append(str(error))
+        return None
 
 
 def _details(sandbox: Sandbox) -> dict[str, Any]:

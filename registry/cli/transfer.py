@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -31,7 +32,9 @@ T = TypeVar("T")
     help="JSON documents, each on a line or several; - is stdin.",
 )
 @options.db
-@click.option("--status", metavar="FILE", help="Statuses of the sandboxes, as JSON by id.")
+@click.option(
+    "--status", metavar="FILE", help="Statuses and extensions of the sandboxes, as JSON by id."
+)
 @click.option("--keep-going", is_flag=True, help="Import the others when some are refused.")
 @click.option("--create", is_flag=True, help="Create the registry if there is none.")
 @options.timeout
@@ -110,10 +113,12 @@ def _write_outcomes(
 @click.command("export")
 @click.argument("ids", metavar="[ID...]", nargs=-1, help="Full ids, or unique prefixes.")
 @options.db
-@click.option("--status", metavar="FILE", help="Write their statuses to FILE, for import.")
+@click.option(
+    "--status", metavar="FILE", help="Write their statuses and extensions to FILE, for import."
+)
 def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
     """Write the named sandboxes, or all of them, as the JSON that containerd stores."""
-    from registry.cli import documents, import_export  # noqa: PLC0415 - the help does without
+    from registry.cli import documents  # noqa: PLC0415 - the help does without
 
     if status == documents.STDIN:
         message = "- stands for stdout, where the sandboxes go"
@@ -124,17 +129,37 @@ def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
             raise click.BadParameter(message, param_hint="'--status'")
         found = [options.find(store, id, f"export sandbox {id!r}") for id in ids]
         sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
-    failed: list[str] = []
-    if status is not None:
-        try:
-            with open(status, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(_readable(import_export.status_line, sandboxes, failed))
-        except OSError as error:
-            reraise_interrupt(error)
-            return complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)
+        failed: list[str] = []
+        if status is not None:
+            try:
+                _write_statuses(status, sandboxes, failed)
+            except OSError as error:
+                reraise_interrupt(error)
+                return complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)
     for line in _readable(lambda each: each.metadata.marshal_json() + b"\n", sandboxes, failed):
         write_bytes(line)
     return complain_all(failed)
+
+
+def _write_statuses(path: str, sandboxes: Iterable[Sandbox], failed: list[str]) -> None:
+    """Write the statuses of *sandboxes*, with their extensions, to a file of mode 0600.
+
+    Args:
+        path: of the file; one that exists keeps its mode.
+        sandboxes: of a store that is open.
+        failed: gets the reasons for which a status is left out, or the file cannot be imported.
+    """
+    from registry.cli import import_export  # noqa: PLC0415 - the help does without
+
+    size = 0
+    with open(path, "wb", opener=partial(os.open, mode=0o600)) as file:
+        for line in _readable(import_export.status_line, sandboxes, failed):
+            size += file.write(line.encode("utf-8", "backslashreplace"))
+    if size > import_export.STATUSES_MAX:
+        failed.append(
+            f"write statuses {path!r}: the file has {size} bytes, and import takes at most "
+            f"{import_export.STATUSES_MAX}; export fewer sandboxes at a time"
+        )
 
 
 def _is_of(registry: str, path: str) -> bool:

@@ -105,6 +105,7 @@ ORDER = [
     "recovery",
     "store",
     "cli.documents",
+    "cli.extensions",
     "cli.import_export",
     "cli.cells",
     "cli.terminal",
