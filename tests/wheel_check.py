@@ -74,6 +74,20 @@ def upgrade(path: str) -> None:
     Store.open(other).close()
 
 
+def upgrade_old(path: str) -> None:
+    """Upgrade a registry that the code of revision 0001 has made, by the shipped revisions."""
+    old = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "registry-0001.zip")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from registry import *;"
+        "s = Store.open(sys.argv[2]); s.add(Metadata('a', 'a', None), Status(State.READY));"
+        "assert not hasattr(Sandbox, 'extensions'); s.close()"
+    )
+    run("python", "-I", "-c", code, old, path)
+    with Store.open(path) as store:
+        store.get("a").extensions.update(lambda _: {"x": b"1"})
+        assert store.check() == []
+
+
 def command_line(path: str) -> None:
     """Read with the installed program what the library wrote."""
     assert "reconcile" in run("sandbox-registry", "--help")
@@ -88,6 +102,7 @@ def main() -> None:
         contents()
         recover(path)
         upgrade(f"{folder}/empty.db")
+        upgrade_old(f"{folder}/old.db")
         command_line(path)
     version = importlib.metadata.version("sandbox-registry")
     print(f"the wheel of sandbox-registry {version} works on Python {sys.version.split()[0]}")  # noqa: T201

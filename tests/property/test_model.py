@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 from registry import (
     AlreadyExistsError,
     AmbiguousPrefixError,
+    Extension,
     FailedPreconditionError,
     Metadata,
     NameReservedError,
@@ -50,6 +52,13 @@ STATUSES = st.builds(
 )
 
 
+EXTENSIONS = st.dictionaries(
+    TEXT.filter(lambda name: name.isprintable() and name != ""),
+    st.builds(Extension, st.sampled_from(["", "example.com/T"]), st.binary(max_size=3)),
+    max_size=3,
+)
+
+
 @st.composite
 def metadatas(draw: st.DrawFn) -> Metadata:
     """Draw metadata of any shape but a network namespace."""
@@ -73,6 +82,7 @@ class Held:
 
     metadata: Metadata
     status: Status
+    extensions: dict[str, Extension] = field(default_factory=dict)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -159,6 +169,36 @@ class StoreMachine(RuleBasedStateMachine):
             assert status == handle.status.update(change)
             held.status = status
         assert 1 == len(seen)
+
+    @rule(prefix=IDS, extensions=EXTENSIONS, keep=st.booleans(), error=st.none() | ERRORS)
+    def update_extensions(
+        self,
+        prefix: str,
+        extensions: dict[str, Extension],
+        keep: bool,
+        error: BaseException | None,
+    ) -> None:
+        """Replace the extensions, or add to them, or raise in the function."""
+        id = self.expected(prefix)
+        if id is None:
+            return
+        handle, held = self.store.get(prefix, include_unknown=True), self.model[id]
+        expected = held.extensions | extensions if keep else extensions
+
+        def change(old: Mapping[str, Extension]) -> Mapping[str, Extension]:
+            assert held.extensions == old
+            if error is not None:
+                self.store.delete(id)
+                raise error
+            return expected
+
+        if error is None:
+            assert expected == handle.extensions.update(change)
+            held.extensions = expected
+        else:
+            with pytest.raises(type(error)) as caught:
+                handle.extensions.update(change)
+            assert caught.value is error
 
     @rule(prefix=IDS, error=ERRORS)
     def update_that_raises(self, prefix: str, error: BaseException) -> None:
@@ -282,6 +322,7 @@ class StoreMachine(RuleBasedStateMachine):
         for id, held in self.model.items():
             assert held.metadata == found[id].metadata
             assert held.status == found[id].status.get()
+            assert held.extensions == found[id].extensions
             # Not the other way round: one that is READY again was stopped, and stays so.
             assert (held.status.state is State.NOTREADY) <= found[id].stopped.is_set()
         assert [] == self.store.check()
