@@ -1,8 +1,7 @@
 """Extensions: data of the embedding program, which is stored with a sandbox by name.
 
-Code of revision 0001 may go on reading and writing: it changes no extension. The cascade and the
-trigger that delete extensions with their sandbox are in the file. So `min_reader` and
-`min_writer` stay at 1.
+Code of revision 0001 may still read and write: it changes no extension. The cascade and the trigger
+that delete extensions with their sandbox are in the file. So `min_reader` and `min_writer` stay 1.
 """
 
 from __future__ import annotations

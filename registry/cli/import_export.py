@@ -238,7 +238,7 @@ def _short(text: str) -> str:
 def status_line(sandbox: Sandbox) -> str:
     """Return the status of *sandbox* as it was read, in the form that `read_statuses` takes.
 
-    Its extensions are added, as they are now; without them if it was deleted meanwhile.
+    The line has the latest extensions, and none if the sandbox has been deleted.
 
     Raises:
         MetadataError: its state is unknown, or an extension is damaged.

@@ -13,7 +13,7 @@ from registry.tables import writes
 from registry.tables.rows import Row
 
 UNCACHED: Final = "extensions"
-"""Report of rows that no cache holds: the caches go on as they are."""
+"""Report of a change to rows that no cache holds: what is cached stays valid."""
 
 
 class Extensions(Mapping[str, Extension]):

@@ -155,7 +155,7 @@ LARGE = """
 
 @needs.namespaces
 def test_an_upgrade_without_space_for_the_backup_changes_nothing(tmp_path: Path) -> None:
-    """The error says so, nothing is left of the copy, and the code of before goes on."""
+    """The error says so, nothing is left of the copy, and older code still opens the registry."""
     with small_file_system(str(tmp_path / "disk"), 4) as disk:
         path = f"{disk}/registry.db"
         run_old(LARGE, path)

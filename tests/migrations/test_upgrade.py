@@ -1,4 +1,4 @@
-"""A registry of revision 0001 is upgraded, and the code of that time goes on using it."""
+"""A registry of revision 0001 is upgraded, and the code of that time still uses it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 import stat
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -79,7 +79,29 @@ def test_an_upgrade_may_be_forbidden(path: str) -> None:
     assert before == contents(folder)
 
 
-# The code of before.
+def test_processes_that_open_an_old_registry_at_once_upgrade_it_once(path: str) -> None:
+    """The first one does; the others find it upgraded, and each stores its extension."""
+    code = """
+        import sys
+        from registry import Store
+        sys.stdin.readline()
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            store.get("s1").extensions.update(lambda old: {**old, sys.argv[2]: b""})
+        print("done")
+        """
+    before = rows(path)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running(code, path, n)) for n in range(4)]
+        for process in processes:
+            say(process)
+        assert ["done"] * 4 == [line(process) for process in processes]
+    assert before == rows(f"{path}{SUFFIX}")
+    with Store.open(path, reconcile=False) as store:
+        assert set("0123") == set(store.get("s1").extensions)
+        assert [] == store.check()
+
+
+# Older code.
 
 
 def test_code_of_revision_0001_uses_the_upgraded_registry(path: str) -> None:
@@ -136,7 +158,7 @@ OLD_PROCESS = """
     """
 
 
-def test_a_process_of_revision_0001_goes_on_beside_the_upgrade(path: str) -> None:
+def test_a_process_of_revision_0001_continues_beside_the_upgrade(path: str) -> None:
     """It has the registry open all the time; both see what the other commits."""
 
     def ask(step: str) -> str:
@@ -164,7 +186,7 @@ def test_a_process_of_revision_0001_goes_on_beside_the_upgrade(path: str) -> Non
 # The backup.
 
 
-def test_an_upgrade_leaves_a_backup_that_the_code_of_before_opens(path: str) -> None:
+def test_an_upgrade_leaves_a_backup_that_older_code_opens(path: str) -> None:
     """Put in the place of the registry, as docs/operators.md says, and upgraded again later."""
     before, folder = rows(path), os.path.dirname(path)
     with Store.open(path, reconcile=False) as store:
