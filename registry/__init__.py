@@ -50,6 +50,7 @@ from registry.handles.exit_watcher import Exit, Exits
 from registry.handles.extensions import Extensions
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.sandbox import Sandbox
+from registry.handles.watch import Watch
 from registry.host.held_process import Process
 from registry.host.netns import NetNS
 from registry.model.cni import DNS, CNIResult, Interface, IPConfig, Route
@@ -105,6 +106,7 @@ __all__ = [
     "UpdateFunc",
     "Verdict",
     "Violation",
+    "Watch",
 ]
 
 # The program chooses the handlers. Without any, Python would write each warning to stderr.

@@ -33,6 +33,7 @@ from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, check_function
+from registry.handles.watch import Watch
 from registry.host import context, netns
 from registry.host.context import HostContext
 from registry.model.metadata import Metadata, check_prefix
@@ -326,6 +327,31 @@ class Store:
                 oldest=oldest,
             )
         return [Transition.load(row) for row in found]
+
+    def watch(self, *, after: int | None = None, timeout: float | None = None) -> Watch:
+        """Return an iterator of the transitions that any process commits, in order of seq.
+
+        It is an asynchronous iterator too. Each transition is returned once. The iteration ends
+        when this store is closed, or `Watch.close` is called.
+
+            for transition in store.watch(): ...
+            async for transition in store.watch(): ...
+
+        Args:
+            after: only those with a greater seq, to resume where a watch has ended; 0 is the
+                beginning of what is kept. None: those that are committed after this call.
+            timeout: seconds without a transition after which the iteration ends; None: never.
+        Raises:
+            CompactedError: while iterating; the transition after *after* is no longer kept.
+            InvalidArgumentError: *after* or *timeout* is no such number.
+        """
+        doing = "watch the history"
+        self._session.require_open(doing)
+        if after is not None:
+            check_integer(doing, "after", after, 0, 2**63 - 1)
+        if timeout is not None:
+            timeout = check_seconds(doing, "timeout", timeout)
+        return Watch(self._session, after, timeout)
 
     def check(self) -> builtins.list[Violation]:
         """Return every violated invariant of the registry, without writing."""

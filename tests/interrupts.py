@@ -239,7 +239,7 @@ def _describe(frame: FrameType) -> str:
 def held(store: Store) -> list[str]:
     """Return what is locked or open in *store*: nothing, after a call that was interrupted."""
     engine = store._session.engine
-    connections = list(driver._open)
+    connections, commits = list(driver._open), engine.commits
     all_there_is = {
         "mutex": engine.writes.mutex.holder is not None,
         "transaction": engine.writes.transaction is not None,
@@ -247,6 +247,7 @@ def held(store: Store) -> list[str]:
         "process lock, by the writer": engine.writer._holds_lock,
         "process lock": is_locked(f"{store.path}-lock"),
         "queue": is_locked(f"{store.path}-queue"),
+        "a waiter": commits._threads or commits.watchers or commits.followers,
         "SQLite's transaction": any(each.is_in_transaction() for each in connections),
         "deadline": remaining(store.path, math.inf) < math.inf,
     }

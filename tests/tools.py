@@ -199,6 +199,22 @@ def execute(path: str, *statements: str) -> None:
             connection.execute(statement)
 
 
+def fill(count: int) -> str:
+    """Return the SQL that adds *count* transitions: a sandbox is added and deleted in turn."""
+    return (
+        f"WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {count})"
+        " INSERT INTO sandbox_transitions (sandbox_id, name, pod, namespace, uid, event,"
+        " from_state, to_state, pid, reason, message, actor, at) SELECT 'x', 'x', '', '', '',"
+        " iif(n % 2, 'created', 'deleted'), iif(n % 2, NULL, 'SANDBOX_READY'),"
+        " iif(n % 2, 'SANDBOX_READY', NULL), 0, '', '', '', n FROM n"
+    )
+
+
+def fill_history(path: str, count: int) -> None:
+    """Commit *count* transitions by plain SQL, for speed."""
+    execute(path, fill(count))
+
+
 def sqlite_shell(path: str, sql: str) -> None:
     """Run SQL in the `sqlite3` program, or where that is not installed in another Python process.
 

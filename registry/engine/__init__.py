@@ -16,6 +16,9 @@ lock_holder    the holder of the write lock, as errors name it
 file_identity  whether the paths still refer to the files that are open
 readers        connections that only read, and the data version
 own_commits    commits of this process, reported to caches
+poller         when to find out whether another process has committed
+commits        threads that wait for commits of any process
+loop_waits     tasks of asyncio that wait for them
 wal            growth of the write-ahead log: its bound, and preallocation
 writer         the connection that writes, step by step
 group_commit   several writes committed by one COMMIT

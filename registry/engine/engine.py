@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.engine import driver
+from registry.engine.commits import Commits
 from registry.engine.disk_reserve import SIZES
 from registry.engine.file_identity import FileIdentity
 from registry.engine.group_commit import GroupCommit
@@ -70,7 +71,10 @@ class Engine:
         self._readers = Readers(path, hooks, self._file_identity, read_only=read_only)
         self.data_version: Final = DataVersion(path, self._readers)
         self.own_commits: Final = OwnCommits(self.data_version)
-        self.writes: Final = GroupCommit(self.writer, hooks, self.state, self.own_commits)
+        self.commits: Final = Commits(self.state, self.data_version)
+        self.writes: Final = GroupCommit(
+            self.writer, hooks, self.state, self.own_commits, self.commits
+        )
 
     # Opening and closing.
 
@@ -130,6 +134,7 @@ class Engine:
             # An interrupt ends the wait, but not the close.
             self.state.closed = _CLOSED
             mutex.release(closing)
+            self.commits.close()
             self._close_if_free()
 
     def _close_if_free(self) -> None:
@@ -159,6 +164,7 @@ class Engine:
         """Make every use raise in a forked child."""
         self.state.closed = _ABANDONED
         self._readers.abandoned = True
+        self.commits.abandon_in_child()
 
     @property
     def closed(self) -> bool:
@@ -217,6 +223,13 @@ class Engine:
         else:
             with driver_errors(doing, self.path):
                 yield transaction.connection
+
+    @contextlib.contextmanager
+    def committed(self, doing: str) -> Iterator[driver.Connection]:
+        """Lend a snapshot of the latest commit, also inside the caller's open transaction."""
+        self.require_open(doing)
+        with self._readers.snapshot(doing, single=False) as connection:
+            yield connection
 
     # Writing.
 

@@ -39,6 +39,7 @@ from registry.sync.interrupts import run_to_end
 from registry.sync.locks import Mutex
 
 if TYPE_CHECKING:
+    from registry.engine.commits import Commits
     from registry.engine.hooks import SchemaHooks
     from registry.engine.own_commits import OwnCommits
     from registry.engine.transaction import OpenState
@@ -58,6 +59,7 @@ class GroupCommit:
         hooks: SchemaHooks,
         state: OpenState,
         own_commits: OwnCommits,
+        commits: Commits,
     ) -> None:
         """Begin idle.
 
@@ -66,6 +68,7 @@ class GroupCommit:
             hooks: of its schema.
             state: of the database file.
             own_commits: tells the caches what each commit has changed.
+            commits: has the waiters that each commit wakes.
         """
         self.transaction: Transaction | None = None
         """The transaction that runs."""
@@ -74,6 +77,7 @@ class GroupCommit:
         self._hooks: Final = hooks
         self._state: Final = state
         self._own_commits: Final = own_commits
+        self._commits: Final = commits
         self._group: Group | None = None
         self._version: int | None = None
         """PRAGMA data_version at the last call of the hook `guard`."""
@@ -228,6 +232,8 @@ class GroupCommit:
         self._writer.reset()
         if self.mutex.freed.sleeping:
             self.mutex.freed.wake()
+        if self._commits.watchers and group.failure is None:
+            self._commits.wake_watchers()
         self._group = None  # set last: until then a member finishes the group after an interrupt
 
     def _commit(self, group: Group) -> None:

@@ -13,10 +13,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
-from registry.sync.locks import WaitQueue
+from registry.engine.commits import ThreadWaiter, Waiter
+from registry.errors import StoreClosedError
+from registry.sync.interrupts import call_then
 from registry.tables.rows import AnyRow, as_text
+
+if TYPE_CHECKING:
+    from registry.engine.loop_waits import TaskWaiter
 
 DELETED_MAX: Final = 1024
 """Deleted sandboxes whose `RuntimeState` is still known."""
@@ -31,36 +37,113 @@ class Container(Protocol):
         """Return the pid of the running init process; None when there is no task."""
 
 
+class StopFollower(Protocol):
+    """Follower of the commits to one database: `registry.handles.stops`."""
+
+    @property
+    def closed(self) -> bool:
+        """True once the database was closed, and in a forked child."""
+
+    def require_open(self) -> None:
+        """Raise StoreClosedError if it is closed."""
+
+    def wait(self, creation: int, stopped: StopCh, waiter: ThreadWaiter, end: float | None) -> bool:
+        """Wait until *stopped* is set or the database is closed; False: *end* has come before."""
+
+    async def wait_async(self, creation: int, stopped: StopCh, waiter: TaskWaiter) -> None:
+        """Wait until *stopped* is set or the database is closed."""
+
+
 class StopCh:
     """Says that a sandbox has stopped; once set it stays so.
 
     Source: containerd pkg/store, StopCh.
     """
 
-    __slots__ = ("__dict__", "_is_set")
-    # The dict is for `sleepers`, made by the first who waits: of many sandboxes few are waited for.
+    __slots__ = ("__dict__", "_creation", "_is_set", "_states")
+    # The dict is for `waiters`, made by the first who waits: of many sandboxes few are waited for.
 
-    def __init__(self) -> None:
-        """Begin unset."""
+    def __init__(self, states: RuntimeStates | None = None, creation: int = 0) -> None:
+        """Begin unset.
+
+        Args:
+            states: in which the sandbox is; None: only `stop` sets it.
+            creation: of the sandbox.
+        """
+        self._states = states
+        self._creation = creation
         self._is_set = False
 
     def stop(self) -> None:
         """Set it; a second time does nothing."""
         self._is_set = True
-        # A thread that begins to wait after this read sees that it is set.
-        sleepers = self.__dict__.get("sleepers")
-        if sleepers is not None:
-            sleepers.wake()
+        # One that begins to wait after this read sees that it is set.
+        for waiter in tuple(self.__dict__.get("waiters", ())):
+            waiter.wake()
 
     def is_set(self) -> bool:
-        """Return whether the sandbox has stopped."""
+        """Return whether the sandbox has stopped, as far as this process has read."""
         return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has stopped, at most *timeout* seconds, and return whether it has."""
+        """Wait until it has stopped, at most *timeout* seconds, and return whether it has.
+
+        A stop or deletion that another process commits meanwhile ends the wait too.
+
+        Raises:
+            StoreClosedError: the store is closed, so that nothing could be heard any more.
+            RegistryError: the registry cannot be read.
+        """
+        if self._is_set or (timeout is not None and timeout <= 0):
+            return self._is_set
         deadline = None if timeout is None else time.monotonic() + timeout
-        sleepers: WaitQueue = self.__dict__.setdefault("sleepers", WaitQueue())  # one step for all
-        return sleepers.wait(self.is_set, deadline)
+        waiter = ThreadWaiter()
+        return call_then(
+            partial(self._wait, waiter, deadline), partial(self._remove_waiter, waiter)
+        )
+
+    def _wait(self, waiter: ThreadWaiter, deadline: float | None) -> bool:
+        self._add_waiter(waiter)
+        in_time = True
+        while in_time and not self._is_set:
+            if self._states is not None:
+                follower = self._states.require_follower()
+                in_time = follower.wait(self._creation, self, waiter, deadline)
+            elif deadline is None:
+                waiter.sleep(None)
+            else:
+                waiter.sleep(max(0.0, deadline - time.monotonic()))
+                in_time = time.monotonic() < deadline
+        return self._is_set
+
+    async def wait_async(self) -> None:
+        """Wait in a task of asyncio until it has stopped; as `wait`, and without a thread.
+
+        Raises:
+            FailedPreconditionError: no event loop of asyncio runs in this thread.
+            StoreClosedError, RegistryError: as `wait`.
+        """
+        from registry.engine.loop_waits import new_waiter  # noqa: PLC0415 - it imports asyncio
+
+        waiter = new_waiter("wait for the stop of a sandbox")
+        self._add_waiter(waiter)
+        try:
+            while not self._is_set:
+                if self._states is None:
+                    await waiter.sleep(self.is_set, None)
+                else:
+                    follower = self._states.require_follower()
+                    await follower.wait_async(self._creation, self, waiter)
+        finally:
+            self._remove_waiter(waiter)
+
+    def _add_waiter(self, waiter: Waiter) -> None:
+        self.__dict__.setdefault("waiters", []).append(waiter)  # one step for all threads
+
+    def _remove_waiter(self, waiter: Waiter) -> None:
+        waiters = self.__dict__.get("waiters", [])
+        if waiter in waiters:
+            waiters.remove(waiter)
 
 
 class RuntimeState:
@@ -68,9 +151,9 @@ class RuntimeState:
 
     __slots__ = ("container", "stopped")
 
-    def __init__(self) -> None:
-        """Begin running, without a container."""
-        self.stopped = StopCh()
+    def __init__(self, states: RuntimeStates, creation: int) -> None:
+        """Begin running, without a container; *states* has it for *creation*."""
+        self.stopped = StopCh(states, creation)
         self.container: Container | None = None
 
 
@@ -91,6 +174,8 @@ class RuntimeStates:
         """The creation that was seen last, by id."""
         self._lengths: set[int] = set()
         """Lengths of the ids that were seen."""
+        self.followers: Final[dict[object, StopFollower]] = {}
+        """By the engine, of which a path that is also open read-only has two."""
         self._of: dict[int, RuntimeState] = {}
         self._pending: set[int] = set()
         """Creations in a transaction that has not ended."""
@@ -103,7 +188,23 @@ class RuntimeStates:
         """Return the one of *creation*, made when it is first asked for."""
         state = self._of.get(creation)
         # setdefault is one step for all threads; the look before it spares making one in vain.
-        return self._of.setdefault(creation, RuntimeState()) if state is None else state
+        if state is None:
+            state = self._of.setdefault(creation, RuntimeState(self, creation))
+        return state
+
+    def require_follower(self) -> StopFollower:
+        """Return the follower of a database at the path that is open.
+
+        Raises:
+            StoreClosedError: none is open.
+        """
+        followers = tuple(self.followers.values())
+        for follower in followers:
+            if not follower.closed:
+                return follower
+        for follower in followers:
+            follower.require_open()
+        raise StoreClosedError("wait for the stop of a sandbox: the store is closed; open it again")
 
     def known(self, creation: int) -> bool:
         """Return whether the runtime state of *creation* was requested in this process."""

@@ -251,8 +251,8 @@ class Sandbox:
     def stopped(self) -> StopCh:
         """Set once the sandbox is NOTREADY or deleted; shared by all handles of this process.
 
-        What another process has done sets it at the next read of the sandbox here, not before. It
-        stays set, also when the sandbox becomes READY again.
+        What another process has done sets it at the next read of the sandbox here, or while a
+        thread or a task waits for it. It stays set, also when the sandbox becomes READY again.
         """
         return self._entry.runtime_state.stopped
 

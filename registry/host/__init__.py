@@ -2,6 +2,7 @@
 
 descriptor      file descriptors that several threads share
 kernel          system calls that Python lacks
+file_events     writes to a file, as inotify reports them
 context         boot and namespaces of the observer
 namespaces      observation of network namespaces at paths
 inventory       namespaces in which the processes of the host live

@@ -45,6 +45,7 @@ _STATX: Final = struct.Struct("=32xQQ88xII112x")
 """struct statx: inode and size, major and minor number of the device."""
 FILEID_NSFS: Final = 0xF1  # linux/exportfs.h
 FD_NSFS_ROOT: Final = -10003  # linux/fcntl.h
+IN_MODIFY: Final = 2  # linux/inotify.h
 CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 CAP_SYS_ADMIN: Final = 21
 _HANDLE: Final = struct.Struct("=IiQII")
@@ -334,6 +335,25 @@ def umount(target: str | bytes, flags: int) -> None:
     _call("umount2", os.fsencode(target), flags, path=target)
 
 
+def inotify_init() -> int:
+    """Return a descriptor of a new inotify instance, which never blocks. Raises OSError."""
+    import ctypes  # noqa: PLC0415
+
+    fd = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(fd)
+
+
+def inotify_add_watch(fd: int, path: bytes, mask: int) -> int:
+    """Watch the file at *path*; return the number of the watch, negative if it is refused.
+
+    A file that is watched keeps its number.
+    """
+    return int(_libc().inotify_add_watch(fd, path, mask))
+
+
 def _call(name: str, *args: object, path: str | bytes | None) -> None:
     call = getattr(_libc(), name)
     import ctypes  # noqa: PLC0415 - only changes of namespaces need it
@@ -361,6 +381,8 @@ def _libc() -> ctypes.CDLL:
     libc.setns.argtypes = [number, number]
     libc.mount.argtypes = [text, text, text, flags, ctypes.c_void_p]
     libc.umount2.argtypes = [text, number]
+    libc.inotify_init1.argtypes = [number]
+    libc.inotify_add_watch.argtypes = [number, text, ctypes.c_uint32]
     with contextlib.suppress(AttributeError):  # a libc from before 2018
         libc.name_to_handle_at.argtypes = [number, text, ctypes.c_void_p, ctypes.c_void_p, number]
         libc.open_by_handle_at.argtypes = [number, text, number]

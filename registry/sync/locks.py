@@ -53,6 +53,30 @@ class WaitQueue:
             _wake(lock)
 
 
+class Sleeper:
+    """A thread that sleeps until it is woken; a wake before the sleep ends that at once."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        """Begin awake."""
+        self._lock: Final = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self, timeout: float | None) -> None:
+        """Sleep until `wake`, at most *timeout* seconds."""
+        longest = threading.TIMEOUT_MAX
+        self._lock.acquire(timeout=-1 if timeout is None else min(timeout, longest))
+
+    def was_woken(self) -> bool:
+        """Return whether it was woken since its last sleep, which then needs another wake."""
+        return self._lock.acquire(blocking=False)
+
+    def wake(self) -> None:
+        """End the sleep, or the next one; from any thread."""
+        _wake(self._lock)
+
+
 def _wake(lock: threading.Lock) -> None:
     if lock.locked():
         with contextlib.suppress(RuntimeError):  # another thread has woken it meanwhile

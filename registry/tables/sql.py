@@ -137,6 +137,12 @@ KEPT: Final = (
     "(SELECT max(sandbox_transitions.seq) AS max_1 FROM sandbox_transitions) AS anon_2"
 )
 
+STOPS: Final = (
+    "SELECT sandbox_transitions.seq, sandbox_transitions.sandbox_id FROM sandbox_transitions WHERE "
+    "sandbox_transitions.seq > :after AND (sandbox_transitions.event = 'deleted' OR "
+    "sandbox_transitions.to_state = 'SANDBOX_NOTREADY')"
+)
+
 INSERT_SANDBOX: Final = (
     "INSERT INTO sandboxes (creation, id, name, netns_path, ip, additional_ips, runtime_handler, "
     "cni_result, process_label, config, config_json, pod, namespace, uid, attempt, host_network, "

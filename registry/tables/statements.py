@@ -188,6 +188,16 @@ STATEMENTS: Final[Mapping[str, Core]] = {
         select(func.min(sandbox_transitions.c.seq)).scalar_subquery(),
         select(func.max(sandbox_transitions.c.seq)).scalar_subquery(),
     ),
+    "STOPS": (
+        select(sandbox_transitions.c.seq, sandbox_transitions.c.sandbox_id)
+        .where(sandbox_transitions.c.seq > bindparam("after"))
+        .where(
+            or_(
+                sandbox_transitions.c.event == _literal("deleted"),
+                sandbox_transitions.c.to_state == _literal(str(State.NOTREADY)),
+            )
+        )
+    ),
     # Writes.
     "INSERT_SANDBOX": insert(sandboxes).values(_parameters(sandboxes)),
     "INSERT_STATUS": insert(sandbox_statuses).values(

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +34,7 @@ class Calls:
     def __init__(self, store: Store, pids: list[int]) -> None:
         """Add the sandboxes that are updated and read."""
         self._store, self._pids = store, pids
+        self._end_wait: Callable[[], object] | None = None
         self._netns_path = f"/proc/{pids[0]}/ns/net"
         self._ours = store.add(Metadata("ours", "ours", None, netns_path=self._netns_path), READY)
         nowhere = os.path.join(os.path.dirname(store.path), "nowhere")
@@ -53,6 +56,8 @@ class Calls:
             "get": Call(lambda _: store.get("ours").status.get(), prepare=self.write),
             "list": Call(lambda _: store.list(namespace=""), prepare=self.write),
             "history": Call(lambda _: store.history("ours"), prepare=self.write),
+            "watch": Call(lambda _: list(self._watch), prepare=self._begin_watch),
+            "wait": Call(lambda _: self._awaited.stopped.wait(), prepare=self._begin_stop),
             "reconcile": Call(lambda _: store.reconcile(), self._is_marked, self._bring_back),
         }[name]
 
@@ -104,6 +109,30 @@ class Calls:
             return bool(self._store.get(f"s{n}").status.get())
         except NotFoundError:
             return False
+
+    def _begin_watch(self, n: int) -> None:
+        """Prepare a watch that is closed once it waits."""
+        self._watch = self._store.watch(after=0)
+        self.write(n)
+        self._end_wait_by(self._watch.close)
+
+    def _begin_stop(self, n: int) -> None:
+        """Prepare a sandbox that is stopped once its StopCh is waited for."""
+        self._add(n)
+        self._awaited = self._store.get(f"s{n}")
+        self._end_wait_by(self._awaited.stop)
+
+    def _end_wait_by(self, end: Callable[[], object]) -> None:
+        if self._end_wait is None:
+            threading.Thread(target=self._end_waits, daemon=True).start()
+        self._end_wait = end
+
+    def _end_waits(self) -> None:
+        waiting = self._store._session.engine.commits._threads
+        while True:
+            if waiting and self._end_wait is not None:
+                self._end_wait()
+            time.sleep(0.0005)
 
     def write(self, n: int) -> None:
         """Commit something, after which nothing is answered from the cache."""

@@ -25,6 +25,8 @@ INTERRUPTED = {
     "get": {"DataVersion.read", "Readers.give_back"},
     "list": {"DataVersion.read", "Readers.give_back"},
     "history": {"Readers.give_back"},
+    "watch": {"Watch._take", "Commits._sleep_and_poll", "Commits._leave", "Poller.sleep"},
+    "wait": {"StopFollower._follow", "StopFollower._end", "Commits._leave", "Poller.poll"},
     "reconcile": {*IN_A_WRITE, "Readers.give_back", "observe", "namespace_at"},
 }
 """Functions that are called by each call, and so interrupted."""

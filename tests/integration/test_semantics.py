@@ -30,6 +30,7 @@ from tests.tools import (
     UNKNOWN,
     Stop,
     execute,
+    fill_history,
     ids,
     in_another_thread,
     run,
@@ -337,15 +338,7 @@ def test_history_is_read_in_parts(store: Store) -> None:
 
 def test_history_older_than_its_bound_is_compacted(store: Store, path: str) -> None:
     """100,000 are kept; asking for what is gone raises, and says from where on it is kept."""
-    # Of a sandbox that is created and deleted 50,000 times, by plain SQL for speed.
-    execute(
-        path,
-        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100000)"
-        " INSERT INTO sandbox_transitions (sandbox_id, name, pod, namespace, uid, event,"
-        " from_state, to_state, pid, reason, message, actor, at) SELECT 'x', 'x', '', '', '',"
-        " iif(n % 2, 'created', 'deleted'), iif(n % 2, NULL, 'SANDBOX_READY'),"
-        " iif(n % 2, 'SANDBOX_READY', NULL), 0, '', '', '', n FROM n",
-    )
+    fill_history(path, 100_000)
     assert 1 == store.history(limit=1)[0].seq
     for id in ("a", "b"):
         store.add(sandbox(id), READY)
