@@ -25,6 +25,7 @@ Packages, each importing only from those before it; the docstring of each lists 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from registry.errors import (
     AlreadyExistsError,
@@ -50,7 +51,6 @@ from registry.handles.exit_watcher import Exit, Exits
 from registry.handles.extensions import Extensions
 from registry.handles.runtime_state import Container, StopCh
 from registry.handles.sandbox import Sandbox
-from registry.handles.watch import Watch
 from registry.host.held_process import Process
 from registry.host.netns import NetNS
 from registry.model.cni import DNS, CNIResult, Interface, IPConfig, Route
@@ -61,6 +61,9 @@ from registry.recovery.findings import Finding, Report, Verdict
 from registry.store import Store
 from registry.tables.integrity import Violation
 from registry.tables.rows import Transition
+
+if TYPE_CHECKING:
+    from registry.handles.watch import Watch
 
 __all__ = [
     "DNS",
@@ -108,6 +111,16 @@ __all__ = [
     "Violation",
     "Watch",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `Watch` when it is asked for: few processes watch, and shims start often."""
+    if name != "Watch":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from registry.handles.watch import Watch  # noqa: PLC0415
+
+    return Watch
+
 
 # The program chooses the handlers. Without any, Python would write each warning to stderr.
 logging.getLogger("registry").addHandler(logging.NullHandler())

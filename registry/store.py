@@ -33,7 +33,6 @@ from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container
 from registry.handles.sandbox import Sandbox
 from registry.handles.session import Session, check_function
-from registry.handles.watch import Watch
 from registry.host import context, netns
 from registry.host.context import HostContext
 from registry.model.metadata import Metadata, check_prefix
@@ -55,6 +54,7 @@ from registry.tables.rows import Row, Transition
 from registry.tables.writes import Author
 
 if TYPE_CHECKING:
+    from registry.handles.watch import Watch
     from registry.recovery.reconcile import ContainerLoader
     from registry.tables.integrity import Violation
 
@@ -345,6 +345,9 @@ class Store:
             CompactedError: while iterating; the transition after *after* is no longer kept.
             InvalidArgumentError: *after* or *timeout* is no such number.
         """
+        with late_import("registry.handles.watch"):
+            from registry.handles.watch import Watch  # noqa: PLC0415 - few processes watch
+
         doing = "watch the history"
         self._session.require_open(doing)
         if after is not None:

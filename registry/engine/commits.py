@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from registry.errors import FailedPreconditionError
 from registry.sync.imports import late_import
@@ -26,34 +26,34 @@ from registry.sync.locks import Sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from registry.engine.poller import Poller
     from registry.engine.readers import DataVersion
     from registry.engine.transaction import OpenState
 
+    # Here, since a Protocol takes long to make at the start of a process.
 
-class Waiter(Protocol):
-    """A thread or a task that waits."""
+    class Waiter(Protocol):
+        """A thread or a task that waits."""
 
-    def wake(self) -> None:
-        """Have it check its condition; from any thread."""
+        def wake(self) -> None:
+            """Have it check its condition; from any thread."""
 
+    class Follower(Protocol):
+        """Reads each commit for waiters that need not be woken at every one."""
 
-class Follower(Protocol):
-    """Reads each commit for waiters that need not be woken at every one."""
+        def follow(self) -> None:
+            """Read what was committed since the last call; idempotent."""
 
-    def follow(self) -> None:
-        """Read what was committed since the last call; idempotent."""
+    class WaitingLoop(Protocol):
+        """The tasks of an event loop that wait: `engine.loop_waits`."""
 
+        def wake(self) -> None:
+            """Have all tasks check their conditions; from any thread."""
 
-class WaitingLoop(Protocol):
-    """The tasks of an event loop that wait: `engine.loop_waits`."""
-
-    def wake(self) -> None:
-        """Have all tasks check their conditions; from any thread."""
-
-    def abandon_in_child(self) -> None:
-        """Close the copies of the descriptors, in a forked child."""
+        def abandon_in_child(self) -> None:
+            """Close the copies of the descriptors, in a forked child."""
 
 
 class ThreadWaiter(Sleeper):

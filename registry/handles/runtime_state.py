@@ -16,13 +16,16 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from registry.engine.commits import ThreadWaiter, Waiter
+from registry.engine.commits import ThreadWaiter
 from registry.errors import StoreClosedError
+from registry.sync.imports import late_import
 from registry.sync.interrupts import call_then
 from registry.tables.rows import AnyRow, as_text
 
 if TYPE_CHECKING:
-    from registry.engine.loop_waits import TaskWaiter
+    from registry.engine import Engine
+    from registry.engine.commits import Waiter
+    from registry.handles.stops import StopFollower
 
 DELETED_MAX: Final = 1024
 """Deleted sandboxes whose `RuntimeState` is still known."""
@@ -35,23 +38,6 @@ class Container(Protocol):
 
     def pid(self) -> int | None:
         """Return the pid of the running init process; None when there is no task."""
-
-
-class StopFollower(Protocol):
-    """Follower of the commits to one database: `registry.handles.stops`."""
-
-    @property
-    def closed(self) -> bool:
-        """True once the database was closed, and in a forked child."""
-
-    def require_open(self) -> None:
-        """Raise StoreClosedError if it is closed."""
-
-    def wait(self, creation: int, stopped: StopCh, waiter: ThreadWaiter, end: float | None) -> bool:
-        """Wait until *stopped* is set or the database is closed; False: *end* has come before."""
-
-    async def wait_async(self, creation: int, stopped: StopCh, waiter: TaskWaiter) -> None:
-        """Wait until *stopped* is set or the database is closed."""
 
 
 class StopCh:
@@ -174,8 +160,10 @@ class RuntimeStates:
         """The creation that was seen last, by id."""
         self._lengths: set[int] = set()
         """Lengths of the ids that were seen."""
-        self.followers: Final[dict[object, StopFollower]] = {}
-        """By the engine, of which a path that is also open read-only has two."""
+        self.engines: Final[dict[Engine, None]] = {}
+        """Engines of the path in order of opening: two if it is also open read-only."""
+        self.followers: Final[dict[Engine, StopFollower]] = {}
+        """Followers of their commits, for the StopChs that are waited for."""
         self._of: dict[int, RuntimeState] = {}
         self._pending: set[int] = set()
         """Creations in a transaction that has not ended."""
@@ -193,17 +181,19 @@ class RuntimeStates:
         return state
 
     def require_follower(self) -> StopFollower:
-        """Return the follower of a database at the path that is open.
+        """Return the follower of the commits to a database at the path that is open.
 
         Raises:
             StoreClosedError: none is open.
         """
-        followers = tuple(self.followers.values())
-        for follower in followers:
-            if not follower.closed:
-                return follower
-        for follower in followers:
-            follower.require_open()
+        with late_import("registry.handles.stops"):
+            from registry.handles.stops import StopFollower  # noqa: PLC0415 - few wait
+
+        for engine in tuple(self.engines):
+            if not engine.closed:
+                return self.followers.setdefault(engine, StopFollower(engine, self))
+        for engine in tuple(self.engines):
+            engine.require_open("wait for the stop of a sandbox")
         raise StoreClosedError("wait for the stop of a sandbox: the store is closed; open it again")
 
     def known(self, creation: int) -> bool:

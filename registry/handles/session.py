@@ -20,7 +20,6 @@ from registry.errors import (
 from registry.handles import runtime_state
 from registry.handles.cache import Added, Cache, Changed, Deleted, Entry
 from registry.handles.runtime_state import Container, RuntimeState
-from registry.handles.stops import StopFollower
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status
 from registry.model.validation import invalid
@@ -56,7 +55,7 @@ class Session:
         self._user: Final = user
         self._timeout = timeout
         self._runtime_states = states = runtime_state.table.join(engine.path, user)
-        states.followers.setdefault(engine, StopFollower(engine, states))
+        states.engines[engine] = None
         self._compared: tuple[int | None, int] | None = None
         """Data version, and the newest of the sandboxes that were known to be committed, when all
         of these were last looked for."""
@@ -79,6 +78,7 @@ class Session:
             self.engine.commits.wake_all()  # the watches of this store end
             detach(self._user, self._wait())
             if self.engine.closed and not self.engine.abandoned:
+                self._runtime_states.engines.pop(self.engine, None)
                 self._runtime_states.followers.pop(self.engine, None)
         finally:
             self._closing = False

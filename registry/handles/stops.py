@@ -53,15 +53,6 @@ class StopFollower:
         self._states: Final = states
         self._awaited: Final[list[_Awaited]] = []
 
-    @property
-    def closed(self) -> bool:
-        """True once the database was closed, and in a forked child."""
-        return self.engine.closed
-
-    def require_open(self) -> None:
-        """Raise StoreClosedError if it is closed."""
-        self.engine.require_open(DOING)
-
     def wait(self, creation: int, stopped: StopCh, waiter: ThreadWaiter, end: float | None) -> bool:
         """Wait in a thread until *stopped* is set or the database is closed.
 

@@ -13,14 +13,17 @@ import threading
 import time
 from collections import deque
 from functools import partial
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from registry.engine.commits import ThreadWaiter, Waiter
+from registry.engine.commits import ThreadWaiter
 from registry.errors import CompactedError, FailedPreconditionError, StoreClosedError
 from registry.handles.session import Session
 from registry.sync.interrupts import call_then
 from registry.tables import queries, sql
 from registry.tables.rows import Transition
+
+if TYPE_CHECKING:
+    from registry.engine.commits import Waiter
 
 DOING: Final = "watch the history"
 BATCH: Final = 256

@@ -6,9 +6,11 @@ import asyncio
 import gc
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -487,14 +489,17 @@ class Statements:
 
     def __init__(self) -> None:
         self.run: list[str] = []
-        for connection in tuple(driver._open):
-            connection.set_trace_callback(self.run.append)
+        self._trace(self.run.append)
 
     def end(self) -> set[str]:
         """Return the statements, and note no more."""
-        for connection in tuple(driver._open):
-            connection.set_trace_callback(None)
+        self._trace(None)
         return set(self.run)
+
+    def _trace(self, note: Callable[[str], None] | None) -> None:
+        for connection in tuple(driver._open):
+            with suppress(sqlite3.ProgrammingError):  # it is closed, and not collected yet
+                connection.set_trace_callback(note)
 
 
 def test_a_watch_that_waits_queries_no_table_and_holds_no_snapshot(store: Store, path: str) -> None:

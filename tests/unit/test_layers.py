@@ -133,7 +133,11 @@ ORDER = [
     "shim",
     "__main__",
 ]
-LATE = {("store", "tables.integrity"), ("model.metadata", "model.containerd")}
+LATE = {
+    ("store", "tables.integrity"),
+    ("model.metadata", "model.containerd"),
+    ("handles.runtime_state", "handles.stops"),
+}
 """Upwards, and only when it is called."""
 PACKAGES = {name.partition(".")[0] for name in ORDER if "." in name}
 
