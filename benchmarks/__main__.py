@@ -36,6 +36,7 @@ from benchmarks import (
     samples,
     shim,
     starts,
+    watching,
     writers,
 )
 from benchmarks.measure import HEAD, Call, Figure, single
@@ -72,6 +73,7 @@ class Bench:
         yield from self.calls()
         yield from mixed.measure(self._folder, self._rounds, 1.0 if self._quick else 2.0)
         yield from lists.measure(self._folder, self._rounds)
+        yield from watching.measure(self._ours, 100 if self._quick else 500)
         yield from counted.measure(self._ours)
         if not self._quick:
             self.more_writers()

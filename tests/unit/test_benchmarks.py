@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counted, lists, orm, plain, report, samples
+from benchmarks import counted, lists, orm, plain, report, samples, watching
 from benchmarks.measure import Figure, count, of_rounds, single
 from registry import Store
 
@@ -109,3 +109,14 @@ def test_replace_table_keeps_the_text_around_it() -> None:
     assert "| lines | 2,000 |  |  |  | few |" in replaced.splitlines()
     assert replaced == report.replace_table(replaced, written)
     assert math.isclose(0.5, figure.ours)
+
+
+def test_latencies_of_watches_are_measured(files: tuple[str, str]) -> None:
+    """Of as many commits as are asked for, in another process and in this one."""
+    with Store.open(files[0], reconcile=False) as store:
+        watch = store.watch()
+        between = [*watching._between_processes(files[0], watch, 3)]
+        assert 3 == len(between) == len([each for each in between if 0 < each])
+        handle = store.get(samples.name(0))
+        assert 3 == len(watching._within_a_process(handle, watch, 3))
+        assert 6 == len(store.history(handle.id)) - 1
