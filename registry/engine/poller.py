@@ -80,20 +80,20 @@ class Poller:
             self._bell.close()
 
     def poll(self) -> int | None:
-        """Read the data version, and return it."""
+        """Return the data version; None if it cannot be read now."""
         events = self.events is not None and self.events.take()
-        version = self._read_version()
-        if version is None:
-            return None
-        if events:
-            self._announced_at = time.monotonic()
-            self._sync_max = SYNC_MAX if version == self.version else NEXT_SYNC_MAX
+        if events:  # noted first, in case the reading fails
+            self._announced_at, self._sync_max = time.monotonic(), SYNC_MAX
             self._is_missing_events = False
-        elif version != self.version:
-            self._is_missing_events = self._announced_at is None and not self._is_new_watch
-            self._announced_at = None
+        version = self._read_version()
+        if version is not None and version != self.version:
+            if events:
+                self._sync_max = NEXT_SYNC_MAX
+            else:
+                self._is_missing_events = self._announced_at is None and not self._is_new_watch
+                self._announced_at = None
+            self.version = version
         self._is_new_watch = False
-        self.version = version
         return version
 
     def delay(self) -> float:

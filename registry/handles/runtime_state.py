@@ -109,7 +109,8 @@ class StopCh:
             FailedPreconditionError: no event loop of asyncio runs in this thread.
             StoreClosedError, RegistryError: as `wait`.
         """
-        from registry.engine.loop_waits import new_waiter  # noqa: PLC0415 - it imports asyncio
+        with late_import("registry.engine.loop_waits"):
+            from registry.engine.loop_waits import new_waiter  # noqa: PLC0415 - it imports asyncio
 
         waiter = new_waiter("wait for the stop of a sandbox")
         self._add_waiter(waiter)

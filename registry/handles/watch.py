@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from registry.engine.commits import ThreadWaiter
 from registry.errors import CompactedError, FailedPreconditionError, StoreClosedError
 from registry.handles.session import Session
+from registry.sync.imports import late_import
 from registry.sync.interrupts import call_then
 from registry.tables import queries, sql
 from registry.tables.rows import Transition
@@ -208,7 +209,8 @@ class Watch:
 
     async def _wait_async(self, deadline: float | None) -> bool:
         """Wait as `_wait` does, in a task of asyncio."""
-        from registry.engine import loop_waits  # noqa: PLC0415 - it imports asyncio
+        with late_import("registry.engine.loop_waits"):
+            from registry.engine import loop_waits  # noqa: PLC0415 - it imports asyncio
 
         if self._is_late(deadline):
             return False

@@ -29,7 +29,6 @@ from tests.tools import (
     READY,
     UNKNOWN,
     Stop,
-    execute,
     fill_history,
     ids,
     in_another_thread,

@@ -40,6 +40,7 @@ from tests.tools import (
     READY,
     execute,
     fill_history,
+    in_another_thread,
     line,
     query,
     run,
@@ -482,6 +483,34 @@ def test_a_forked_child_harms_no_watch_of_its_parent(path: str) -> None:
 
 
 # How it waits.
+
+
+class Woken:
+    """A waiter that notes how many transitions were committed when it was woken."""
+
+    def __init__(self, store: Store) -> None:
+        self.seen: list[int] = []
+        self._store = store
+
+    def wake(self) -> None:
+        """Read in another thread: this one is in the middle of a write."""
+        self.seen.append(len(in_another_thread(self._store.history)))
+
+
+def test_a_commit_of_this_process_wakes_the_watches_without_a_poll(store: Store) -> None:
+    """After the commit is visible, once for each, and not for a transaction that is rolled back."""
+    woken = Woken(store)
+    commits_of(store).watchers.append(woken)
+    handle = store.add(sandbox("a"), READY)
+    with store.transaction():
+        flip(handle)
+        flip(handle)
+    with pytest.raises(KeyError), store.transaction():
+        flip(handle)
+        raise KeyError
+    commits_of(store).watchers.remove(woken)
+    handle.delete()
+    assert [1, 3] == woken.seen
 
 
 class Statements:
