@@ -141,8 +141,9 @@ class Commits:
         return Poller(self._state.path, partial(self._data_version.read, "wait for commits"))
 
     def give_back(self, poller: Poller) -> None:
-        """Keep *poller* for the next waiter, or close it."""
-        self._pollers.append(poller)
+        """Keep *poller* for the next waiter, or close it; one without events is made again."""
+        if poller.events is not None:
+            self._pollers.append(poller)
         if self._state.closed:
             self.close()
 

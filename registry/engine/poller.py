@@ -1,16 +1,16 @@
-"""Polls for commits: reads the data version when the log was written to, and else now and then.
+"""Polls for commits: reads the data version after a write to the WAL, and else now and then.
 
-A writer appends its frames to the log, syncs it, and then makes the commit visible. So an event of
+A writer appends its frames to the WAL, syncs it, and then makes the commit visible. So an event of
 inotify comes before the commit that it announces, by the time of a sync:
 
     idle        nothing was written: wait for an event, and poll each IDLE seconds all the same
-    announced   the log was written to: poll after FIRST seconds, then after longer and longer
+    announced   the WAL was written to: poll after FIRST seconds, then after longer and longer
                 times until the commit is visible, and at each further event
 
 1. Events are taken before the data version is read. If that has changed too, the events may be of
    this commit, or of the next one, which is not visible yet: the poller stays in the state
    announced for a while.
-2. Where inotify is refused, or the log was replaced, or a commit has come without an event, the
+2. Where inotify is refused, or the WAL was replaced, or a commit has come without an event, the
    poller polls each UNANNOUNCED seconds, and goes on trying.
 3. A reading of the data version holds no snapshot and queries no table.
 """
@@ -65,12 +65,13 @@ class Poller:
         self.is_listening = False
         """Whether an event makes the next poll due; as of the latest call of `delay`."""
         self.events: FileEvents | None = None
-        """Events of the log; None: no descriptor is left, or the kernel has no inotify."""
+        """Events of the WAL; None: no descriptor is left, or the kernel has no inotify."""
         try:
+            events = FileEvents(f"{path}-wal")
             bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._bell: Final = Descriptor(bell, "the bell of a poller")
-            self.events = FileEvents(f"{path}-wal")
-        except OSError as error:
+            self.events = events
+        except (OSError, ImportError) as error:  # ctypes is imported, which opens files
             reraise_interrupt(error)
 
     def close(self) -> None:
