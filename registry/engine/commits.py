@@ -154,7 +154,7 @@ class Commits:
             RegistryError: it cannot be read. The next poll reads it again.
         """
         version = poller.poll()
-        if version is not None and version != self._version:
+        if version is None or version != self._version:
             for follower in tuple(self.followers):
                 follower.follow()
             self.wake_watchers()

@@ -71,7 +71,8 @@ class Poller:
             bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._bell: Final = Descriptor(bell, "the bell of a poller")
             self.events = events
-        except (OSError, ImportError) as error:  # ctypes is imported, which opens files
+        except (OSError, ImportError, AttributeError) as error:
+            # The import of ctypes opens files, and a signal handler may interrupt it and come here.
             reraise_interrupt(error)
 
     def close(self) -> None:

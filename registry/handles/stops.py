@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from registry.model.status import State
 from registry.sync.interrupts import call_then
 from registry.tables import sql
-from registry.tables.rows import StatusRow
+from registry.tables.rows import StatusRow, as_text
 
 if TYPE_CHECKING:
     from registry.engine import Engine
@@ -131,6 +131,8 @@ class StopFollower:
 def _read(awaited: _Awaited, newest: int, fetch: Fetch, *, committed: bool) -> None:
     """Read the sandbox itself, and stop it if it is NOTREADY or deleted.
 
+    A damaged record that has lost its id, and with it its status, still exists.
+
     Args:
         awaited: its StopCh.
         newest: number of the latest transition of the snapshot.
@@ -138,11 +140,15 @@ def _read(awaited: _Awaited, newest: int, fetch: Fetch, *, committed: bool) -> N
         committed: whether the sandbox was in a commit before the snapshot; else it may be in the
             open transaction of another thread.
     """
-    found = fetch(sql.STATUS_BY_CREATION, {"creation": awaited.creation})
+    params = {"creation": awaited.creation}
+    found = fetch(sql.STATUS_BY_CREATION, params)
     if found:
         row = StatusRow(*found[0])
-        awaited.id, awaited.seq = row.id, newest
-    if (found and row.state == NOTREADY) or (not found and committed):
+        awaited.id, awaited.seq = as_text(row.id), newest
+        stopped = row.state == NOTREADY
+    else:
+        stopped = committed and not fetch(sql.EXISTING, params)
+    if stopped:
         awaited.stopped.stop()
 
 

@@ -191,8 +191,12 @@ class Watch:
         """Return whether there was a commit since the last batch, or the watch is over."""
         if self._is_ended():
             return True
-        version = self._session.engine.data_version.read(DOING)
-        return version is None or version != self._version
+        engine = self._session.engine
+        version = engine.data_version.read(DOING)
+        if version is not None or engine.closed:
+            return engine.closed or version != self._version
+        with engine.committed(DOING) as connection:  # see `DataVersion.read`
+            return bool((connection.fetch(sql.KEPT)[0][1] or 0) > self.after)
 
     def _wait(self, deadline: float | None) -> bool:
         """Wait for news until *deadline* (monotonic, in seconds); return whether there are any."""

@@ -385,7 +385,9 @@ def test_a_signal_handler_can_watch_while_its_thread_waits(path: str) -> None:
 
         with Store.open(sys.argv[1]) as store, another(sys.argv[1]) as other:
             ready(other)
-            waiting, watch = store._session.engine.commits._threads, store.watch()
+            commits, watch = store._session.engine.commits, store.watch()
+            commits.give_back(commits.take_poller())  # imports what a wait needs
+            waiting = commits._threads
 
             def work():
                 until(lambda: len(waiting) == 1)
@@ -398,6 +400,39 @@ def test_a_signal_handler_can_watch_while_its_thread_waits(path: str) -> None:
             print(next(watch).seq)
         """
     assert ["a", "1"] == run(code, path).split()
+
+
+def test_a_signal_handler_in_the_middle_of_a_reading_can_wait(path: str) -> None:
+    """It reads the history itself, since it cannot read the data version; now and then."""
+    code = """
+        import os, signal, sys, threading
+        from registry import Store
+        from tests.others import another, ready, tell
+        from tests.tools import READY, sandbox, until
+
+        def wait(*_):
+            assert version.read("test") is None
+            print(next(store.watch()).sandbox_id)
+            handle = store.get("a")
+            threading.Thread(target=once_it_waits, args=["delete a"]).start()
+            print(handle.stopped.wait())
+
+        def once_it_waits(command):
+            until(lambda: waiting)
+            tell(other, command)
+
+        with Store.open(sys.argv[1]) as store, another(sys.argv[1]) as other:
+            ready(other)
+            engine = store._session.engine
+            engine.commits.give_back(engine.commits.take_poller())  # imports what a wait needs
+            version, waiting = engine.data_version, engine.commits._threads
+            signal.signal(signal.SIGUSR1, wait)
+            version._reading_thread = threading.get_ident()  # as in the middle of a reading
+            threading.Thread(target=once_it_waits, args=["add a"]).start()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            version._reading_thread = 0
+        """
+    assert ["a", "True"] == run(code, path).split()
 
 
 def test_a_daemon_thread_in_a_watch_does_not_keep_the_interpreter(path: str) -> None:

@@ -19,7 +19,7 @@ from registry.handles.runtime_state import StopCh
 from registry.tables.version import HISTORY_MAX
 from tests.conftest import OpenStore
 from tests.others import another, ready, tell
-from tests.tools import READY, fill, query, sandbox, until
+from tests.tools import READY, fill, query, sandbox, tamper, until
 
 MANY = 1000
 
@@ -189,6 +189,22 @@ def test_a_wait_for_a_sandbox_that_is_not_committed_yet_goes_on(
                 tell(other, "delete a")
             else:
                 handles[0].stop()
+            done.result()
+
+
+@WAITS
+def test_a_wait_for_a_sandbox_that_has_lost_its_id_goes_on(path: str, wait: Wait) -> None:
+    """It is damaged and not deleted."""
+    with Store.open(path) as store:
+        handle = store.add(sandbox("a"), READY)
+        tamper(path, "UPDATE sandboxes SET id = 'b'")
+        with wait(handle.stopped) as done:
+            until(lambda: waiting(store) == 1)
+            with another(path) as other:
+                ready(other)
+                tell(other, "add c", "stop c")
+            assert not done.done()
+            tamper(path, "DELETE FROM sandboxes WHERE id = 'b'")
             done.result()
 
 
