@@ -566,13 +566,15 @@ class Statements:
 
 def test_a_watch_that_waits_queries_no_table_and_holds_no_snapshot(store: Store, path: str) -> None:
     """The WAL can be moved into the database, and reset, at any time."""
-    handle = store.add(sandbox("a"), READY)
+    handle, awaited = store.add(sandbox("a"), READY), store.add(sandbox("b"), READY)
     consumer = Consumer(watch := store.watch())
-    stop = threading.Thread(target=handle.stopped.wait)
+    stop = threading.Thread(target=awaited.stopped.wait)
     stop.start()
-    until(lambda: len(commits_of(store)._threads) == 2)
+    commits, engine = commits_of(store), store._session.engine
+    until(lambda: len(commits._threads) == 2)
     flip(handle)
     until(lambda: len(consumer.found) == 1)
+    until(lambda: watch._version == engine.data_version.read("test") == commits._version)
     statements = Statements()
     until(lambda: len(statements.run) > 20)
     ran = statements.end()
@@ -580,6 +582,7 @@ def test_a_watch_that_waits_queries_no_table_and_holds_no_snapshot(store: Store,
     assert [(0, 0, 0)] == query(path, "PRAGMA wal_checkpoint(TRUNCATE)")
     watch.close()
     consumer.join()
+    awaited.stop()
     stop.join()
 
 
