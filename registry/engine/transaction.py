@@ -88,6 +88,8 @@ class Transaction:
         self.changes = self._parts[0].changes
         """The reported changes, without those of savepoints that are open."""
         self._end_callbacks: deque[Callable[[], object]] = deque()
+        self.collected: dict[object, list[Any]] = {}
+        """Items that effects of the commit have collected for a callback of the end, by its key."""
 
     @property
     def path(self) -> str:

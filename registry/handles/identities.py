@@ -2,7 +2,8 @@
 
 1. An identity is recorded once: at the first write at which the object exists and none is recorded.
 2. The host is observed without the lock: before the write of an addition, and after the commit of
-   any other write. The identities found after a commit are recorded in another transaction.
+   any other write. The identities found after a commit are recorded in another transaction, which
+   is one for all writes of a transaction.
 3. While no namespace is at the path of a sandbox, each write of the sandbox costs one system call.
    The record is read again, and the path observed, only for an object in the file system of
    all namespaces: that takes 30 times as long.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from registry.engine import Write
 from registry.errors import RegistryError
@@ -27,10 +28,14 @@ from registry.tables import rows, writes
 if TYPE_CHECKING:
     from registry.engine import Transaction
     from registry.handles.session import Session
-    from registry.model.identity import NetNSIdentity
-    from registry.tables.rows import AnyRow
+    from registry.model.identity import NetNSIdentity, ProcessIdentity
+    from registry.tables.rows import AnyRow, Row
+
+    _Found = tuple[Row, NetNSIdentity | None, ProcessIdentity | None]
 
 log = logging.getLogger("registry")
+
+DOING: Final = "record identities"
 
 
 def netns_at(path: str, context: HostContext) -> NetNSIdentity | None:
@@ -52,37 +57,59 @@ def record_later(session: Session, transaction: Transaction, row: AnyRow, pid: i
     if of_process or of_netns:
         one_path = not of_process and isinstance(row.netns_path, str)  # damaged: bytes
         path = row.netns_path if one_path else ""
-        record = partial(_record, session, row.creation, path, transaction.deadline)
-        transaction.after_commit(record)
+        key = (_record, session)
+        if key not in transaction.collected:
+            transaction.collected[key] = []
+            transaction.after_end(partial(_record, session, transaction))
+        transaction.after_commit(partial(transaction.collected[key].append, (row.creation, path)))
 
 
-def _record(session: Session, creation: int, path: str, deadline: float) -> None:
-    """Record the identities of the sandbox of *creation*.
+def _record(session: Session, transaction: Transaction) -> None:
+    """Record the identities of the sandboxes that *transaction* has collected, in one commit.
+
+    Args:
+        session: session of the store.
+        transaction: transaction that has ended; its deadline applies to the recording too.
+    """
+    found = [
+        identities
+        for creation, path in transaction.collected.pop((_record, session))
+        if (identities := _observe(session, creation, path)) is not None
+    ]
+    if found:
+        remaining = max(0.0, transaction.deadline - time.monotonic())
+        try:
+            with Write(session.engine, DOING, remaining) as recording:
+                for row, of_netns, of_process in found:
+                    since = recording.connection.total_changes
+                    columns = writes.note(recording, row, of_netns, of_process)
+                    recording.report(since, Changed(row, columns))
+        except (RegistryError, OSError) as error:
+            reraise_interrupt(error)
+            # The writes themselves are stored; the next write of each sandbox tries again.
+            log.warning("%s: %r", DOING, error)
+
+
+def _observe(session: Session, creation: int, path: str) -> _Found | None:
+    """Return the identities that can be recorded of the sandbox of *creation*, and its row.
 
     Args:
         session: session of the store.
         creation: creation of the sandbox.
         path: path of the only object that is not recorded; "": there are others.
-        deadline: monotonic time in seconds after which waiting stops.
     """
-    doing = "record identities"
     try:
         if path and not namespaces.may_be_at(path):
-            return
-        row = writes.find_creation(creation, lambda sql, params: session.fetch(sql, params, doing))
+            return None
+        row = writes.find_creation(creation, lambda sql, params: session.fetch(sql, params, DOING))
         if row is None:
-            return
-        rows.require_sound(row, doing)
+            return None
+        rows.require_sound(row, DOING)
         context = HostContext.current()
         of_netns = None if row.host_network else netns_at(row.netns_path, context)
         of_process = process.identify(row.pid, context) if row.pid else None
-        if of_netns is not None or of_process is not None:
-            remaining = max(0.0, deadline - time.monotonic())
-            with Write(session.engine, doing, remaining) as transaction:
-                since = transaction.connection.total_changes
-                columns = writes.note(transaction, row, of_netns, of_process)
-                transaction.report(since, Changed(row, columns))
     except (RegistryError, OSError) as error:
         reraise_interrupt(error)
-        # The write itself is stored; the next write of the sandbox tries again.
-        log.warning("%s: %r", doing, error)
+        log.warning("%s: %r", DOING, error)
+        return None
+    return None if of_netns is None and of_process is None else (row, of_netns, of_process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -157,6 +158,22 @@ def test_a_path_or_pid_that_does_not_exist_is_accepted_without_identity(
 
 
 # Handles.
+
+
+def test_identities_of_one_transaction_are_recorded_in_one_commit(store: Store, path: str) -> None:
+    """After its own commit; a part that is rolled back has none."""
+    handles = [store.add(sandbox(f"s{n}"), READY) for n in range(20)]
+    (before,) = query(path, "PRAGMA user_version")[0]
+    with store.transaction():
+        for each in handles:
+            with suppress(ZeroDivisionError), store.transaction():
+                each.status.update(lambda old: replace(old, pid=os.getpid()))
+                if each is handles[0]:
+                    raise ZeroDivisionError
+    (after,) = query(path, "PRAGMA user_version")[0]
+    assert 2 == after - before
+    recorded = query(path, "SELECT process_start_time IS NOT NULL FROM sandbox_statuses")
+    assert [(0,), *[(1,)] * 19] == sorted(recorded)
 
 
 def test_a_handle_has_the_fields_of_its_metadata(store: Store) -> None:
