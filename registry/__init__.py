@@ -18,6 +18,7 @@ Packages, each importing only from those before it; the docstring of each lists 
     handles       sandboxes, their runtime state, the session that they share
     recovery      reconcile: evidence, verdicts, and the changes that follow from them
     store         Store
+    aio           AsyncStore: the same for asyncio; imported by those who use it
     cli           the command line
     shim          a runtime shim that serves the CRI on a unix socket
 """

@@ -97,7 +97,7 @@ class GroupCommit:
         if self.mutex.queue:
             self._require_no_write_in_progress(transaction)
         if not self.mutex.acquire(transaction, deadline):
-            raise self._timed_out(transaction.doing, timeout)
+            raise self.timed_out(transaction.doing, timeout)
         if self._state.closed:
             self._state.require(transaction.doing)
         group = self._group
@@ -298,7 +298,8 @@ class GroupCommit:
             group.failure, group.done = late, True
             self.mutex.freed.wake()
 
-    def _timed_out(self, doing: str, timeout: float) -> RegistryError:
+    def timed_out(self, doing: str, timeout: float) -> RegistryError:
+        """Return the error of a write that waited *timeout* seconds; it names the lock holder."""
         running, group = self.transaction, self._group
         if running is None and group is not None:
             running = group.members[-1]

@@ -211,6 +211,15 @@ class Cache:
         )
         return entry
 
+    def has(self, prefix: str, doing: str) -> bool:
+        """Return whether the sandbox whose id is *prefix*, or begins with it, is cached."""
+        # Without a version nothing was read yet, and to read the version opens a connection.
+        version = None if self.version is None else self._read_version(doing)
+        if version is None or version != self.version or not isinstance(prefix, str):
+            return False
+        creation = self._creations.get(prefix, self._prefixes.known.get(prefix))
+        return creation in self.entries and self.version == version
+
     def several(
         self,
         question: Hashable,

@@ -53,7 +53,8 @@ class Session:
         self.author: Final = author
         self.closed = self._closing = False
         self._user: Final = user
-        self._timeout = timeout
+        self.timeout: Final = timeout
+        """Seconds that a write waits in all."""
         self._runtime_states = states = runtime_state.table.join(engine.path, user)
         states.engines[engine] = None
         self._compared: tuple[int | None, int] | None = None
@@ -76,7 +77,7 @@ class Session:
             self._cache.invalidate()  # handles may live on
             runtime_state.table.leave(self.engine.path, self._runtime_states, self._user)
             self.engine.commits.wake_all()  # the watches of this store end
-            detach(self._user, self._wait())
+            detach(self._user, self.wait())
             if self.engine.closed and not self.engine.abandoned:
                 self._runtime_states.engines.pop(self.engine, None)
                 self._runtime_states.followers.pop(self.engine, None)
@@ -96,29 +97,41 @@ class Session:
 
     # Ways into the engine.
 
-    def _wait(self) -> float:
+    def wait(self) -> float:
         """Return the seconds that a call may wait: the timeout, or less by `Store.deadline`."""
-        return remaining(self.engine.path, self._timeout)
+        return remaining(self.engine.path, self.timeout)
 
     def deadline(self, seconds: float) -> AbstractContextManager[None]:
         """Return a context manager whose body waits at most *seconds* in all."""
         self.require_open("set a deadline")
         return Deadline(self.engine.path, seconds)
 
-    def write(self, doing: str, *, exclusive: bool = False) -> AbstractContextManager[Transaction]:
+    def write(
+        self, doing: str, *, exclusive: bool = False, timeout: float | None = None
+    ) -> AbstractContextManager[Transaction]:
         """Return a context manager whose body is a write transaction, or a part of one.
 
         Args:
             doing: operation and object, for messages.
             exclusive: whether it shares no commit: it has many parts, or takes long.
+            timeout: seconds that it may wait in all; None: as `wait`.
         """
         self.require_open(doing)
-        return Write(self.engine, doing, self._wait(), exclusive=exclusive)
+        timeout = self.wait() if timeout is None else timeout
+        return Write(self.engine, doing, timeout, exclusive=exclusive)
 
-    def caller_write(self, doing: str) -> AbstractContextManager[None]:
-        """Return a context manager whose body, code of the embedder, is a write transaction."""
+    def caller_write(
+        self, doing: str, *, timeout: float | None = None
+    ) -> AbstractContextManager[None]:
+        """Return a context manager whose body, code of the embedder, is a write transaction.
+
+        Args:
+            doing: operation and object, for messages.
+            timeout: seconds that it may wait in all; None: as `wait`.
+        """
         self.require_open(doing)
-        return CallerWrite(self.engine, doing, self._wait(), exclusive=True)
+        timeout = self.wait() if timeout is None else timeout
+        return CallerWrite(self.engine, doing, timeout, exclusive=True)
 
     def require_space(self, doing: str, *, grows: bool = False) -> None:
         """Raise if the disk was full when the open transaction began.
@@ -160,6 +173,12 @@ class Session:
             self.mark_named_deleted(prefix, doing)
         self._mark_replaced(doing)
         return found
+
+    def is_cached(self, prefix: str, doing: str) -> bool:
+        """Return whether `find` and `find_creation` would answer from memory now."""
+        states = self._runtime_states
+        must_read = states.replaced or states.are_many()
+        return not must_read and self._cache.has(prefix, doing)
 
     def find_creation(self, creation: int, doing: str) -> Entry | None:
         """Return the sandbox of *creation*, of the latest commit; None when it was deleted."""
@@ -295,12 +314,16 @@ class Session:
     def _tidy(self) -> None:
         """Drop the runtime state of deleted sandboxes, in a process that adds and never reads."""
         if self._runtime_states.are_many():
-            doing = "look for deleted sandboxes"
-            try:
-                self.mark_deleted_elsewhere(doing)
-            except RegistryError as error:
-                reraise_interrupt(error)
-                log.warning("%s: %s", doing, error)  # what was to be added is stored
+            self.look_for_deletions()
+
+    def look_for_deletions(self) -> None:
+        """Call `mark_deleted_elsewhere` after a write, which is stored whether this succeeds."""
+        doing = "look for deleted sandboxes"
+        try:
+            self.mark_deleted_elsewhere(doing)
+        except RegistryError as error:
+            reraise_interrupt(error)
+            log.warning("%s: %s", doing, error)
 
     def delete(self, transaction: Transaction, row: Row) -> None:
         """Delete the sandbox of *row*, and set its StopCh after the commit."""
