@@ -5,6 +5,7 @@ The rows compare two ways to use one registry, except where plain `sqlite3` does
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import threading
@@ -17,8 +18,10 @@ from functools import partial
 from benchmarks import plain, samples
 from benchmarks.measure import Call, Figure, of_rounds, single, took
 from registry import Metadata, Status, Store
+from registry.aio import AsyncStore
 
 THREADS = 16
+TASKS = 100
 ABSENT = "/run/netns/absent-{}"
 """Path at which no network namespace exists."""
 WARM = 1200
@@ -50,6 +53,7 @@ def measure(folder: str, rounds: int, seconds: float) -> Iterator[Figure]:
     with closing(plain.Plain(paths[2])) as reference:
         reference.add(*(samples.sandbox(n) for n in range(64)))
     yield from _throughputs(paths[0], paths[1], rounds, seconds)
+    yield _tasks(paths[0], rounds, seconds)
     yield _get_after_commit(paths[0], paths[2], rounds)
     yield _add(paths[1], paths[2], rounds)
 
@@ -108,6 +112,42 @@ def _throughput(updates: Sequence[Update], seconds: float) -> float:
         worker.start()
     for worker in workers:
         worker.join()
+    return sum(calls) / seconds
+
+
+def _tasks(path: str, rounds: int, seconds: float) -> Figure:
+    """Return the row of updates in the tasks of one loop, beside updates in threads."""
+    results: dict[str, list[float]] = {"tasks": [], "threads": []}
+    for turn in range(rounds + 1):  # the first one warms up
+        tasks = asyncio.run(_throughput_of_tasks(path, seconds))
+        with Store.open(path, reconcile=False) as store:
+            updates = [_by_kept_handles(store, n) for n in range(THREADS)]
+            threads = _throughput(updates, seconds)
+        if turn:
+            results["tasks"].append(tasks)
+            results["threads"].append(threads)
+    name = f"AsyncStore.update in {TASKS} tasks / Store, {THREADS} threads"
+    return of_rounds(name, results["tasks"], results["threads"], "/s", goal="at least 1")
+
+
+def _with_message(message: str, old: Status) -> Status:
+    return replace(old, message=message)
+
+
+async def _throughput_of_tasks(path: str, seconds: float) -> float:
+    """Return how many updates a second TASKS tasks make."""
+    calls = [0] * TASKS
+    async with await AsyncStore.open(path, reconcile=False) as store:
+        handles = [await store.get(samples.name(n % 64)) for n in range(TASKS)]
+        end = time.perf_counter() + seconds
+
+        async def run(n: int) -> None:
+            while time.perf_counter() < end:
+                change = partial(_with_message, str(calls[n]))
+                await handles[n].status.update(change)
+                calls[n] += 1
+
+        await asyncio.gather(*(run(n) for n in range(TASKS)))
     return sum(calls) / seconds
 
 
