@@ -20,6 +20,7 @@ from registry.engine import owner
 from registry.errors import FailedPreconditionError, StoreClosedError
 from registry.handles.extensions import Extensions
 from registry.handles.sandbox import Sandbox
+from registry.handles.watch import Watch
 from registry.host.netns import NetNS
 from registry.model.extensions import Extension
 from registry.model.status import Status, StatusStorage
@@ -306,6 +307,13 @@ class AsyncStore(_Face[Store]):
         It is entered by `with`, without `await`.
         """
         return self._sync.deadline(seconds)
+
+    def watch(self, *, after: int | None = None, timeout: float | None = None) -> Watch:
+        """Return an asynchronous iterator of the transitions that any process commits.
+
+        It is iterated by `async for`, without a thread; see `Store.watch`.
+        """
+        return self._sync.watch(after=after, timeout=timeout)
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
         """Return a context manager that makes the calls in its body one commit; it yields None.

@@ -225,7 +225,7 @@ def test_label_selector_accepts_256_labels(cri: Client, labels: int, fits: bool)
         assert [id] == [item.id for item in cri.list(label_selector=wanted)]
     else:
         fields = {"filter": {"label_selector": wanted}}
-        assert f"are {labels}, over 256" in refused(
+        assert f"{labels} requirements, over the limit of 256" in refused(
             grpc.StatusCode.INVALID_ARGUMENT, cri, "ListPodSandbox", **fields
         )
 

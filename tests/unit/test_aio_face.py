@@ -18,8 +18,8 @@ from tests.tools import ROOT
 
 IN_MEMORY = {"Sandbox.attach", "Sandbox.stop"}
 """Methods that are the same without `await`."""
-ENTERED = {"Store.transaction", "Store.deadline"}
-"""Methods that return context managers."""
+ENTERED = {"Store.transaction", "Store.deadline", "Store.watch"}
+"""Methods that return context managers, or an iterator."""
 FACES: list[tuple[type, type]] = [
     (Store, AsyncStore),
     (Sandbox, AsyncSandbox),
