@@ -12,7 +12,8 @@ from statistics import median
 
 from benchmarks.measure import Figure
 from benchmarks.samples import name
-from registry import Sandbox, State, Status, Store, Watch
+from registry import Sandbox, State, Status, Store
+from registry.handles.watch import Watch
 
 SETTLED = 2.0
 """Seconds after a commit until its poller waits for the next event."""

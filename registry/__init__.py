@@ -26,7 +26,6 @@ Packages, each importing only from those before it; the docstring of each lists 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from registry.errors import (
     AlreadyExistsError,
@@ -62,9 +61,6 @@ from registry.recovery.findings import Finding, Report, Verdict
 from registry.store import Store
 from registry.tables.integrity import Violation
 from registry.tables.rows import Transition
-
-if TYPE_CHECKING:
-    from registry.handles.watch import Watch
 
 __all__ = [
     "DNS",
@@ -110,18 +106,7 @@ __all__ = [
     "UpdateFunc",
     "Verdict",
     "Violation",
-    "Watch",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Import `Watch` when it is asked for: few processes watch, and shims start often."""
-    if name != "Watch":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from registry.handles.watch import Watch  # noqa: PLC0415
-
-    return Watch
-
 
 # The program chooses the handlers. Without any, Python would write each warning to stderr.
 logging.getLogger("registry").addHandler(logging.NullHandler())

@@ -27,11 +27,11 @@ from registry import (
     Store,
     StoreClosedError,
     Transition,
-    Watch,
 )
 from registry.engine import driver
 from registry.engine.commits import Commits
 from registry.engine.poller import IDLE, UNANNOUNCED
+from registry.handles.watch import Watch
 from registry.tables.version import HISTORY_MAX
 from tests import needs
 from tests.conftest import OpenStore
