@@ -52,6 +52,9 @@ if TYPE_CHECKING:
         def wake(self) -> None:
             """Have all tasks check their conditions; from any thread."""
 
+        def end_if_closed(self) -> None:
+            """End the waits of a loop that was closed while its tasks waited; from any thread."""
+
         def abandon_in_child(self) -> None:
             """Close the copies of the descriptors, in a forked child."""
 

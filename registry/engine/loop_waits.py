@@ -47,6 +47,10 @@ class TaskWaiter:
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
+    def abandon(self) -> None:
+        """Release the task, which never runs again, to the garbage collector."""
+        self._future = None
+
     async def sleep(self, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Sleep until *condition* holds; return whether it holds before *deadline*."""
         while True:
@@ -84,6 +88,15 @@ class LoopWaits:
         """Have all tasks check their conditions; from any thread."""
         for task in tuple(self._tasks):
             task.wake()
+        self.end_if_closed()
+
+    def end_if_closed(self) -> None:
+        """End the waits of a loop that was closed while its tasks waited; from any thread."""
+        if self._loop.is_closed():
+            for task in tuple(self._tasks):
+                task.abandon()
+            self._tasks.clear()
+            self._end()
 
     def enter(self, waiter: TaskWaiter) -> None:
         """Begin to poll for *waiter*."""
@@ -98,15 +111,18 @@ class LoopWaits:
             return
         if waiter in self._tasks:
             self._tasks.remove(waiter)
-        if self._tasks:
-            return
+        if not self._tasks:
+            self._end()
+
+    def _end(self) -> None:
+        """Poll no longer. Idempotent."""
         self._commits.loops.pop(self._loop, None)
         self._listen(None)
         if self._timer is not None:
             self._timer.cancel()
-        if self._poller is not None:
-            self._commits.give_back(self._poller)
-            self._poller = None
+        poller, self._poller = self._poller, None
+        if poller is not None:
+            self._commits.give_back(poller)
 
     def abandon_in_child(self) -> None:
         """Close the copies of the descriptors, in a forked child."""
@@ -142,7 +158,7 @@ class LoopWaits:
     def _listen(self, descriptor: int | None) -> None:
         """Listen to *descriptor* and to no other; None: to none."""
         if descriptor != self._events:
-            if self._events is not None:
+            if self._events is not None and not self._loop.is_closed():
                 self._loop.remove_reader(self._events)
             self._events = descriptor
             if descriptor is not None:
@@ -172,6 +188,8 @@ async def wait(
         RegistryError: the database cannot be read.
     """
     loop = asyncio.get_running_loop()
+    for each in tuple(commits.loops.values()):
+        each.end_if_closed()
     waits = commits.loops.setdefault(loop, LoopWaits(commits, loop))
     assert isinstance(waits, LoopWaits), "only this module adds to `loops`"
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -222,6 +224,31 @@ def test_a_wait_survives_a_history_that_is_compacted(store: Store, path: str, wa
         stopped.result()
         deleted.result()
     assert [(5,)] == query(path, "SELECT min(seq) FROM sandbox_transitions")
+
+
+def wait_in_a_loop_that_is_closed(stopped: StopCh) -> None:
+    """Close a loop while a task of it waits for *stopped*."""
+    loop = asyncio.new_event_loop()
+    task: Any = loop.create_task(stopped.wait_async())
+    loop.run_until_complete(asyncio.sleep(0))
+    task._log_destroy_pending = False
+    loop.close()
+
+
+def test_a_loop_that_is_closed_under_waits_leaves_nothing(open_store: OpenStore) -> None:
+    """Its poller serves the next loop, and is closed with the store."""
+    before = len(os.listdir("/proc/self/fd"))
+    store = open_store()
+    handle = store.add(sandbox("a"), READY)
+    for _ in range(3):
+        wait_in_a_loop_that_is_closed(handle.stopped)
+        assert 1 == len(commits_of(store).loops)
+        gc.collect()  # of the loops before: their tasks, and what these have begun
+        assert 1 == waiting(store)
+    store.close()
+    gc.collect()
+    assert is_idle(store)
+    assert before == len(os.listdir("/proc/self/fd"))
 
 
 def test_a_thousand_tasks_wait_without_a_thread(store: Store, path: str) -> None:
