@@ -23,6 +23,7 @@ from registry.errors import (
     NotFoundError,
     SchemaVersionError,
 )
+from registry.sync.imports import late_import
 from registry.sync.locks import Mutex
 from registry.tables import sql
 from registry.tables.version import APPLICATION_ID, LEVEL, REVISION
@@ -48,12 +49,13 @@ def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -
 
     Raises:
         DataLossError, NotFoundError, SchemaVersionError: as `verify`.
-        ResourceExhaustedError: there is no space for the backup.
+        ResourceExhaustedError: there is no space for the backup, or no descriptor is left.
     """
     if verify(connection, path, create=create, upgrade=upgrade):
         doing = f"open registry {path!r}"
         if not _is_empty(connection):
-            from registry.tables.upgrade_backup import back_up  # noqa: PLC0415 - as Alembic
+            with late_import("registry.tables.upgrade_backup"):
+                from registry.tables.upgrade_backup import back_up  # noqa: PLC0415 - as Alembic
 
             back_up(connection, path)
         _upgrade(connection, doing, path)
@@ -231,7 +233,8 @@ def _run_alembic(connection: sqlite3.Connection) -> None:
     caller = object()
     try:
         _alembic.acquire(caller, None)
-        _run_alembic_alone(connection)
+        with late_import("alembic and the migrations"):
+            _run_alembic_alone(connection)
     finally:
         _alembic.release(caller)
 

@@ -24,6 +24,7 @@ from tests.tools import (
     make_old_registry,
     old_environment,
     query,
+    run,
     run_old,
     running,
     sandbox,
@@ -240,6 +241,27 @@ def test_an_upgrade_that_fails_leaves_the_registry_and_its_backup(path: str) -> 
 
 
 @needs.another_user
+def test_an_upgrade_without_descriptors_says_so(path: str) -> None:
+    """Whatever it cannot open: the registry, the backup or a module; with enough it upgrades."""
+    code = """
+        import itertools, os, resource, sys
+        from registry import ResourceExhaustedError, Store
+
+        used = len(os.listdir("/proc/self/fd")) - 1
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for limit in itertools.count(used):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limits[1]))
+            try:
+                Store.open(sys.argv[1]).close()
+                break
+            except ResourceExhaustedError:
+                pass
+        print(limit > used)
+        """
+    assert ["True"] == run(code, path).split()
+    assert 2 == query(path, "SELECT level FROM registry")[0][0]
+
+
 def test_the_backup_belongs_to_the_owner_of_the_registry(path: str) -> None:
     """A command that root runs does not lock the shim out."""
     for name in os.listdir(os.path.dirname(path)):
