@@ -100,7 +100,7 @@ wheel: $(installed) ## build sdist and wheel, and check the wheel in an environm
 		$(python) -m venv "$$away/venv"; \
 		"$$away/venv/bin/python" -m pip install --quiet "$$(ls $(CURDIR)/dist/*.whl)[cli]"; \
 		cd "$$away"; \
-		"$$away/venv/bin/python" -I $(CURDIR)/tests/wheel_check.py
+		"$$away/venv/bin/python" -I $(CURDIR)/tests/wheel_check.py $(CURDIR)/dist/*.tar.gz
 
 .PHONY: proto
 proto: $(installed) ## generate the Python code of the .proto files, beside them

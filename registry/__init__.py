@@ -61,6 +61,7 @@ from registry.recovery.findings import Finding, Report, Verdict
 from registry.store import Store
 from registry.tables.integrity import Violation
 from registry.tables.rows import Transition
+from registry.version import __version__
 
 __all__ = [
     "DNS",
@@ -106,6 +107,7 @@ __all__ = [
     "UpdateFunc",
     "Verdict",
     "Violation",
+    "__version__",
 ]
 
 # The program chooses the handlers. Without any, Python would write each warning to stderr.

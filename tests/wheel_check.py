@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 from dataclasses import replace
 
 import registry
 from registry import Metadata, State, Status, Store
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BIN = os.path.dirname(sys.executable)
 PACKAGE = os.path.dirname(registry.__file__)
 
@@ -43,6 +46,18 @@ def contents() -> None:
     requirements = importlib.metadata.requires("sandbox-registry") or []
     needed = {item.split(">")[0].split("<")[0] for item in requirements if "extra" not in item}
     assert needed == {"alembic", "protobuf", "pyroute2", "sqlalchemy"}, needed
+
+
+def documents(sdist: str) -> None:
+    """Require that the archive *sdist* has every document, and every file that the README links."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        linked = set(re.findall(r"\]\(([^)#:]+)[)#]", file.read()))
+    assert "docs/shim.md" in linked, linked
+    needed = linked | {f"docs/{name}" for name in os.listdir(os.path.join(ROOT, "docs"))}
+    missing = {name for name in needed if name.rstrip("/") not in names}
+    assert not missing, missing
 
 
 def recover(path: str) -> None:
@@ -96,7 +111,8 @@ def command_line(path: str) -> None:
 
 
 def main() -> None:
-    """Run all checks."""
+    """Run all checks; the argument is the sdist."""
+    documents(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/registry.db"
         contents()
@@ -105,6 +121,7 @@ def main() -> None:
         upgrade_old(f"{folder}/old.db")
         command_line(path)
     version = importlib.metadata.version("sandbox-registry")
+    assert registry.__version__ == version, registry.__version__
     print(f"the wheel of sandbox-registry {version} works on Python {sys.version.split()[0]}")  # noqa: T201
 
 
