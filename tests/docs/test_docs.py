@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,22 +15,8 @@ from benchmarks import report
 from registry import State, Status, Store, Verdict
 from registry.tables import version
 from tests import needs
+from tests.documents import DOCUMENTS, blocks, text_of
 from tests.tools import ROOT, environment, execute, pod, query, sandbox
-
-DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"] + [
-    f"docs/{name}" for name in sorted(os.listdir(f"{ROOT}/docs")) if name.endswith(".md")
-]
-
-
-def blocks(language: str) -> list[tuple[str, str]]:
-    """Return every code block of *language*, with a name made of its document and number."""
-    found = []
-    for document in DOCUMENTS:
-        text = Path(ROOT, document).read_text(encoding="utf-8")
-        for n, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)):
-            found.append((f"{document}-{n}", block))
-    return found
-
 
 PYTHON, SQL = dict(blocks("python")), dict(blocks("sql"))
 
@@ -75,7 +60,7 @@ def test_sql_snippet_runs(name: str, store: Store, path: str) -> None:
 def test_every_link_leads_to_a_file() -> None:
     """Relative paths of the project; other sites are not asked."""
     for document in DOCUMENTS:
-        text = Path(ROOT, document).read_text(encoding="utf-8")
+        text = text_of(document)
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):
                 assert Path(ROOT, document).parent.joinpath(target).exists(), target
@@ -85,7 +70,7 @@ def test_every_test_that_a_document_names_exists() -> None:
     """By its node id, or by its file."""
     missing = []
     for document in DOCUMENTS:
-        text = Path(ROOT, document).read_text(encoding="utf-8")
+        text = text_of(document)
         for file, _, name in re.findall(r"`(tests/[\w/]+\.py)(::(\w+))?", text):
             path = Path(ROOT, file)
             source = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -96,7 +81,7 @@ def test_every_test_that_a_document_names_exists() -> None:
 
 def test_every_promise_names_a_test() -> None:
     """Each section of docs/guarantees.md below "Promises"."""
-    text = Path(ROOT, "docs", "guarantees.md").read_text(encoding="utf-8")
+    text = text_of("docs/guarantees.md")
     promises = text.split("## Promises\n")[1].split("\n## ")[0].split("\n### ")[1:]
     assert len(promises) > 20
     for promise in promises:
@@ -105,7 +90,7 @@ def test_every_promise_names_a_test() -> None:
 
 def test_every_section_that_an_error_names_exists() -> None:
     """Errors lead to docs/operators.md, some of them to a section of it."""
-    document = Path(ROOT, "docs/operators.md").read_text(encoding="utf-8")
+    document = text_of("docs/operators.md")
     named = [
         section
         for source in Path(ROOT, "registry").rglob("*.py")
@@ -118,7 +103,7 @@ def test_every_section_that_an_error_names_exists() -> None:
 
 def test_figures_of_the_documents_equal_the_measured_ones() -> None:
     """The table is generated, and not changed by hand."""
-    document = Path(ROOT, "docs", "performance.md").read_text(encoding="utf-8")
+    document = text_of("docs/performance.md")
     figures = Path(ROOT, "benchmarks", "results", "figures.json").read_text(encoding="utf-8")
     assert document == report.replace_table(document, json.loads(figures))
 
@@ -128,7 +113,7 @@ def test_every_make_target_of_the_documents_exists() -> None:
     makefile = Path(ROOT, "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     for document in DOCUMENTS:
-        text = Path(ROOT, document).read_text(encoding="utf-8")
+        text = text_of(document)
         for named in re.findall(
             r"`make ([a-z]+)`|^\$ make ([a-z ]+?)(?: +#|$)", text, re.MULTILINE
         ):
@@ -138,7 +123,7 @@ def test_every_make_target_of_the_documents_exists() -> None:
 def test_docs_schema_lists_every_table_and_view(store: Store, path: str) -> None:
     """With every column, in order."""
     store.list()
-    text = Path(ROOT, "docs/schema.md").read_text(encoding="utf-8")
+    text = text_of("docs/schema.md")
     assert f"Revision {version.REVISION}." in text
     listed = {
         cells[0].strip("` "): re.findall(r"`(\w+)`", cells[-1])
@@ -156,13 +141,13 @@ def test_docs_schema_lists_every_table_and_view(store: Store, path: str) -> None
 
 def test_docs_reconcile_lists_every_verdict() -> None:
     """Each in a row of the table."""
-    text = Path(ROOT, "docs/reconcile.md").read_text(encoding="utf-8")
+    text = text_of("docs/reconcile.md")
     assert set(Verdict) == {Verdict(word) for word in re.findall(r"\| `([A-Z]+)` \|", text)}
 
 
 def test_docs_differences_lists_every_symbol_of_the_seed() -> None:
     """In the first table."""
-    text = Path(ROOT, "docs/differences.md").read_text(encoding="utf-8")
+    text = text_of("docs/differences.md")
     table = text.split("## Departures")[0]
     symbols = (
         "ErrClosedNetNS Metadata MarshalJSON UnmarshalJSON NetNS NewNetNS LoadNetNS Remove Closed"
@@ -176,7 +161,7 @@ def test_docs_differences_lists_every_symbol_of_the_seed() -> None:
 
 def test_the_changelog_names_the_revision_and_the_public_api() -> None:
     """The revision under Schema; what is exported by its name; methods of Store in full."""
-    text = Path(ROOT, "CHANGELOG.md").read_text(encoding="utf-8")
+    text = text_of("CHANGELOG.md")
     assert f"- {version.REVISION}: " in text.split("### Schema")[1]
     methods = [f"Store.{name}" for name in vars(Store) if not name.startswith("_")]
     for name in [*registry.__all__, *methods]:

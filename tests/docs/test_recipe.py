@@ -1,9 +1,8 @@
-"""The README's recipe for a shim: stopped, or killed and run again, before each of its lines."""
+"""The recipe in docs/embed.md: stopped, or killed and run again, before each of its lines."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,18 +16,13 @@ import pytest
 
 from registry import Sandbox, State, Status, Store
 from tests import needs
-from tests.tools import ROOT, run
+from tests.documents import blocks
+from tests.tools import run
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
 
-DOCUMENT = "README.md"
-SOURCE = next(
-    block
-    for block in re.findall(
-        r"```python\n(.*?)```", Path(ROOT, DOCUMENT).read_text(encoding="utf-8"), re.DOTALL
-    )
-    if "while_unknown" in block
-)
+DOCUMENT = "docs/embed.md"
+(SOURCE,) = [block for name, block in blocks("python") if name.startswith(DOCUMENT)]
 RECIPE = compile(SOURCE, DOCUMENT, "exec")
 
 

@@ -1,0 +1,28 @@
+"""The documents of the project, and the code blocks in them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from tests.tools import ROOT
+
+DOCUMENTS: Final = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"] + [
+    f"docs/{name}" for name in sorted(os.listdir(f"{ROOT}/docs")) if name.endswith(".md")
+]
+
+
+def text_of(document: str) -> str:
+    """Return the text of a document, named by its path from the root of the project."""
+    return Path(ROOT, document).read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Return every code block of *language*, with a name made of its document and number."""
+    found = []
+    for document in DOCUMENTS:
+        matches = re.findall(rf"```{language}\n(.*?)```", text_of(document), re.DOTALL)
+        found += [(f"{document}-{n}", block) for n, block in enumerate(matches)]
+    return found
