@@ -1,0 +1,218 @@
+"""Types of the public API, as a type checker sees them; this module is checked and never run.
+
+`assert_type` states what a call returns. A comment `type: ignore` with its code stands on each line
+that a checker must reject: the checkers report such a comment where there is no error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import assert_type
+
+import registry
+from registry import (
+    CNIResult,
+    Container,
+    Exit,
+    Exits,
+    Finding,
+    Metadata,
+    NetNS,
+    Process,
+    RegistryError,
+    Report,
+    Sandbox,
+    State,
+    Status,
+    StatusStorage,
+    StopCh,
+    Store,
+    Transition,
+    UnavailableError,
+    UpdateFunc,
+    Verdict,
+    Violation,
+)
+from registry.cri import PodSandboxConfig
+
+
+class Task:
+    """A container of the embedder; it need not inherit from `Container`."""
+
+    id: str = "task"
+
+    def pid(self) -> int | None:
+        """Return no pid."""
+        return None
+
+
+def load(sandbox: Sandbox) -> Container | None:
+    """Return the container of a recovered sandbox."""
+    return Task() if sandbox.id else None
+
+
+def opening(path: str) -> None:
+    """Open a store, and use what it recovered."""
+    with Store.open(path, timeout=1, container_loader=load, clock=lambda: 1) as store:
+        assert_type(store, Store)
+    assert_type(store.path, str)
+    assert_type(store.recovery, Report | None)
+    assert_type(store.close(), None)
+    assert_type(registry.__version__, str)
+    Store.open(path, False)  # type: ignore[call-arg] # options are given by name
+    Store.open(path, read_onyl=True)  # type: ignore[call-arg]
+    Store.open(path, clock=lambda: 0.5)  # type: ignore[arg-type, return-value]
+    _ = store.recovery.findings  # type: ignore[union-attr] # there is none after `reconcile=False`
+
+
+def reading(store: Store) -> None:
+    """Read sandboxes and the history."""
+    assert_type(store.get("4a33", include_unknown=True), Sandbox)
+    assert_type(store.get(name="web-0"), Sandbox)
+    assert_type(store.list(id="4a", state=State.READY, labels={"app": "web"}), list[Sandbox])
+    assert_type(store.list(state={State.READY, State.NOTREADY}), list[Sandbox])
+    assert_type(store.list(selector="app=web", newest_first=True, limit=1), list[Sandbox])
+    assert_type(store.history("4a33", after=1, limit=10), list[Transition])
+    assert_type(store.check(), list[Violation])
+    for transition in store.history():
+        assert_type(transition.seq, int)
+        assert_type(transition.from_state, State | None)
+        assert_type(transition.to_state, State | None)
+    store.get(7)  # type: ignore[call-overload]
+    store.get()  # type: ignore[call-overload]
+    store.get("4a33", name="web-0")  # type: ignore[call-overload] # one of both
+    store.list(state="SANDBOX_READY")  # type: ignore[arg-type]
+    store.list(labels={"app": 1})  # type: ignore[dict-item]
+
+
+def writing(store: Store, metadata: Metadata, status: Status) -> None:
+    """Add, change and delete."""
+    assert_type(store.transaction(), AbstractContextManager[None])
+    with store.transaction() as nothing:
+        assert_type(nothing, None)
+    with store.deadline(0.5) as nothing:
+        assert_type(nothing, None)
+    assert_type(store.add(metadata, status, container=Task(), creator=7), Sandbox)
+    assert_type(store.adopt(metadata, status), Sandbox)
+    assert_type(store.update_metadata("4a33", lambda old: replace(old, ip="10.0.0.1")), Sandbox)
+    assert_type(store.delete("4a33"), bool)
+    store.add(metadata)  # type: ignore[call-arg] # a sandbox always has a status
+    store.add(metadata, status, container=object())  # type: ignore[arg-type]
+    store.update_metadata("4a33", lambda _: None)  # type: ignore[arg-type, return-value]
+    with store:
+        pass
+    asyncio.run(store.transaction())  # type: ignore[arg-type] # it is no coroutine
+
+
+def recovering(store: Store) -> None:
+    """Reconcile, and use the report."""
+    report = store.reconcile(dry_run=True)
+    assert_type(report, Report)
+    assert_type(report.findings, tuple[Finding, ...])
+    assert_type(report.counts, Mapping[Verdict, int])
+    assert_type(report.orphans, tuple[str, ...])
+    assert_type(report.findings[0].verdict, Verdict)
+    assert_type(report.findings[0].changed, bool)
+    assert_type(store.new_netns_path(), str)
+    assert_type(store.remove_orphans(report.orphans), list[str])
+    report.findings = ()  # type: ignore[misc] # frozen
+
+
+def handles(sandbox: Sandbox) -> None:
+    """Use a handle and its status."""
+    assert_type(sandbox.id, str)
+    assert_type(sandbox.metadata, Metadata)
+    assert_type(sandbox.config, PodSandboxConfig | None)
+    assert_type(sandbox.additional_ips, tuple[str, ...] | None)
+    assert_type(sandbox.cni_result, CNIResult | None)
+    assert_type(sandbox.netns, NetNS | None)
+    assert_type(sandbox.open_process(), Process | None)
+    assert_type(sandbox.remove_netns(), None)
+    assert_type(sandbox.container, Container | None)
+    assert_type(sandbox.status, StatusStorage)
+    assert_type(sandbox.status.get(), Status)
+    assert_type(sandbox.status_as_read, Status)
+    assert_type(sandbox.status.update(lambda old: replace(old, pid=7)), Status)
+    assert_type(sandbox.delete(), bool)
+    sandbox.id = "5b"  # type: ignore[misc]
+    _ = sandbox.config.labels  # type: ignore[union-attr] # a sandbox may have no config
+    sandbox.open_process().kill()  # type: ignore[union-attr] # it may have ended
+    sandbox.status.update(lambda old: old.state)  # type: ignore[arg-type, return-value]
+    sandbox.status.update(replace(sandbox.status.get()))  # type: ignore[arg-type]
+
+
+def stopping(sandbox: Sandbox) -> None:
+    """Use the StopCh of a sandbox."""
+    assert_type(sandbox.stopped, StopCh)
+    assert_type(sandbox.stopped.is_set(), bool)
+    assert_type(sandbox.stopped.wait(0.5), bool)
+    assert_type(sandbox.stop(), None)
+
+
+def values() -> None:
+    """Make values, which are immutable; a status names its state."""
+    status = Status(State.READY, pid=7)
+    assert_type(status.exit_status, int | None)
+    assert_type(str(State.READY), str)
+    Status()  # type: ignore[call-arg]
+    Status("READY")  # type: ignore[arg-type]
+    status.pid = 8  # type: ignore[misc]
+    metadata = Metadata.unmarshal_json(b"{}")
+    assert_type(metadata, Metadata)
+    assert_type(metadata.marshal_json(), bytes)
+    Metadata(id="4a33", name="web-0")  # type: ignore[call-arg] # config has no default
+    metadata.name = "web-1"  # type: ignore[misc]
+
+
+def namespaces(netns: NetNS) -> None:
+    """Use a namespace, which returns the result of the function inside."""
+    assert_type(NetNS.create("/run/netns/a"), NetNS)
+    assert_type(NetNS.load("/run/netns/a"), NetNS)
+    assert_type(netns.do(lambda: 7), int)
+    assert_type(netns.closed, bool)
+    assert_type(netns.path, str)
+    netns.path = "/run/netns/b"  # type: ignore[misc]
+
+
+def processes(process: Process, sandbox: Sandbox) -> None:
+    """Use a process, and the watcher of exits."""
+    with Process.of_pid(1) as opened:
+        assert_type(opened, Process)
+    assert_type(process.wait(0.5), bool)
+    assert_type(process.kill(), bool)
+    assert_type(process.exit_status(), int | None)
+    exits = Exits(note)
+    assert_type(exits.watch(sandbox, process), None)
+    assert_type(exits.watch_all([(sandbox, process)]), None)
+    Exits(lambda _sandbox, _code: None)  # type: ignore[arg-type, misc] # it gets one sequence
+    exits.watch(sandbox, sandbox.open_process())  # type: ignore[arg-type]
+
+
+def note(ended: Sequence[Exit]) -> None:
+    """Take exits: sandboxes with their exit statuses."""
+    for sandbox, code in ended:
+        assert_type(sandbox, Sandbox)
+        assert_type(code, int | None)
+
+
+def errors(store: Store) -> None:
+    """Use operands of errors, which are typed attributes of their classes."""
+    try:
+        store.delete("4a33")
+    except UnavailableError as error:
+        assert_type(error.holder, str)
+        assert_type(error.since, int)
+    except RegistryError as error:
+        assert_type(error.sqlite_code, int | None)
+        _ = error.holder  # type: ignore[attr-defined] # of UnavailableError alone
+
+
+def keep(old: Status) -> Status:
+    """Return the same status: any function of a status is an UpdateFunc."""
+    return old
+
+
+update: UpdateFunc = keep
