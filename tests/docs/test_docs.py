@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,6 +65,23 @@ def test_every_link_leads_to_a_file() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):
                 assert Path(ROOT, document).parent.joinpath(target).exists(), target
+
+
+def anchors(document: str) -> set[str]:
+    """Return the anchors of the headings of a document, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", text_of(document), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_to_a_section_leads_to_a_heading() -> None:
+    """Of the same document, or of another one."""
+    missing = []
+    for document in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text_of(document)):
+            path = os.path.normpath(os.path.join(os.path.dirname(document), target))
+            if anchor not in anchors(path if target else document):
+                missing.append(f"{document}: {target}#{anchor}")
+    assert not missing, "\n".join(missing)
 
 
 def test_every_test_that_a_document_names_exists() -> None:
