@@ -70,19 +70,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Return a message class; protobuf is imported when the first one is used (PEP 562).
+if not TYPE_CHECKING:  # a type checker would accept any name otherwise
 
-    Raises:
-        ResourceExhaustedError: no file descriptor is left to import it.
-    """
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with late_import("google.protobuf"):
-        from registry.cri import sandbox_config_pb2  # noqa: PLC0415 - 10 ms
+    def __getattr__(name: str) -> Any:
+        """Return a message class; protobuf is imported when the first one is used (PEP 562).
 
-    globals().update({each: getattr(sandbox_config_pb2, each) for each in __all__})
-    return globals()[name]
+        Raises:
+            ResourceExhaustedError: no file descriptor is left to import it.
+        """
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        with late_import("google.protobuf"):
+            from registry.cri import sandbox_config_pb2  # noqa: PLC0415 - 10 ms
+
+        globals().update({each: getattr(sandbox_config_pb2, each) for each in __all__})
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -210,6 +210,12 @@ def errors(store: Store) -> None:
         _ = error.holder  # type: ignore[attr-defined] # of UnavailableError alone
 
 
+def misspelled() -> None:
+    """Import names that do not exist."""
+    from registry import Stroe  # type: ignore[attr-defined] # noqa: F401, PLC0415
+    from registry.cri import PodSandboxConfg  # type: ignore[attr-defined] # noqa: F401, PLC0415
+
+
 def keep(old: Status) -> Status:
     """Return the same status: any function of a status is an UpdateFunc."""
     return old
