@@ -10,7 +10,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any as AnyType
 from typing import assert_type
+
+from google.protobuf.any_pb2 import Any
 
 import registry
 from registry import (
@@ -18,6 +21,8 @@ from registry import (
     Container,
     Exit,
     Exits,
+    Extension,
+    Extensions,
     Finding,
     Metadata,
     NetNS,
@@ -124,7 +129,13 @@ def recovering(store: Store) -> None:
 def handles(sandbox: Sandbox) -> None:
     """Use a handle and its status."""
     assert_type(sandbox.id, str)
+    assert_type(sandbox.name, str)
+    assert_type(sandbox.netns_path, str)
+    assert_type(sandbox.ip, str)
+    assert_type(sandbox.runtime_handler, str)
+    assert_type(sandbox.process_label, str)
     assert_type(sandbox.metadata, Metadata)
+    assert_type(sandbox.stored["config"], AnyType)
     assert_type(sandbox.config, PodSandboxConfig | None)
     assert_type(sandbox.additional_ips, tuple[str, ...] | None)
     assert_type(sandbox.cni_result, CNIResult | None)
@@ -132,6 +143,7 @@ def handles(sandbox: Sandbox) -> None:
     assert_type(sandbox.open_process(), Process | None)
     assert_type(sandbox.remove_netns(), None)
     assert_type(sandbox.container, Container | None)
+    assert_type(sandbox.attach(Task()), None)
     assert_type(sandbox.status, StatusStorage)
     assert_type(sandbox.status.get(), Status)
     assert_type(sandbox.status_as_read, Status)
@@ -144,12 +156,25 @@ def handles(sandbox: Sandbox) -> None:
     sandbox.status.update(replace(sandbox.status.get()))  # type: ignore[arg-type]
 
 
+def own_data(sandbox: Sandbox) -> None:
+    """Read and replace the extensions of a sandbox."""
+    assert_type(sandbox.extensions, Extensions)
+    assert_type(sandbox.extensions["endpoint"], Extension)
+    assert_type(sandbox.extensions["endpoint"].value, bytes)
+    replaced = sandbox.extensions.update(lambda old: {**old, "a": b"", "b": Extension("", b"")})
+    assert_type(replaced, Mapping[str, Extension])
+    sandbox.extensions.update(lambda old: {**old, "c": Any(value=b"")})
+    sandbox.extensions.update(lambda _: {"a": "text"})  # type: ignore[dict-item]
+    sandbox.extensions["a"] = Extension("", b"")  # type: ignore[index]
+
+
 def stopping(sandbox: Sandbox) -> None:
     """Use the StopCh of a sandbox."""
     assert_type(sandbox.stopped, StopCh)
     assert_type(sandbox.stopped.is_set(), bool)
     assert_type(sandbox.stopped.wait(0.5), bool)
     assert_type(sandbox.stop(), None)
+    assert_type(sandbox.stopped.stop(), None)
 
 
 def values() -> None:
@@ -163,6 +188,8 @@ def values() -> None:
     metadata = Metadata.unmarshal_json(b"{}")
     assert_type(metadata, Metadata)
     assert_type(metadata.marshal_json(), bytes)
+    assert_type(metadata.host_network, bool)
+    assert_type(State.parse("SANDBOX_READY"), State)
     Metadata(id="4a33", name="web-0")  # type: ignore[call-arg] # config has no default
     metadata.name = "web-1"  # type: ignore[misc]
 
@@ -173,6 +200,8 @@ def namespaces(netns: NetNS) -> None:
     assert_type(NetNS.load("/run/netns/a"), NetNS)
     assert_type(netns.do(lambda: 7), int)
     assert_type(netns.closed, bool)
+    assert_type(netns.remove(), None)
+    assert_type(netns.identity == netns.identity, bool)
     assert_type(netns.path, str)
     netns.path = "/run/netns/b"  # type: ignore[misc]
 
@@ -181,12 +210,17 @@ def processes(process: Process, sandbox: Sandbox) -> None:
     """Use a process, and the watcher of exits."""
     with Process.of_pid(1) as opened:
         assert_type(opened, Process)
+    assert_type(process.pid, int)
+    assert_type(process.ended, bool)
+    assert_type(process.fileno(), int)
+    assert_type(process.close(), None)
     assert_type(process.wait(0.5), bool)
     assert_type(process.kill(), bool)
     assert_type(process.exit_status(), int | None)
     exits = Exits(note)
     assert_type(exits.watch(sandbox, process), None)
     assert_type(exits.watch_all([(sandbox, process)]), None)
+    assert_type(exits.retry(exits.close), None)
     Exits(lambda _sandbox, _code: None)  # type: ignore[arg-type, misc] # it gets one sequence
     exits.watch(sandbox, sandbox.open_process())  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple, get_overloads
 
 import pytest
@@ -21,6 +22,7 @@ from registry import StatusStorage, Store
 from registry.handles.sandbox import _StoredStatus
 from registry.handles.watch import Watch
 from tests.documents import text_of
+from tests.tools import ROOT
 
 TEXT: Final = text_of("docs/api.md")
 MODULES: Final = [
@@ -196,6 +198,14 @@ def test_the_text_below_a_signature_names_its_errors(block: str) -> None:
     errors = {entry.shown: entry.errors for entry in ENTRIES}
     expected = frozenset[str]().union(*[errors.get(each, frozenset()) for each in shown(block)])
     assert not {name for name in expected if f"`{name}`" not in text}
+
+
+def test_every_member_has_a_test_of_its_type() -> None:
+    """In api_types.py, by its name; values of an enumeration have the type of their class."""
+    source = Path(ROOT, "tests/docs/api_types.py").read_text(encoding="utf-8")
+    shown = "\n".join(each.shown for each in ENTRIES)
+    members = re.findall(r"^(?:async )?\w+\.(\w+)[(:]", shown, re.MULTILINE)
+    assert not {member for member in members if not re.search(rf"\.{member}\b", source)}
 
 
 def test_api_lists_every_option_of_open() -> None:
