@@ -42,6 +42,7 @@ from registry import (
     Violation,
 )
 from registry.cri import PodSandboxConfig
+from registry.handles.watch import Watch
 
 
 class Task:
@@ -166,6 +167,24 @@ def own_data(sandbox: Sandbox) -> None:
     sandbox.extensions.update(lambda old: {**old, "c": Any(value=b"")})
     sandbox.extensions.update(lambda _: {"a": "text"})  # type: ignore[dict-item]
     sandbox.extensions["a"] = Extension("", b"")  # type: ignore[index]
+
+
+def watching(store: Store) -> None:
+    """Iterate over the transitions that are committed."""
+    watch = store.watch(after=1, timeout=0)
+    assert_type(watch, Watch)
+    assert_type(watch.after, int)
+    assert_type(watch.close(), None)
+    for transition in watch:
+        assert_type(transition, Transition)
+    store.watch(1)  # type: ignore[call-arg] # options are given by name
+
+
+async def watching_in_tasks(store: Store, sandbox: Sandbox) -> None:
+    """Iterate and wait in a task of asyncio."""
+    async for transition in store.watch():
+        assert_type(transition, Transition)
+    assert_type(await sandbox.stopped.wait_async(), None)
 
 
 def stopping(sandbox: Sandbox) -> None:
