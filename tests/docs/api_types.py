@@ -41,6 +41,7 @@ from registry import (
     Verdict,
     Violation,
 )
+from registry.aio import AsyncSandbox, AsyncStore
 from registry.cri import PodSandboxConfig
 from registry.handles.watch import Watch
 
@@ -267,6 +268,34 @@ def misspelled() -> None:
     """Import names that do not exist."""
     from registry import Stroe  # type: ignore[attr-defined] # noqa: F401, PLC0415
     from registry.cri import PodSandboxConfg  # type: ignore[attr-defined] # noqa: F401, PLC0415
+
+
+async def tasks(path: str, metadata: Metadata, status: Status) -> None:
+    """Use the coroutines of AsyncStore, which have the types of the methods of Store."""
+    async with await AsyncStore.open(path, timeout=1) as store:
+        assert_type(store, AsyncStore)
+    sandbox = await store.add(metadata, status, creator=7)
+    assert_type(sandbox, AsyncSandbox)
+    assert_type(await store.get(name="web-0"), AsyncSandbox)
+    assert_type(await store.list(state=State.READY), list[AsyncSandbox])
+    assert_type(await store.history(), list[Transition])
+    assert_type(await store.reconcile(), Report)
+    assert_type(store.recovery, Report | None)
+    async with store.transaction() as nothing:
+        assert_type(nothing, None)
+    assert_type(await sandbox.status.get(), Status)
+    assert_type(await sandbox.status.update(keep), Status)
+    assert_type(await sandbox.open_process(), Process | None)
+    assert_type(await sandbox.delete(), bool)
+    assert_type(sandbox.config, PodSandboxConfig | None)
+    assert_type(await sandbox.extensions.read(), dict[str, Extension])
+    assert_type(await sandbox.extensions.update(lambda _: {}), Mapping[str, Extension])
+    async for transition in store.watch():
+        assert_type(transition, Transition)
+    await store.add(metadata)  # type: ignore[call-arg]
+    _ = store.get("4a33").status  # type: ignore[attr-defined] # it was not awaited
+    with store.transaction():  # type: ignore[attr-defined]
+        pass
 
 
 def keep(old: Status) -> Status:

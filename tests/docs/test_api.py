@@ -116,6 +116,8 @@ def members(name: str, cls: type) -> Iterator[Entry]:
         elif isinstance(value, (classmethod, staticmethod)) or inspect.isfunction(value):
             unwrapped: Any = value
             function = getattr(unwrapped, "__func__", unwrapped)
+            if hasattr(function, "__wrapped__"):
+                continue  # a coroutine that is made from the method of the same name
             documented = vars(_StoredStatus)[member] if cls is StatusStorage else function
             for overloaded in get_overloads(function) or [function]:
                 yield Entry(called(full, overloaded), errors_of(documented))
