@@ -46,7 +46,10 @@ def _flip(old: Status) -> Status:
 
 
 def _between_processes(path: str, watch: Watch, commits: int) -> Iterator[float]:
-    """Yield the milliseconds from the return of a write in another process to that of `next`."""
+    """Yield the milliseconds from the return of a write in another process to that of `next`.
+
+    A watch that returned first took none.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=_write, args=(theirs, path))
@@ -56,7 +59,7 @@ def _between_processes(path: str, watch: Watch, commits: int) -> Iterator[float]
         ours.send("go")
         next(watch)
         seen = time.monotonic()
-        yield (seen - ours.recv()) * 1000
+        yield max(0.0, seen - ours.recv()) * 1000
     ours.send("")
     child.join()
 

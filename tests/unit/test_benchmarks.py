@@ -116,7 +116,7 @@ def test_latencies_of_watches_are_measured(files: tuple[str, str]) -> None:
     with Store.open(files[0], reconcile=False) as store:
         watch = store.watch()
         between = [*watching._between_processes(files[0], watch, 3)]
-        assert 3 == len(between) == len([each for each in between if 0 < each])
+        assert 3 == len([each for each in between if each >= 0])
         handle = store.get(samples.name(0))
         assert 3 == len(watching._within_a_process(handle, watch, 3))
         assert 6 == len(store.history(handle.id)) - 1
