@@ -326,6 +326,11 @@ class Calls:
         self._pool: Final = pool
         self._worker: Final = Worker(session)
 
+    def __del__(self) -> None:
+        # Every handle refers to this object, and may write after its AsyncStore was dropped. The
+        # Store behind it warns that it is not closed.
+        self._worker.queue.close()
+
     # Calls.
 
     async def write(self, fn: Callable[[], T], doing: str) -> T:
@@ -412,7 +417,7 @@ class Calls:
         while hold is not None:
             hold.abandon()
             hold = hold.outer
-        self.abandon()
+        self._worker.queue.close()
         call = Call(partial(self._end, close), "close store")
         call.claim()
         thread = start(call.run_and_wake, call.doing)
@@ -429,10 +434,6 @@ class Calls:
             worker.join(QUEUE_MIN)
         self._pool.shutdown()
         close()
-
-    def abandon(self) -> None:
-        """End the thread of the writes when its queue is empty, without waiting for it."""
-        self._worker.queue.close()
 
 
 def require_loop(doing: str) -> None:

@@ -253,12 +253,6 @@ class AsyncStore(_Face[Store]):
     ) -> None:
         await self.close()
 
-    def __del__(self) -> None:
-        # `open` may have been interrupted. The Store behind it warns that it is not closed.
-        calls = getattr(self, "_calls", None)
-        if calls is not None:
-            calls.abandon()
-
     async def close(self) -> None:
         """Close the store, for good; a second time does nothing.
 

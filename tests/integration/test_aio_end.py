@@ -293,3 +293,17 @@ def test_a_forked_child_is_refused_at_once_and_the_parent_goes_on(path: str) -> 
     """
     assert "refused refused refused " == run(code, path, timeout=60)
     assert ["a", "c"] == stored(path)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_handle_writes_after_its_store_was_dropped(path: str) -> None:
+    """As a handle of a Store does: the thread of the writes ends with the last handle."""
+
+    async def main() -> None:
+        handle = await (await AsyncStore.open(path)).add(sandbox("a"), READY)
+        gc.collect()
+        assert 1 == (await handle.status.update(more)).exited_at
+
+    asyncio.run(main())
+    gc.collect()
+    join_own_threads()
