@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from registry.engine import Transaction, owner
 from registry.engine.lock_holder import group_failure
@@ -320,8 +321,8 @@ class Calls:
     def __init__(self, session: Session, pool: ThreadPoolExecutor) -> None:
         """Use *pool* for what is no write."""
         self.session: Final = session
-        self.holds: Final[dict[object, Hold]] = {}
-        """The innermost open transaction, by task."""
+        self.holds: Final[WeakKeyDictionary[asyncio.Task[Any], Hold]] = WeakKeyDictionary()
+        """The innermost open transaction, by task. A destroyed task has its rolled back."""
         self.closing = False
         self._pool: Final = pool
         self._worker: Final = Worker(session)
@@ -345,7 +346,7 @@ class Calls:
     async def submit(self, call: Call[T]) -> T:
         """Queue *call* in the task's open transaction, or else for the worker; as `write`."""
         self.require_open(call.doing)
-        hold = self.holds.get(asyncio.current_task())
+        hold = self.own_hold()
         if hold is not None:
             hold.queue.put(call)
             return await call.outcome()
@@ -366,7 +367,7 @@ class Calls:
             cached: id of the sandbox that *fn* reads; *fn* runs at once if that one is in memory.
         """
         self.require_open(doing)
-        hold = self.holds.get(asyncio.current_task())
+        hold = self.own_hold()
         if hold is None and cached and self.session.is_cached(cached, doing):
             return fn()
         call = Call(fn, doing)
@@ -388,6 +389,30 @@ class Calls:
         if self.closing:
             path = self.session.engine.path
             raise StoreClosedError(f"{doing}: the store is closed", path=path)
+
+    def leave(self, task: asyncio.Task[Any], hold: Hold) -> bool:
+        """End *hold*, a transaction of *task*; return whether it was the innermost one.
+
+        Those inside of it are rolled back: they would be waited for, and their end may never come.
+        """
+        inside, innermost = list[Hold](), self.holds.get(task)
+        while innermost is not None and innermost is not hold:
+            inside.append(innermost)
+            innermost = innermost.outer
+        if innermost is None:  # a transaction around it has ended before
+            return False
+        if hold.outer is None:
+            del self.holds[task]
+        else:
+            self.holds[task] = hold.outer
+        for each in inside:
+            each.abandon()
+        return not inside
+
+    def own_hold(self) -> Hold | None:
+        """Return the innermost open transaction of the running task."""
+        task = asyncio.current_task()
+        return None if task is None else self.holds.get(task)
 
     def _require_other_task(self, doing: str) -> None:
         """Raise if the open transaction awaits the running task, which would wait for its end."""
@@ -412,8 +437,9 @@ class Calls:
         Transactions that are open after the store's timeout are rolled back, and that of the
         calling task at once. A cancellation does not stop it.
         """
+        require_loop("close store")
         self.closing = True
-        hold = self.holds.get(asyncio.current_task())
+        hold = self.own_hold()
         while hold is not None:
             hold.abandon()
             hold = hold.outer
@@ -429,8 +455,10 @@ class Calls:
         worker = self._worker.thread
         if worker is not None:
             worker.join(self.session.timeout)
-            for hold in tuple(self.holds.values()):
-                hold.abandon()
+            for task in [each() for each in self.holds.keyrefs()]:  # others may begin meanwhile
+                hold = None if task is None else self.holds.get(task)
+                if hold is not None:
+                    hold.abandon()
             worker.join(QUEUE_MIN)
         self._pool.shutdown()
         close()

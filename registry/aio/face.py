@@ -331,12 +331,16 @@ class _Transaction:
         self._hold: Hold | None = None
 
     async def __aenter__(self) -> None:
-        calls, task = self._calls, asyncio.current_task()
+        calls = self._calls
+        calls.require_open("transaction")
+        task = asyncio.current_task()
+        if task is None:
+            raise FailedPreconditionError("transaction: no task is running; begin it in a task")
         if self._hold is not None:
             raise FailedPreconditionError(
                 "transaction: this one was entered before; call transaction() for each `async with`"
             )
-        self._hold = hold = Hold(calls.session, calls.holds.get(task))
+        self._hold = hold = Hold(calls.session, calls.own_hold())
         try:
             await calls.submit(hold)
             calls.require_open(hold.doing)  # it may have been closed meanwhile
@@ -355,16 +359,18 @@ class _Transaction:
         calls, hold = self._calls, self._hold
         assert hold is not None, "it was entered"
         owner.leave_scope(self._scopes)
-        if hold.outer is None:
-            calls.holds.pop(self._task, None)
-        else:
-            calls.holds[self._task] = hold.outer
-        if error is not None:
+        in_order = calls.leave(self._task, hold)
+        if error is not None or not in_order:
             hold.abandon()
         hold.queue.close()
         if kind is GeneratorExit:  # the task is destroyed, and cannot wait
             return
         committed = await hold.outcome(1)
+        if error is None and not in_order:
+            raise FailedPreconditionError(
+                "transaction: the task began another one inside this one, and did not end it "
+                "first; nothing of both is stored, end transactions in the reverse order"
+            )
         if error is None and not committed:
             raise StoreClosedError(
                 "transaction: the store was closed; nothing of it is stored",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -156,3 +157,77 @@ def test_a_transaction_is_entered_once(path: str) -> None:
                 await transaction.__aenter__()
 
     asyncio.run(main())
+
+
+def test_transactions_that_end_in_the_wrong_order_are_refused(path: str) -> None:
+    """As those of two generators in one task; the task may write after both."""
+
+    async def main() -> None:
+        async with await AsyncStore.open(path) as store:
+            outer, inner = store.transaction(), store.transaction()
+            await outer.__aenter__()
+            await store.add(sandbox("a"), READY)
+            await inner.__aenter__()
+            await store.add(sandbox("b"), READY)
+            for each in (outer, inner):
+                with pytest.raises(FailedPreconditionError, match="in the reverse order"):
+                    await each.__aexit__(None, None, None)
+            await store.add(sandbox("c"), READY)
+            assert ["c"] == stored(path)
+
+    asyncio.run(main())
+
+
+def test_a_transaction_is_refused_outside_of_a_loop_and_of_a_task(path: str) -> None:
+    """It belongs to a task; trio runs none of asyncio."""
+    store = asyncio.run(AsyncStore.open(path))
+    for use in (store.transaction().__aenter__(), store.close()):
+        with pytest.raises(FailedPreconditionError, match="needs a running loop of asyncio"):
+            use.send(None)
+
+    async def main() -> None:
+        refused = asyncio.get_running_loop().create_future()
+
+        def enter() -> None:
+            try:
+                store.transaction().__aenter__().send(None)
+            except FailedPreconditionError as error:
+                refused.set_result(error)
+
+        asyncio.get_running_loop().call_soon(enter)
+        assert "no task is running" in str(await refused)
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_destroyed_task_leaves_no_transaction(path: str) -> None:
+    """Its loop was closed in the body, so that nothing can run the end of it."""
+    loop = asyncio.new_event_loop()
+    store = loop.run_until_complete(AsyncStore.open(path, timeout=60))
+    inside = asyncio.Event()
+
+    async def hold() -> None:
+        async with store.transaction():
+            await store.add(sandbox("a"), READY)
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        # Python says there that the task was destroyed while it was pending.
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        task = asyncio.create_task(hold())
+        await inside.wait()
+        assert not task.done()
+
+    loop.run_until_complete(main())
+    loop.close()
+    del loop
+    gc.collect()
+
+    async def after() -> None:
+        await store.add(sandbox("b"), READY)
+        await store.close()
+
+    asyncio.run(after())
+    assert ["b"] == stored(path)
