@@ -415,7 +415,12 @@ class Calls:
         return None if task is None else self.holds.get(task)
 
     def _require_other_task(self, doing: str) -> None:
-        """Raise if the open transaction awaits the running task, which would wait for its end."""
+        """Raise if the open transaction waits for the caller, who would wait for its end."""
+        if threading.current_thread() is self._worker.thread:
+            raise FailedPreconditionError(
+                f"{doing}: called by the function of another write, which would wait for it; "
+                "return the new value instead, or call it after that write"
+            )
         running = self.session.engine.writes.transaction
         if running is not None and owner.is_in_scope(running.scope):
             raise FailedPreconditionError(

@@ -36,12 +36,19 @@ T = TypeVar("T")
 class _Face(Generic[S]):
     """Object whose methods run in a thread."""
 
-    __slots__ = ("__weakref__", "_calls", "_sync")
+    __slots__ = ("__weakref__", "_calls", "_id", "_sync")
 
-    def __init__(self, calls: Calls, sync: S) -> None:
-        """Use `AsyncStore.open`."""
+    def __init__(self, calls: Calls, sync: S, id: str = "") -> None:
+        """Use `AsyncStore.open`.
+
+        Args:
+            calls: runs the methods.
+            sync: has the methods.
+            id: of the sandbox; "" for a store.
+        """
         self._calls = calls
         self._sync: Final = sync
+        self._id: Final = id
 
     def __repr__(self) -> str:
         """Show the object behind it."""
@@ -63,16 +70,23 @@ class _Field(Generic[T]):
 
 
 def _write(
-    method: Callable[Concatenate[S, P], T],
+    method: Callable[Concatenate[S, P], T], doing: str
 ) -> Callable[Concatenate[_Face[S], P], Coroutine[Any, Any, T]]:
-    """Return *method*, a write, as a coroutine function that shares commits."""
+    """Return *method*, a write, as a coroutine function that shares commits.
+
+    Args:
+        method: of the object behind a face.
+        doing: operation, for messages; the id of the sandbox follows it.
+    """
     name = method.__name__
 
     @wraps(method)
     async def call(self: _Face[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        _refuse_coroutine_functions(name, args, kwargs)
+        id = self._id or _id_of(args, kwargs)
+        operation = f"{doing} {id!r}"
+        _refuse_coroutine_functions(operation, args, kwargs)
         bound = getattr(self._sync, name)
-        return await self._calls.write(lambda: bound(*args, **kwargs), name)
+        return await self._calls.write(lambda: bound(*args, **kwargs), operation)
 
     return call
 
@@ -98,7 +112,7 @@ def _handle(
 
     @wraps(method)
     async def call(self: _Face[S], /, *args: P.args, **kwargs: P.kwargs) -> AsyncSandbox:
-        return AsyncSandbox(self._calls, await method(self, *args, **kwargs))
+        return _sandbox(self._calls, await method(self, *args, **kwargs))
 
     return call
 
@@ -110,9 +124,15 @@ def _handles(
 
     @wraps(method)
     async def call(self: _Face[S], /, *args: P.args, **kwargs: P.kwargs) -> list[AsyncSandbox]:
-        return [AsyncSandbox(self._calls, each) for each in await method(self, *args, **kwargs)]
+        return [_sandbox(self._calls, each) for each in await method(self, *args, **kwargs)]
 
     return call
+
+
+def _id_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """Return the id that a method of Store is called with, of whatever type that is."""
+    first = args[0] if args else kwargs.get("id", kwargs.get("metadata"))
+    return getattr(first, "id", first)
 
 
 def _refuse_coroutine_functions(doing: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,21 +142,20 @@ def _refuse_coroutine_functions(doing: str, args: tuple[Any, ...], kwargs: dict[
             raise invalid(doing, "fn", each, why)
 
 
+def _sandbox(calls: Calls, sandbox: Sandbox) -> AsyncSandbox:
+    return AsyncSandbox(calls, sandbox, sandbox.id)
+
+
 class AsyncStatusStorage(_Face[StatusStorage]):
     """Status of one sandbox: StatusStorage with coroutines."""
 
-    __slots__ = ("_id",)
-
-    def __init__(self, calls: Calls, sandbox: Sandbox) -> None:
-        """Stand for the status of *sandbox*."""
-        super().__init__(calls, sandbox.status)
-        self._id = sandbox.id
+    __slots__ = ()
 
     async def get(self) -> Status:
         """Return the latest committed status, or that of the task's open transaction."""
         return await self._calls.read(self._sync.get, "get status", self._id)
 
-    update = _write(StatusStorage.update)
+    update = _write(StatusStorage.update, "update status of sandbox")
 
 
 class AsyncExtensions(_Face[Extensions]):
@@ -148,7 +167,7 @@ class AsyncExtensions(_Face[Extensions]):
         """Return the extensions by name; as Extensions, one object reads them once."""
         return await self._calls.read(lambda: dict(self._sync), "read extensions")
 
-    update = _write(Extensions.update)
+    update = _write(Extensions.update, "update extensions of sandbox")
 
 
 class AsyncSandbox(_Face[Sandbox]):
@@ -176,7 +195,7 @@ class AsyncSandbox(_Face[Sandbox]):
     attach = _Field(lambda sandbox: sandbox.attach)
     stop = _Field(lambda sandbox: sandbox.stop)
 
-    delete = _write(Sandbox.delete)
+    delete = _write(Sandbox.delete, "delete sandbox")
     remove_netns = _read(Sandbox.remove_netns)
     open_process = _read(Sandbox.open_process)
 
@@ -189,12 +208,12 @@ class AsyncSandbox(_Face[Sandbox]):
     @property
     def status(self) -> AsyncStatusStorage:
         """The status, to be read and changed."""
-        return AsyncStatusStorage(self._calls, self._sync)
+        return AsyncStatusStorage(self._calls, self._sync.status, self._id)
 
     @property
     def extensions(self) -> AsyncExtensions:
         """The extensions, to be read and changed."""
-        return AsyncExtensions(self._calls, self._sync.extensions)
+        return AsyncExtensions(self._calls, self._sync.extensions, self._id)
 
     async def netns(self) -> NetNS | None:
         """Return the network namespace that the latest record names; see `Sandbox.netns`."""
@@ -282,15 +301,15 @@ class AsyncStore(_Face[Store]):
         get: Callable[..., Sandbox] = self._sync.get
         read = partial(get, id, name=name, include_unknown=include_unknown)
         cached = id or "" if name is None else ""
-        return AsyncSandbox(self._calls, await self._calls.read(read, "get", cached))
+        return _sandbox(self._calls, await self._calls.read(read, "get", cached))
 
     list = _handles(_read(Store.list))
     history = _read(Store.history)
     check = _read(Store.check)
-    add = _handle(_write(Store.add))
-    adopt = _handle(_write(Store.adopt))
-    update_metadata = _handle(_write(Store.update_metadata))
-    delete = _write(Store.delete)
+    add = _handle(_write(Store.add, "add sandbox"))
+    adopt = _handle(_write(Store.adopt, "adopt sandbox"))
+    update_metadata = _handle(_write(Store.update_metadata, "update metadata of sandbox"))
+    delete = _write(Store.delete, "delete sandbox")
     reconcile = _read(Store.reconcile)
     remove_orphans = _read(Store.remove_orphans)
     new_netns_path = _read(Store.new_netns_path)

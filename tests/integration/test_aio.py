@@ -8,7 +8,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -188,8 +188,8 @@ def test_each_write_of_a_failed_batch_gets_an_error_of_its_own(
             assert [expected] * 2 == [type(found[0]), type(found[2])]
             assert isinstance(found[3], RegistryError)
             assert 4 == len({id(each) for each in found})
-            assert re.match("add: .", str(found[0]))
-            assert re.match("delete: .", str(found[2]))
+            assert re.match("add sandbox 'b': .", str(found[0]))
+            assert re.match("delete sandbox 'b': .", str(found[2]))
             assert (0, ["a", "busy"]) == ((await handle.status.get()).exited_at, stored(path))
             query(path, "DROP TABLE later")
             await store.add(sandbox("b"), READY)
@@ -303,7 +303,9 @@ def test_a_queued_write_fails_at_its_deadline(path: str) -> None:
         async with await AsyncStore.open(path) as store:
             async with busy(store):
                 set_timeout(store, 0.1)
-                with pytest.raises(UnavailableError, match=r"add: timed out .*registry-aio"):
+                with pytest.raises(
+                    UnavailableError, match=r"^add sandbox 'a': timed out .*registry-aio"
+                ):
                     await store.add(sandbox("a"), READY)
                 with pytest.raises(UnavailableError, match="transaction: timed out"):
                     async with store.transaction():
@@ -322,7 +324,7 @@ def test_a_deadline_holds_for_queued_writes(path: str) -> None:
         async with await AsyncStore.open(path, timeout=1000) as store:
             async with busy(store):
                 with store.deadline(0.1):
-                    with pytest.raises(UnavailableError, match="add: timed out"):
+                    with pytest.raises(UnavailableError, match=r"^add sandbox 'a': timed out"):
                         await store.add(sandbox("a"), READY)
                     with pytest.raises(UnavailableError, match="transaction: timed out"):
                         async with store.transaction():
@@ -363,3 +365,37 @@ def test_a_write_waits_for_another_writer_until_its_deadline(
     asyncio.run(main())
     thread.join()
     assert ["c"] == stored(path)
+
+
+def test_a_write_that_waits_names_its_sandbox_and_is_refused_inside_a_function(path: str) -> None:
+    """Each message begins as that of the same write of a Store; the function would wait for it."""
+
+    async def main() -> None:
+        async with await AsyncStore.open(path, timeout=60) as store:
+            handle = await store.add(sandbox("a"), READY)
+            writes: list[tuple[Callable[[], Coroutine[Any, Any, object]], str]] = [
+                (lambda: store.add(sandbox("b"), READY), "add sandbox 'b'"),
+                (lambda: store.adopt(status=READY, metadata=sandbox("b")), "adopt sandbox 'b'"),
+                (
+                    lambda: store.update_metadata(fn=lambda old: old, id="a"),
+                    "update metadata of sandbox 'a'",
+                ),
+                (lambda: store.delete(id="a"), "delete sandbox 'a'"),
+                (handle.delete, "delete sandbox 'a'"),
+                (lambda: handle.status.update(more), "update status of sandbox 'a'"),
+                (
+                    lambda: handle.extensions.update(lambda old: old),
+                    "update extensions of sandbox 'a'",
+                ),
+            ]
+            for write, doing in writes:
+
+                def inside(old: Status, write: Any = write) -> Status:
+                    asyncio.run(write())
+                    return old
+
+                with pytest.raises(FailedPreconditionError, match=f"^{doing}: called by the funct"):
+                    await handle.status.update(inside)
+            assert ["a"] == stored(path)
+
+    asyncio.run(main())
