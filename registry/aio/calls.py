@@ -341,11 +341,11 @@ class Calls:
             UnavailableError: the store's timeout passed while it was queued.
             FailedPreconditionError: the transaction that the task was started in awaits it.
         """
+        self.require_open(doing)
         return await self.submit(Call(fn, doing, self.session.wait()))
 
     async def submit(self, call: Call[T]) -> T:
         """Queue *call* in the task's open transaction, or else for the worker; as `write`."""
-        self.require_open(call.doing)
         hold = self.own_hold()
         if hold is not None:
             hold.queue.put(call)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -179,9 +181,21 @@ def test_transactions_that_end_in_the_wrong_order_are_refused(path: str) -> None
 
 
 def test_a_transaction_is_refused_outside_of_a_loop_and_of_a_task(path: str) -> None:
-    """It belongs to a task; trio runs none of asyncio."""
+    """It belongs to a task; trio runs none of asyncio. So is every other call without a loop."""
     store = asyncio.run(AsyncStore.open(path))
-    for use in (store.transaction().__aenter__(), store.close()):
+    handle = asyncio.run(store.add(sandbox("a"), READY))
+    uses: list[Coroutine[Any, Any, object]] = [
+        store.transaction().__aenter__(),
+        store.close(),
+        store.get("a"),
+        store.list(),
+        store.delete("a"),
+        handle.status.get(),
+        handle.status.update(more),
+        handle.extensions.read(),
+        handle.netns(),
+    ]
+    for use in uses:
         with pytest.raises(FailedPreconditionError, match="needs a running loop of asyncio"):
             use.send(None)
 
