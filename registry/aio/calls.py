@@ -410,8 +410,11 @@ class Calls:
         return not inside
 
     def own_hold(self) -> Hold | None:
-        """Return the innermost open transaction of the running task."""
-        task = asyncio.current_task()
+        """Return the innermost open transaction of the running task; None without a task."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no loop: a watch is iterated in a thread
+            return None
         return None if task is None else self.holds.get(task)
 
     def _require_other_task(self, doing: str) -> None:

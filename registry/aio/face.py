@@ -326,7 +326,9 @@ class AsyncStore(_Face[Store]):
 
         It is iterated by `async for`, without a thread; see `Store.watch`.
         """
-        return self._sync.watch(after=after, timeout=timeout)
+        watch = self._sync.watch(after=after, timeout=timeout)
+        watch.task_transaction = self._calls.own_hold
+        return watch
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
         """Return a context manager that makes the calls in its body one commit; it yields None.

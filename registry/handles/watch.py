@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -49,6 +50,8 @@ class Watch:
         self._mutex: Final = threading.Lock()
         self._taking_thread = 0
         self._waiters: Final[list[Waiter]] = []
+        self.task_transaction: Callable[[], object] = lambda: None
+        """Returns the open transaction of the running task, in a watch of an AsyncStore."""
         if after is None:
             with session.engine.committed(DOING) as connection:
                 after = connection.fetch(sql.KEPT)[0][1] or 0
@@ -235,7 +238,8 @@ class Watch:
         """
         if deadline is not None and deadline <= time.monotonic():
             return True
-        if self._session.engine.own_transaction() is not None:
+        own = self._session.engine.own_transaction() or self.task_transaction()
+        if own is not None:
             raise FailedPreconditionError(
                 f"{DOING}: no transition is committed while the caller's own transaction is open; "
                 "end it before waiting"

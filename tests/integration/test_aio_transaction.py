@@ -245,3 +245,21 @@ def test_a_destroyed_task_leaves_no_transaction(path: str) -> None:
 
     asyncio.run(after())
     assert ["b"] == stored(path)
+
+
+def test_a_watch_does_not_wait_inside_the_transaction_of_its_task(path: str) -> None:
+    """It would wait for ever, and hold the writer; a task that the body starts may watch."""
+
+    async def main() -> None:
+        async with await AsyncStore.open(path) as store:
+            watch = store.watch(timeout=60)
+            async with store.transaction():
+                other = asyncio.create_task(anext(store.watch()))
+                await store.add(sandbox("a"), READY)
+                with pytest.raises(FailedPreconditionError, match="own transaction"):
+                    await anext(watch)
+                assert not other.done()
+            assert ["a", "a"] == [(await each).sandbox_id for each in (anext(watch), other)]
+            assert ["a"] == [each.sandbox_id for each in store.watch(after=0, timeout=0)]
+
+    asyncio.run(main())
