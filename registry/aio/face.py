@@ -327,7 +327,7 @@ class AsyncStore(_Face[Store]):
         It is iterated by `async for`, without a thread; see `Store.watch`.
         """
         watch = self._sync.watch(after=after, timeout=timeout)
-        watch.task_transaction = self._calls.own_hold
+        watch._task_transaction = self._calls.own_hold  # noqa: SLF001 - the second face of a watch
         return watch
 
     def transaction(self) -> AbstractAsyncContextManager[None]:

@@ -50,7 +50,7 @@ class Watch:
         self._mutex: Final = threading.Lock()
         self._taking_thread = 0
         self._waiters: Final[list[Waiter]] = []
-        self.task_transaction: Callable[[], object] = lambda: None
+        self._task_transaction: Callable[[], object] = lambda: None
         """Returns the open transaction of the running task, in a watch of an AsyncStore."""
         if after is None:
             with session.engine.committed(DOING) as connection:
@@ -238,7 +238,7 @@ class Watch:
         """
         if deadline is not None and deadline <= time.monotonic():
             return True
-        own = self._session.engine.own_transaction() or self.task_transaction()
+        own = self._session.engine.own_transaction() or self._task_transaction()
         if own is not None:
             raise FailedPreconditionError(
                 f"{DOING}: no transition is committed while the caller's own transaction is open; "
