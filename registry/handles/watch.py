@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from registry.engine.commits import ThreadWaiter
-from registry.errors import CompactedError, FailedPreconditionError, StoreClosedError
+from registry.errors import CompactedError, FailedPreconditionError, MetadataError, StoreClosedError
 from registry.handles.session import Session
 from registry.sync.imports import late_import
 from registry.sync.interrupts import call_then
@@ -142,14 +142,23 @@ class Watch:
                 row = self._next_row()
                 if row is None:
                     return None
-                self.after = row[0]
-                return Transition.load(row)
+                return self._loaded(row)
             except StoreClosedError:
                 if not self._is_ended():
                     raise
                 return None  # it was closed during the read
             finally:
                 self._taking_thread = 0
+
+    def _loaded(self, row: tuple[Any, ...]) -> Transition:
+        """Return the transition of *row*, and go on after it: last, since an interrupt may come."""
+        try:
+            transition = Transition.load(row)
+        except MetadataError:
+            self.after = row[0]
+            raise
+        self.after = row[0]
+        return transition
 
     def _next_row(self) -> tuple[Any, ...] | None:
         while self._batch and self._batch[0][0] <= self.after:

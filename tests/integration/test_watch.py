@@ -336,6 +336,26 @@ def test_a_watch_that_is_left_leaves_nothing_behind(store: Store) -> None:
     assert threads == threading.active_count()
 
 
+def test_an_interrupt_while_a_transition_is_decoded_loses_none(path: str) -> None:
+    """The next call returns it: the watch goes on after it last."""
+    code = """
+        import sys
+        from registry import Store
+        from tests.interrupts import Interrupts
+        from tests.tools import READY, sandbox
+
+        with Store.open(sys.argv[1]) as store:
+            store.add(sandbox("a"), READY)
+            for attempt in Interrupts(within="Transition.load"):
+                watch = store.watch(after=0)
+                attempt.run(lambda: next(watch))
+                assert attempt.raised == bool(attempt.points)
+                assert watch.after == (0 if attempt.raised else 1), attempt
+        print(attempt)
+        """
+    assert "interrupted in no function" == run(code, path).strip()
+
+
 def test_an_interrupt_ends_a_wait_at_once(path: str) -> None:
     """SIGINT in the main thread, which polls or sleeps behind another thread that does."""
     code = """
