@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from registry.engine.commits import ThreadWaiter
 from registry.errors import StoreClosedError
+from registry.model.validation import check_seconds
 from registry.sync.imports import late_import
 from registry.sync.interrupts import call_then
 from registry.tables.rows import AnyRow, as_text
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 DELETED_MAX: Final = 1024
 """Deleted sandboxes whose `RuntimeState` is still known."""
+WAITING: Final = "wait for the stop of a sandbox"
+"""Operation, for messages."""
 
 
 class Container(Protocol):
@@ -38,6 +41,15 @@ class Container(Protocol):
 
     def pid(self) -> int | None:
         """Return the pid of the running init process; None when there is no task."""
+
+
+def _seconds(timeout: object) -> float | None:
+    """Return *timeout* if it is a number of seconds or None; a negative number is zero."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, (int, float)) and timeout < 0:
+        return 0.0
+    return check_seconds(WAITING, "timeout", timeout)
 
 
 class StopCh:
@@ -76,13 +88,17 @@ class StopCh:
 
         A stop or deletion that another process commits meanwhile ends the wait too.
 
+        Args:
+            timeout: None: no limit. Zero or less returns at once.
         Raises:
+            InvalidArgumentError: *timeout* is no number of seconds.
             StoreClosedError: the store is closed, so that nothing could be heard any more.
             RegistryError: the registry cannot be read.
         """
-        if self._is_set or (timeout is not None and timeout <= 0):
+        seconds = _seconds(timeout)
+        if self._is_set or seconds == 0:
             return self._is_set
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if seconds is None else time.monotonic() + seconds
         waiter = ThreadWaiter()
         return call_then(
             partial(self._wait, waiter, deadline), partial(self._remove_waiter, waiter)
@@ -112,7 +128,7 @@ class StopCh:
         with late_import("registry.engine.loop_waits"):
             from registry.engine.loop_waits import new_waiter  # noqa: PLC0415 - it imports asyncio
 
-        waiter = new_waiter("wait for the stop of a sandbox")
+        waiter = new_waiter(WAITING)
         self._add_waiter(waiter)
         try:
             while not self._is_set:
@@ -194,8 +210,8 @@ class RuntimeStates:
             if not engine.closed:
                 return self.followers.setdefault(engine, StopFollower(engine, self))
         for engine in tuple(self.engines):
-            engine.require_open("wait for the stop of a sandbox")
-        raise StoreClosedError("wait for the stop of a sandbox: the store is closed; open it again")
+            engine.require_open(WAITING)
+        raise StoreClosedError(f"{WAITING}: the store is closed; open it again")
 
     def known(self, creation: int) -> bool:
         """Return whether the runtime state of *creation* was requested in this process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import sqlite3
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from registry import Sandbox, State, Store, StoreClosedError
+from registry import InvalidArgumentError, Sandbox, State, Store, StoreClosedError
 from registry.engine.commits import Commits
 from registry.handles.runtime_state import StopCh
 from registry.tables.version import HISTORY_MAX
@@ -343,6 +344,16 @@ def test_a_timeout_ends_a_wait(store: Store) -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(main())
     assert is_idle(store)
+
+
+@pytest.mark.parametrize("timeout", ["5", [], True, math.nan, math.inf])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(store: Store, timeout: Any) -> None:
+    """As by every other call; also if the sandbox has stopped. Without a limit it is None."""
+    handle = store.add(sandbox("a"), READY)
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match="wait for the stop of a sandbox: timeout"):
+            handle.stopped.wait(timeout)
+        handle.stop()
 
 
 @WAITS
