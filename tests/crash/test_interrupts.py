@@ -54,9 +54,12 @@ def test_an_interrupt_comes_out_and_leaves_the_change_whole_or_absent(
 
 @pytest.mark.parametrize("call", ["update", "nested", "add", "delete"] if LONG else ["add"])
 def test_two_interrupts_at_the_end_leave_the_change_whole_or_absent(path: str, call: str) -> None:
-    """The second one comes while the call cleans up after the first: in each function."""
-    options = {} if LONG else {"selected": True, "within": "Write.__exit__"}
-    found = interrupt(path, call, "interrupt", times=2, **options)
+    """The second one comes while the call cleans up after the first: in each function.
+
+    In the long form the first one comes in each function of the whole call.
+    """
+    within = "" if LONG else "Write.__exit__"
+    found = interrupt(path, call, "interrupt", times=2, selected=True, within=within)
     assert {"GroupCommit.commit", "Writer.commit", "Mutex.release", "Writer.release_lock"} <= found
 
 
