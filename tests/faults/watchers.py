@@ -54,8 +54,9 @@ def write(path: str, _: str) -> None:
 def watch(path: str, log: str) -> None:
     """Watch in a thread."""
     seen = Log(log)
-    for transition in Store.open(path, reconcile=False).watch(after=seen.last):
-        seen.add(transition)
+    with Store.open(path, reconcile=False) as store:
+        for transition in store.watch(after=seen.last):
+            seen.add(transition)
 
 
 def watch_beside_a_write(path: str, log: str) -> None:
@@ -67,8 +68,9 @@ def watch_beside_a_write(path: str, log: str) -> None:
 def watch_read_only(path: str, log: str) -> None:
     """Watch in a process that only reads."""
     seen = Log(log)
-    for transition in Store.open(path, read_only=True).watch(after=seen.last):
-        seen.add(transition)
+    with Store.open(path, read_only=True) as store:
+        for transition in store.watch(after=seen.last):
+            seen.add(transition)
 
 
 def watch_in_a_task(path: str, log: str) -> None:
@@ -76,8 +78,9 @@ def watch_in_a_task(path: str, log: str) -> None:
     seen = Log(log)
 
     async def main() -> None:
-        async for transition in Store.open(path, reconcile=False).watch(after=seen.last):
-            seen.add(transition)
+        with Store.open(path, reconcile=False) as store:
+            async for transition in store.watch(after=seen.last):
+                seen.add(transition)
 
     asyncio.run(main())
 
