@@ -497,4 +497,5 @@ def run_in(pool: ThreadPoolExecutor, call: Call[Any]) -> Future[None]:
         return pool.submit(call.go)
     except RuntimeError as error:
         call.claim()
+        reraise_interrupt(error)
         raise _no_thread(call.doing, error) from error

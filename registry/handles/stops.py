@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from registry.handles.runtime_state import WAITING
 from registry.model.status import State
 from registry.sync.interrupts import call_then
 from registry.tables import sql
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from registry.engine.loop_waits import TaskWaiter
     from registry.handles.runtime_state import RuntimeStates, StopCh
 
-DOING: Final = "wait for the stop of a sandbox"
 NOTREADY: Final = str(State.NOTREADY)
 
 
@@ -116,7 +116,7 @@ class StopFollower:
     def _follow(self, awaited: Sequence[_Awaited]) -> None:
         # Asked before the snapshot is taken, which may be older than the commit that adds it.
         committed = {each for each in awaited if each.creation in self._states.committed}
-        with self.engine.committed(DOING) as connection:
+        with self.engine.committed(WAITING) as connection:
             oldest, newest = (seq or 0 for seq in connection.fetch(sql.KEPT)[0])
             behind = []
             for each in awaited:

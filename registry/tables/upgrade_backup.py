@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Final
 
 from registry.engine import Connection
 from registry.engine.sqlite_errors import driver_errors
 from registry.host import paths
-from registry.sync.interrupts import reraise_interrupt
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 from registry.tables.version import REVISION
 
 SUFFIX: Final = f"-before-{REVISION}"
@@ -38,7 +38,7 @@ def back_up(connection: Connection, path: str) -> None:
                 _copy(connection, part)
             os.rename(part, f"{path}{SUFFIX}")
         except BaseException:
-            with suppress(OSError):
+            with suppress_os_errors():
                 os.unlink(part)
             raise
     except OSError as error:
@@ -49,8 +49,10 @@ def back_up(connection: Connection, path: str) -> None:
 
 def _create(part: str, path: str) -> None:
     """Make the empty file *part*, with the owner of the registry at *path*."""
-    with suppress(FileNotFoundError):
+    try:
         os.unlink(part)
+    except FileNotFoundError as error:
+        reraise_interrupt(error)
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         paths.give_to_owner(fd, path)

@@ -186,8 +186,7 @@ def test_each_watch_returns_all(store: Store) -> None:
 
 def test_uncommitted_transitions_are_never_returned(store: Store) -> None:
     """Not to the owner of the transaction either, who is told that it would wait in vain."""
-    watch = store.watch(timeout=0.01)
-    drain = store.watch(timeout=0)
+    watch, drain = store.watch(timeout=240), store.watch(timeout=0)
     with store.transaction():
         store.add(sandbox("a"), READY)
         assert [] == list(drain)
@@ -197,7 +196,7 @@ def test_uncommitted_transitions_are_never_returned(store: Store) -> None:
     with pytest.raises(KeyError), store.transaction():
         store.delete("a")
         raise KeyError
-    assert [] == list(watch)
+    assert [] == list(store.watch(after=watch.after, timeout=0))
 
 
 def test_a_state_that_is_not_known_is_an_error_and_the_next_call_goes_on(store: Store) -> None:
@@ -732,7 +731,7 @@ def run_task(main: Callable[[], Any]) -> Any:
 
 def test_a_task_watches_without_a_thread(store: Store, path: str) -> None:
     """Commits of another process, of another thread and of its own; then the timeout."""
-    watch = store.watch(timeout=0.3)
+    watch = store.watch()
 
     async def main() -> list[Transition]:
         found: list[Transition] = []
@@ -743,6 +742,7 @@ def test_a_task_watches_without_a_thread(store: Store, path: str) -> None:
             tell(other, "add a")
             store.add(sandbox("b"), READY)
             await task
+        assert [] == [each async for each in store.watch(timeout=0.01)]
         return found
 
     async def collect(found: list[Transition]) -> None:
@@ -750,6 +750,8 @@ def test_a_task_watches_without_a_thread(store: Store, path: str) -> None:
             found.append(transition)
             if len(found) == 2:
                 store.delete("b")
+            elif len(found) == 3:
+                watch.close()
 
     found = run_task(main)
     assert store.history() == found

@@ -169,6 +169,7 @@ OS_ERRORS = {
     for name, each in vars(__import__("builtins")).items()
     if isinstance(each, type) and issubclass(each, OSError)
 } | {"Exception"}
+SUPPRESS = {"contextlib.suppress", "suppress"}
 IN_A_THREAD_OF_ITS_OWN = {"engine/process_lock.py", "handles/exit_watcher.py"}
 """Handlers run in the main thread alone."""
 
@@ -201,6 +202,6 @@ def test_every_handler_of_os_errors_reraises_an_interrupt() -> None:
                 again = any(isinstance(each, ast.Raise) and each.exc is None for each in body)
                 if not (again or calls & {"reraise_interrupt", "is_interrupt"}):
                     wrong.append(f"{path}:{node.lineno}")
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "contextlib.suppress":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in SUPPRESS:
                 wrong += [path for each in node.args if ast.unparse(each) in OS_ERRORS]
     assert [] == wrong
