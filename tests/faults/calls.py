@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from registry.tables.upgrade_backup import PART, SUFFIX
-from tests.tools import environment, line, say
+from tests.tools import ROOT, environment, line, say
 
 TRACED: Final = (
     *("openat", "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync"),
@@ -28,6 +32,12 @@ FILES: Final = (
 )
 """What a registry consists of, by what is added to its path."""
 
+FAULTS: Final = {"killed": "signal=SIGKILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC"}
+GUARANTEES: Final = Path(ROOT, "docs", "guarantees.md")
+"""Says of each call that may fail without a word why nothing is lost."""
+MISSED: Final = "it did not strike"
+TRIES: Final = 20
+"""A run has some calls more or less, for the creations are random numbers."""
 HANGING: Final = 60.0
 """Seconds after which a workload hangs, and is ended by SIGABRT."""
 
@@ -134,3 +144,88 @@ def _file(arguments: str, path: str) -> str:
         if each == os.path.dirname(path):
             return "directory"
     return ""  # what the workload says
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A workload, to be run once for each of its calls and each fault."""
+
+    name: str
+    """Begins the lines that the long form prints."""
+    verb: str
+    """As `Server.work` knows it."""
+    files: set[str]
+    """Files that its calls must concern, among others."""
+    prepare: Callable[[str], object]
+    """Makes the folder in which `registry.db` is, or will be."""
+    faults_of: Callable[[Server, str, Run], list[str]]
+    """Returns what is wrong with what a run said, and with what it left in the folder."""
+
+
+def inject(
+    server: Server, workload: Workload, folder: str, call: Call, fault: str
+) -> tuple[list[str], bool]:
+    """Return the faults found after *fault* in *call*, and whether a call raised.
+
+    Args:
+        server: runs the workload.
+        workload: whose call it is.
+        folder: that is made, and removed.
+        call: the system call that kills or fails.
+        fault: a key of `FAULTS`.
+    """
+    workload.prepare(folder)
+    rule = f"inject={call.name}:{FAULTS[fault]}:when={call.nth}"
+    path, log = f"{folder}/registry.db", f"{folder}.log"
+    run = server.work(path, "-e", f"trace={call.name}", "-e", rule, log=log, verb=workload.verb)
+    wrong = workload.faults_of(server, folder, run)
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        if not (run.code == -9 if fault == "killed" else "(INJECTED)" in lines.read()):
+            wrong.append(MISSED)
+    os.unlink(log)
+    shutil.rmtree(folder)
+    told = run.code == -9 or any(text.startswith("error ") for text in run.said)
+    return [f"{fault} at {call}: {each}" for each in wrong], told
+
+
+def try_every_call(
+    workload: Workload, folder: str, one_of: int, tried: Callable[[str], None]
+) -> None:
+    """Run *workload* once for each of its calls and each fault, or for one of *one_of* cases.
+
+    A call that may fail without an error must be named in the page of the guarantees.
+    """
+    servers: SimpleQueue[Server] = SimpleQueue()
+    wrong: list[str] = []
+    swallowed: Counter[str] = Counter()
+
+    def attempt(number: int, call: Call, fault: str) -> None:
+        server = servers.get()
+        try:
+            for _ in range(TRIES):
+                found, told = inject(server, workload, f"{folder}/{number}", call, fault)
+                if MISSED not in "".join(found):
+                    break
+        finally:
+            servers.put(server)
+        wrong.extend(found)
+        if not told:
+            swallowed[f"{call.name} of {call.file}"] += 1
+
+    with serving(folder) as one, serving(folder) as two:
+        workload.prepare(f"{folder}/all")
+        calls = one.calls(f"{folder}/all/registry.db", f"{folder}/log", workload.verb)
+        assert workload.files < {call.file for call in calls}
+        cases = [(call, fault) for call in calls for fault in FAULTS]
+        chosen = cases[::one_of]
+        servers.put(one)
+        servers.put(two)
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(attempt, n, *case) for n, case in enumerate(chosen)]:
+                done.result()
+    tried(f"{workload.name}: {len(calls)} calls, {len(chosen)} of {len(cases)} faults injected")
+    for what, times in sorted(swallowed.items()):
+        tried(f"  {workload.name}, {what}: failed {times} times, and no call raised")
+    assert [] == wrong, "\n".join(wrong)
+    documented = set(re.findall(r"`(\w+)` of `([\w.-]+)`", GUARANTEES.read_text(encoding="utf-8")))
+    assert set(swallowed) <= {f"{call} of {file}" for call, file in documented}

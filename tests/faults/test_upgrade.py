@@ -7,13 +7,10 @@ Afterwards it is of the old revision or of the new one, whole, and the next open
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 
@@ -21,8 +18,7 @@ from registry import ResourceExhaustedError, Store
 from registry.tables.upgrade_backup import PART, SUFFIX
 from registry.tables.version import LEVEL
 from tests import needs
-from tests.faults.calls import Call, Run, Server, serving
-from tests.faults.test_calls import FAULTS, GUARANTEES, MISSED, TRIES
+from tests.faults.calls import Run, Server, Workload, try_every_call
 from tests.tools import make_old_registry, query, run_old, small_file_system
 
 ONE_OF = 41
@@ -75,72 +71,16 @@ def faults_of(server: Server, folder: str, run: Run) -> list[str]:
     return wrong
 
 
-def inject(server: Server, old: str, folder: str, call: Call, fault: str) -> tuple[list[str], bool]:
-    """Return the faults found after *fault* in *call* of an upgrade, and whether a call raised.
-
-    Args:
-        server: runs the upgrade.
-        old: folder of the registry to upgrade.
-        folder: that is made for a copy of it, and removed.
-        call: the system call that kills or fails.
-        fault: a key of `FAULTS`.
-    """
-    shutil.copytree(old, folder)
-    rule = f"inject={call.name}:{FAULTS[fault]}:when={call.nth}"
-    log = f"{folder}.log"
-    path = f"{folder}/registry.db"
-    run = server.work(path, "-e", f"trace={call.name}", "-e", rule, log=log, verb="upgrade")
-    wrong = faults_of(server, folder, run)
-    with open(log, encoding="utf-8", errors="replace") as lines:
-        if not (run.code == -9 if fault == "killed" else "(INJECTED)" in lines.read()):
-            wrong.append(MISSED)
-    os.unlink(log)
-    shutil.rmtree(folder)
-    told = run.code == -9 or any(text.startswith("error ") for text in run.said)
-    return [f"{fault} at {call}: {each}" for each in wrong], told
-
-
 @needs.strace
 def test_every_call_of_an_upgrade_can_be_the_last_or_fail(
     tmp_path: Path, long: bool, tried: Callable[[str], None]
 ) -> None:
     """All of them, in the long form."""
-    servers: SimpleQueue[Server] = SimpleQueue()
-    wrong: list[str] = []
-    swallowed: Counter[str] = Counter()
     old = str(tmp_path / "old")
     make_old_registry(f"{old}/registry.db")
-
-    def attempt(number: int, call: Call, fault: str) -> None:
-        server = servers.get()
-        try:
-            for _ in range(TRIES):
-                found, told = inject(server, old, f"{tmp_path}/{number}", call, fault)
-                if MISSED not in "".join(found):
-                    break
-        finally:
-            servers.put(server)
-        wrong.extend(found)
-        if not told:
-            swallowed[f"{call.name} of {call.file}"] += 1
-
-    with serving(str(tmp_path)) as one, serving(str(tmp_path)) as two:
-        shutil.copytree(old, tmp_path / "all")
-        calls = one.calls(f"{tmp_path}/all/registry.db", str(tmp_path / "log"), "upgrade")
-        assert {"database", "-wal", "-lock", PART, "directory"} < {call.file for call in calls}
-        cases = [(call, fault) for call in calls for fault in FAULTS]
-        chosen = cases if long else cases[::ONE_OF]
-        servers.put(one)
-        servers.put(two)
-        with ThreadPoolExecutor(2) as pool:
-            for done in [pool.submit(attempt, n, *case) for n, case in enumerate(chosen)]:
-                done.result()
-    tried(f"upgrade: {len(calls)} calls, {len(chosen)} of {len(cases)} faults injected")
-    for what, times in sorted(swallowed.items()):
-        tried(f"  upgrade, {what}: failed {times} times, and no call raised")
-    assert [] == wrong, "\n".join(wrong)
-    documented = set(re.findall(r"`(\w+)` of `([\w.-]+)`", GUARANTEES.read_text(encoding="utf-8")))
-    assert set(swallowed) <= {f"{call} of {file}" for call, file in documented}
+    files = {"database", "-wal", "-lock", PART, "directory"}
+    workload = Workload("upgrade", "upgrade", files, partial(shutil.copytree, old), faults_of)
+    try_every_call(workload, str(tmp_path), 1 if long else ONE_OF, tried)
 
 
 LARGE = """
