@@ -126,13 +126,13 @@ def attempt(fn: Callable[[], object]) -> None:
         fn()
     except (OSError, RegistryError) as error:
         if not isinstance(error, StoreClosedError):  # the shim ends
-            print("error:", error, flush=True)
+            print(f"error: {error}\n", end="", flush=True)  # in one write: `show` prints too
 
 
 def show(changes: Iterable[Transition]) -> None:
     """Print each transition that any process commits, until the store is closed."""
-    for change in changes:
-        print(change.sandbox_id, change.to_state or change.event, change.reason, flush=True)
+    for new in changes:
+        print(f"{new.sandbox_id} {new.to_state or new.event} {new.reason}\n", end="", flush=True)
 
 
 def main(path: str) -> None:

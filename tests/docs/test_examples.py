@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from examples import shim_threads
+from registry import Metadata, NotFoundError, State, Status, Store
 from tests.tools import ROOT
 
 SHIMS = sorted(name for name in os.listdir(f"{ROOT}/examples") if name.startswith("shim_"))
@@ -56,3 +60,30 @@ def test_a_shim_waits_for_events_and_not_for_a_time(name: str) -> None:
             called = ast.unparse(node.func).rpartition(".")[2]
             used = {called, *(each.arg for each in node.keywords)}
             assert not used & POLLING, (node.lineno, used & POLLING)
+
+
+class Writes(io.StringIO):
+    """Text file that keeps what each call writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def write(self, text: str, /) -> int:
+        """Keep *text*."""
+        self.calls.append(text)
+        return len(text)
+
+
+def test_threads_print_whole_lines(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line is one write; `print` of several parts would let another thread write between."""
+
+    def fail() -> None:
+        raise NotFoundError("there is no such sandbox")
+
+    monkeypatch.setattr(sys, "stdout", out := Writes())
+    shim_threads.attempt(fail)
+    store.add(Metadata("a", "a", None), Status(State.UNKNOWN)).delete()
+    shim_threads.show(store.history())
+    lines = [each for each in out.calls if each]
+    assert ["error: there is no such sandbox\n", "a created \n", "a deleted \n"] == lines
