@@ -62,6 +62,10 @@ crash: $(installed) ## run only the tests that kill processes or make system cal
 test-faults: $(installed) ## make every system call fail, interrupt calls, cut the power, fill the disk: 25 minutes
 	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults tests/crash
 
+.PHONY: test-damage
+test-damage: $(installed) ## open DAMAGE_SEEDS damaged registries from seed DAMAGE_FIRST on: default 2,000 from 0
+	@$(python) -m tests.damage
+
 .PHONY: bench
 bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick: less than three)
 	@$(python) -c 'import matplotlib' 2>/dev/null || \

@@ -56,23 +56,23 @@ def _records(data: bytes, page: int) -> Iterator[int]:
     assert kind in {0x0D, 0x0A}, f"{kind:#x} is not a leaf"
     (count,) = struct.unpack_from(">H", data, page + 3)
     for cell in struct.unpack_from(f">{count}H", data, page + 8):
-        _, at = _varint(data, page + cell)  # bytes of the record
+        _, at = varint(data, page + cell)  # bytes of the record
         if kind == 0x0D:
-            _, at = _varint(data, at)  # rowid
+            _, at = varint(data, at)  # rowid
         yield at
 
 
 def _columns(data: bytes, record: int) -> Iterator[Place]:
-    header, at = _varint(data, record)
+    header, at = varint(data, record)
     value = record + header
     while at < record + header:
-        serial, after = _varint(data, at)
+        serial, after = varint(data, at)
         length = _LENGTHS[serial] if serial < len(_LENGTHS) else (serial - 12) // 2
         yield Place(range(at, after), range(value, value + length))
         at, value = after, value + length
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the number at *at*, and the offset behind it; a ninth byte counts whole."""
     value = 0
     for _ in range(8):
