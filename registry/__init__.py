@@ -8,6 +8,7 @@
 Packages, each importing only from those before it; the docstring of each lists its modules:
 
     version       the version of the distribution
+    visible       text for people, with escapes for what is not seen
     errors        errors of the package
     sync          locks, calls in other threads, and interrupts
     cri           the CRI's PodSandboxConfig, and Go's JSON of it
@@ -62,6 +63,7 @@ from registry.store import Store
 from registry.tables.integrity import Violation
 from registry.tables.rows import Transition
 from registry.version import __version__
+from registry.visible import visible_record
 
 __all__ = [
     "DNS",
@@ -112,3 +114,4 @@ __all__ = [
 
 # The program chooses the handlers. Without any, Python would write each warning to stderr.
 logging.getLogger("registry").addHandler(logging.NullHandler())
+logging.getLogger("registry").addFilter(visible_record)

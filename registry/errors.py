@@ -6,9 +6,12 @@ errno.
 
 A message states the operation, the object and the cause; after a semicolon it states what to do.
 The operands of the message are attributes. An attribute has its default if it does not apply.
+A message is one line, with an escape for each character of an operand that is not seen.
 """
 
 from __future__ import annotations
+
+from registry.visible import visible
 
 
 class RegistryError(Exception):
@@ -16,7 +19,7 @@ class RegistryError(Exception):
 
     def __init__(self, message: str, /, **operands: object) -> None:
         """Keep *message* for people, and each operand, a declared attribute, for programs."""
-        super().__init__(message)
+        super().__init__(visible(message))
         for name, value in operands.items():
             if not hasattr(type(self), name):
                 raise TypeError(f"{type(self).__name__} has no operand {name!r}")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable
 from typing import Final, TextIO
 
-from registry.cli.output import plain
 from registry.errors import (
     CompactedError,
     InvalidArgumentError,
@@ -17,6 +16,7 @@ from registry.errors import (
     RegistryError,
 )
 from registry.sync.interrupts import reraise_interrupt
+from registry.visible import visible
 
 PROGRAM: Final = "sandbox-registry"
 
@@ -51,7 +51,7 @@ def complain(message: str, code: int) -> int:
         message = message.replace(of_library, of_program)
     try:
         if sys.stderr is not None:
-            sys.stderr.write(f"{PROGRAM}: error: {plain(message)}\n")
+            sys.stderr.write(f"{PROGRAM}: error: {visible(message)}\n")
             sys.stderr.flush()
     except OSError as error:
         reraise_interrupt(error)

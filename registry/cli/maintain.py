@@ -11,9 +11,10 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND, complain
-from registry.cli.output import plain, table, write, write_all, write_json
+from registry.cli.output import table, write, write_all, write_json
 from registry.errors import InvalidArgumentError, NetNSError, NotFoundError
 from registry.recovery.findings import Report, Verdict
+from registry.visible import visible
 
 ORPHANS: Final = (
     "--remove-orphans removes orphans, unless a process lives in one; first make sure that this "
@@ -63,7 +64,8 @@ def _report(report: Report, removed: Sequence[str], *, dry_run: bool, tried: boo
         lines.append("dry run: nothing was changed")
     left = "not removed" if tried else "no sandbox owns it"
     lines += [
-        f"orphan {plain(path)}: {'removed' if path in removed else left}" for path in report.orphans
+        f"orphan {visible(path)}: {'removed' if path in removed else left}"
+        for path in report.orphans
     ]
     if report.orphans and not tried:
         lines.append(ORPHANS)
@@ -102,7 +104,7 @@ def delete(*, id: str, db: str, timeout: float, as_json: bool) -> int:
         write_json({"id": id, "deleted": deleted})
     elif deleted:
         left = f"; network namespace {path} is left alone" if path else ""
-        write(plain(f"deleted {id}{left}") + "\n")
+        write(visible(f"deleted {id}{left}") + "\n")
     if not deleted:
         return complain(f"delete sandbox {id!r}: there is no such sandbox", FOUND)
     return FINE

@@ -11,6 +11,7 @@ from registry.cli.failures import PROGRAM
 from registry.errors import RegistryError
 from registry.handles.sandbox import Sandbox
 from registry.store import Store
+from registry.visible import visible
 
 TIMEOUT_MAX: Final = 86_400.0
 """Seconds that a timeout may have; a longer one, infinity included, is refused."""
@@ -102,5 +103,5 @@ def find(store: Store, id: str, doing: str) -> Sandbox:
         return store.get(id, include_unknown=True)
     except RegistryError as error:
         # The same error with its operands: the operator has not asked to "get" a sandbox.
-        error.args = (str(error).replace(f"get sandbox {id!r}", doing, 1),)
+        error.args = (str(error).replace(visible(f"get sandbox {id!r}"), visible(doing), 1),)
         raise

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from registry.cli.cells import row, widths
+from registry.visible import visible
 
 TIMES: Final = frozenset({"created_at", "exited_at", "at"})
 """Fields that hold nanoseconds since the Unix epoch."""
@@ -76,12 +77,4 @@ def shown(name: str, value: object) -> str:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return plain(to_json(value) if isinstance(value, (dict, tuple)) else str(value))
-
-
-def plain(text: str) -> str:
-    """Return *text* in one line, with an escape for each character that a terminal may obey."""
-    if text.isprintable():
-        return text
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escaped)
+    return visible(to_json(value) if isinstance(value, (dict, tuple)) else str(value))

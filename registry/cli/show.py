@@ -12,13 +12,14 @@ import click
 from registry import cri
 from registry.cli import options
 from registry.cli.failures import complain_all
-from registry.cli.output import plain, shown, table, to_json, write, write_all, write_json
+from registry.cli.output import shown, table, to_json, write, write_all, write_json
 from registry.errors import MetadataError
 from registry.handles.sandbox import Sandbox
 from registry.model import cni
 from registry.model.status import State, Status
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import encoding
+from registry.visible import visible
 
 COLUMNS: Final = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
 """Fields that the table of `list` shows."""
@@ -162,7 +163,7 @@ def inspect(*, id: str, db: str, as_json: bool) -> int:
     for name, part in parts.items():
         if part or name == "config":
             lines = to_json(part, indent=2, ascii=False).split("\n")
-            write(f"{name}:\n" + "".join(f"{plain(line)}\n" for line in lines))
+            write(f"{name}:\n" + "".join(f"{visible(line)}\n" for line in lines))
     return code
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from registry.visible import visible
+
 
 class Verdict(StrEnum):
     """Conclusion about one sandbox; the table is in docs/reconcile.md."""
@@ -52,7 +54,7 @@ class Finding:
     def __str__(self) -> str:
         """Return one line for a log."""
         done = " (now NOTREADY)" if self.changed else ""
-        return f"sandbox {self.sandbox_id!r}: {self.verdict}{done}: {self.message}"
+        return visible(f"sandbox {self.sandbox_id!r}: {self.verdict}{done}: {self.message}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE
+from registry.visible import visible, visible_record
+
+
+class OneLine(logging.Formatter):
+    """Formatter whose records begin a line of their own, whatever a client has sent.
+
+    The lines of a traceback, which quote errors of other programs, are indented.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return *record* as one line, and its traceback as lines that begin with a tab."""
+        visible_record(record)
+        return super().format(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is that of logging
+        """Return the traceback of *ei* as lines that begin with a tab."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"\t{visible(line)}" for line in lines)
 
 
 @click.command()
@@ -30,7 +49,9 @@ def serve(*, listen: str, db: str) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from registry.shim import server  # noqa: PLC0415 - gRPC is an extra of its own
 
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(OneLine("%(asctime)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[log])
     logging.getLogger("registry").setLevel(logging.INFO)
     server.serve(db, listen)
     return FINE

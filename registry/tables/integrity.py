@@ -29,6 +29,7 @@ from registry.tables.encoding import config_json, label_rows, metadata_columns
 from registry.tables.rows import Row, as_text, damage, load_status
 from registry.tables.version import HISTORY_MAX, LEVEL, REVISION
 from registry.tables.writes import find_extensions
+from registry.visible import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Violation:
     def __str__(self) -> str:
         """Return one line for a log."""
         whose = f" of sandbox {self.sandbox_id!r}" if self.sandbox_id else ""
-        return f"{self.rule}{whose}: found {self.found}, expected {self.expected}"
+        return visible(f"{self.rule}{whose}: found {self.found}, expected {self.expected}")
 
 
 Rule = Callable[[Connection], Iterator[Violation]]

@@ -20,8 +20,8 @@ KNOWN: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
 
 LONG = "4f2a" * 16
 MARKUP = "[bold]b[/bold]"
-HOSTILE = "one\ntwo \x1b[31mred\x1b[0m \x9b1m \u202e tail"
-SHOWN = r"one\ntwo \x1b[31mred\x1b[0m \x9b1m \u202e tail"
+HOSTILE = "one\ntwo \x1b[31mred\x1b[0m \x9b1m \u202e\u3164 tail"
+SHOWN = r"one\ntwo \x1b[31mred\x1b[0m \x9b1m \u202e\u3164 tail"
 CREATED = 1_700_000_000_123_456_789
 SHOWN_CREATED = "2023-11-14T22:13:20.123456789Z"
 

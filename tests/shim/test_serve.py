@@ -321,6 +321,18 @@ def test_failed_change_is_logged_in_one_line(server: Server, cri: Client) -> Non
     assert "INVALID_ARGUMENT: get sandbox ''" in message
 
 
+def test_text_of_a_client_stays_in_its_line_of_the_log(server: Server, cri: Client) -> None:
+    """Neither an escape sequence, nor a forged line, nor a character that is not seen."""
+    before = len(server.log.read_text().splitlines())
+    refused = pod_config("web")
+    refused.hostname = "\x1b[31mx\n2026-01-01 00:00:00,000 registry.shim: forged\u202e\u3164"
+    with pytest.raises(grpc.RpcError):
+        cri.run(refused)
+    (message,) = server.log.read_text().splitlines()[before:]
+    assert message.isprintable()
+    assert r"'\x1b[31mx\n2026-01-01 00:00:00,000 registry.shim: forged\u202e\u3164'" in message
+
+
 def test_list_answers_while_the_database_is_locked(server: Server, cri: Client) -> None:
     """More runs than threads wait until their deadlines; nothing is left, and a retry succeeds."""
     id = cri.run(pod_config("first", host_network=True))

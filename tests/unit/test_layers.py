@@ -12,6 +12,7 @@ from tests.tools import run
 PACKAGE = os.path.dirname(registry.__file__)
 ORDER = [
     "version",
+    "visible",
     "errors",
     "sync.interrupts",
     "sync.imports",
@@ -242,7 +243,9 @@ def test_the_shim_gets_by_with_what_anybody_can_import() -> None:
         if name.startswith("shim."):
             allowed = {"cri", "sync.interrupts", "host.kernel"}
             allowed |= {"version"}
-            allowed |= {"cli.failures", "cli.options"} if name == "shim.command" else set()
+            allowed |= (
+                {"cli.failures", "cli.options", "visible"} if name == "shim.command" else set()
+            )
             others = {each for each in imports(source) if not each.startswith("shim")}
             assert allowed >= {each for each in others if each not in PACKAGES - {"cri"}}, name
 
