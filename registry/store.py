@@ -27,7 +27,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, overload
 
 from registry.engine import SchemaHooks, attach, detach
-from registry.errors import CompactedError, FailedPreconditionError, NotFoundError
+from registry.engine.sqlite_errors import RESTORE
+from registry.errors import DataLossError, FailedPreconditionError, NotFoundError
 from registry.handles import additions, identities
 from registry.handles.cache import Entry
 from registry.handles.runtime_state import Container
@@ -79,8 +80,6 @@ class Store:
             raise TypeError(f"Store({session!r}): use Store.open(path)")
         self._session = session
         self.recovery = None
-        found = session.fetch(sql.REGISTRY_ID, {}, "open registry")
-        self._registry_id = str(found[0][0])
 
     @classmethod
     def open(
@@ -187,6 +186,16 @@ class Store:
     def path(self) -> str:
         """Real path of the file, without symlinks."""
         return self._session.engine.path
+
+    @property
+    def _registry_id(self) -> str:
+        """Id of the registry, which a restore of another one in its place changes."""
+        doing = "read the id of the registry"
+        found = self._session.fetch(sql.REGISTRY_ID, {}, doing)
+        if not found:
+            path = self.path
+            raise DataLossError(f"{doing} {path!r}: table registry is empty; {RESTORE}", path=path)
+        return str(found[0][0])
 
     # Reading.
 
@@ -298,14 +307,17 @@ class Store:
     ) -> builtins.list[Transition]:
         """Return the committed changes of state, oldest first, of all sandboxes or of one.
 
-        The list is empty if no transition is kept. An update that keeps the state adds none.
+        The list is empty if no transition is kept. An update that keeps the state adds none. The
+        seq of a transition is that of the one before plus 1. The first one after a backup was put
+        to use has a multiple of 10**9 plus 1: those between them were lost.
 
         Args:
             id: full id, also of a deleted sandbox.
             after: return transitions with a greater seq; 0: from the oldest that is kept.
             limit: maximum number of transitions.
         Raises:
-            CompactedError: the transition after *after* is no longer kept.
+            CompactedError: the transition after *after* is no longer kept, or *after* was lost when
+                a backup was restored.
             MetadataError: a transition has an unknown state; the message has its seq.
         """
         doing = "read history" if id is None else f"read history of sandbox {id!r}"
@@ -316,16 +328,13 @@ class Store:
         if limit is not None:
             params["limit"] = check_integer(doing, "limit", limit, 0, 2**63 - 1)
         query = queries.history(frozenset(params) - {"after"})
+        with late_import("registry.tables.position"):
+            from registry.tables.position import Position  # noqa: PLC0415 - as `watch`
         with self._session.snapshot(doing) as fetch:
-            oldest = fetch(sql.KEPT, {})[0][0] or 1
+            position = Position.read(after, fetch)
             found = fetch(query, params)
-        if 0 < after < oldest - 1:
-            raise CompactedError(
-                f"{doing}: the history after seq {after} is compacted, it begins with {oldest}; "
-                "list the sandboxes, and go on from there",
-                after=after,
-                oldest=oldest,
-            )
+        if 0 < after <= position.last:
+            position.require_whole(doing)
         return [Transition.load(row) for row in found]
 
     def watch(self, *, after: int | None = None, timeout: float | None = None) -> Watch:
@@ -342,7 +351,8 @@ class Store:
                 beginning of what is kept. None: those that are committed after this call.
             timeout: seconds without a transition after which the iteration ends; None: never.
         Raises:
-            CompactedError: while iterating; the transition after *after* is no longer kept.
+            CompactedError: while iterating; the transition after *after* is no longer kept, or
+                *after* was lost when a backup was restored.
             InvalidArgumentError: *after* or *timeout* is no such number.
         """
         with late_import("registry.handles.watch"):
@@ -568,7 +578,9 @@ def _open_session(
         timeout=timeout,
         hooks=SchemaHooks(
             inspect=partial(inspect, create=create, upgrade=upgrade),
-            prepare=partial(migrations.prepare, create=create, upgrade=upgrade),
+            prepare=partial(
+                migrations.prepare, create=create, upgrade=upgrade, read_only=read_only
+            ),
             admit=migrations.admit,
             guard=migrations.guard,
         ),

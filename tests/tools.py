@@ -79,22 +79,22 @@ def run(code: str, *args: object, timeout: float | None = None, expected: int = 
     return done.stdout
 
 
-OLD_CODE = os.path.join(ROOT, "tests", "data", "registry-0001.zip")
-"""The package as it was when the newest revision was 0001, without command line and shim; made by
-`git archive --format=zip` of commit eb8636f, before there was a revision 0002."""
+OLD_CODE = os.path.join(ROOT, "tests", "data", "registry-{}.zip")
+"""The package as it was when the newest revision was 0001 or 0002, without command line and shim;
+made by `git archive --format=zip` of commits eb8636f and a7b9b41, before the next revision."""
 
 
-def old_environment() -> dict[str, str]:
-    """Return an environment in which a child process imports the package of revision 0001."""
-    return {**environment(), "PYTHONPATH": OLD_CODE, "PYTHONSAFEPATH": "1"}
+def old_environment(revision: str = "0001") -> dict[str, str]:
+    """Return an environment in which a child process imports the package of *revision*."""
+    return {**environment(), "PYTHONPATH": OLD_CODE.format(revision), "PYTHONSAFEPATH": "1"}
 
 
-def run_old(code: str, *args: object) -> str:
-    """Run *code* with the package of revision 0001, and return its standard output."""
-    head = "from registry.tables import version\nassert '0001' == version.REVISION\n"
+def run_old(code: str, *args: object, revision: str = "0001") -> str:
+    """Run *code* with the package of *revision*, and return its standard output."""
+    head = f"from registry.tables import version\nassert {revision!r} == version.REVISION\n"
     done = subprocess.run(
         python(head + textwrap.dedent(code), *args),
-        env=old_environment(),
+        env=old_environment(revision),
         capture_output=True,
         text=True,
         check=False,
@@ -103,8 +103,8 @@ def run_old(code: str, *args: object) -> str:
     return done.stdout
 
 
-def make_old_registry(path: str) -> None:
-    """Make a registry of revision 0001 by the code of that time: three sandboxes, one deleted."""
+def make_old_registry(path: str, revision: str = "0001") -> None:
+    """Make a registry of *revision* by the code of that time: three sandboxes, one deleted."""
     run_old(
         """
         import sys
@@ -122,6 +122,7 @@ def make_old_registry(path: str) -> None:
             assert not store.check()
         """,
         path,
+        revision=revision,
     )
 
 

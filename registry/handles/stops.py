@@ -3,8 +3,8 @@
 1. A wait begins with a reading of the sandbox. From there on the history tells what has become of
    it: the first transition of its id to NOTREADY, or its deletion, is of that creation.
 2. The history is read once for all that are waited for, and only after a commit.
-3. If the history no longer reaches back, each sandbox is read again: a change to NOTREADY and back
-   to READY that is no longer kept is not noticed.
+3. If the history no longer reaches back, or a backup was restored, each sandbox is read again: a
+   change to NOTREADY and back to READY that is no longer kept is not noticed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOTREADY: Final = str(State.NOTREADY)
 class _Awaited:
     """A StopCh that a thread or a task waits for."""
 
-    __slots__ = ("creation", "id", "seq", "stopped")
+    __slots__ = ("creation", "id", "incarnation", "seq", "stopped")
 
     def __init__(self, creation: int, stopped: StopCh) -> None:
         """Belong to the sandbox of *creation*, which was not read yet."""
@@ -40,6 +40,8 @@ class _Awaited:
         self.stopped: Final = stopped
         self.id: str | None = None
         """Id of the sandbox; None until it was read."""
+        self.incarnation: tuple[str, int] | None = None
+        """Id and incarnation of the registry in which it was read."""
         self.seq = 0
         """Number of the transition up to which its history was read."""
 
@@ -118,9 +120,12 @@ class StopFollower:
         committed = {each for each in awaited if each.creation in self._states.committed}
         with self.engine.committed(WAITING) as connection:
             oldest, newest = (seq or 0 for seq in connection.fetch(sql.KEPT)[0])
+            incarnation = connection.fetch(sql.INCARNATION)[0][:2]
             behind = []
             for each in awaited:
-                if each.id is None or not oldest - 1 <= each.seq <= newest:
+                reaches_back = oldest - 1 <= each.seq <= newest
+                if each.id is None or each.incarnation != incarnation or not reaches_back:
+                    each.incarnation = incarnation
                     _read(each, newest, connection.fetch, committed=each in committed)
                 elif each.seq < newest:
                     behind.append(each)

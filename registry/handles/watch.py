@@ -17,11 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from registry.engine.commits import ThreadWaiter
-from registry.errors import CompactedError, FailedPreconditionError, MetadataError, StoreClosedError
+from registry.errors import FailedPreconditionError, MetadataError, StoreClosedError
 from registry.handles.session import Session
 from registry.sync.imports import late_import
 from registry.sync.interrupts import call_then
 from registry.tables import queries, sql
+from registry.tables.position import Position
 from registry.tables.rows import Transition
 
 if TYPE_CHECKING:
@@ -52,9 +53,11 @@ class Watch:
         self._waiters: Final[list[Waiter]] = []
         self._task_transaction: Callable[[], object] = lambda: None
         """Returns the open transaction of the running task, in a watch of an AsyncStore."""
+        self._registry_id: str | None = None
+        """Id of the registry whose history is watched; None: it was not read yet."""
         if after is None:
             with session.engine.committed(DOING) as connection:
-                after = connection.fetch(sql.KEPT)[0][1] or 0
+                after = Position.read(0, connection.fetch).last
         self.after: int = after
         """Seq of the transition that was returned last, or after which the watch began."""
 
@@ -174,28 +177,22 @@ class Watch:
             return
         query = queries.history(frozenset({"limit"}))
         with self._session.engine.committed(DOING) as connection:
-            oldest, newest = (seq or 0 for seq in connection.fetch(sql.KEPT)[0])
+            position = Position.read(self.after, connection.fetch)
             rows = connection.fetch(query, {"after": self.after, "limit": BATCH})
-        self._require_whole(oldest, newest)
+        self._require_whole(position)
         self._may_be_compacted = False
         self._batch.extend(rows)
         if len(rows) < BATCH:
             self._version = version
 
-    def _require_whole(self, oldest: int, newest: int) -> None:
+    def _require_whole(self, position: Position) -> None:
         """Raise CompactedError unless the history has all transitions after `after`."""
-        if self.after < oldest - 1 and not self._may_be_compacted:
-            why = f"is compacted, it begins with {oldest}"
-        elif self.after > newest:
-            why = f"is of another registry, or of a later backup; this one ends with {newest}"
-        else:
+        if self._registry_id not in {None, position.registry_id}:  # restored by force
+            position = position._replace(last=-1, is_kept=False, is_followed=False)
+        elif self._may_be_compacted:
             return
-        raise CompactedError(
-            f"{DOING}: the history after seq {self.after} {why}; "
-            "list the sandboxes, and go on from there",
-            after=self.after,
-            oldest=oldest,
-        )
+        position.require_whole(DOING)
+        self._registry_id = position.registry_id
 
     # Waiting.
 

@@ -7,6 +7,8 @@ filters         filters of a list, checked
 columns         types and ranges of stored values
 rows            rows of a sandbox, decoded to values
 encoding        values, encoded as columns
+position        position in the history, after which a reader goes on
+incarnation     line of the history that a restored backup begins
 upgrade_backup  copy beside a file, made before its upgrade
 migrations      schema of a file: verified, created, upgraded
 inspection      file at a path, inspected before anything is changed

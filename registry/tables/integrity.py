@@ -27,7 +27,7 @@ from registry.sync.interrupts import reraise_interrupt
 from registry.tables import sql
 from registry.tables.encoding import config_json, label_rows, metadata_columns
 from registry.tables.rows import Row, as_text, damage, load_status
-from registry.tables.version import HISTORY_MAX, LEVEL, REVISION
+from registry.tables.version import BLOCK, HISTORY_MAX, LEVEL, REVISION
 from registry.tables.writes import find_extensions
 from registry.visible import visible
 
@@ -281,14 +281,32 @@ def config_json_is_true(connection: Connection) -> Iterator[Violation]:
 
 
 def history_is_whole(connection: Connection) -> Iterator[Violation]:
-    """Check that no transition is missing between the oldest that is kept and the newest."""
-    query = "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0), count(*) FROM sandbox_transitions"
-    ((oldest, newest, count),) = connection.fetch(query)
-    if count != newest - oldest + 1:
+    """Check that no transition is missing between the oldest that is kept and the newest.
+
+    Each incarnation after the first one may begin with a jump: see `incarnation.begin`.
+    """
+    rule = "history_is_whole"
+    query = (
+        "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0), count(*),"
+        " coalesce((SELECT incarnation FROM registry), 1) FROM sandbox_transitions"
+    )
+    ((oldest, newest, count, incarnation),) = connection.fetch(query)
+    jumps = connection.fetch(_JUMPS, {"oldest": oldest})
+    if jumps and (len(jumps) >= incarnation or any(first % BLOCK != 1 for first, _ in jumps)):
+        whole = count + sum(first - last - 1 for first, last in jumps)
         found = f"{count} transitions from seq {oldest} to {newest}"
-        yield Violation("history_is_whole", "", found, str(newest - oldest + 1))
-    if oldest > 1 and newest - oldest + 1 < HISTORY_MAX:
-        yield Violation("history_is_whole", "", f"it begins with seq {oldest}", "seq 1")
+        yield Violation(rule, "", found, str(whole))
+    may_begin = oldest % BLOCK == 1 and incarnation > 1
+    if oldest > 1 and count < HISTORY_MAX and not may_begin:
+        yield Violation(rule, "", f"it begins with seq {oldest}", "seq 1")
+
+
+_JUMPS: Final = (
+    "SELECT seq, (SELECT max(seq) FROM sandbox_transitions AS before WHERE before.seq < after.seq)"
+    " FROM sandbox_transitions AS after WHERE seq > :oldest"
+    " AND seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)"
+)
+"""Each transition that does not follow the one before, and the seq of that one."""
 
 
 def history_is_true(connection: Connection) -> Iterator[Violation]:
@@ -297,13 +315,14 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
         "SELECT sandbox_id, seq, event, from_state, to_state FROM sandbox_transitions ORDER BY seq"
     )
     last: dict[str, str | None] = {}
-    first_seq = None
-    for id, seq, event, from_state, to_state in connection.fetch(query):
-        first_seq = first_seq or seq
+    rows = connection.fetch(query)
+    # Else the beginning may be compacted.
+    is_complete = len(rows) < HISTORY_MAX or rows[0][1] == 1
+    for id, seq, event, from_state, to_state in rows:
         known = last.get(id)
         if event == "changed" and from_state == to_state:
             yield Violation("history_is_true", id, f"seq {seq} changes nothing", "another state")
-        if id not in last and event != "created" and first_seq == 1:
+        if id not in last and event != "created" and is_complete:
             yield Violation("history_is_true", id, f"seq {seq} is its first", "its creation")
         if id in last and event != "created" and from_state != known:
             yield Violation("history_is_true", id, f"seq {seq} from {from_state}", f"from {known}")
@@ -316,7 +335,7 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
         if now.get(id) != state:
             found = f"last transition to {state}, status {now.get(id)}"
             yield Violation("history_is_true", id, found, "both the same")
-    if first_seq in {None, 1}:  # else the beginning of its history may be compacted
+    if is_complete:
         for id in now.keys() - last.keys():
             yield Violation("history_is_true", id, "no transition", "its creation")
 

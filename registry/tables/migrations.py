@@ -40,12 +40,14 @@ class Version(NamedTuple):
     min_writer: int
 
 
-def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -> None:
+def prepare(
+    connection: Connection, path: str, *, create: bool, upgrade: bool, read_only: bool
+) -> None:
     """Create or upgrade the registry that *connection* has open, if it is necessary.
 
-    The caller holds the write lock, outside a transaction. An empty file becomes a registry if
-    *create*. An older registry is upgraded if *upgrade*, after a backup beside it. Each is one
-    transaction.
+    The caller holds the write lock, outside a transaction, unless *read_only*. An empty file
+    becomes a registry if *create*. An older registry is upgraded if *upgrade*, after a backup
+    beside it. A copy becomes a registry of its own. Each is one transaction.
 
     Raises:
         DataLossError, NotFoundError, SchemaVersionError: as `verify`.
@@ -60,6 +62,9 @@ def prepare(connection: Connection, path: str, *, create: bool, upgrade: bool) -
             back_up(connection, path)
         _upgrade(connection, doing, path)
         admit(connection.fetch, doing, path)
+    is_copy = not read_only and connection.fetch(sql.INCARNATION)[0][2] is not None
+    if is_copy and admit(connection.fetch, f"open registry {path!r}", path):
+        _begin_own_incarnation(connection)
 
 
 def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) -> bool:
@@ -195,6 +200,22 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
         raise _not_upgraded(error, doing, path) from error
     finally:
         connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_own_incarnation(connection: Connection) -> None:
+    """Make the copy that *connection* has open a registry of its own."""
+    with late_import("registry.tables.incarnation"):
+        from registry.tables import incarnation  # noqa: PLC0415 - rare
+
+    def begin(connection: sqlite3.Connection) -> None:
+        incarnation.begin(connection, now, registry_id=incarnation.new_id(), number=now.number + 1)
+
+    now = incarnation.Incarnation.read(connection.fetch)
+    try:
+        _numbered(connection, begin)
+    except BaseException:
+        _roll_back(connection)
+        raise
 
 
 def _not_upgraded(error: BaseException, doing: str, path: str) -> sqlite3.Error | DataLossError:

@@ -45,7 +45,7 @@ from sqlalchemy import (
 )
 
 from registry.model.extensions import COUNT_MAX, NAME_MAX, TYPE_URL_MAX, VALUE_MAX
-from registry.tables.version import APPLICATION_ID, HISTORY_MAX, LEVEL, REVISION
+from registry.tables.version import APPLICATION_ID, BLOCK, HISTORY_MAX, LEVEL, REVISION
 
 metadata: Final = MetaData(
     naming_convention={
@@ -79,7 +79,13 @@ registry: Final = Table(
     Column("level", Integer, nullable=False),
     Column("min_reader", Integer, nullable=False),
     Column("min_writer", Integer, nullable=False),
+    # Lines of history: each restore of a backup, and each copy that is opened, begins the next one.
+    Column("incarnation", Integer, nullable=False, server_default=text("1")),
+    # When this copy of a registry was made; NULL: it is no copy, or has begun its own incarnation.
+    Column("copied_at", Integer),
     CheckConstraint("one = 1", name="one_row"),
+    _positive("incarnation"),
+    _positive("copied_at"),
     # The id is a part of the names of namespaces.
     CheckConstraint(
         "length(registry_id) = 32 AND registry_id NOT GLOB '*[^0-9a-f]*'", name="registry_id"
@@ -282,6 +288,23 @@ def _left(state: str, id: str) -> str:
     )
 
 
+def _before_block(seq: str) -> str:
+    """Return the last seq before the block of *seq*: a new incarnation begins a block."""
+    return f"({seq} - 1) / {BLOCK} * {BLOCK}"
+
+
+_KEPT: Final = f"""(
+  WITH RECURSIVE block(first) AS (
+    SELECT min(seq) FROM sandbox_transitions UNION ALL
+    SELECT (SELECT min(seq) FROM sandbox_transitions
+            WHERE seq > {_before_block("block.first")} + {BLOCK})
+    FROM block WHERE first IS NOT NULL)
+  SELECT sum((SELECT max(seq) FROM sandbox_transitions
+              WHERE seq <= {_before_block("first")} + {BLOCK}) - first + 1)
+  FROM block WHERE first IS NOT NULL)"""
+"""Number of transitions that are kept; counting them one by one would take a millisecond."""
+
+
 def _labels_fixed(verb: str, alias: str, also: str = "") -> str:
     """Refuse a change to a label if the metadata of its sandbox is fixed, or if *also* holds."""
     return f"""
@@ -458,23 +481,38 @@ CREATE TRIGGER sandbox_transitions_fixed BEFORE UPDATE ON sandbox_transitions
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
-    # A transition with a far greater seq would be the only one that is kept, and the last one.
-    """
+    # A transition with a far greater seq may come only after a jump of a new incarnation, which has
+    # set the AUTOINCREMENT counter: see `incarnation.begin`.
+    f"""
 CREATE TRIGGER sandbox_transitions_in_turn AFTER INSERT ON sandbox_transitions
 WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
+  AND (NEW.seq % {BLOCK} <> 1 OR NEW.seq - 1 NOT IN (
+    SELECT seq FROM sqlite_sequence WHERE name = 'sandbox_transitions'))
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
+    # The history is bounded by its count. In the block of the newest transition, which has no gaps,
+    # the seq tells the count. Of older blocks, the oldest transition goes with each new one.
     f"""
 CREATE TRIGGER sandbox_transitions_stay BEFORE DELETE ON sandbox_transitions
 WHEN OLD.seq > (SELECT max(seq) FROM sandbox_transitions) - {HISTORY_MAX}
+  OR (OLD.seq <= {_before_block("(SELECT max(seq) FROM sandbox_transitions)")}
+    AND (OLD.seq > (SELECT min(seq) FROM sandbox_transitions) OR {_KEPT} <= {HISTORY_MAX}))
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
     f"""
 CREATE TRIGGER sandbox_transitions_bounded AFTER INSERT ON sandbox_transitions
 BEGIN
-  DELETE FROM sandbox_transitions WHERE seq <= NEW.seq - {HISTORY_MAX};
+  DELETE FROM sandbox_transitions
+  WHERE seq <= NEW.seq - {HISTORY_MAX} AND seq > {_before_block("NEW.seq")};
+END""",
+    f"""
+CREATE TRIGGER sandbox_transitions_bounded_past_jumps AFTER INSERT ON sandbox_transitions
+WHEN (SELECT min(seq) FROM sandbox_transitions) <= {_before_block("NEW.seq")}
+  AND {_KEPT} > {HISTORY_MAX}
+BEGIN
+  DELETE FROM sandbox_transitions WHERE seq = (SELECT min(seq) FROM sandbox_transitions);
 END""",
 )
 

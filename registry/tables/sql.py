@@ -12,6 +12,27 @@ VERSION: Final = "SELECT registry.level, registry.min_reader, registry.min_write
 
 REGISTRY_ID: Final = "SELECT registry.registry_id FROM registry"
 
+INCARNATION: Final = (
+    "SELECT (SELECT registry.registry_id FROM registry) AS anon_1, (SELECT registry.incarnation "
+    "FROM registry) AS anon_2, (SELECT registry.copied_at FROM registry) AS anon_3, (SELECT "
+    "max(sqlite_sequence.seq) AS max_1 FROM sqlite_sequence WHERE sqlite_sequence.name = "
+    "'sandbox_transitions') AS anon_4"
+)
+
+BEGIN_INCARNATION: Final = (
+    "UPDATE registry SET registry_id=:registry_id, incarnation=:incarnation, copied_at=NULL"
+)
+
+MARK_COPY: Final = "UPDATE registry SET copied_at=:copied_at"
+
+DELETE_LAST_SEQ: Final = (
+    "DELETE FROM sqlite_sequence WHERE sqlite_sequence.name = 'sandbox_transitions'"
+)
+
+INSERT_LAST_SEQ: Final = (
+    "INSERT INTO sqlite_sequence (name, seq) VALUES ('sandbox_transitions', :seq)"
+)
+
 ROW_BY_ID: Final = (
     "SELECT sandboxes.creation, sandboxes.id, sandboxes.name, sandboxes.netns_path, sandboxes.ip, "
     "sandboxes.additional_ips, sandboxes.runtime_handler, sandboxes.cni_result, "
@@ -135,6 +156,16 @@ EXTENSIONS: Final = (
 KEPT: Final = (
     "SELECT (SELECT min(sandbox_transitions.seq) AS min_1 FROM sandbox_transitions) AS anon_1, "
     "(SELECT max(sandbox_transitions.seq) AS max_1 FROM sandbox_transitions) AS anon_2"
+)
+
+POSITION: Final = (
+    "SELECT (SELECT min(sandbox_transitions.seq) AS min_1 FROM sandbox_transitions) AS anon_1, "
+    "(SELECT max(sandbox_transitions.seq) AS max_1 FROM sandbox_transitions) AS anon_2, (SELECT "
+    "max(sqlite_sequence.seq) AS max_2 FROM sqlite_sequence WHERE sqlite_sequence.name = "
+    "'sandbox_transitions') AS anon_3, EXISTS (SELECT * FROM sandbox_transitions WHERE "
+    "sandbox_transitions.seq = :after) AS anon_4, EXISTS (SELECT * FROM sandbox_transitions "
+    "WHERE sandbox_transitions.seq = :after + 1) AS anon_5, (SELECT registry.registry_id FROM "
+    "registry) AS anon_6"
 )
 
 STOPS: Final = (
@@ -326,6 +357,8 @@ TABLES: Final = (
 )
 
 CHECKS: Final = {
+    "registry_check_copied_at": "SELECT '' FROM registry WHERE NOT (copied_at > 0)",
+    "registry_check_incarnation": "SELECT '' FROM registry WHERE NOT (incarnation > 0)",
     "registry_check_one_row": "SELECT '' FROM registry WHERE NOT (one = 1)",
     "registry_check_registry_id": (
         "SELECT '' FROM registry WHERE NOT (length(registry_id) = 32 AND registry_id NOT GLOB "
@@ -410,8 +443,12 @@ SCHEMA: Final = (
   level INTEGER NOT NULL,
   min_reader INTEGER NOT NULL,
   min_writer INTEGER NOT NULL,
+  incarnation INTEGER DEFAULT 1 NOT NULL,
+  copied_at INTEGER,
   CONSTRAINT registry_pk PRIMARY KEY (one),
   CONSTRAINT registry_check_one_row CHECK (one = 1),
+  CONSTRAINT registry_check_incarnation CHECK (incarnation > 0),
+  CONSTRAINT registry_check_copied_at CHECK (copied_at > 0),
   CONSTRAINT registry_check_registry_id CHECK (length(registry_id) = 32 AND registry_id NOT
     GLOB '*[^0-9a-f]*')
 ) STRICT""",
@@ -747,17 +784,44 @@ BEGIN
 END""",
     """CREATE TRIGGER sandbox_transitions_in_turn AFTER INSERT ON sandbox_transitions
 WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
+  AND (NEW.seq % 1000000000 <> 1 OR NEW.seq - 1 NOT IN (
+    SELECT seq FROM sqlite_sequence WHERE name = 'sandbox_transitions'))
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
     """CREATE TRIGGER sandbox_transitions_stay BEFORE DELETE ON sandbox_transitions
 WHEN OLD.seq > (SELECT max(seq) FROM sandbox_transitions) - 100000
+  OR (OLD.seq <= ((SELECT max(seq) FROM sandbox_transitions) - 1) / 1000000000 * 1000000000
+    AND (OLD.seq > (SELECT min(seq) FROM sandbox_transitions) OR (
+  WITH RECURSIVE block(first) AS (
+    SELECT min(seq) FROM sandbox_transitions UNION ALL
+    SELECT (SELECT min(seq) FROM sandbox_transitions
+            WHERE seq > (block.first - 1) / 1000000000 * 1000000000 + 1000000000)
+    FROM block WHERE first IS NOT NULL)
+  SELECT sum((SELECT max(seq) FROM sandbox_transitions
+              WHERE seq <= (first - 1) / 1000000000 * 1000000000 + 1000000000) - first + 1)
+  FROM block WHERE first IS NOT NULL) <= 100000))
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
     """CREATE TRIGGER sandbox_transitions_bounded AFTER INSERT ON sandbox_transitions
 BEGIN
-  DELETE FROM sandbox_transitions WHERE seq <= NEW.seq - 100000;
+  DELETE FROM sandbox_transitions
+  WHERE seq <= NEW.seq - 100000 AND seq > (NEW.seq - 1) / 1000000000 * 1000000000;
+END""",
+    """CREATE TRIGGER sandbox_transitions_bounded_past_jumps AFTER INSERT ON sandbox_transitions
+WHEN (SELECT min(seq) FROM sandbox_transitions) <= (NEW.seq - 1) / 1000000000 * 1000000000
+  AND (
+  WITH RECURSIVE block(first) AS (
+    SELECT min(seq) FROM sandbox_transitions UNION ALL
+    SELECT (SELECT min(seq) FROM sandbox_transitions
+            WHERE seq > (block.first - 1) / 1000000000 * 1000000000 + 1000000000)
+    FROM block WHERE first IS NOT NULL)
+  SELECT sum((SELECT max(seq) FROM sandbox_transitions
+              WHERE seq <= (first - 1) / 1000000000 * 1000000000 + 1000000000) - first + 1)
+  FROM block WHERE first IS NOT NULL) > 100000
+BEGIN
+  DELETE FROM sandbox_transitions WHERE seq = (SELECT min(seq) FROM sandbox_transitions);
 END""",
     """CREATE VIEW sandbox_overview AS
 SELECT s.id, s.name, s.namespace, s.pod, t.state, t.pid, s.ip, s.netns_path, t.reason,
@@ -786,11 +850,11 @@ INITIAL: Final = (
     (
         "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer) VALUES "
         "(1, lower(hex(randomblob(16))), CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 + "
-        "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 2, 1, 1)"
+        "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 3, 1, 1)"
     ),
     (
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT "
         "alembic_version_pkc PRIMARY KEY (version_num))"
     ),
-    "INSERT INTO alembic_version (version_num) VALUES ('0002')",
+    "INSERT INTO alembic_version (version_num) VALUES ('0003')",
 )

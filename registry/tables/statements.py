@@ -27,13 +27,16 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    column,
     delete,
     exists,
     func,
     insert,
     literal_column,
+    null,
     or_,
     select,
+    table,
     update,
 )
 
@@ -143,9 +146,38 @@ _LARGEST: Final = (str(2**63), str(2**63 - 1))
 """Digits of the largest integers of 64 bits, below and above 0."""
 
 
+_HISTORY: Final = sandbox_transitions.name
+_sequence: Final = table("sqlite_sequence", column("name"), column("seq"))
+"""Table in which SQLite counts for AUTOINCREMENT."""
+
+
+def _last_seq() -> ScalarSelect[Any]:
+    """Return the seq that the next transition follows; NULL before the first one."""
+    return (
+        select(func.max(_sequence.c.seq))
+        .where(_sequence.c.name == _literal(_HISTORY))
+        .scalar_subquery()
+    )
+
+
+def _of_registry(name: str) -> ScalarSelect[Any]:
+    """Return a column of the one row of `registry`; NULL if a damaged one has none."""
+    return select(registry.c[name]).scalar_subquery()
+
+
 STATEMENTS: Final[Mapping[str, Core]] = {
     "VERSION": select(*(registry.c[name] for name in VERSION_FIELDS)),
     "REGISTRY_ID": select(registry.c.registry_id),
+    "INCARNATION": select(
+        *(_of_registry(name) for name in ("registry_id", "incarnation", "copied_at")), _last_seq()
+    ),
+    "BEGIN_INCARNATION": update(registry).values(
+        registry_id=bindparam("registry_id"), incarnation=bindparam("incarnation"), copied_at=null()
+    ),
+    "MARK_COPY": update(registry).values(copied_at=bindparam("copied_at")),
+    # SQLite's own table, in which a name may stand twice: so no update.
+    "DELETE_LAST_SEQ": delete(_sequence).where(_sequence.c.name == _literal(_HISTORY)),
+    "INSERT_LAST_SEQ": insert(_sequence).values(name=_literal(_HISTORY), seq=bindparam("seq")),
     # Rows of sandboxes.
     "ROW_BY_ID": select_rows().where(sandboxes.c.id == bindparam("id")),
     "ROW_BY_CREATION": select_rows().where(sandboxes.c.creation == bindparam("creation")),
@@ -187,6 +219,14 @@ STATEMENTS: Final[Mapping[str, Core]] = {
     "KEPT": select(
         select(func.min(sandbox_transitions.c.seq)).scalar_subquery(),
         select(func.max(sandbox_transitions.c.seq)).scalar_subquery(),
+    ),
+    "POSITION": select(
+        select(func.min(sandbox_transitions.c.seq)).scalar_subquery(),
+        select(func.max(sandbox_transitions.c.seq)).scalar_subquery(),
+        _last_seq(),
+        exists().where(sandbox_transitions.c.seq == bindparam("after")),
+        exists().where(sandbox_transitions.c.seq == bindparam("after") + literal_column("1")),
+        _of_registry("registry_id"),
     ),
     "STOPS": (
         select(sandbox_transitions.c.seq, sandbox_transitions.c.sandbox_id)

@@ -1,4 +1,4 @@
-"""A registry of revision 0001 is upgraded, and the code of that time still uses it."""
+"""A registry of an older revision is upgraded, and the code of that time still uses it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,24 @@ TABLES = ("sandboxes", "sandbox_statuses", "sandbox_labels", "sandbox_transition
 """Tables of revision 0001 beside `registry`."""
 
 
+REVISIONS = ["0001", "0002"]
+"""Older revisions, whose code is in tests/data."""
+
+
 @pytest.fixture
-def path(path: str) -> str:
-    """Return a registry that the code of revision 0001 has made."""
-    make_old_registry(path)
+def revision(request: pytest.FixtureRequest) -> str:
+    """Return the revision that a test names, or the oldest."""
+    return str(getattr(request, "param", "0001"))
+
+
+@pytest.fixture
+def path(path: str, revision: str) -> str:
+    """Return a registry that the code of *revision* has made."""
+    make_old_registry(path, revision)
     return path
+
+
+of_each_revision = pytest.mark.parametrize("revision", REVISIONS, indirect=True)
 
 
 def rows(path: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -50,6 +63,7 @@ def rows(path: str) -> dict[str, list[tuple[Any, ...]]]:
 # The upgrade.
 
 
+@of_each_revision
 def test_an_upgraded_registry_has_its_rows_and_the_schema_of_a_new_one(path: str) -> None:
     """Object by object; its id, and who may use it, stay."""
     before, who = rows(path), query(path, "SELECT registry_id, created_at FROM registry")
@@ -105,7 +119,8 @@ def test_processes_that_open_an_old_registry_at_once_upgrade_it_once(path: str) 
 # Older code.
 
 
-def test_code_of_revision_0001_uses_the_upgraded_registry(path: str) -> None:
+@of_each_revision
+def test_older_code_uses_the_upgraded_registry(path: str, revision: str) -> None:
     """It reads, writes and checks; what it deletes takes its extensions along, and no others."""
     with Store.open(path, reconcile=False) as store:
         for id in ("s1", "s2"):
@@ -127,6 +142,7 @@ def test_code_of_revision_0001_uses_the_upgraded_registry(path: str) -> None:
             print(store.get("s2").status.get().message)
         """,
         path,
+        revision=revision,
     )
     assert "s0 s1 s2\n[]\nby old code\n" == out
     with Store.open(path, reconcile=False) as store:
@@ -159,14 +175,15 @@ OLD_PROCESS = """
     """
 
 
-def test_a_process_of_revision_0001_continues_beside_the_upgrade(path: str) -> None:
+@of_each_revision
+def test_a_process_of_older_code_continues_beside_the_upgrade(path: str, revision: str) -> None:
     """It has the registry open all the time; both see what the other commits."""
 
     def ask(step: str) -> str:
         say(old, step)
         return line(old)
 
-    with running(OLD_PROCESS, path, env=old_environment()) as old:
+    with running(OLD_PROCESS, path, env=old_environment(revision)) as old:
         assert "open" == line(old)
         assert "kept+" == ask("update")
         with Store.open(path, reconcile=False) as store:
@@ -259,7 +276,7 @@ def test_an_upgrade_without_descriptors_says_so(path: str) -> None:
         print(limit > used)
         """
     assert ["True"] == run(code, path).split()
-    assert 2 == query(path, "SELECT level FROM registry")[0][0]
+    assert version.LEVEL == query(path, "SELECT level FROM registry")[0][0]
 
 
 def test_the_backup_belongs_to_the_owner_of_the_registry(path: str) -> None:

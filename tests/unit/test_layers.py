@@ -83,6 +83,8 @@ ORDER = [
     "tables.columns",
     "tables.rows",
     "tables.encoding",
+    "tables.position",
+    "tables.incarnation",
     "tables.upgrade_backup",
     "tables.migrations",
     "tables.inspection",

@@ -68,7 +68,7 @@ def shell(store: Store, path: str) -> Iterator[sqlite3.Connection]:
         "UPDATE sandbox_transitions SET actor = 'me'",
         "REPLACE INTO sandbox_transitions SELECT * FROM sandbox_transitions",
         "DELETE FROM registry",
-        "INSERT INTO registry SELECT 2, registry_id, created_at, 1, 1, 1 FROM registry",
+        "INSERT INTO registry SELECT 2, registry_id, created_at, 1, 1, 1, 1, NULL FROM registry",
         "REPLACE INTO registry SELECT * FROM registry",
         "UPDATE registry SET registry_id = '../../x'",
         "UPDATE sandbox_statuses SET reason = 'killed by hand' WHERE sandbox_id = 'ready'",
