@@ -64,6 +64,8 @@ def import_sandboxes(
     try:
         store = options.open_to_write(db, timeout, create=create)
     except NotFoundError as error:
+        if create:
+            raise
         message = str(error)  # which may end with a question
         joined = f"{message} if so," if message.endswith("?") else f"{message};"
         return complain(f"{joined} --create makes a registry", UNAVAILABLE)

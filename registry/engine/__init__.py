@@ -5,6 +5,7 @@ driver         connections with the settings that a registry needs
 wal_file       the write-ahead log, read as a file
 continuity     whether a WAL continues the database file beside it; numbers of commits
 disk_reserve   disk space and inodes reserved for use when the disk is full
+beside         whether each file beside a database may be one of its registry
 disk_space     limits of a transaction, by the free space of the disk
 lock_file      file that is locked by one process at a time, and names the holder
 process_lock   fair lock between processes

@@ -11,6 +11,7 @@ The reserve is two files beside the database. When the disk is full:
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
@@ -47,8 +48,7 @@ class DiskReserve:
 
     def _allocate(self, path: str, size: int) -> None:
         """Allocate *size* bytes for the file at *path*, or leave it as it was without space."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(path, flags, 0o600)
+        fd = _open(path, os.O_CREAT)
         try:
             before = os.fstat(fd).st_size
             paths.give_to_owner(fd, self._database)
@@ -72,9 +72,8 @@ class DiskReserve:
         Only the bytes that are needed now are released: another program on the full disk could take
         the rest.
         """
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with suppress_os_errors():
-            fd = os.open(f"{self._database}-spare", flags)
+            fd = _open(f"{self._database}-spare")
             try:
                 left = max(0, os.fstat(fd).st_size - bytes)
                 os.ftruncate(fd, left)
@@ -89,6 +88,20 @@ class DiskReserve:
         removed = [_remove(f"{self._database}{suffix}") for suffix in suffixes]
         self.released |= any(removed)
         return any(removed)
+
+
+def _open(path: str, create: int = 0) -> int:
+    """Return a descriptor of a part of the reserve; *create* is O_CREAT or 0.
+
+    Raises:
+        OSError: it cannot be opened, or, EINVAL, it is not a file of a registry.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags | create, 0o600)
+    if why := paths.why_not_ours(path, os.fstat(fd)):
+        os.close(fd)
+        raise OSError(errno.EINVAL, why, path)
+    return fd
 
 
 def _remove(path: str) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import struct
 import time
 from typing import Final, NamedTuple
@@ -56,8 +55,8 @@ class LockFile:
         """Open the file that is at the path now, then close the one that was open before.
 
         Raises:
-            OSError, FailedPreconditionError: it cannot be opened, or is no regular file; the one
-                that was open stays open.
+            OSError, FailedPreconditionError: it cannot be opened, or is no file of a registry; the
+                one that was open stays open.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         before = self.fd
@@ -69,9 +68,10 @@ class LockFile:
             reraise_interrupt(error)
             fd = os.open(self.path, flags)
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
+        why = paths.why_not_ours(self.path, found)
+        if why:
             os.close(fd)
-            raise FailedPreconditionError(f"lock {self.path!r}: not a regular file; move it away")
+            raise FailedPreconditionError(f"lock {self.path!r}: it {why}; move it away")
         self.fd, self._identity = fd, (found.st_dev, found.st_ino)
         if before >= 0:
             os.close(before)

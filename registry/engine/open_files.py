@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from registry.engine import driver, lock_file
+from registry.engine.beside import require_own
 from registry.engine.engine import Engine, open_engines
 from registry.engine.file_identity import replaced_files
 from registry.engine.hooks import SchemaHooks
@@ -60,6 +61,7 @@ def attach(
         _require_openable(real)
         engine = _engines.get((real, read_only))
         if engine is None or engine.closed:
+            require_own(real, read_only=read_only)
             if not size(real):
                 _prepare_creation(real, hooks, create=create and not read_only)
             engine = Engine(real, hooks, read_only=read_only)

@@ -33,6 +33,7 @@ def resolve(path: str | os.PathLike[str]) -> str:
     Raises:
         InvalidArgumentError: *path* does not name a regular file.
         FailedPreconditionError: SQLite would keep a WAL elsewhere; or the path cannot be inspected.
+        NotFoundError: a symlink leads to a file or directory that is missing.
     """
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
@@ -44,12 +45,29 @@ def resolve(path: str | os.PathLike[str]) -> str:
         raise _not_a_path(text) from error
     except FileNotFoundError as error:
         reraise_interrupt(error)
+        _require_no_dangling_symlink(text)
     except OSError as error:
         reraise_interrupt(error)
         raise refused(f"open registry {real!r}", real, "inspect the path", error) from error
     else:
         _require_usable(real, found)
     return real
+
+
+def _require_no_dangling_symlink(path: str) -> None:
+    """Raise if a symlink on the way to *path*, at which no file is, leads to nothing.
+
+    A registry would be created at its target, which may be on a disk that is not mounted yet.
+    """
+    link = os.path.abspath(path)
+    while not os.path.lexists(link):
+        link = os.path.dirname(link)
+    if os.path.islink(link) and not os.path.exists(link):
+        raise NotFoundError(
+            f"open registry {path!r}: {link!r} is a symlink to {os.path.realpath(link)!r}, where "
+            "nothing is; mount the disk of its target, or remove the symlink",
+            path=path,
+        )
 
 
 def _not_a_path(value: object) -> InvalidArgumentError:
@@ -82,6 +100,31 @@ def _require_usable(real: str, found: os.stat_result) -> None:
             "elsewhere; mount its directory",
             path=real,
         )
+
+
+def why_not_ours(path: str, found: os.stat_result) -> str:
+    """Return why the file at *path* cannot be one of a registry, or "".
+
+    Args:
+        path: of a file beside a database.
+        found: its stat result, of `lstat` or `fstat`.
+    """
+    if stat.S_ISLNK(found.st_mode):
+        with suppress_os_errors():
+            return f"is a symlink to {os.readlink(path)!r}"
+        return "is a symlink"
+    if not stat.S_ISREG(found.st_mode):
+        return f"is {_NAMES.get(stat.S_IFMT(found.st_mode), 'not a regular file')}"
+    return f"has {found.st_nlink} names (hard links)" if found.st_nlink > 1 else ""
+
+
+_NAMES: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def _is_mounted_alone(path: str) -> bool:

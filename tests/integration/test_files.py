@@ -175,12 +175,17 @@ def test_a_removed_lock_file_is_created_again(open_store: OpenStore, path: str) 
 def test_a_lock_file_that_cannot_be_opened_is_named_and_may_be_repaired(
     open_store: OpenStore, path: str
 ) -> None:
-    """A symlink or a directory; no lock is left behind, and the store works afterwards."""
+    """A symlink, a directory, a hard link; no lock is left, and the store works afterwards."""
     store = open_store()
-    for make, unmake in ((partial(os.symlink, "x"), os.unlink), (os.mkdir, os.rmdir)):
+    Path(f"{path}.other").touch()
+    for make, unmake in (
+        (partial(os.symlink, "x"), os.unlink),
+        (os.mkdir, os.rmdir),
+        (partial(os.link, f"{path}.other"), os.unlink),
+    ):
         os.unlink(f"{path}-lock")
         make(f"{path}-lock")
-        with pytest.raises(FailedPreconditionError, match="lock files beside"):
+        with pytest.raises(FailedPreconditionError, match=r"lock files beside|move it away"):
             store.add(sandbox("a"), READY)
         unmake(f"{path}-lock")
         store.add(sandbox("b"), READY).delete()

@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -117,38 +117,6 @@ def test_an_open_with_too_few_descriptors_says_so(path: str, read_only: bool) ->
             refused.append(error.errno)
     assert {errno.EMFILE} == set(refused)
     assert len(refused) in range(3, 20)
-
-
-def make_directory(path: str) -> None:
-    """Put a directory there."""
-    os.mkdir(path)
-
-
-def make_symlink(path: str) -> None:
-    """Put a symlink there that leads to a file."""
-    os.symlink("/etc/hostname", path)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "spoil", "reason", "advice"),
-    [
-        ("-wal", make_directory, "Is a directory", "move it away"),
-        ("-wal", make_symlink, "symbolic links", "remove the symlink"),
-        ("-shm", make_symlink, "symbolic links", "remove the symlink"),
-    ],
-)
-def test_a_log_that_is_no_file_is_named(
-    path: str, suffix: str, spoil: Callable[[str], None], reason: str, advice: str
-) -> None:
-    """Permission is not what is missing."""
-    Store.open(path).close()
-    spoil(path + suffix)
-    for read_only in (False, True):
-        with pytest.raises(FailedPreconditionError) as caught:
-            Store.open(path, read_only=read_only)
-        message = str(caught.value)
-        assert all(part in message for part in (path + suffix, reason, advice)), message
-        assert path == caught.value.path
 
 
 def test_a_path_that_is_too_long_for_sqlite_says_so(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ ORDER = [
     "engine.wal_file",
     "engine.continuity",
     "engine.disk_reserve",
+    "engine.beside",
     "engine.disk_space",
     "engine.lock_file",
     "engine.process_lock",

@@ -336,5 +336,5 @@ def test_the_process_lock_is_a_queue_between_processes(tmp_path: object) -> None
 def test_a_lock_file_is_a_regular_file(tmp_path: object, which: str) -> None:
     """A fifo at its path must not block."""
     os.mkfifo(f"{tmp_path}/r.db-{which}")
-    with pytest.raises(Exception, match="not a regular file"):
+    with pytest.raises(Exception, match="is a FIFO"):
         ProcessLock(f"{tmp_path}/r.db")
