@@ -31,6 +31,7 @@ from benchmarks import (
     orm,
     plain,
     plots,
+    readers,
     recovery,
     report,
     samples,
@@ -72,6 +73,7 @@ class Bench:
         yield from self.as_root()
         yield from self.calls()
         yield from mixed.measure(self._folder, self._rounds, 1.0 if self._quick else 2.0)
+        yield from readers.measure(self._folder, 3, 3.0 if self._quick else 6.0)
         yield from lists.measure(self._folder, self._rounds)
         yield from watching.measure(self._ours, 100 if self._quick else 500)
         yield from counted.measure(self._ours)

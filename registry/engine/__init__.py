@@ -1,7 +1,8 @@
 """Access to one database file: write transactions, snapshots, and the files beside it.
 
-sqlite_errors  SQLite's errors as errors of this package, with the errno behind them
 driver         connections with the settings that a registry needs
+long_wal       message about a write-ahead log that cannot be reset
+sqlite_errors  SQLite's errors as errors of this package, with the errno behind them
 wal_file       the write-ahead log, read as a file
 continuity     whether a WAL continues the database file beside it; numbers of commits
 disk_reserve   disk space and inodes reserved for use when the disk is full

@@ -18,6 +18,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from registry.engine.disk_reserve import SIZES, DiskReserve
+from registry.engine.long_wal import long_wal
 from registry.errors import ResourceExhaustedError
 from registry.host import paths
 
@@ -130,7 +131,7 @@ class DiskSpace:
     def _exhausted(self, doing: str, reserved_for: str) -> ResourceExhaustedError:
         return ResourceExhaustedError(
             f"{doing}: the disk of {self._path!r} is full, and the disk reserve is kept for "
-            f"{reserved_for}; {paths.how_to_free(self._path)}",
+            f"{reserved_for}; {paths.how_to_free(self._path)}{long_wal(self._path)}",
             path=self._path,
             errno=errno.ENOSPC,
         )

@@ -17,7 +17,8 @@ Fetch = Callable[[str, Mapping[str, object]], list[tuple[Any, ...]]]
 WAL_PAGES: Final = 1000
 """Pages of WAL after which a commit moves the WAL into the database, as far as readers allow."""
 WAL_MAX: Final = 16 * 1024 * 1024
-"""Bytes of WAL after which a commit waits for readers for a moment, to restart the WAL."""
+"""Bytes of WAL past which it is restarted. The commit that passes them, twice as many, four times
+as many and so on waits for readers for a moment: see `registry.engine.wal`."""
 OLDEST_SQLITE: Final = (3, 37, 0)
 """The first version with STRICT tables."""
 

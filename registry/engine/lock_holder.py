@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from registry.engine.lock_file import Holder
+from registry.engine.long_wal import long_wal
 from registry.engine.sqlite_errors import translate
 from registry.engine.transaction import Transaction
 from registry.errors import RegistryError, UnavailableError, retold
@@ -42,7 +43,7 @@ def timeout_error(
     when = f" since {_iso(since)}" if since else ""
     return UnavailableError(
         f"{doing}: timed out after {timeout:g} s waiting for the write lock on {path!r}, held by "
-        f"{name}{when}; retry, or stop the holder",
+        f"{name}{when}; retry, or stop the holder{long_wal(path)}",
         path=path,
         holder=name,
         since=since,

@@ -17,6 +17,7 @@ import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from registry.engine.long_wal import long_wal
 from registry.errors import (
     DataLossError,
     FailedPreconditionError,
@@ -64,6 +65,8 @@ def translate(error: sqlite3.Error, doing: str, path: str) -> RegistryError:
         return refused
     kind, advice = _KINDS.get(code or 0) or _KINDS.get((code or 0) & 0xFF, (RegistryError, ""))
     message = f"{doing}: {error} ({name}) in {path!r}" + (f"; {advice}" if advice else "")
+    if code == sqlite3.SQLITE_FULL:
+        message += long_wal(path)
     translated = kind(message, sqlite_code=code)
     if hasattr(kind, "path"):
         translated.__dict__["path"] = path

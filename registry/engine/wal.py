@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
+from registry.engine.long_wal import why_long
 from registry.host import paths
-from registry.host.file_locks import snapshot_holders
 from registry.sync.interrupts import call_then
 
 if TYPE_CHECKING:
@@ -28,55 +28,62 @@ log = logging.getLogger("registry")
 AHEAD: Final = 256 * 1024
 """Bytes that are preallocated at once, for about thirty small updates."""
 RESET_WAIT: Final = 1.0
-"""Seconds that a commit waits for readers when the WAL is longer than its bound. If two readers
-overlap all the time, it must be longer than each of them keeps its snapshot."""
+"""Seconds that a commit waits for readers, at most. If two readers overlap all the time, it must be
+longer than each of them keeps its snapshot."""
 
 
 class Wal:
-    """Write-ahead log of one database file, as its writer lets it grow."""
+    """Write-ahead log of one database file, as its writer lets it grow.
+
+    A commit restarts the WAL if it has taken the WAL over a bound: WAL_MAX, twice that, four times,
+    and so on. The process lock serialises commits, so of all processes only one meets each bound.
+    """
 
     def __init__(self, path: str, file_identity: FileIdentity) -> None:
         """Prepare for the database at *path*; *file_identity* measures the WAL."""
         self._path: Final = path
         self._file_identity: Final = file_identity
-        self._bound = driver.WAL_MAX
         self._size = 0
-        """Bytes of the WAL when the latest transaction began."""
+        """Bytes of the WAL when the latest transaction began, preallocation included."""
+        self._bounds = 0
+        """Bounds that the WAL had exceeded then, without the preallocation."""
 
-    def is_long(self) -> bool:
-        """Return whether the WAL is longer than its bound."""
-        return self._file_identity.log_size > self._bound
+    def is_near_bound(self) -> bool:
+        """Return whether the latest transaction may have taken the WAL over a bound."""
+        return self._size > driver.WAL_MAX // 2
 
-    def restart(self, connection: driver.Connection, deadline: float) -> None:
-        """Let the next commit overwrite the WAL from its start.
-
-        Passive checkpoints starve while readers overlap; this one waits for the readers.
+    def restart_if_outgrown(self, connection: driver.Connection, deadline: float) -> None:
+        """Restart the WAL if the latest commit has taken it over a bound.
 
         Args:
             connection: the writer's; the caller holds the process lock.
             deadline: monotonic time in seconds after which waiting stops.
         """
-        wait = max(0.0, min(RESET_WAIT, deadline - time.monotonic()))
-        with contextlib.suppress(sqlite3.Error):
-            try:
-                connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
-                busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
-            finally:
-                connection.execute("PRAGMA busy_timeout = 0")
-            # While a reader stays, each commit would wait: try again after the same growth.
-            self._bound = driver.WAL_MAX + (self._file_identity.log_size if busy else 0)
-            if busy:
-                self._warn()
+        bounds = _bounds_below(self._file_identity.log_size)
+        if bounds > self._bounds:
+            self._restart(connection, max(0.0, min(RESET_WAIT, deadline - time.monotonic())))
+        self._bounds = bounds  # set last: an interrupted call is called again
 
-    def _warn(self) -> None:
-        """Log which processes keep the write-ahead log from being reset."""
-        log.warning(
-            "the write-ahead log of %r has %d bytes and cannot be reset: %s; end the read "
-            "transaction there",
-            self._path,
-            self._file_identity.log_size,
-            f"{', '.join(snapshot_holders(self._path)) or 'an unknown process'} keeps a snapshot",
-        )
+    def _restart(self, connection: driver.Connection, wait: float) -> None:
+        """Let the next commit overwrite the WAL from its start, after at most *wait* seconds.
+
+        Passive checkpoints starve while readers overlap; this one waits for the readers. It does
+        not wait for a reader that was there when the WAL had half of its length: that one stays.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            # A checkpoint goes as far as the snapshot of the oldest reader.
+            passive = "PRAGMA wal_checkpoint(PASSIVE)"
+            busy, frames, moved = connection.execute(passive).fetchone()
+            if 2 * moved < frames:
+                busy = 1
+            else:
+                try:
+                    connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
+                    busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+                finally:
+                    connection.execute("PRAGMA busy_timeout = 0")
+            if busy:
+                log.warning("%s", why_long(self._path))
 
     def preallocate(self, connection: driver.Connection) -> None:
         """Append frames that the next commits overwrite, if commits have made the WAL longer.
@@ -87,14 +94,23 @@ class Wal:
         Args:
             connection: the writer's, in no transaction; the caller holds the process lock.
         """
-        size, grown = self._file_identity.log_size, self._file_identity.log_size - self._size
-        self._size = size
-        if not (0 < grown < AHEAD // 2 and size + AHEAD <= driver.WAL_MAX):
+        size = self._file_identity.log_size
+        if size > driver.WAL_MAX // 2:  # another process may have committed since
+            size = paths.size(f"{self._path}-wal")
+        grown, self._size = size - self._size, size
+        self._bounds = _bounds_below(size)
+        # A WAL that is about to pass WAL_MAX is about to be restarted.
+        if not (0 < grown < AHEAD // 2 and not 0 <= driver.WAL_MAX - size < AHEAD):
             return
         # The rest of the disk is for data.
         if paths.free(os.path.dirname(self._path)).bytes >= driver.WAL_MAX:
             _append_uncommitted(connection)
             self._size = paths.size(f"{self._path}-wal")
+
+
+def _bounds_below(size: int) -> int:
+    """Return how many bounds a WAL of *size* bytes exceeds; one that was cut has WAL_MAX bytes."""
+    return (max(0, size - 1) // driver.WAL_MAX).bit_length()
 
 
 def _append_uncommitted(connection: driver.Connection) -> None:

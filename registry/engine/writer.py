@@ -274,7 +274,7 @@ class Writer:
             DataLossError: the commit is in other files; nothing is written any more.
         """
         maintain = self._holds_lock and self.disk_space.needs_maintenance(self.connection)
-        keep = maintain or (self._holds_lock and self._wal.is_long())
+        keep = maintain or (self._holds_lock and self._wal.is_near_bound())
         if not keep:
             self.release_lock()
         try:
@@ -285,8 +285,8 @@ class Writer:
             raise
         if maintain:
             self.disk_space.maintain(self.connection)
-        if keep and self._wal.is_long():
-            self._wal.restart(self.connection, deadline)
+        if keep:
+            self._wal.restart_if_outgrown(self.connection, deadline)
 
     def _refused(self, doing: str, error: sqlite3.Error) -> None:
         """Make sure that a failed commit is not there after a crash, and raise its error.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WRITE_LOCK: Final = 120
 """Byte of `-shm` that SQLite locks to write (wal.c, WAL_WRITE_LOCK)."""
+CHECKPOINT_LOCK: Final = 121
+"""Byte of `-shm` that SQLite locks for a checkpoint, which may wait for readers."""
 READ_MARKS: Final = range(123, 128)
 """Bytes of `-shm` that SQLite locks to read a snapshot (wal.c, WAL_READ_LOCK). The first is for a
 snapshot that needs no WAL: while it is locked, no checkpoint moves the WAL into the database."""
@@ -63,20 +65,29 @@ def write_locker(path: str, kind: str, start: int) -> int | None:
 def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
     """Return the processes whose snapshots keep the WAL of *database* from being reset.
 
+    The snapshot of a write transaction does not count.
+
     Args:
         database: its path.
         ours: number of snapshots of this process to leave out.
     """
     marks: dict[int, int] = {os.getpid(): -ours}
-    for lock in locks_on(f"{database}-shm"):
-        if (lock.kind, lock.access) == ("POSIX", "READ"):
+    locks = [lock for lock in locks_on(f"{database}-shm") if lock.kind == "POSIX"]
+    for lock in locks:
+        if lock.access == "READ":
             count = sum(lock.first <= mark <= lock.last for mark in READ_MARKS)
             marks[lock.pid] = marks.get(lock.pid, 0) + count
+    for pid in _lockers(locks, WRITE_LOCK) - _lockers(locks, CHECKPOINT_LOCK):
+        marks[pid] = marks.get(pid, 0) - 1
     return [
         "this process" if pid == os.getpid() else f"process {pid}{process_name(pid)}"
         for pid, count in sorted(marks.items())
         if count > 0
     ]
+
+
+def _lockers(locks: list[FileLock], byte: int) -> set[int]:
+    return {lock.pid for lock in locks if lock.first <= byte <= lock.last}
 
 
 def process_name(pid: int) -> str:

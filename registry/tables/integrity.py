@@ -83,7 +83,7 @@ def wal_can_be_reset(connection: Connection) -> Iterator[Violation]:
     """Check that no process keeps a snapshot for so long that the WAL grows past its bound.
 
     Up to twice the bound, the length proves nothing about the present readers: the WAL may have
-    grown long ago, and the next write resets it, since each write past the bound waits for readers.
+    grown long ago, and SQLite resets it by itself once no reader needs it.
     """
     path = connection.fetch("PRAGMA database_list")[0][2]
     bytes = size(f"{path}-wal")

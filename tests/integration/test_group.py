@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -18,7 +19,7 @@ from registry import (
     Store,
     StoreClosedError,
 )
-from registry.engine import group_commit
+from registry.engine import driver, group_commit, wal
 from registry.engine.transaction import Group, Transaction
 from tests.conftest import OpenStore
 from tests.convoy import Call, convoy, more
@@ -272,14 +273,18 @@ def test_no_transaction_joins_after_a_tenth_of_the_timeout(
     assert [(1,)] == seen
 
 
-def test_the_wal_is_restarted_only_under_the_process_lock(store: Store) -> None:
+def test_the_wal_is_restarted_only_under_the_process_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A confirmation that runs again without the lock, after an interrupt, does not."""
     handle = store.add(sandbox("a"), READY)
     writer, seen = store._session.engine.writer, list[str]()
     writer.connection.set_trace_callback(seen.append)
     handle.status.update(lambda old: replace(old, message="long"))
     assert not writer._holds_lock
-    writer._wal._bound = 0
+    bounds = count()
+    monkeypatch.setattr(driver, "WAL_MAX", 1)
+    monkeypatch.setattr(wal, "_bounds_below", lambda _size: next(bounds))  # passed at each commit
     writer.confirm("confirm again", time.monotonic() + 1)
     assert not [statement for statement in seen if "wal_checkpoint" in statement]
     handle.status.update(lambda old: replace(old, message="longer"))

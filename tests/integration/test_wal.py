@@ -136,18 +136,32 @@ def test_a_log_near_its_bound_is_not_preallocated(
 
 @pytest.mark.parametrize(("left", "milliseconds"), [(60.0, 1000), (0.0, 0)])
 def test_a_restart_waits_for_readers_within_the_deadline(
-    store: Store, left: float, milliseconds: int
+    store: Store, monkeypatch: pytest.MonkeyPatch, left: float, milliseconds: int
 ) -> None:
-    """The busy timeout is 0 again afterwards, also when SQLite refuses the checkpoint."""
+    """The busy timeout is 0 again afterwards."""
+    store.add(sandbox("a"), READY)
+    monkeypatch.setattr(driver, "WAL_MAX", 1)
     writer, seen = store._session.engine.writer, list[str]()
-    connection = writer.connection
-    connection.execute("BEGIN IMMEDIATE")  # in a transaction no WAL is restarted
-    connection.set_trace_callback(seen.append)
-    writer._wal.restart(connection, time.monotonic() + left)
-    connection.set_trace_callback(None)
-    connection.execute("ROLLBACK")
-    assert f"PRAGMA busy_timeout = {milliseconds}" == seen[0]
-    assert [(0,)] == connection.fetch("PRAGMA busy_timeout")
+    writer.connection.set_trace_callback(seen.append)
+    writer._wal.restart_if_outgrown(writer.connection, time.monotonic() + left)
+    writer.connection.set_trace_callback(None)
+    passive, timeout, restart, no_timeout = seen
+    assert ("PASSIVE", "RESTART") == (passive[-8:-1], restart[-8:-1])
+    assert f"PRAGMA busy_timeout = {milliseconds}" == timeout
+    assert "PRAGMA busy_timeout = 0" == no_timeout
+
+
+def test_a_restart_that_sqlite_refuses_leaves_no_busy_timeout(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a transaction no WAL is restarted; the write that was committed before succeeds."""
+    store.add(sandbox("a"), READY)
+    monkeypatch.setattr(driver, "WAL_MAX", 1)
+    writer = store._session.engine.writer
+    writer.connection.execute("BEGIN IMMEDIATE")
+    writer._wal.restart_if_outgrown(writer.connection, time.monotonic() + 60)
+    writer.connection.execute("ROLLBACK")
+    assert [(0,)] == writer.connection.fetch("PRAGMA busy_timeout")
 
 
 def test_a_plain_shell_writes_into_the_preallocated_frames(store: Store, path: str) -> None:
