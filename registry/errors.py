@@ -172,6 +172,8 @@ class DataLossError(RegistryError):
 
     path: str = ""
     """Path of the registry."""
+    damage: tuple[str, ...] = ()
+    """What SQLite has found in a damaged file, one line for each finding, the first ones."""
 
 
 class CommitUnknownError(DataLossError):

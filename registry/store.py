@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, overload
+from typing import TYPE_CHECKING, Final, Literal, Self, overload
 
 from registry.engine import SchemaHooks, attach, detach
 from registry.engine.sqlite_errors import RESTORE
@@ -90,6 +90,7 @@ class Store:
         upgrade: bool = True,
         reconcile: bool = True,
         read_only: bool = False,
+        damaged: Literal["refuse", "read"] = "refuse",
         timeout: float = 30.0,
         actor: str = "",
         container_loader: ContainerLoader | None = None,
@@ -104,6 +105,9 @@ class Store:
             upgrade: upgrade an older schema.
             reconcile: mark sandboxes that are gone as NOTREADY; see `recovery`.
             read_only: never write; implies `reconcile=False`.
+            damaged: what happens if SQLite finds damage in the file: "refuse" raises DataLossError;
+                "read" implies *read_only*, and reads leave out what cannot be read. What they
+                return may be wrong: SQLite checks the structure, but has no checksums.
             timeout: seconds that a write waits at most; 0 or more.
             actor: name of the writer in the history; default: program name and pid.
             container_loader: returns the container of a recovered sandbox, or None.
@@ -118,11 +122,21 @@ class Store:
         doing = f"open registry {path!r}"
         timeout = check_seconds(doing, "timeout", timeout)
         author = _author(actor, clock, doing)
+        if damaged not in {"refuse", "read"}:
+            raise invalid(doing, "damaged", damaged, "is not 'refuse' or 'read'")
+        read_only = read_only or damaged == "read"
         create, upgrade = create and not read_only, upgrade and not read_only
         user, session = object(), None
         try:
             session = _open_session(
-                path, user, author, timeout, create=create, upgrade=upgrade, read_only=read_only
+                path,
+                user,
+                author,
+                timeout,
+                create=create,
+                upgrade=upgrade,
+                read_only=read_only,
+                damaged=damaged == "read",
             )
             return cls._of(session, container_loader, reconcile=reconcile and not read_only)
         except BaseException:
@@ -328,13 +342,7 @@ class Store:
         if limit is not None:
             params["limit"] = check_integer(doing, "limit", limit, 0, 2**63 - 1)
         query = queries.history(frozenset(params) - {"after"})
-        with late_import("registry.tables.position"):
-            from registry.tables.position import Position  # noqa: PLC0415 - as `watch`
-        with self._session.snapshot(doing) as fetch:
-            position = Position.read(after, fetch)
-            found = fetch(query, params)
-        if 0 < after <= position.last:
-            position.require_whole(doing)
+        found = self._session.history(query, params, doing)
         return [Transition.load(row) for row in found]
 
     def watch(self, *, after: int | None = None, timeout: float | None = None) -> Watch:
@@ -565,6 +573,7 @@ def _open_session(
     create: bool,
     upgrade: bool,
     read_only: bool,
+    damaged: bool,
 ) -> Session:
     """Open the file at *path*, or join the engine that this process has open; as `Store.open`.
 
@@ -575,9 +584,10 @@ def _open_session(
         user,
         create=create,
         read_only=read_only,
+        damaged=damaged,
         timeout=timeout,
         hooks=SchemaHooks(
-            inspect=partial(inspect, create=create, upgrade=upgrade),
+            inspect=partial(inspect, create=create, upgrade=upgrade, damaged=damaged),
             prepare=partial(
                 migrations.prepare, create=create, upgrade=upgrade, read_only=read_only
             ),
@@ -585,6 +595,10 @@ def _open_session(
             guard=migrations.guard,
         ),
     )
+    if damaged:
+        with late_import("registry.handles.damaged"):
+            from registry.handles.damaged import DamagedSession  # noqa: PLC0415 - rarely needed
+        return DamagedSession(engine, user, timeout, author)
     return Session(engine, user, timeout, author)
 
 

@@ -22,6 +22,8 @@ PROGRAM: Final = "sandbox-registry"
 
 FINE, FOUND, USAGE, UNAVAILABLE = 0, 1, 2, 3
 """Exit codes; FOUND: the object of the question is missing or wrong."""
+DAMAGED: Final = "registry.cli.damaged"
+"""Key of click's `Context.meta`: the verb has shown what can be read of a damaged registry."""
 INTERRUPTED: Final = 130
 CLOSED_PIPE: Final = 141
 """Exit codes that a shell shows for a program ended by SIGINT, and by SIGPIPE."""

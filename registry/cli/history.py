@@ -46,7 +46,7 @@ COLUMNS: Final = (
 def history(*, id: str | None, db: str, after: int, limit: int | None, as_json: bool) -> int:
     """Show every change of state, oldest first, of all sandboxes or of one, even if deleted."""
     failed: list[str] = []
-    with options.open_to_read(db) as store:
+    with options.open_to_show(db) as store:
         full = None if id is None else _full_id(store, id)
         most = sys.maxsize if limit is None else limit
         transitions = _readable_history(store, full, after, most, failed)

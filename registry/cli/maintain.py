@@ -14,6 +14,7 @@ from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output import table, write, write_all, write_json
 from registry.errors import InvalidArgumentError, NetNSError, NotFoundError
 from registry.recovery.findings import Report, Verdict
+from registry.store import Store
 from registry.visible import visible
 
 ORPHANS: Final = (
@@ -77,7 +78,7 @@ def _report(report: Report, removed: Sequence[str], *, dry_run: bool, tried: boo
 @options.as_json
 def check(*, db: str, as_json: bool) -> int:
     """Report every violated invariant of the registry; exit code 1 if there is one."""
-    with options.open_to_read(db) as store:
+    with Store.open(db, damaged="read") as store:
         found = [asdict(violation) for violation in store.check()]
     if found or as_json:
         write_all(found, ("rule", "sandbox_id", "found", "expected"), as_json=as_json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any, Final
 
 import click
 
-from registry.cli.failures import PROGRAM
-from registry.errors import RegistryError
+from registry.cli.failures import DAMAGED, FOUND, PROGRAM, complain
+from registry.errors import DataLossError, RegistryError
 from registry.handles.sandbox import Sandbox
 from registry.store import Store
 from registry.visible import visible
@@ -74,6 +75,32 @@ id = click.argument("id", metavar="ID", help="Full id, or a unique prefix.")
 def open_to_read(db: str) -> Store:
     """Open the registry at *db* read-only."""
     return Store.open(db, read_only=True, create=False)
+
+
+def open_to_show(db: str) -> Store:
+    """Open the registry at *db* read-only, also a damaged one; the program then exits with FOUND.
+
+    A damaged registry is reported on stderr, and so is what its reads leave out.
+    """
+    try:
+        return open_to_read(db)
+    except DataLossError as error:
+        if not error.damage:
+            raise
+        complain(f"{error}; shown is what can be read, which may be wrong", FOUND)
+    context, log, complaints = click.get_current_context(), logging.getLogger("registry"), Warner()
+    log.addHandler(complaints)
+    context.call_on_close(lambda: log.removeHandler(complaints))
+    context.meta[DAMAGED] = True
+    return Store.open(db, damaged="read")
+
+
+class Warner(logging.Handler):
+    """Handler that writes the warnings of the library to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        complain(record.getMessage(), FOUND)
 
 
 def open_to_write(db: str, timeout: float, *, create: bool = False) -> Store:

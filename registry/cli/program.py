@@ -21,6 +21,8 @@ import click
 
 from registry.cli.failures import (
     CLOSED_PIPE,
+    DAMAGED,
+    FOUND,
     INTERRUPTED,
     PROGRAM,
     UNAVAILABLE,
@@ -154,6 +156,6 @@ def _run(program: click.Group, args: list[str]) -> int:
     try:
         with program.make_context(PROGRAM, args) as ctx:
             code: int = program.invoke(ctx)
-            return code
+            return max(code, FOUND) if DAMAGED in ctx.meta else code
     except click.exceptions.Exit as done:  # after --help and --version
         return done.exit_code

@@ -98,7 +98,7 @@ def list_sandboxes(
     **filters: Any,
 ) -> int:
     """List the sandboxes that match every filter, oldest first."""
-    with options.open_to_read(db) as store:
+    with options.open_to_show(db) as store:
         sandboxes = store.list(
             include_unknown=every or State.UNKNOWN in states, state=states or None, **filters
         )
@@ -148,7 +148,7 @@ def _summary(sandbox: Sandbox, pod: Pod | None) -> dict[str, Any]:
 @options.as_json
 def inspect(*, id: str, db: str, as_json: bool) -> int:
     """Show everything about one sandbox, even if it is UNKNOWN."""
-    with options.open_to_read(db) as store:
+    with options.open_to_show(db) as store:
         sandbox = options.find(store, id, f"inspect sandbox {id!r}")
         errors = list(_unreadable(sandbox))
         decoded = _extensions(sandbox, errors)

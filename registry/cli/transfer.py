@@ -125,7 +125,7 @@ def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
     if status == documents.STDIN:
         message = "- stands for stdout, where the sandboxes go"
         raise click.BadParameter(message, param_hint="'--status'")
-    with options.open_to_read(db) as store:
+    with options.open_to_show(db) as store:
         if status is not None and _is_of(store.path, os.path.realpath(status)):
             message = f"{status!r} is the registry, or a file of it"
             raise click.BadParameter(message, param_hint="'--status'")

@@ -125,6 +125,25 @@ class Connection(sqlite3.Connection):
         finally:
             self.text_factory = str
 
+    def fetch_readable(
+        self, sql: str, params: Mapping[str, object] = {}
+    ) -> tuple[list[tuple[Any, ...]], bool]:
+        """Return the rows of a query before the first damage, and whether these are all.
+
+        Bytes that are not UTF-8 are returned as lone surrogates.
+        """
+        rows: list[tuple[Any, ...]] = []
+        self.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+        try:
+            rows.extend(self.execute(sql, params))  # keeps the rows before an error
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            return rows, False
+        finally:
+            self.text_factory = str
+        return rows, True
+
 
 _open: Final[WeakSet[Connection]] = WeakSet()
 

@@ -28,6 +28,7 @@ from registry.engine.sqlite_errors import driver_errors
 from registry.engine.transaction import OpenState, Transaction
 from registry.engine.writer import Writer
 from registry.errors import (
+    DataLossError,
     FailedPreconditionError,
     ReadOnlyError,
     ResourceExhaustedError,
@@ -66,7 +67,7 @@ class Engine:
         """Stores that have it open; the last one to leave closes it."""
         self.state: Final = OpenState(path)
         self._file_identity = FileIdentity(path)
-        self.writer: Final = Writer(path, hooks, self._file_identity)
+        self.writer: Final = Writer(self.state, hooks, self._file_identity)
         """The writer; not open if the engine is read-only."""
         self._readers = Readers(path, hooks, self._file_identity, read_only=read_only)
         self.data_version: Final = DataVersion(path, self._readers)
@@ -217,19 +218,27 @@ class Engine:
         """
         self.require_open(doing)
         transaction = self.own_transaction()
-        if transaction is None:
-            with self._readers.snapshot(doing, single=single) as connection:
-                yield connection
-        else:
-            with driver_errors(doing, self.path):
-                yield transaction.connection
+        try:
+            if transaction is None:
+                with self._readers.snapshot(doing, single=single) as connection:
+                    yield connection
+            else:
+                with driver_errors(doing, self.path):
+                    yield transaction.connection
+        except DataLossError as error:
+            self.state.note(error)
+            raise
 
     @contextlib.contextmanager
     def committed(self, doing: str) -> Iterator[driver.Connection]:
         """Lend a snapshot of the latest commit, also inside the caller's open transaction."""
         self.require_open(doing)
-        with self._readers.snapshot(doing, single=False) as connection:
-            yield connection
+        try:
+            with self._readers.snapshot(doing, single=False) as connection:
+                yield connection
+        except DataLossError as error:
+            self.state.note(error)
+            raise
 
     # Writing.
 

@@ -29,8 +29,10 @@ T = TypeVar("T")
 EXIT_WAIT: Final = 1.0
 """Seconds for which the exit of the interpreter waits for other writers, in all."""
 
-_engines: dict[tuple[str, bool], Engine] = {}
-_mutexes: dict[tuple[str, bool], Mutex] = {}
+_Key = tuple[str, bool, bool]
+"""Real path of a file, whether it is opened read-only, and whether it may be damaged."""
+_engines: dict[_Key, Engine] = {}
+_mutexes: dict[_Key, Mutex] = {}
 _open_at_fork: set[str] = set()
 
 
@@ -42,6 +44,7 @@ def attach(
     read_only: bool,
     timeout: float,
     hooks: SchemaHooks,
+    damaged: bool = False,
 ) -> Engine:
     """Return the engine of the file at *path*, which all Stores of this process share.
 
@@ -52,26 +55,28 @@ def attach(
         read_only: write nothing, not even a lock file.
         timeout: seconds to wait for another process that writes or opens.
         hooks: of the schema; an engine that is open already has those of its first user.
+        damaged: the file may be damaged: the hooks do not refuse it.
     Raises:
         RegistryError: the file cannot be opened.
     """
     real, deadline = resolve(path), time.monotonic() + timeout
+    key = real, read_only, damaged
 
     def use() -> Engine:
         _require_openable(real)
-        engine = _engines.get((real, read_only))
+        engine = _engines.get(key)
         if engine is None or engine.closed:
             require_own(real, read_only=read_only)
             if not size(real):
                 _prepare_creation(real, hooks, create=create and not read_only)
             engine = Engine(real, hooks, read_only=read_only)
             engine.open(timeout, deadline)
-            _engines[real, read_only] = engine
+            _engines[key] = engine
         engine.require_same_file("open registry")
         engine.users.add(user)
         return engine
 
-    return _serialized((real, read_only), use, timeout, deadline)
+    return _serialized(key, use, timeout, deadline)
 
 
 def _prepare_creation(path: str, hooks: SchemaHooks, *, create: bool) -> None:
@@ -92,7 +97,7 @@ def detach(user: object, timeout: float) -> None:
             _serialized(key, partial(_close_for, key, engine, user, timeout), timeout, None)
 
 
-def _close_for(key: tuple[str, bool], engine: Engine, user: object, timeout: float) -> None:
+def _close_for(key: _Key, engine: Engine, user: object, timeout: float) -> None:
     if engine.users == {user}:
         if not engine.closed:
             engine.close(timeout)
@@ -116,13 +121,11 @@ def _require_openable(path: str) -> None:
         )
 
 
-def _serialized(
-    key: tuple[str, bool], call: Callable[[], T], timeout: float, deadline: float | None
-) -> T:
+def _serialized(key: _Key, call: Callable[[], T], timeout: float, deadline: float | None) -> T:
     """Return what *call* returns; one thread of this process at a time calls for *key*.
 
     Args:
-        key: real path, and whether it is opened read-only.
+        key: of the file.
         call: opens or closes the file.
         timeout: seconds that the caller waits in all, for the message.
         deadline: monotonic time in seconds after which waiting stops; None: never.
@@ -150,7 +153,7 @@ def _serialized(
     return call_then(enter_and_call, lambda: _leave(key, mutex, caller))
 
 
-def _leave(key: tuple[str, bool], mutex: Mutex, caller: object) -> None:
+def _leave(key: _Key, mutex: Mutex, caller: object) -> None:
     """Release *mutex*, and remove it if no other thread waits for it; idempotent."""
     if mutex.holder is caller and mutex.next_waiter is None and _mutexes.get(key) is mutex:
         _mutexes.pop(key, None)

@@ -30,13 +30,13 @@ from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 RESTORE: Final = (
-    "move the file away together with all files beside it whose names begin with its own (-wal, "
-    "-shm and others), then restore a backup or begin a new registry (docs/operators.md)"
+    "see what is damaged with `sandbox-registry check`, then `restore` a backup, or `salvage` what "
+    "can be read (docs/operators.md, 'The database is damaged')"
 )
-"""What to do about a damaged database. SQLite applies an old WAL to any file beside it."""
+"""What to do about a damaged database."""
 
 
 @contextmanager
@@ -46,6 +46,22 @@ def driver_errors(doing: str, path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise translate(error, doing, path) from error
+
+
+def damaged_error(doing: str, path: str, damage: Sequence[str]) -> DataLossError:
+    """Return the error for a database in which SQLite's integrity check finds *damage*."""
+    more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+    return DataLossError(
+        f"{doing}: the database is damaged: {damage[0]}{more} in {path!r}; {RESTORE}",
+        path=path,
+        damage=tuple(damage),
+    )
+
+
+def tells_damage(error: BaseException) -> bool:
+    """Return whether *error* is what SQLite says about a damaged database."""
+    code = getattr(error, "sqlite_code", None) or 0
+    return isinstance(error, DataLossError) and code & 0xFF in _DAMAGED
 
 
 def translate(error: sqlite3.Error, doing: str, path: str) -> RegistryError:
@@ -75,6 +91,7 @@ def translate(error: sqlite3.Error, doing: str, path: str) -> RegistryError:
     return translated
 
 
+_DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY = (UnavailableError, "try again")
 _CORRUPT = (DataLossError, RESTORE)
 _FULL = (ResourceExhaustedError, "free some space")

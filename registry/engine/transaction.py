@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.engine.driver import Connection
 from registry.engine.owner import current_owner
-from registry.engine.sqlite_errors import translate
+from registry.engine.sqlite_errors import tells_damage, translate
 from registry.errors import FailedPreconditionError, RegistryError, StoreClosedError, retold
 
 if TYPE_CHECKING:
@@ -31,13 +31,20 @@ if TYPE_CHECKING:
 class OpenState:
     """State of one open database file in this process, shared by all objects that use it."""
 
-    __slots__ = ("closed", "path")
+    __slots__ = ("closed", "path", "unwritable")
 
     def __init__(self, path: str) -> None:
         """Begin open."""
         self.path = path
         self.closed = ""
         """Reason for which nothing can be done any more; "" while the file may be used."""
+        self.unwritable: RegistryError | None = None
+        """The error of every further write; None while the file may be written."""
+
+    def note(self, error: RegistryError) -> None:
+        """Refuse all further writes if *error* tells that the database is damaged."""
+        if self.unwritable is None and tells_damage(error):
+            self.unwritable = retold(error, f"write refused, since damage was found: {error}")
 
     def require(self, doing: str) -> None:
         """Raise unless the file may be used.
@@ -133,6 +140,7 @@ class Transaction:
         """Return the error of this package for *error*; note it if it ended the transaction."""
         self._state.require(self.doing)  # closed in the middle of a call
         translated = translate(error, self.doing, self._state.path)
+        self._state.note(translated)
         if not self.connection.in_transaction:
             self.ended_by = translated
             translated.__cause__ = error

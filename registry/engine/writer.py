@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from registry.engine.file_identity import FileIdentity
     from registry.engine.hooks import SchemaHooks
     from registry.engine.lock_file import Holder
+    from registry.engine.transaction import OpenState
 
 log = logging.getLogger("registry")
 
@@ -51,15 +52,15 @@ class Writer:
 
     connection: driver.Connection
 
-    def __init__(self, path: str, hooks: SchemaHooks, file_identity: FileIdentity) -> None:
-        """Open nothing yet; `open` records the files in *file_identity*."""
-        self.unwritable: RegistryError | None = None
-        """The error of every further write; None while the file may be written."""
+    def __init__(self, state: OpenState, hooks: SchemaHooks, file_identity: FileIdentity) -> None:
+        """Open nothing yet; `open` records the files of *state* in *file_identity*."""
+        path = state.path
         self.committing = False
         """Whether COMMIT has begun; until `reset`."""
         self.disk_space: Final = DiskSpace(path)
         """Limits of the writes, by the free space of the disk."""
         self._refusal: sqlite3.Error | None = None
+        self._state: Final = state
         self._path: Final = path
         self._hooks: Final = hooks
         self._file_identity: Final = file_identity
@@ -179,8 +180,8 @@ class Writer:
             RegistryError: the database cannot be written.
         """
         assert self._lock is not None, "the writer is open"
-        if self.unwritable is not None:
-            raise self.unwritable.with_traceback(None)  # or it gets longer each time
+        if self._state.unwritable is not None:
+            raise self._state.unwritable.with_traceback(None)  # or it gets longer each time
         self._holds_lock = True  # set first, so that an interrupted call still releases the lock
         check = partial(self._file_identity.require, doing) if verify else None
         try:
@@ -281,7 +282,7 @@ class Writer:
             self._file_identity.require(doing)
         except DataLossError as error:
             self._file_identity.mark_replaced()
-            self.unwritable = error
+            self._state.unwritable = error
             raise
         if maintain:
             self.disk_space.maintain(self.connection)
@@ -303,14 +304,16 @@ class Writer:
                 give_number(connection, next_number(connection))
                 connection.execute("COMMIT")
         except sqlite3.Error as second:
-            self.unwritable = CommitUnknownError(
+            self._state.unwritable = unknown = CommitUnknownError(
                 f"{doing}: the commit failed ({error}), and undoing it for certain did too "
                 f"({second}) in {self._path!r}; close the store, open it again and read it",
                 path=self._path,
                 sqlite_code=error.sqlite_errorcode,
             )
-            raise self.unwritable from error
-        raise translate(error, doing, self._path) from error
+            raise unknown from error
+        failure = translate(error, doing, self._path)
+        self._state.note(failure)
+        raise failure from error
 
     def release_lock(self) -> None:
         """Release the process lock; idempotent."""

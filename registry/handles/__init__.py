@@ -4,6 +4,7 @@ runtime_state  objects of a sandbox that live in this process, not in the file
 cache          query results, valid until the next commit
 stops          StopChs that are waited for, set by commits of other processes
 session        state that a store and its handles share
+damaged        session of a damaged registry
 watch          iterator of the transitions that any process commits
 identities     identities of namespace and process, and when they are recorded
 extensions     extensions of a sandbox

@@ -23,6 +23,7 @@ from registry.handles.runtime_state import Container, RuntimeState
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status
 from registry.model.validation import invalid
+from registry.sync.imports import late_import
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import sql, writes
 from registry.tables.rows import AnyRow, Row
@@ -226,6 +227,23 @@ class Session:
             self.mark_deleted_elsewhere(doing)
         self._mark_replaced(doing)
         return entries
+
+    def history(
+        self, query: str, params: Mapping[str, Any], doing: str
+    ) -> builtins.list[tuple[Any, ...]]:
+        """Return the transitions of a query of the history after `:after`.
+
+        Raises:
+            CompactedError: transitions after it are no longer kept, or were lost by a restore.
+        """
+        with late_import("registry.tables.position"):
+            from registry.tables.position import Position  # noqa: PLC0415 - an update does without
+        with self.snapshot(doing) as fetch:
+            position = Position.read(params["after"], fetch)
+            found = fetch(query, params)
+        if 0 < position.after <= position.last:
+            position.require_whole(doing)
+        return found
 
     @contextmanager
     def snapshot(self, doing: str) -> Iterator[Fetch]:

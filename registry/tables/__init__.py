@@ -6,6 +6,7 @@ queries         statements with variable parts, joined from generated parts
 filters         filters of a list, checked
 columns         types and ranges of stored values
 rows            rows of a sandbox, decoded to values
+readable        rows of a damaged registry that can be read
 encoding        values, encoded as columns
 position        position in the history, after which a reader goes on
 incarnation     line of the history that a restored backup begins

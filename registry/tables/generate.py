@@ -82,6 +82,7 @@ def parts() -> dict[str, str | dict[str, str]]:
         "LIST": plain,
         "LIST_FILTERS": {name: text_of(each) for name, each in statements.LIST_FILTERS.items()},
         "LIST_REQUIREMENTS": {str(each): _requirement(each, plain) for each in Operator},
+        "LIST_ONE": text_of(statements.LIST_ONE),
         "LIST_ORDER": ordered.removeprefix(plain),
         "LIST_NEWEST_FIRST": newest.removeprefix(plain),
         "HISTORY": begin,

@@ -56,6 +56,12 @@ def list_sandboxes(
     return sql.LIST + where + order + (sql.LIMIT if limited else "")
 
 
+def of_one(query: str) -> str:
+    """Return the list *query*, limited to the sandbox `:creation`."""
+    condition = query.removeprefix(sql.LIST).partition(" ORDER BY ")[0]
+    return f"{sql.LIST}{condition}{' AND ' if condition else ' WHERE '}{sql.LIST_ONE}"
+
+
 @cache
 def history(filters: frozenset[str]) -> str:
     """Return the SQL of the transitions after `:after`.

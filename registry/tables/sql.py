@@ -328,6 +328,8 @@ LIST_REQUIREMENTS: Final = {
     ),
 }
 
+LIST_ONE: Final = "sandboxes.creation = :creation"
+
 LIST_ORDER: Final = " ORDER BY sandbox_statuses.created_at, sandboxes.id"
 
 LIST_NEWEST_FIRST: Final = " ORDER BY sandbox_statuses.created_at DESC, sandboxes.id DESC"

@@ -301,6 +301,8 @@ LIST_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
     "state": sandbox_statuses.c.state.in_([bindparam(f"state{n}") for n, _ in enumerate(State)]),
 }
 """Conditions of a list by the names of its filters, in the order in which they are joined."""
+LIST_ONE: Final = sandboxes.c.creation == bindparam("creation")
+"""Condition of a list of at most one sandbox."""
 
 
 def list_sandboxes(

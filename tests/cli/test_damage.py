@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from registry import Extension, Store
 from registry.cli import program
 from tests.pages import flip, places
-from tests.tools import READY, pod, sandbox
+from tests.tools import READY, pod, query, sandbox
 
 SEED = int(os.environ.get("DAMAGE_SEED", "0"))
 FLIPS = 12
@@ -51,3 +52,37 @@ def test_every_command_ends_with_a_documented_code_on_a_damaged_record(
             what = f"{command}: bit {bit} of the type of {table}.{column}; DAMAGE_SEED={SEED}"
             assert code in {0, 1, DAMAGED}, f"{what}: {err}"
             assert "good" in out or command != "list --all" or code == DAMAGED, what
+
+
+def test_the_readable_part_of_a_damaged_registry_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A page of the sandboxes is overwritten: the exit code is 1, and stderr tells the damage."""
+    path = str(tmp_path / "damaged.db")
+    with Store.open(path) as store, store.transaction():
+        for n in range(300):
+            store.add(sandbox(f"id{n:05}"), READY)
+    pages = "SELECT pageno FROM dbstat WHERE name = 'sandboxes' AND pagetype = 'leaf' ORDER BY path"
+    ((page,),) = query(path, f"{pages} LIMIT 1 OFFSET 1")
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+
+    def show(command: str) -> tuple[str, str]:
+        assert 1 == program.main(["--db", path, *command.split()]), command
+        return capfd.readouterr()
+
+    out, err = show("list --json")
+    shown = [each["id"] for each in json.loads(out)]
+    assert 200 < len(shown) < 300
+    assert shown == sorted(shown)
+    assert "the database is damaged" in err
+    assert f"{300 - len(shown)} sandboxes cannot be read" in err
+    for command in ("list", f"inspect {shown[-1]}", "history --json", "history"):
+        assert shown[-1] in show(command)[0]
+    assert len(shown) == len(show("export")[0].splitlines())
+    out, err = show("check")
+    assert ("file_is_whole" in out, "") == (True, err)
+    for command in ("reconcile", "reconcile --dry-run", f"delete {shown[0]}"):
+        assert 3 == program.main(["--db", path, *command.split()]), command
+        assert "the database is damaged" in capfd.readouterr().err

@@ -176,7 +176,7 @@ def test_no_gate_is_left_of_a_path_that_is_closed(tmp_path: Path) -> None:
         Store.open(tmp_path / f"{n}.db").close()
         with pytest.raises(NotFoundError):
             Store.open(tmp_path / f"{n}.none", create=False)
-    assert [] == [path for path, _ in open_files._mutexes if path.startswith(str(tmp_path))]
+    assert [] == [path for path, *_ in open_files._mutexes if path.startswith(str(tmp_path))]
 
 
 def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> None:
@@ -189,7 +189,7 @@ def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> Non
             for _ in range(30):
                 with Store.open(path, reconcile=False) as store:
                     engine = store._session.engine
-                    assert open_files._engines[store.path, False] is engine
+                    assert open_files._engines[store.path, False, False] is engine
                     assert not engine.closed
         except BaseException as error:
             wrong.append(error)
@@ -200,4 +200,4 @@ def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> Non
     for thread in threads:
         thread.join()
     assert [] == wrong
-    assert (os.path.realpath(path), False) not in open_files._engines
+    assert (os.path.realpath(path), False, False) not in open_files._engines

@@ -114,20 +114,3 @@ def test_a_registry_without_its_own_row_is_refused(
         if not options and error is not None:
             assert error is caught.type
     assert before == query(path, "SELECT name, sql FROM sqlite_master")
-
-
-def test_a_row_that_cannot_be_read_is_no_driver_error(path: str) -> None:
-    """A page of an index is damaged: reads and writes that meet it say so."""
-    with Store.open(path) as store, store.transaction():
-        for n in range(600):
-            store.add(sandbox(f"id{n:05}"), READY)
-    pages = "SELECT max(pageno) FROM dbstat WHERE name = 'sqlite_autoindex_sandboxes_1'"
-    (number,), (size,) = query(path, f"{pages} AND pagetype = 'leaf'")[0], (4096,)
-    with open(path, "r+b") as database:
-        database.seek((number - 1) * size)
-        database.write(b"\xff" * size)
-    with Store.open(path, reconcile=False) as store:
-        for call in (store.get, store.delete, lambda prefix: store.list(id=prefix)):
-            with pytest.raises(DataLossError):
-                call("id0")
-        assert "file_is_whole" in {violation.rule for violation in store.check()}

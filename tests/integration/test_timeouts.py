@@ -281,9 +281,8 @@ def test_a_waiting_open_delays_only_opens_of_the_same_file(path: str, tmp_path: 
     with running(HOLDER, path) as child, ThreadPoolExecutor(1) as pool:
         assert "inside" == line(child)
         waiting = pool.submit(Store.open, path)
-        until(
-            lambda: (path, False) in open_files._mutexes and open_files._mutexes[path, False].holder
-        )
+        key = (path, False, False)
+        until(lambda: key in open_files._mutexes and open_files._mutexes[key].holder)
         Store.open(tmp_path / "other.db").close()
         with pytest.raises(UnavailableError, match="another thread") as caught:
             Store.open(path, timeout=0.1)

@@ -184,7 +184,7 @@ def test_a_corrupt_page_is_found(path: str) -> None:
     data = bytearray(Path(path).read_bytes())
     data[(page - 1) * size + 200 : page * size] = b"\xaa" * (size - 200)
     Path(path).write_bytes(data)
-    with Store.open(path, read_only=True) as store:
+    with Store.open(path, damaged="read") as store:
         assert "file_is_whole" in {violation.rule for violation in store.check()}
 
 
