@@ -4,6 +4,7 @@ driver         connections with the settings that a registry needs
 long_wal       message about a write-ahead log that cannot be reset
 sqlite_errors  SQLite's errors as errors of this package, with the errno behind them
 wal_file       the write-ahead log, read as a file
+journal_file   a rollback journal, read as a file
 continuity     whether a WAL continues the database file beside it; numbers of commits
 disk_reserve   disk space and inodes reserved for use when the disk is full
 beside         whether each file beside a database may be one of its registry

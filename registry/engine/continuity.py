@@ -113,7 +113,9 @@ def _header(path: str) -> Header | None:
     """Read the header of the database file, without its WAL and without taking a lock."""
     if not paths.size(path):
         return None
-    connection = driver.connect(path, "ro", (_any_length,), busy_timeout=0, immutable=True)
+    connection = driver.connect(
+        path, "ro", (driver.accept_any_length,), busy_timeout=0, immutable=True
+    )
     try:
         header = Header(*(_pragma(connection, name) for name in _FIELDS))
         if header.application_id == 0 and _holds_nothing(connection):
@@ -134,11 +136,6 @@ _FIELDS: Final = (
     "freelist_count",
     "page_size",
 )
-
-
-def _any_length(connection: sqlite3.Connection) -> None:
-    """Accept a file that is shorter than its first page says, after a partial checkpoint."""
-    connection.execute("PRAGMA writable_schema = ON")
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

@@ -74,6 +74,11 @@ def query_only(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
 
 
+def accept_any_length(connection: sqlite3.Connection) -> None:
+    """Accept a file that is shorter than its first page says, after a partial checkpoint."""
+    connection.execute("PRAGMA writable_schema = ON")
+
+
 READER_SETUP: Final = (query_only,)
 """Settings of a reader."""
 

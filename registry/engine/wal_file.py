@@ -100,7 +100,7 @@ def _read(wal: BinaryIO, file: Header | None) -> WalFacts | None:
         number, pages, _, its_checksum = _FRAME_HEADER.unpack(frame)
         if number == 1 and not (first and has_file):
             page = os.pread(wal.fileno(), page_size, offset + _FRAME_HEADER.size)
-            found = _header_of(page)
+            found = header_of(page)
             if first is None or found == file:
                 whole = len(page) == page_size
                 if not whole or _checksum(frame[:8] + page, checksum, order) != its_checksum:
@@ -138,7 +138,7 @@ def _frames(wal: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple[int, 
         offset += _FRAME_HEADER.size + page_size
 
 
-def _header_of(page: bytes) -> Header | None:
+def header_of(page: bytes) -> Header | None:
     """Return the header in the first page of a database; None if the page is cut off."""
     if len(page) < _DATABASE_HEADER:
         return None

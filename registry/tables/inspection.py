@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from registry.engine import continuity, disk_reserve, driver
+from registry.engine import continuity, disk_reserve, driver, journal_file
 from registry.engine.continuity import Continuity
 from registry.engine.sqlite_errors import RESTORE, damaged_error
 from registry.errors import DataLossError, NotFoundError, RegistryError
@@ -79,6 +79,7 @@ def inspect(path: str, *, create: bool, upgrade: bool, damaged: bool = False) ->
 def _require_openable(
     path: str, found: FileAndWal, *, create: bool, upgrade: bool, damaged: bool
 ) -> None:
+    is_hot = _require_own_journal(path, found)
     if paths.size(path) == 1:  # SQLite treats it as empty, and would write over the byte
         raise DataLossError(
             f"open registry {path!r}: the file has one byte and is not an SQLite database; is the "
@@ -100,7 +101,7 @@ def _require_openable(
     if found.file is not None:
         _require_own_wal(path, found)
     # SQLite rolls back a rollback journal only when the file is opened for writing.
-    if not paths.size(f"{path}-journal"):
+    if not is_hot:
         with _probe(path, without_wal=not found.has_wal) as connection:
             migrations.verify(connection, path, create=create, upgrade=upgrade)
             if not damaged:
@@ -163,6 +164,25 @@ def _what_is_missing(path: str) -> str:
     return f"the database file holds no table, and its WAL '{path}-wal' is missing"
 
 
+def _require_own_journal(path: str, found: FileAndWal) -> bool:
+    """Return whether SQLite would roll back the journal beside *path*; require that it may."""
+    journal = journal_file.read(path)
+    if journal is None:
+        return False
+    pages = 0
+    if found.file is not None and journal.first is None:
+        with _probe(path, without_wal=True, any_length=True) as connection:
+            ((pages,),) = connection.fetch("PRAGMA page_count")
+    if found.has_wal or not journal.belongs_to(found.file, pages):
+        raise DataLossError(
+            f"open registry {path!r}: the rollback journal '{path}-journal' does not belong to the "
+            "database file, and SQLite would write its pages over those of the registry (nothing "
+            "was changed); move it away, and open the registry again",
+            path=path,
+        )
+    return True
+
+
 def _require_own_wal(path: str, found: FileAndWal) -> None:
     """Raise unless the WAL beside *path* belongs to the database."""
     verdict = found.continuity()
@@ -215,15 +235,19 @@ def _identity(connection: driver.Connection) -> tuple[object, int]:
 
 
 @contextmanager
-def _probe(path: str, *, without_wal: bool) -> Iterator[driver.Connection]:
+def _probe(
+    path: str, *, without_wal: bool, any_length: bool = False
+) -> Iterator[driver.Connection]:
     """Lend a connection that writes neither to the database nor to its WAL.
 
     Args:
         path: the database.
         without_wal: read the database file as if there were no WAL beside it.
+        any_length: the file may be shorter than its first page says.
     """
+    setup = (driver.accept_any_length,) if any_length else driver.READER_SETUP
     connection = driver.connect(
-        path, "ro", driver.READER_SETUP, busy_timeout=_BUSY_TIMEOUT, immutable=without_wal
+        path, "ro", setup, busy_timeout=_BUSY_TIMEOUT, immutable=without_wal
     )
     try:
         yield connection

@@ -54,6 +54,7 @@ ORDER = [
     "engine.long_wal",
     "engine.sqlite_errors",
     "engine.wal_file",
+    "engine.journal_file",
     "engine.continuity",
     "engine.disk_reserve",
     "engine.beside",
