@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from registry.recovery.reconcile import ContainerLoader
     from registry.tables.integrity import Violation
 
+TIMEOUT: Final = 30.0
+"""Seconds that a call waits unless the caller says less."""
 ACTOR_MAX: Final = 256
 """Characters of an actor."""
 HIDDEN: Final = str(State.UNKNOWN)
@@ -91,7 +93,7 @@ class Store:
         reconcile: bool = True,
         read_only: bool = False,
         damaged: Literal["refuse", "read"] = "refuse",
-        timeout: float = 30.0,
+        timeout: float = TIMEOUT,
         actor: str = "",
         container_loader: ContainerLoader | None = None,
         clock: Callable[[], int] | None = None,

@@ -11,7 +11,7 @@ import click
 from registry.cli.failures import DAMAGED, FOUND, PROGRAM, complain
 from registry.errors import DataLossError, RegistryError
 from registry.handles.sandbox import Sandbox
-from registry.store import Store
+from registry.store import TIMEOUT, Store
 from registry.visible import visible
 
 TIMEOUT_MAX: Final = 86_400.0
@@ -65,7 +65,7 @@ timeout = click.option(
     "--timeout",
     metavar="SECONDS",
     type=Seconds(),
-    default=30.0,
+    default=TIMEOUT,
     show_default=True,
     help="Longest time to wait for other writers.",
 )

@@ -119,6 +119,12 @@ def test_every_section_that_an_error_names_exists() -> None:
         assert f'## "{section}"' in document
 
 
+def test_the_backup_before_an_upgrade_is_named_after_the_newest_revision() -> None:
+    """A document that names another one was forgotten with a new revision."""
+    named = {each for name in DOCUMENTS for each in re.findall(r"-before-(\d+)", text_of(name))}
+    assert {version.REVISION} == named
+
+
 def test_figures_of_the_documents_equal_the_measured_ones() -> None:
     """The table is generated, and not changed by hand."""
     document = text_of("docs/performance.md")
