@@ -384,6 +384,38 @@ class Store:
         with self._session.engine.snapshot("check registry") as connection:
             return integrity.run(connection)
 
+    def backup(
+        self, path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Copy the registry to *path* while it is in use; the copy is checked before it is there.
+
+        The copy has the latest commit, also inside a transaction of the caller. It is one file of
+        mode 0600, which replaces an earlier backup at *path* in one step. It carries a mark: opened
+        for writing at its own path it becomes another registry. `registry.restore` puts it in the
+        place of a registry.
+
+        Args:
+            path: of the copy, in a directory that exists; a symlink in its place is refused.
+            progress: called after each MiB with the pages that are copied, and all pages. Its
+                exception is raised unchanged, and no copy is left.
+        Raises:
+            InvalidArgumentError: *path* names no file, or a file of the registry itself.
+            FailedPreconditionError: at *path* is something else than a backup.
+            NotFoundError: the directory is missing.
+            ResourceExhaustedError: there is no space for the copy.
+            DataLossError: the registry is damaged.
+            UnavailableError: another process is writing a backup to *path*.
+        """
+        with late_import("registry.tables.backup"):
+            from registry.tables.backup import back_up, target_of  # noqa: PLC0415 - rarely used
+
+        doing = f"back up registry {self.path!r}"
+        self._session.require_open(doing)
+        if progress is not None and not callable(progress):
+            raise invalid(doing, "progress", progress, "is not a function of two numbers of pages")
+        target = target_of(path, doing)
+        back_up(self._session.engine.committed(doing), self.path, target, progress)
+
     # Writing.
 
     def transaction(self) -> AbstractContextManager[None]:

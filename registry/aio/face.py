@@ -306,6 +306,7 @@ class AsyncStore(_Face[Store]):
     list = _handles(_read(Store.list))
     history = _read(Store.history)
     check = _read(Store.check)
+    backup = _read(Store.backup)
     add = _handle(_write(Store.add, "add sandbox"))
     adopt = _handle(_write(Store.adopt, "adopt sandbox"))
     update_metadata = _handle(_write(Store.update_metadata, "update metadata of sandbox"))

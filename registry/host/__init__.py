@@ -9,6 +9,7 @@ inventory       namespaces in which the processes of the host live
 mounts          mounts on a file in other mount namespaces
 paths           files at paths, inspected by stat alone
 file_locks      locks that processes hold on a file
+part_file       new content of a file, put in place when it is whole
 directory_lock  flock of a directory of network namespaces
 netns           network namespaces: created, entered and removed
 pidfd           pidfds, and the entry of a process in /proc

@@ -10,9 +10,11 @@ readable        rows of a damaged registry that can be read
 encoding        values, encoded as columns
 position        position in the history, after which a reader goes on
 incarnation     line of the history that a restored backup begins
+copies          copies by SQLite's backup API
 upgrade_backup  copy beside a file, made before its upgrade
 migrations      schema of a file: verified, created, upgraded
 inspection      file at a path, inspected before anything is changed
+backup          backup of a registry that is in use
 writes          all writes, inside the transaction of the caller
 integrity       rules that the data must satisfy
 schema          definition: tables, triggers, views in SQLAlchemy Core

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from registry.engine.driver import Fetch
 from registry.tables import sql
 from registry.tables.version import BLOCK
+
+FIRST_LEVEL: Final = 3
+"""The first revision, as a number, whose registries have incarnations."""
 
 
 class Incarnation(NamedTuple):

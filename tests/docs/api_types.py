@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any as AnyType
 from typing import assert_type
 
@@ -84,6 +85,7 @@ def reading(store: Store) -> None:
     assert_type(store.list(selector="app=web", newest_first=True, limit=1), list[Sandbox])
     assert_type(store.history("4a33", after=1, limit=10), list[Transition])
     assert_type(store.check(), list[Violation])
+    assert_type(store.backup(Path("/backup/registry.db"), progress=print), None)
     for transition in store.history():
         assert_type(transition.seq, int)
         assert_type(transition.from_state, State | None)

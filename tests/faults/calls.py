@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from registry.tables.upgrade_backup import PART, SUFFIX
+from tests.faults.workload import COPY
 from tests.tools import ROOT, environment, line, say
 
 TRACED: Final = (
@@ -28,7 +29,7 @@ TRACED: Final = (
 )
 FILES: Final = (
     *("", "-wal", "-shm", "-journal", "-lock", "-queue", "-reserve", "-spare"),
-    *(SUFFIX, PART),
+    *(SUFFIX, PART, COPY, f"{COPY}.part"),
 )
 """What a registry consists of, by what is added to its path."""
 
@@ -81,8 +82,8 @@ class Server:
     def work(self, path: str, *strace: str, log: str = os.devnull, verb: str = "work") -> Run:
         """Run a workload on *path* under strace with these options, which writes *log*.
 
-        *verb* may be `careless`: then the commits are not synced; or `upgrade`: then the registry,
-        which is of an older revision, is opened and closed.
+        *verb* may be `careless`: then the commits are not synced; `upgrade`: then the registry,
+        which is of an older revision, is opened and closed; or `backup`.
         """
         say(self._process, f"{verb} {path}")
         child = int(line(self._process).removeprefix("pid "))

@@ -25,6 +25,8 @@ from tests.tools import pod
 Model = dict[str, list[str]]
 """State, message and ip of each sandbox."""
 
+COPY: Final = "-copy"
+"""Added to the path of a registry: the path of its backup."""
 UNSURE: Final = ("CommitUnknownError", "DataLossError")
 """Errors that leave open whether the change is there; the store writes no more."""
 
@@ -185,6 +187,21 @@ def upgrade(path: str) -> None:
         _said("upgrade", open_and_close)
 
 
+def backup(path: str) -> None:
+    """Back a registry up beside it, and once more if that raised; say so as `work` does."""
+
+    def back_up() -> None:
+        with Store.open(path, reconcile=False, timeout=0.1) as store:
+            store.backup(path + COPY)
+
+    if _said("backup", back_up) != "done":
+        _said("backup", back_up)
+
+
+VERBS: Final = {"work": work, "careless": work, "upgrade": upgrade, "backup": backup}
+"""Workloads by what the server is asked for."""
+
+
 def _said(name: str, do: Callable[[], object]) -> str:
     """Do it, say what came of it, and return `done` or the name of the error."""
     say(f"begin {name}")
@@ -229,11 +246,12 @@ def say(text: str) -> None:
 def serve(folder: str) -> None:
     """Fork a child for each line `VERB PATH`, and say its pid and how it ended.
 
-    A child that is to `work` or to `upgrade` stops first, so that strace can attach to it, and
+    A child that is to run a workload stops first, so that strace can attach to it, and
     begins at SIGCONT. A `careless` child syncs none of its commits.
     """
     with Store.open(f"{folder}/first.db") as store:  # imports and caches what the first use does
         store.check()
+        store.backup(f"{folder}/first-{os.getpid()}.db")
         importlib.import_module("alembic.command")
     while line := sys.stdin.readline():
         verb, path = line.split()
@@ -245,7 +263,7 @@ def serve(folder: str) -> None:
             if verb == "careless":
                 vars(driver).update(SETUP=(*driver.SETUP, _synchronous_normal))
             os.kill(os.getpid(), signal.SIGSTOP)
-            (upgrade if verb == "upgrade" else work)(path)
+            VERBS[verb](path)
             os._exit(0)
         if verb != "verify":
             os.waitpid(child, os.WUNTRACED)
