@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -46,6 +47,8 @@ VERBS: Final = {
     "export": "registry.cli.transfer:export_sandboxes",
 }
 """Verbs in the order of the help; of each the module and the name of its click command there."""
+OUTPUT: Final = {"registry.cli.output", "click.utils"}
+"""Modules that write the output."""
 
 
 class Verbs(click.Group):
@@ -132,20 +135,31 @@ def main(args: Sequence[str] | None = None, *, more: Mapping[str, str] | None = 
         return complain(f"{message} (see {PROGRAM} --help)", error.exit_code)
     except RegistryError as error:
         return complain(str(error), code_of(error))
-    except (OSError, MemoryError) as error:  # of the output: the store raises RegistryErrors
+    except (OSError, MemoryError) as error:  # the store raises RegistryErrors
         reraise_interrupt(error)
-        return _fail_to_write(error)
+        return _fail(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def _fail_to_write(error: OSError | MemoryError) -> int:
-    """Report *error*, which kept the output from being written, and return the exit code."""
+def _fail(error: OSError | MemoryError) -> int:
+    """Report *error*, which an output or another system call has met, and return the exit code."""
+    if isinstance(error, OSError) and not _is_of_output(error):
+        why = error.strerror or str(error)
+        return complain(
+            why if error.filename is None else f"{error.filename!r}: {why}", UNAVAILABLE
+        )
     discard(sys.stdout)
     if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE
     why = "no memory" if isinstance(error, MemoryError) else f"write output: {error.strerror}"
     return complain(why, UNAVAILABLE)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return whether *error* was raised while output was written, by this package or by click."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") in OUTPUT for frame in frames)
 
 
 def _run(program: click.Group, args: list[str]) -> int:

@@ -12,7 +12,6 @@ from typing import Final
 
 from registry.errors import FailedPreconditionError
 from registry.host import paths
-from registry.sync.interrupts import reraise_interrupt
 
 OF_SQLITE: Final = ("-journal", "-wal", "-shm")
 LOCKS: Final = ("-lock", "-queue")
@@ -31,36 +30,37 @@ def require_own(database: str, *, read_only: bool) -> None:
             another user in a directory in which any user may create files.
         RegistryError: a file cannot be inspected.
     """
-    trusted = _trusted_owners(database)
+    doing = f"open registry {database!r}"
+    trusted = _trusted_owners(database, doing)
     for suffix in OF_SQLITE if read_only else OF_SQLITE + LOCKS:
-        found = _inspect(f"{database}{suffix}", database)
+        found = paths.inspect(f"{database}{suffix}", doing, follow=False)
         why = "" if found is None else paths.why_not_ours(f"{database}{suffix}", found)
         if found is not None and not why and trusted and found.st_uid not in trusted:
             why = _of_another(found.st_uid)
         if why:
             raise FailedPreconditionError(
-                f"open registry {database!r}: {database + suffix!r} {why}; move it away",
+                f"{doing}: {database + suffix!r} {why}; move it away",
                 path=database,
             )
 
 
-def _trusted_owners(database: str) -> set[int]:
+def _trusted_owners(database: str, doing: str) -> set[int]:
     """Return the users whose files may lie beside *database*; empty: any.
 
     Raises:
         FailedPreconditionError: another user has put the empty file there in which a registry is to
             be created.
     """
-    directory = _inspect(os.path.dirname(database), database)
+    directory = paths.inspect(os.path.dirname(database), doing)
     shared = stat.S_ISVTX | stat.S_IWGRP, stat.S_ISVTX | stat.S_IWOTH
     if directory is None or not any(bits & ~directory.st_mode == 0 for bits in shared):
         return set()  # who may write there may replace the database too
-    trusted, found = {0, os.geteuid()}, _inspect(database, database)
+    trusted, found = {0, os.geteuid()}, paths.inspect(database, doing)
     if found is None:
         return trusted
     if not found.st_size and found.st_uid not in trusted:
         raise FailedPreconditionError(
-            f"open registry {database!r}: the file is empty and {_of_another(found.st_uid)}; "
+            f"{doing}: the file is empty and {_of_another(found.st_uid)}; "
             "create the registry in a directory of its own",
             path=database,
         )
@@ -71,16 +71,3 @@ def _of_another(uid: int) -> str:
     return (
         f"belongs to another user (uid {uid}), in a directory in which other users may create files"
     )
-
-
-def _inspect(path: str, database: str) -> os.stat_result | None:
-    """Return the stat result of *path*, without following a symlink; None: there is no file."""
-    try:
-        return os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        reraise_interrupt(error)
-        return None
-    except OSError as error:
-        reraise_interrupt(error)
-        doing = f"open registry {database!r}"
-        raise paths.refused(doing, database, f"inspect {path!r}", error) from error

@@ -38,7 +38,7 @@ class DiskReserve:
         """
         try:
             for suffix, size in SIZES.items():
-                if paths.size(f"{self._database}{suffix}") != size:
+                if paths.estimated_size(f"{self._database}{suffix}") != size:
                     self._allocate(f"{self._database}{suffix}", size)
         except OSError as error:
             reraise_interrupt(error)
@@ -64,7 +64,7 @@ class DiskReserve:
 
     def spare_size(self) -> int:
         """Return the bytes of `-spare`."""
-        return paths.size(f"{self._database}-spare")
+        return paths.estimated_size(f"{self._database}-spare")
 
     def shrink(self, bytes: int) -> int:
         """Release *bytes* of `-spare`; return the bytes that are left of it.

@@ -126,7 +126,7 @@ class DiskSpace:
         """Return the bytes by which a checkpoint would make the database longer."""
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         (page,) = connection.execute("PRAGMA page_size").fetchone()
-        return int(pages * page - paths.size(self._path))
+        return int(pages * page - paths.estimated_size(self._path))
 
     def _exhausted(self, doing: str, reserved_for: str) -> ResourceExhaustedError:
         return ResourceExhaustedError(

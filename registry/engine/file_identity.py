@@ -11,13 +11,17 @@ import os
 from typing import Final
 
 from registry.engine import driver
-from registry.errors import DataLossError
+from registry.errors import CommitUnknownError, DataLossError, RegistryError
 from registry.host.kernel import file_at
-from registry.host.paths import identity
+from registry.host.paths import identity, refused
+from registry.sync.interrupts import reraise_interrupt
 
 STAT_CHECKS: Final = 32
 """Checks that read the times of the WAL too: half as many commits are slower, by less in all than
 the import of ctypes takes."""
+
+CONFIRMATIONS: Final = 3
+"""Attempts to inspect the paths after a COMMIT: a failure may be transient."""
 
 replaced_files: Final[dict[str, object]] = {}
 """Device and inode, by path, of the databases whose connections must not be closed.
@@ -35,6 +39,8 @@ class FileIdentity:
         self._path: Final = path
         self._log: Final = os.fsencode(f"{path}-wal")
         self._files: tuple[object, object] = (None, None)
+        self._unknown = False
+        """Whether it was unknown at the close if the paths still refer to the open files."""
         self._checks = 0
         self.log_size = 0
         """Bytes of the WAL at the latest check: before a transaction, or after its commit."""
@@ -45,22 +51,58 @@ class FileIdentity:
         Args:
             log: include the WAL, which exists while the database is open for writing.
         """
-        database, found = self._observe()
+        database, found = self._observe("open registry")
         self._files = (database, found if log else None)
 
-    def _observe(self) -> tuple[object, object]:
+    def _observe(self, doing: str) -> tuple[object, object]:
+        """Return what the paths refer to now.
+
+        Raises:
+            RegistryError: that is unknown, for example for want of memory. It is no evidence that a
+                file was removed.
+        """
         self._checks += 1
-        log, self.log_size = file_at(self._log, keep_times=self._checks > STAT_CHECKS)
-        return (identity(self._path), log)
+        try:
+            log, self.log_size = file_at(self._log, keep_times=self._checks > STAT_CHECKS)
+        except OSError as error:
+            reraise_interrupt(error)
+            raise refused(doing, self._path, f"inspect '{self._path}-wal'", error) from error
+        return (identity(self._path, doing), log)
 
     def require(self, doing: str) -> None:
-        """Raise DataLossError unless the paths refer to the open database and its WAL."""
-        if self._observe() != self._files:
+        """Raise unless the paths refer to the open database and its WAL.
+
+        Raises:
+            DataLossError: a path refers to another file, or to none.
+            RegistryError: a path cannot be inspected.
+        """
+        if self._observe(doing) != self._files:
             raise self.replaced_error(doing)
 
+    def confirm(self, doing: str) -> None:
+        """Raise unless the commit that was made is in the files at the paths.
+
+        Raises:
+            DataLossError: a path refers to another file, or to none.
+            CommitUnknownError: that is unknown: a path cannot be inspected, also when it is tried
+                again.
+        """
+        for _ in range(CONFIRMATIONS):
+            try:
+                return self.require(doing)
+            except DataLossError:
+                raise
+            except RegistryError as error:
+                unknown = error
+        raise CommitUnknownError(
+            f"{doing}: the commit was made, and it is unknown whether it is in the files at their "
+            f"paths ({unknown}); close the store, open it again and read it",
+            path=self._path,
+        ) from unknown
+
     def require_database(self, doing: str) -> None:
-        """Raise DataLossError unless the path refers to the open database."""
-        if identity(self._path) != self._files[0]:
+        """Raise unless the path refers to the open database; see `require`."""
+        if identity(self._path, doing) != self._files[0]:
             raise self.replaced_error(doing)
 
     def replaced_error(self, doing: str) -> DataLossError:
@@ -80,15 +122,21 @@ class FileIdentity:
         """Mark the open files as replaced if a path refers to another file.
 
         A close would damage that file. If a path has no file, the close moves the WAL into the open
-        database, and nothing is lost.
+        database, and nothing is lost. If that is unknown, the connections are left open.
         """
-        pairs = zip(self._observe(), self._files, strict=True)
-        if any(there not in {None, ours} for there, ours in pairs):
+        try:
+            there = self._observe("close registry")
+        except RegistryError:
+            self._unknown = True
+            return
+        pairs = zip(there, self._files, strict=True)
+        if any(found not in {None, ours} for found, ours in pairs):
             self.mark_replaced()
 
     def close(self, connection: driver.Connection) -> None:
-        """Close *connection*, or leak it if its files were replaced."""
-        if self._path in replaced_files and replaced_files[self._path] == self._files[0]:
+        """Close *connection*, or leak it if its files were, or may have been, replaced."""
+        replaced = self._path in replaced_files and (replaced_files[self._path] == self._files[0])
+        if replaced or self._unknown:
             driver.leak(connection)
         else:
             driver.close(connection)

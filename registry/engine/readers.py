@@ -101,7 +101,7 @@ class Readers:
                 path=self._path,
             ) from cause
         self._immutable = True
-        self._stamp = stamp(self._path)
+        self._stamp = stamp(self._path, "open registry")
         reader = self._open(timeout=0)
         try:
             self.require_unchanged("open registry")
@@ -175,7 +175,7 @@ class Readers:
                 raise
         try:
             self._file_identity.require_database(doing)
-        except DataLossError:
+        except BaseException:
             driver.close(connection)
             raise
         return connection
@@ -211,7 +211,7 @@ class Readers:
 
     def require_unchanged(self, doing: str) -> None:
         """Raise if an immutable file has changed: what was read may mix two commits."""
-        if self._immutable and stamp(self._path) != self._stamp:
+        if self._immutable and stamp(self._path, doing) != self._stamp:
             raise FailedPreconditionError(
                 f"{doing}: {self._path!r} was changed during the read, on a file system that is "
                 "read-only here; close the store and open it again",

@@ -96,7 +96,7 @@ class Wal:
         """
         size = self._file_identity.log_size
         if size > driver.WAL_MAX // 2:  # another process may have committed since
-            size = paths.size(f"{self._path}-wal")
+            size = paths.estimated_size(f"{self._path}-wal")
         grown, self._size = size - self._size, size
         self._bounds = _bounds_below(size)
         # A WAL that is about to pass WAL_MAX is about to be restarted.
@@ -105,7 +105,7 @@ class Wal:
         # The rest of the disk is for data.
         if paths.free(os.path.dirname(self._path)).bytes >= driver.WAL_MAX:
             _append_uncommitted(connection)
-            self._size = paths.size(f"{self._path}-wal")
+            self._size = paths.estimated_size(f"{self._path}-wal")
 
 
 def _bounds_below(size: int) -> int:

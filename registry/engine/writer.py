@@ -30,7 +30,7 @@ from registry.errors import (
     RegistryError,
     UnavailableError,
 )
-from registry.host.paths import create_file, refused, size
+from registry.host.paths import create_file, estimated_size, refused
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Writer:
         close = self._file_identity.close if locked else driver.leak
         close_readers(close)
         close(self.connection)
-        if locked and size(self._path):
+        if locked and estimated_size(self._path):
             self.disk_space.reserve.allocate()  # the last close has freed -wal and -shm
         lock.release()
         lock.close()
@@ -273,13 +273,17 @@ class Writer:
             deadline: monotonic time in seconds after which the maintenance does not wait.
         Raises:
             DataLossError: the commit is in other files; nothing is written any more.
+            CommitUnknownError: that is unknown; nothing is written any more.
         """
         maintain = self._holds_lock and self.disk_space.needs_maintenance(self.connection)
         keep = maintain or (self._holds_lock and self._wal.is_near_bound())
         if not keep:
             self.release_lock()
         try:
-            self._file_identity.require(doing)
+            self._file_identity.confirm(doing)
+        except CommitUnknownError as error:
+            self._state.unwritable = error
+            raise
         except DataLossError as error:
             self._file_identity.mark_replaced()
             self._state.unwritable = error

@@ -6,6 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from registry.errors import RegistryError
 from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
 
@@ -37,7 +38,10 @@ class FileLock(NamedTuple):
 
 def locks_on(path: str) -> Iterator[FileLock]:
     """Yield the locks of the visible processes on the file at *path*."""
-    found = paths.identity(path)
+    try:
+        found = paths.identity(path)
+    except RegistryError:  # the list serves only to name a process
+        found = None
     if found is None:
         return
     try:

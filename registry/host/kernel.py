@@ -264,7 +264,7 @@ def is_absent(pid: int) -> bool:
 def file_at(path: bytes, *, keep_times: bool) -> tuple[tuple[int, int] | None, int]:
     """Return device and inode of the file at *path*, through symlinks, and its bytes.
 
-    The result is None and 0 if no file can be observed.
+    The result is None and 0 if there is no file. Raises OSError if that is unknown.
 
     Args:
         path: path without a NUL.
@@ -277,7 +277,7 @@ def file_at(path: bytes, *, keep_times: bool) -> tuple[tuple[int, int] | None, i
         return found
     try:
         stat = os.stat(path)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         reraise_interrupt(error)
         return None, 0
     return (stat.st_dev, stat.st_ino), stat.st_size
@@ -286,8 +286,8 @@ def file_at(path: bytes, *, keep_times: bool) -> tuple[tuple[int, int] | None, i
 def _file_without_times(path: bytes) -> tuple[tuple[int, int], int] | None:
     """Return what `file_at` does, without reading the times of the file.
 
-    None: there is no file, libc or the container lacks statx(2), or ctypes cannot be imported. A
-    commit does not fail because no descriptor is left for an import.
+    None: there is no file, it cannot be observed, libc or the container lacks statx(2), or ctypes
+    cannot be imported. A commit does not fail because no descriptor is left for an import.
     """
     buffer = bytearray(_STATX.size)
     try:

@@ -38,19 +38,24 @@ def resolve(path: str | os.PathLike[str]) -> str:
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or text in {"", ":memory:"} or "\0" in text:
         raise _not_a_path(text)
+    there = text
     try:
-        real = os.path.realpath(text)
+        there = os.path.join(os.getcwd(), text)
+        real = os.path.realpath(there, strict=True)
         found = os.stat(real)
     except UnicodeEncodeError as error:
         raise _not_a_path(text) from error
     except FileNotFoundError as error:
         reraise_interrupt(error)
-        _require_no_dangling_symlink(text)
+        if not os.path.isabs(there):
+            doing = f"open registry {text!r}"
+            raise refused(doing, text, "find the working directory", error) from error
+        _require_no_dangling_symlink(there)
+        return os.path.realpath(there)
     except OSError as error:
         reraise_interrupt(error)
-        raise refused(f"open registry {real!r}", real, "inspect the path", error) from error
-    else:
-        _require_usable(real, found)
+        raise refused(f"open registry {there!r}", there, "inspect the path", error) from error
+    _require_usable(real, found)
     return real
 
 
@@ -59,7 +64,7 @@ def _require_no_dangling_symlink(path: str) -> None:
 
     A registry would be created at its target, which may be on a disk that is not mounted yet.
     """
-    link = os.path.abspath(path)
+    link = path
     while not os.path.lexists(link):
         link = os.path.dirname(link)
     if os.path.islink(link) and not os.path.exists(link):
@@ -238,14 +243,47 @@ def how_to_free(path: str) -> str:
     return "free some space"
 
 
-def identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode of the file at *path*; None if there is none."""
+def inspect(
+    path: str, doing: str = "open registry", *, follow: bool = True
+) -> os.stat_result | None:
+    """Return the stat result of the file at *path*; None: there is no file.
+
+    Args:
+        path: of a database, or of a file beside one.
+        doing: operation and object, for messages.
+        follow: follow a symlink.
+    Raises:
+        RegistryError: it is unknown whether there is a file, for example for want of memory.
+    """
     try:
-        found = os.stat(path)
-    except OSError as error:
+        return os.stat(path, follow_symlinks=follow)
+    except (FileNotFoundError, NotADirectoryError) as error:
         reraise_interrupt(error)
         return None
-    return (found.st_dev, found.st_ino)
+    except OSError as error:
+        reraise_interrupt(error)
+        raise refused(doing, path, f"inspect {path!r}", error) from error
+
+
+def identity(path: str, doing: str = "open registry") -> tuple[int, int] | None:
+    """Return device and inode of the file at *path*; see `inspect`."""
+    found = inspect(path, doing)
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+def size(path: str, doing: str = "open registry") -> int:
+    """Return the bytes of the file at *path*, 0 if there is none; see `inspect`."""
+    found = inspect(path, doing)
+    return 0 if found is None else found.st_size
+
+
+def estimated_size(path: str) -> int:
+    """Return the bytes of the file at *path*; 0 if there is none, or if they are unknown."""
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        reraise_interrupt(error)
+        return 0
 
 
 def on_read_only_file_system(path: str) -> bool:
@@ -257,14 +295,13 @@ def on_read_only_file_system(path: str) -> bool:
         return False
 
 
-def stamp(path: str) -> object:
+def stamp(path: str, doing: str) -> object:
     """Return a value that changes when the database at *path*, or its WAL, is written to."""
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        reraise_interrupt(error)
+    found = inspect(path, doing)
+    if found is None:
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, size(f"{path}-wal"))
+    wal = size(f"{path}-wal", doing)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, wal)
 
 
 class Free(NamedTuple):
@@ -285,12 +322,3 @@ def free(directory: str) -> Free:
         found.f_bavail * found.f_frsize if found.f_blocks else math.inf,
         found.f_favail if found.f_files else math.inf,
     )
-
-
-def size(path: str) -> int:
-    """Return the bytes of the file at *path*; 0 if there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        reraise_interrupt(error)
-        return 0

@@ -151,12 +151,12 @@ def _require_beginnable(path: str, *, create: bool, has_wal: bool) -> None:
             path=path,
         )
     if not create:
-        advice = "" if os.path.exists(path) else "; is its disk mounted?"
+        advice = "" if paths.inspect(path) else "; is its disk mounted?"
         raise NotFoundError(f"{doing}: {missing}{advice}", path=path)
 
 
 def _what_is_missing(path: str) -> str:
-    if not os.path.exists(path):
+    if paths.inspect(path) is None:
         return "there is no such file"
     if not paths.size(path):
         return "the database file is empty"

@@ -23,10 +23,11 @@ from tests.cli.program import (
     SHOWN,
     Call,
     Done,
+    clean,
     run,
     shell,
 )
-from tests.tools import NOTREADY, environment, pod, sandbox
+from tests.tools import NOTREADY, environment, pod, python, sandbox
 
 # Hostile text.
 
@@ -173,6 +174,22 @@ def test_output_that_cannot_be_written_is_an_error(path: str, args: str, unbuffe
     done = shell('"$@" >/dev/full', "--db", path, *args.split(), unbuffered=unbuffered)
     expected = "sandbox-registry: error: write output: No space left on device\n"
     assert Done(3, "", expected) == done
+
+
+def test_an_error_of_the_system_that_is_not_of_the_output_names_its_file(path: str) -> None:
+    """Here the module of the verb, which cannot be opened."""
+    code = """
+        import resource, sys
+        from registry.cli import program
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        sys.exit(program.main(["--db", sys.argv[1], "list"]))
+        """
+    done = subprocess.run(
+        python(code, path), env=clean(), capture_output=True, text=True, check=False
+    )
+    expected = r"sandbox-registry: error: '/.*/show\.py': Too many open files\n"
+    assert (3, "") == (done.returncode, done.stdout)
+    assert re.fullmatch(expected, done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("redirect", [">&-", "2>&-", "2>/dev/full", ">&- 2>&-"])

@@ -146,6 +146,23 @@ def test_a_symlink_to_nothing_is_not_a_new_registry(
         Store.open(path).close()
 
 
+def test_a_relative_path_in_a_directory_that_was_removed_is_not_found(tmp_path: Path) -> None:
+    """It is not the registry that is missing, but the working directory."""
+    code = """
+        import os, sys
+        from registry import NotFoundError, Store
+        os.mkdir(sys.argv[1])
+        os.chdir(sys.argv[1])
+        os.rmdir(sys.argv[1])
+        try:
+            Store.open("registry.db")
+        except NotFoundError as error:
+            print(error.path, error)
+        """
+    said = run(code, tmp_path / "gone")
+    assert said.startswith("registry.db open registry 'registry.db': find the working directory")
+
+
 def test_import_makes_no_registry_at_the_target_of_a_symlink(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
