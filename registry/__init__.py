@@ -20,6 +20,7 @@ Packages, each importing only from those before it; the docstring of each lists 
     recovery      reconcile: evidence, verdicts, and the changes that follow from them
     store         Store
     aio           AsyncStore: the same for asyncio; imported by those who use it
+    maintenance   salvage of a damaged registry; imported by those who use it
     cli           the command line
     shim          a runtime shim that serves the CRI on a unix socket
 """
@@ -27,6 +28,7 @@ Packages, each importing only from those before it; the docstring of each lists 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 from registry.errors import (
     AlreadyExistsError,
@@ -60,10 +62,15 @@ from registry.model.metadata import Metadata
 from registry.model.status import State, Status, StatusStorage, UpdateFunc
 from registry.recovery.findings import Finding, Report, Verdict
 from registry.store import Store
+from registry.sync.imports import late_import
 from registry.tables.integrity import Violation
 from registry.tables.rows import Transition
 from registry.version import __version__
 from registry.visible import visible_record
+
+if TYPE_CHECKING:
+    from registry.maintenance.salvage import salvage
+    from registry.maintenance.salvage_report import Loss, Salvage
 
 __all__ = [
     "DNS",
@@ -84,6 +91,7 @@ __all__ = [
     "IPConfig",
     "Interface",
     "InvalidArgumentError",
+    "Loss",
     "Metadata",
     "MetadataError",
     "NameReservedError",
@@ -96,6 +104,7 @@ __all__ = [
     "Report",
     "ResourceExhaustedError",
     "Route",
+    "Salvage",
     "Sandbox",
     "SchemaVersionError",
     "State",
@@ -110,7 +119,26 @@ __all__ = [
     "Verdict",
     "Violation",
     "__version__",
+    "salvage",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept any name otherwise
+
+    def __getattr__(name: str) -> Any:
+        """Return a name of `registry.maintenance`, which is imported with the first one (PEP 562).
+
+        Raises:
+            ResourceExhaustedError: no file descriptor is left to import it.
+        """
+        if name not in {"Loss", "Salvage", "salvage"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        with late_import("registry.maintenance"):
+            from registry.maintenance.salvage import salvage  # noqa: PLC0415 - rare
+            from registry.maintenance.salvage_report import Loss, Salvage  # noqa: PLC0415
+
+        globals().update(Loss=Loss, Salvage=Salvage, salvage=salvage)
+        return globals()[name]
+
 
 # The program chooses the handlers. Without any, Python would write each warning to stderr.
 logging.getLogger("registry").addHandler(logging.NullHandler())

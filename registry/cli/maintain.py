@@ -1,4 +1,4 @@
-"""The verbs `reconcile`, `check` and `delete`."""
+"""The verbs `reconcile`, `check`, `delete` and `salvage`."""
 
 from __future__ import annotations
 
@@ -109,3 +109,23 @@ def delete(*, id: str, db: str, timeout: float, as_json: bool) -> int:
     if not deleted:
         return complain(f"delete sandbox {id!r}: there is no such sandbox", FOUND)
     return FINE
+
+
+@click.command()
+@click.argument("old", metavar="OLD", help="The damaged registry; it stays as it is.")
+@click.argument("new", metavar="NEW", help="Path of the copy, where no file is.")
+@options.timeout
+@options.as_json
+def salvage(*, old: str, new: str, timeout: float, as_json: bool) -> int:
+    """Copy every readable record of the damaged registry OLD into a new one; this writes NEW.
+
+    OLD stays as it is. Exit code 1 if anything was lost.
+    """
+    from registry.maintenance.salvage import salvage as copy  # noqa: PLC0415 - only here
+
+    found = copy(old, new, timeout=timeout)
+    if as_json:
+        write_json(asdict(found))
+    else:
+        write("".join(f"{line}\n" for line in found.lines()))
+    return FINE if found.complete else FOUND

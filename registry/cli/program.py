@@ -43,6 +43,7 @@ VERBS: Final = {
     "reconcile": "registry.cli.maintain:reconcile",
     "check": "registry.cli.maintain:check",
     "delete": "registry.cli.maintain:delete",
+    "salvage": "registry.cli.maintain:salvage",
     "import": "registry.cli.transfer:import_sandboxes",
     "export": "registry.cli.transfer:export_sandboxes",
 }

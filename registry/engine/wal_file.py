@@ -28,6 +28,8 @@ _FRAME_HEADER: Final = struct.Struct(">II8s8s")
 _MAGIC: Final = 0x377F0682
 """First word of a WAL with little-endian checksums; big-endian ones set the lowest bit."""
 _VERSION: Final = 3007000
+_PAGE_MAX: Final = 65536
+"""Bytes of the largest page of SQLite."""
 
 _DATABASE_HEADER: Final = 100
 """Bytes at the beginning of the first page of a database."""
@@ -87,14 +89,10 @@ def read(database: str, file: Header | None) -> WalFacts | None:
 
 
 def _read(wal: BinaryIO, file: Header | None) -> WalFacts | None:
-    header = wal.read(_WAL_HEADER.size)
-    if len(header) < _WAL_HEADER.size:
+    beginning = _beginning(wal)
+    if beginning is None:
         return None
-    magic, version, page_size, _, salts, checksum = _WAL_HEADER.unpack(header)
-    order = ">" if magic & 1 else "<"
-    whole = _checksum(header[:24], bytes(8), order) == checksum
-    if magic & ~1 != _MAGIC or version != _VERSION or not whole:
-        return None
+    page_size, salts, checksum, order = beginning
     committed, first, has_file = False, None, False
     for offset, frame in _frames(wal, page_size, salts):
         number, pages, _, its_checksum = _FRAME_HEADER.unpack(frame)
@@ -109,6 +107,82 @@ def _read(wal: BinaryIO, file: Header | None) -> WalFacts | None:
         committed, checksum = committed or pages > 0, its_checksum
     replaces_file = first is not None and _writes_all_pages(wal, page_size, salts)
     return WalFacts(salts, committed, first, has_file, replaces_file)
+
+
+class _Beginning(NamedTuple):
+    """Fields of the header of a WAL, and the byte order of its checksums."""
+
+    page_size: int
+    salts: bytes
+    checksum: bytes
+    order: str
+
+
+def _beginning(wal: BinaryIO) -> _Beginning | None:
+    """Return the header of *wal*; None if SQLite would read nothing of it."""
+    header = os.pread(wal.fileno(), _WAL_HEADER.size, 0)
+    if len(header) < _WAL_HEADER.size:
+        return None
+    magic, version, page_size, _, salts, checksum = _WAL_HEADER.unpack(header)
+    order = ">" if magic & 1 else "<"
+    whole = _checksum(header[:24], bytes(8), order) == checksum
+    if magic & ~1 != _MAGIC or version != _VERSION or not whole or page_size > _PAGE_MAX:
+        return None
+    return _Beginning(page_size, salts, checksum, order)
+
+
+class Images(NamedTuple):
+    """The newest image in a WAL of each page that its commits have written."""
+
+    page_size: int
+    offsets: dict[int, int]
+    """Offset of the image, by the number of the page."""
+    pages: int
+    """Pages of the database after the last commit; 0 without a commit."""
+    damaged: list[int]
+    """Damaged frames, numbered from 1, before the last commit: SQLite reads none from the first."""
+
+
+def images(wal: BinaryIO) -> Images | None:
+    """Return the images in *wal*, also of commits behind a damaged frame; None without a header.
+
+    Each frame continues the checksum that is noted in the one before, so it can be checked alone.
+    A power cut, too, leaves damaged frames behind the last commit, and commits that were not
+    acknowledged. So a commit behind a damaged frame counts, with all before it, only if it is whole
+    and has a later number.
+    """
+    beginning = _beginning(wal)
+    if beginning is None:
+        return None
+    size, salts, before, order = beginning
+    whole, number, accepted, length = True, 0, 0, 0
+    found: dict[int, int] = {}
+    waiting: dict[int, int] = {}
+    damaged: list[int] = []
+    bad: list[int] = []
+    begins = range(_WAL_HEADER.size, os.fstat(wal.fileno()).st_size, _FRAME_HEADER.size + size)
+    for count, at in enumerate(begins, 1):
+        frame = os.pread(wal.fileno(), _FRAME_HEADER.size + size, at)
+        if len(frame) < _FRAME_HEADER.size + size:
+            break
+        page, pages, its_salts, checksum = _FRAME_HEADER.unpack_from(frame)
+        data = frame[_FRAME_HEADER.size :]
+        if its_salts == salts and _checksum(frame[:8] + data, before, order) == checksum:
+            waiting[page] = at + _FRAME_HEADER.size
+            header = header_of(data) if page == 1 else None
+            number = header.number if header else number
+        else:
+            bad.append(count)
+            whole = False
+        before = checksum
+        if pages and whole and (not bad or number > accepted):
+            found.update(waiting)
+            damaged.extend(bad)
+            accepted, length = number, pages
+            waiting.clear()
+            bad.clear()
+        whole = whole or pages > 0
+    return Images(size, found, length, damaged)
 
 
 def _writes_all_pages(wal: BinaryIO, page_size: int, salts: bytes) -> bool:

@@ -296,8 +296,8 @@ def history_is_whole(connection: Connection) -> Iterator[Violation]:
         whole = count + sum(first - last - 1 for first, last in jumps)
         found = f"{count} transitions from seq {oldest} to {newest}"
         yield Violation(rule, "", found, str(whole))
-    may_begin = oldest % BLOCK == 1 and incarnation > 1
-    if oldest > 1 and count < HISTORY_MAX and not may_begin:
+    # A salvage copies what follows the last gap, and begins an incarnation.
+    if oldest > 1 and count < HISTORY_MAX and incarnation == 1:
         yield Violation(rule, "", f"it begins with seq {oldest}", "seq 1")
 
 
@@ -317,7 +317,8 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
     last: dict[str, str | None] = {}
     rows = connection.fetch(query)
     # Else the beginning may be compacted.
-    is_complete = len(rows) < HISTORY_MAX or rows[0][1] == 1
+    oldest = rows[0][1] if rows else 1
+    is_complete = oldest == 1 or (len(rows) < HISTORY_MAX and oldest % BLOCK == 1)
     for id, seq, event, from_state, to_state in rows:
         known = last.get(id)
         if event == "changed" and from_state == to_state:

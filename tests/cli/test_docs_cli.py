@@ -18,7 +18,7 @@ from registry import Metadata, State, Status, Store
 from registry.__main__ import SHIM
 from registry.cli import failures, program
 from registry.cri import LinuxPodSandboxConfig, NamespaceMode
-from tests.tools import ROOT, environment, execute, pod
+from tests.tools import ROOT, environment, execute, pod, tamper
 
 DOCS = Path(ROOT, "docs", "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(
@@ -91,6 +91,8 @@ def test_docs_have_exactly_the_options_of_each_verb(verb: str) -> None:
     common = documented_options("Options that verbs share")
     if verb in {"export", "serve"}:  # it prints nothing else, or nothing
         common -= {"--json"}
+    if verb == "salvage":  # its arguments name the registries
+        common -= {"--db"}
     parameters = COMMANDS[verb].get_params(click.Context(COMMANDS[verb], parent=CONTEXT))
     options = {option for each in parameters for option in each.opts if option[0] == "-"}
     assert options == documented_options(verb) | common
@@ -143,6 +145,20 @@ def test_fields_of_delete_are_as_documented(printed: Callable[..., Any]) -> None
     """They do not depend on whether there was a sandbox."""
     for _ in range(2):
         assert documented_fields("delete") == list(printed("delete", WEB))
+
+
+def test_fields_of_salvage_are_as_documented(
+    path: str, tmp_path: Path, printed: Callable[..., Any]
+) -> None:
+    """The registry has lost the status of one sandbox."""
+    tamper(path, f"DELETE FROM sandbox_statuses WHERE sandbox_id = '{WEB}'")
+    found = printed("salvage", path, str(tmp_path / "new.db"))
+    expected = []
+    for name, value in found.items():
+        expected.append(name)
+        if name == "losses":
+            expected += [f"losses[].{field}" for field in value[0]]
+    assert expected == documented_fields("salvage")
 
 
 def test_fields_of_import_are_as_documented(tmp_path: Path, printed: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ that a checker must reject: the checkers report such a comment where there is no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,13 @@ from registry import (
     Extension,
     Extensions,
     Finding,
+    Loss,
     Metadata,
     NetNS,
     Process,
     RegistryError,
     Report,
+    Salvage,
     Sandbox,
     State,
     Status,
@@ -41,6 +43,7 @@ from registry import (
     UpdateFunc,
     Verdict,
     Violation,
+    salvage,
 )
 from registry.aio import AsyncSandbox, AsyncStore
 from registry.cri import PodSandboxConfig
@@ -74,6 +77,16 @@ def opening(path: str) -> None:
     Store.open(path, read_onyl=True)  # type: ignore[call-arg]
     Store.open(path, clock=lambda: 0.5)  # type: ignore[arg-type, return-value]
     _ = store.recovery.findings  # type: ignore[union-attr] # there is none after `reconcile=False`
+
+
+def salvaging(path: str) -> None:
+    """Copy what can be read of a damaged registry."""
+    found = salvage(path, "new.db", timeout=1)
+    assert_type(found, Salvage)
+    assert_type(found.complete, bool)
+    assert_type(found.lines(), Iterator[str])
+    assert_type(found.losses, tuple[Loss, ...])
+    assert_type(found.read, Mapping[str, int])
 
 
 def reading(store: Store) -> None:

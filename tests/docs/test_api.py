@@ -161,6 +161,8 @@ def entries() -> Iterator[Entry]:
             value = getattr(module, name)
             if isinstance(value, str):
                 yield Entry(f"{module.__name__}.{name}: str", frozenset())
+            elif inspect.isfunction(value):
+                yield Entry(called(name, value), errors_of(value))
             elif not inspect.isclass(value):
                 yield Entry(alias(module.__name__, name), frozenset())
             elif not issubclass(value, BaseException):

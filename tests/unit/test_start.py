@@ -17,6 +17,7 @@ HEAVY = (
     "json",
     "pydantic",
     "pyroute2",
+    "registry.maintenance",
     "registry.recovery.reconcile",
     "rich",
     "sqlalchemy",

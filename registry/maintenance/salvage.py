@@ -1,0 +1,174 @@
+"""Salvage: every readable record of a damaged registry, copied into a new one.
+
+    old file and WAL ─ pages ─▶ records by shape ─ scratch database ─▶ NEW.part ─ check ─▶ NEW
+
+The old file is read as bytes, under its process lock; SQLite never opens it. The copy gets its name
+only when `check` finds nothing in it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from typing import Final
+
+from registry.engine import driver
+from registry.engine.continuity import give_number, next_number
+from registry.engine.sqlite_errors import driver_errors
+from registry.errors import DataLossError, FailedPreconditionError
+from registry.host import paths
+from registry.maintenance import damaged_file
+from registry.maintenance.pages import Pages
+from registry.maintenance.records import Collector, counts
+from registry.maintenance.salvage_copy import Copy
+from registry.maintenance.salvage_report import Losses, Salvage
+from registry.model.validation import check_seconds
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
+from registry.tables import integrity, sql
+
+PART: Final = ".part"
+"""Suffix of a copy that is being written; the next salvage replaces one that a kill has left."""
+SCRATCH: Final = ".part-found"
+"""Suffix of the scratch database."""
+_CREATIONS: Final = ("CREATE TABLE", "CREATE INDEX")
+_TABLES: Final = (*(each for each in sql.SCHEMA if each.startswith(_CREATIONS)), *sql.INITIAL)
+"""Statements before the records are copied: no trigger writes transitions meanwhile."""
+_TRIGGERS: Final = tuple(each for each in sql.SCHEMA if not each.startswith(_CREATIONS))
+"""Statements afterwards: triggers and views."""
+
+
+def salvage(
+    old: str | os.PathLike[str], new: str | os.PathLike[str], *, timeout: float = 30.0
+) -> Salvage:
+    """Copy every readable record of the damaged registry *old* into a new one; report the rest.
+
+    Args:
+        old: the damaged registry; its files stay as they are. No Store of this process may have it
+            open.
+        new: path of the copy; there is no file.
+        timeout: seconds to wait for a process that writes to *old*.
+    Raises:
+        NotFoundError: there is no file *old*, or no directory for *new*.
+        DataLossError: no record of a registry was found in *old*.
+        FailedPreconditionError: a file *new* exists, or this process has *old* open.
+        UnavailableError: another process held the write lock past *timeout*.
+    """
+    source, target = paths.resolve(old), paths.resolve(new)
+    doing = f"salvage registry {source!r}"
+    timeout = check_seconds(doing, "timeout", timeout)
+    _require_free(target, doing)
+    damaged_file.open_file(source, doing).close()
+    part, losses = f"{target}{PART}", Losses()
+    try:
+        _create(part, source, doing)
+        with driver_errors(doing, part):
+            read, written = _write(source, part, doing, timeout, losses)
+            _require_valid(part, doing)
+        _give_name(part, target, doing)
+    finally:
+        _remove(part)
+    return Salvage(source, target, read, written, tuple(losses.found), losses.omitted)
+
+
+def _require_free(target: str, doing: str) -> None:
+    """Raise if there is a file at *target*, or one beside it that SQLite would take for its own."""
+    for path in (target, *(f"{target}{suffix}" for suffix in ("-wal", "-shm", "-journal"))):
+        if os.path.lexists(path):
+            raise _exists(path, doing)
+
+
+def _exists(path: str, doing: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{doing}: {path!r} exists; name a new file", path=path)
+
+
+def _create(part: str, source: str, doing: str) -> None:
+    """Make the empty file *part*, with the owner of *source*."""
+    _remove(part)
+    try:
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            paths.give_to_owner(fd, source)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        reraise_interrupt(error)
+        raise paths.refused(doing, part, f"create {part!r}", error) from error
+
+
+def _remove(part: str) -> None:
+    """Remove what an interrupted salvage has left."""
+    for path in (part, part.removesuffix(PART) + SCRATCH):
+        with suppress_os_errors():
+            os.unlink(path)
+
+
+def _give_name(part: str, target: str, doing: str) -> None:
+    """Give *part*, which is whole and synced, the name *target*, which no file has."""
+    try:
+        os.link(part, target)
+        os.unlink(part)
+    except FileExistsError as error:
+        reraise_interrupt(error)
+        raise _exists(target, doing) from error
+    except OSError as error:
+        reraise_interrupt(error)
+        raise paths.refused(doing, target, f"create {target!r}", error) from error
+    paths.sync_directory(os.path.dirname(target))
+
+
+def _write(
+    source: str, part: str, doing: str, timeout: float, losses: Losses
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Write the copy; return how many records were read, and were written, by table."""
+    with closing(driver.connect(part, "rw", (_settings,), busy_timeout=0)) as connection:
+        _attach_scratch(connection, part.removesuffix(PART) + SCRATCH)
+        connection.execute("BEGIN")
+        for statement in _TABLES:
+            connection.execute(statement)
+
+        def collect(pages: Pages) -> None:
+            Collector(connection, pages, losses.add).collect()
+
+        damaged_file.read(source, doing, timeout, collect, losses.add)
+        connection.execute("COMMIT")  # a change of the schema would hinder savepoints
+        read = counts(connection, "found")
+        if not any(read.values()):
+            raise DataLossError(
+                f"{doing}: no record of a registry was found in it; is the path right? If it was a "
+                "registry, restore a backup",
+                path=source,
+            )
+        Copy(connection, losses.add, doing).run()
+        connection.execute("BEGIN")
+        for statement in _TRIGGERS:
+            connection.execute(statement)
+        give_number(connection, next_number(connection))
+        connection.execute("COMMIT")
+        return read, counts(connection, "main")
+
+
+def _settings(connection: sqlite3.Connection) -> None:
+    """Journal in memory: a file that is not whole is removed. Sync the commit."""
+    connection.execute("PRAGMA journal_mode = MEMORY")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _attach_scratch(connection: sqlite3.Connection, path: str) -> None:
+    """Attach the scratch database as `found`."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection.execute("ATTACH DATABASE ? AS found", (path,))
+    connection.execute("PRAGMA found.journal_mode = OFF")
+    connection.execute("PRAGMA found.synchronous = OFF")
+
+
+def _require_valid(part: str, doing: str) -> None:
+    """Raise if `check` finds a violation in the copy."""
+    with closing(driver.connect(part, "ro", driver.READER_SETUP, busy_timeout=0)) as connection:
+        found = integrity.run(connection)
+    if found:
+        raise DataLossError(
+            f"{doing}: the copy would violate {len(found)} invariants, first: {found[0]}; "
+            "restore a backup, and report this fault of the program",
+            path=part,
+        )

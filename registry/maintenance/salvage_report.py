@@ -1,0 +1,93 @@
+"""Report of a salvage: the records that were copied, and those that were not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from registry.visible import visible
+
+LOSSES_MAX: Final = 100_000
+"""Losses that a report holds; it counts the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A record of a damaged registry that is not in the copy, or not as it was.
+
+    Attributes:
+        table: table of the record.
+        sandbox_id: id of the sandbox; "" if it is not known, or the record is of none.
+        source: where the record, or the evidence for it, was found, such as `page 7`.
+        reason: why it was not copied, or what was changed.
+        record: the record as JSON, as far as it could be read; else "".
+    """
+
+    table: str
+    sandbox_id: str
+    source: str
+    reason: str
+    record: str = ""
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        whose = f" of sandbox {self.sandbox_id!r}" if self.sandbox_id else ""
+        where = ": ".join(filter(None, (f"{self.table}{whose}", self.source, self.reason)))
+        return visible(where)
+
+
+Report = Callable[[Loss], None]
+"""Takes a loss when it is found."""
+
+
+class Losses:
+    """The losses that were reported, up to a bound."""
+
+    def __init__(self) -> None:
+        """Begin without a loss."""
+        self.found: list[Loss] = []
+        self.omitted = 0
+
+    def add(self, loss: Loss) -> None:
+        """Keep *loss*, or count it."""
+        if len(self.found) < LOSSES_MAX:
+            self.found.append(loss)
+        else:
+            self.omitted += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """Result of `salvage`.
+
+    Attributes:
+        old: path of the damaged registry, which is as it was.
+        new: path of the copy.
+        read: number of records that were found in the old file, by table; one that was found
+            twice counts twice.
+        written: number of records in the copy, by table.
+        losses: records that were lost or changed, at most 100,000 of them.
+        omitted: number of further losses.
+    """
+
+    old: str
+    new: str
+    read: Mapping[str, int]
+    written: Mapping[str, int]
+    losses: tuple[Loss, ...]
+    omitted: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """True if nothing was lost, as far as the file tells."""
+        return not self.losses
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for people: a line for each table, then one for each loss."""
+        for table, count in self.written.items():
+            yield f"{table}: {self.read[table]} read, {count} written"
+        for loss in self.losses:
+            yield str(loss)
+        if self.omitted:
+            yield f"and {self.omitted} more"
