@@ -8,6 +8,8 @@ from typing import Final
 
 GAP: Final = "  "
 """Between two columns of a table."""
+COLUMN_MAX: Final = 200
+"""Width up to which cells are aligned: one cell of 4 MB would make 1.2 GB of 300 lines."""
 JAMO: Final = range(0x1160, 0x1200)
 """Vowels and final consonants of Hangul: drawn into the syllable before them, though letters."""
 
@@ -24,8 +26,11 @@ def _width_of(char: str) -> int:
 
 
 def widths(lines: Sequence[Sequence[str]]) -> list[int]:
-    """Return the width of each column of a table; *lines* are its rows of cells."""
-    return [max(map(width, column)) for column in zip(*lines, strict=True)]
+    """Return the width of each column of a table; *lines* are its rows of cells.
+
+    A cell that is wider than `COLUMN_MAX` is not cut: it moves the rest of its line to the right.
+    """
+    return [min(max(map(width, column)), COLUMN_MAX) for column in zip(*lines, strict=True)]
 
 
 def padding(text: str, columns: int) -> str:

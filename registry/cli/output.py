@@ -6,6 +6,7 @@ a terminal. JSON is ASCII.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from registry.cli.cells import row, widths
+from registry.tables.rows import as_text
 from registry.visible import visible
 
 TIMES: Final = frozenset({"created_at", "exited_at", "at"})
@@ -39,10 +41,26 @@ def write_json(value: object) -> None:
 
 
 def to_json(value: object, *, indent: int | None = None, ascii: bool = True) -> str:
-    """Return *value* as JSON text: on one line, or with *indent* spaces for each level."""
+    """Return *value* as JSON text: on one line, or with *indent* spaces for each level.
+
+    Values that JSON does not have, which only a damaged record holds, become text.
+    """
     import json  # noqa: PLC0415 - most tables do without
 
-    return json.dumps(value, indent=indent, ensure_ascii=ascii)
+    options: dict[str, Any] = {"indent": indent, "ensure_ascii": ascii, "allow_nan": False}
+    try:
+        return json.dumps(value, default=as_text, **options)
+    except ValueError:
+        return json.dumps(_finite(value), default=as_text, **options)
+
+
+def _finite(value: object) -> object:
+    """Return *value* with text in the place of infinite numbers."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_all(found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -19,6 +20,11 @@ WAL_PAGES: Final = 1000
 WAL_MAX: Final = 16 * 1024 * 1024
 """Bytes of WAL past which it is restarted. The commit that passes them, twice as many, four times
 as many and so on waits for readers for a moment: see `registry.engine.wal`."""
+VALUE_MAX: Final = 64 * 1024 * 1024
+"""Bytes of a value or a row: a config of 4 MiB takes some 40 MiB as JSON at most."""
+SAFE_JSON: Final = (3, 45, 0)
+"""The first version in whose untrusted schemas our CHECKs are known to work: 3.40 takes json_valid
+for an unsafe function."""
 OLDEST_SQLITE: Final = (3, 37, 0)
 """The first version with STRICT tables."""
 
@@ -65,7 +71,24 @@ def fast_deletes(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA secure_delete = FAST")
 
 
-SETUP: Final = (wal, synchronous_full, foreign_keys_on, bounded_wal, large_cache, fast_deletes)
+def distrust(connection: sqlite3.Connection) -> None:
+    """Bound what a damaged file, or a schema that was edited, can make SQLite do.
+
+    A length that a damaged record states is not allocated past the limit. Views and triggers of the
+    file call no functions with effects outside it, and no SQL writes to the schema by hand.
+    """
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_MAX)
+    connection.execute("PRAGMA cell_size_check = ON")
+    if sqlite3.sqlite_version_info >= SAFE_JSON:
+        connection.execute("PRAGMA trusted_schema = OFF")
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE)
+
+
+SETUP: Final = (
+    *(distrust, wal, synchronous_full, foreign_keys_on),
+    *(bounded_wal, large_cache, fast_deletes),
+)
 """Settings of the writer, in order."""
 
 
@@ -79,7 +102,7 @@ def accept_any_length(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA writable_schema = ON")
 
 
-READER_SETUP: Final = (query_only,)
+READER_SETUP: Final = (distrust, query_only)
 """Settings of a reader."""
 
 

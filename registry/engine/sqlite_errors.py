@@ -46,6 +46,19 @@ def driver_errors(doing: str, path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise translate(error, doing, path) from error
+    except UnicodeDecodeError as error:
+        raise translate(_schema_error(), doing, path) from error
+
+
+def _schema_error() -> sqlite3.DatabaseError:
+    """Return SQLite's error for a schema that it cannot read, and whose text is not UTF-8.
+
+    SQLite's message quotes the schema. Python cannot decode it, and raises UnicodeDecodeError.
+    """
+    error = sqlite3.DatabaseError("malformed database schema, with bytes that are not UTF-8")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    error.sqlite_errorname = "SQLITE_CORRUPT"
+    return error
 
 
 def damaged_error(doing: str, path: str, damage: Sequence[str]) -> DataLossError:

@@ -209,12 +209,12 @@ def _is_whole_with_wal(path: str, *, older: bool) -> bool:
     """
     with _probe(path, without_wal=True) as file:
         try:
-            before = _identity(file)
+            before = _identity(file, path)
         except sqlite3.Error:  # an unfinished checkpoint: all its pages are in the WAL
             before = None
     with _probe(path, without_wal=False) as connection:
         try:
-            after = _identity(connection)
+            after = _identity(connection, path)
             damage = connection.fetch("PRAGMA integrity_check(1)")
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF not in _DAMAGED:
@@ -228,8 +228,9 @@ def _is_whole_with_wal(path: str, *, older: bool) -> bool:
 _DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
-def _identity(connection: driver.Connection) -> tuple[object, int]:
+def _identity(connection: driver.Connection, path: str) -> tuple[object, int]:
     """Return the registry's id and the seq of its newest transition."""
+    migrations.require_tables(connection, f"open registry {path!r}", path)
     ((_, newest),) = connection.fetch(sql.KEPT)
     return connection.fetch(sql.REGISTRY_ID), int(newest or 0)
 

@@ -9,7 +9,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
@@ -56,10 +56,16 @@ def run(connection: Connection) -> list[Violation]:
     for rule in RULES:
         name = rule.__name__
         try:
-            violations.extend(rule(connection))
-        except (sqlite3.Error, RegistryError, ValueError) as error:
+            violations.extend(map(_with_text, rule(connection)))
+        except Exception as error:  # noqa: BLE001 - a damaged value has any type
+            reraise_interrupt(error)
             violations.append(Violation(name, "", f"{error}", "a rule that can be asked"))
     return violations
+
+
+def _with_text(violation: Violation) -> Violation:
+    """Return *violation* with text for an id that is stored as a value of another type."""
+    return replace(violation, sandbox_id=as_text(violation.sandbox_id))
 
 
 def file_is_whole(connection: Connection) -> Iterator[Violation]:
@@ -145,7 +151,7 @@ def registry_says_who_it_is(connection: Connection) -> Iterator[Violation]:
     if len(found) != 1:
         yield Violation(rule, "", f"{len(found)} rows", "one row")
     for registry_id, level, *oldest in found:
-        if not re.fullmatch("[0-9a-f]{32}", registry_id):
+        if not isinstance(registry_id, str) or not re.fullmatch("[0-9a-f]{32}", registry_id):
             yield Violation(rule, "", f"registry_id {registry_id!r}", "32 hexadecimal digits")
         if not all(1 <= each <= level for each in oldest):
             yield Violation(rule, "", f"level {level}, readable from {oldest}", "1 to its level")

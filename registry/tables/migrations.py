@@ -88,6 +88,7 @@ def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) ->
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise not_a_registry(connection, doing, path)
+    require_tables(connection, doing, path)
     old = _version(connection.fetch, doing, path).level < LEVEL
     if old and not upgrade:
         advice = "open it for writing with upgrade=True"
@@ -138,6 +139,17 @@ def guard(transaction: Transaction) -> None:
         raise _refused(fetch, doing, path, "upgrade this program")
 
 
+def require_tables(connection: Connection, doing: str, path: str) -> None:
+    """Raise DataLossError if a view, or a virtual table, has the name of a table of a registry.
+
+    Reading it would run SQL of the file, which may never end.
+    """
+    query = "SELECT lower(name), type, sql FROM sqlite_master WHERE rootpage = 0 AND sql NOT NULL"
+    for name, kind, text in connection.fetch(query):
+        if kind in {"table", "view"} and name in sql.TABLES:
+            raise _damaged(doing, path, f"{name} is a {kind} made by {text!r:.80}")
+
+
 def _version(fetch: Fetch, doing: str, path: str) -> Version:
     try:
         found = fetch(sql.VERSION, {})
@@ -147,7 +159,10 @@ def _version(fetch: Fetch, doing: str, path: str) -> Version:
         raise _damaged(doing, path, str(error)) from error
     if len(found) != 1:
         raise _damaged(doing, path, f"table registry has {len(found)} rows")
-    return Version(*map(int, found[0]))
+    version = Version(*found[0])
+    if not all(isinstance(number, int) for number in version):
+        raise _damaged(doing, path, f"table registry has {version}")
+    return version
 
 
 def _damaged(doing: str, path: str, why: str) -> DataLossError:

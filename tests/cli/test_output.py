@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from registry import Store
+from registry.cli import program
 from tests.cli.program import (
     HOSTILE,
     LONG,
@@ -99,6 +100,26 @@ TERMINALS = {
     "dumb": {"TERM": "dumb"},
     "no TERM": {"TERM": ""},
 }
+
+
+@pytest.mark.parametrize("terminal", ["", "xterm"], ids=["pipe", "terminal"])
+def test_one_wide_cell_does_not_widen_every_line(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], terminal: str
+) -> None:
+    """The cell is whole: the table is as long as its cells, not as its lines times the widest."""
+    wide, db = "n" * 1_000_000, str(tmp_path / "wide.db")
+    with Store.open(db) as store, store.transaction():
+        for n in range(300):
+            config = pod(namespace=wide if n == 7 else "default")
+            store.add(sandbox(f"s{n:03}", config=config), NOTREADY)
+    if terminal:
+        lines = on_terminal(db, 100, "list", TERM=terminal)
+    else:
+        assert 0 == program.main(["--db", db, "list"])
+        lines = capsys.readouterr().out.splitlines()
+    assert 301 <= len(lines)
+    (long,) = (line for line in lines if len(line) > 1000)
+    assert wide in long
 
 
 def on_terminal(path: str, columns: int, *args: str, **variables: str) -> list[str]:

@@ -8,7 +8,6 @@ answer is `("value", plain value)`, `("error", class and message)` of an error o
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 import os
 import pickle
@@ -33,8 +32,7 @@ MEMORY: Final = 768 * 1024 * 1024
 STEPS: Final = 200_000_000
 """Steps of SQLite's virtual machine after which the plain integrity check is given up."""
 MODES: Final = ("write", "read", "damaged")
-"""Ways to open: by default, with read_only=True, and with damaged="read" where it exists."""
-HAS_DAMAGED: Final = "damaged" in inspect.signature(Store.open).parameters
+"""Ways to open: by default, with read_only=True, and with damaged="read"."""
 WRITTEN: Final = "WrittenByHarness"
 """Reason of the status that `write` writes."""
 
@@ -173,7 +171,7 @@ def integrity(path: str) -> str:
             shell.set_progress_handler(lambda: 1, STEPS)
             ((line, *_), *_) = shell.execute("PRAGMA integrity_check(1)")
             return str(line)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         return f"{type(error).__name__}: {error}"
 
 

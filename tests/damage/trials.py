@@ -23,13 +23,12 @@ from tests.damage.build import id_of
 from tests.damage.kinds import FRAME, WAL_HEADER, Target
 from tests.damage.layout import Layout
 from tests.damage.outcomes import Outcome, State, changes, classify, contents
-from tests.damage.probe import HAS_DAMAGED, MODES, Request
+from tests.damage.probe import MODES, Request
 from tests.damage.worker import Worker
 from tests.tools import ROOT, environment
 
 IDS: Final = tuple(id_of(n) for n in (1, *range(0, 50, 3), 103, 107, 111, 159))
 """Ids to get; some do not exist. The first is READY in every registry."""
-WAYS: Final = tuple(mode for mode in MODES if HAS_DAMAGED or mode != "damaged")
 
 
 class Trial(NamedTuple):
@@ -122,7 +121,7 @@ class Registries:
         self.worker.close()
 
 
-def run(registries: Registries, seed: int, ways: Sequence[str] = WAYS) -> Iterator[Trial]:
+def run(registries: Registries, seed: int, ways: Sequence[str] = MODES) -> Iterator[Trial]:
     """Damage copies by *seed*, and yield a trial for each way to open them."""
     plain = ""
     for mode in ("plain", *ways):
@@ -149,12 +148,12 @@ def _others(registries: Registries, kind: str) -> list[State]:
 
 def table(trials: Sequence[Trial]) -> str:
     """Return the counts of the outcomes by the way of opening."""
-    lines = [_line("outcome", WAYS)]
+    lines = [_line("outcome", MODES)]
     for outcome in Outcome:
-        counts = [sum((x.mode, x.outcome) == (mode, outcome) for x in trials) for mode in WAYS]
+        counts = [sum((x.mode, x.outcome) == (mode, outcome) for x in trials) for mode in MODES]
         lines.append(_line(outcome, counts))
     told = [each for each in trials if each.opened and each.plain != "ok"]
-    opened = [sum(each.mode == mode for each in told) for mode in WAYS]
+    opened = [sum(each.mode == mode for each in told) for mode in MODES]
     return "\n".join([*lines, _line("(opened although integrity_check tells)", opened)])
 
 
