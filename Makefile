@@ -59,7 +59,7 @@ crash: $(installed) ## run only the tests that kill processes or make system cal
 	@$(pytest) -m "crash or faults"
 
 .PHONY: test-faults
-test-faults: $(installed) ## make every system call fail, interrupt calls, cut the power, fill the disk: 25 minutes
+test-faults: $(installed) ## make every system call fail, interrupt calls, cut the power, fill the disk: 45 minutes
 	@FAULTS=long CHURN_SECONDS=$${CHURN_SECONDS:-600} $(python) -m pytest tests/faults tests/crash
 
 .PHONY: test-damage
