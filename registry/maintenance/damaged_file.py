@@ -103,6 +103,9 @@ def _read(path: str, doing: str, collect: Callable[[Pages], None], report: Repor
         if os.path.exists(f"{path}-wal"):
             log = stack.enter_context(open_file(f"{path}-wal", doing))
             wal, images = log.fileno(), _images(path, log, header, report)
+        if paths.size(f"{path}-journal"):
+            why = "it was not applied: the file may have a part of a transaction"
+            report(Loss("", "", "-journal", why))
         size = _page_size(file, header, images)
         if images is not None and images.page_size != size:
             report(Loss("", "", "-wal", f"it has pages of {images.page_size} bytes, not {size}"))

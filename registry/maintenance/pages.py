@@ -164,6 +164,7 @@ class Pages:
                 rowid, payload = self._cell(node, at)
                 yield rowid, record(payload)
             except (PageError, IndexError) as error:
+                reraise_interrupt(error)
                 yield rowid, PageError(f"record {n + 1} is damaged: {error}")
 
     def _cell(self, node: Node, at: int) -> tuple[int, bytes]:

@@ -57,7 +57,7 @@ def salvage(
     source, target = paths.resolve(old), paths.resolve(new)
     doing = f"salvage registry {source!r}"
     timeout = check_seconds(doing, "timeout", timeout)
-    _require_free(target, doing)
+    _require_free(source, target, doing)
     damaged_file.open_file(source, doing).close()
     part, losses = f"{target}{PART}", Losses()
     try:
@@ -71,8 +71,16 @@ def salvage(
     return Salvage(source, target, read, written, tuple(losses.found), losses.omitted)
 
 
-def _require_free(target: str, doing: str) -> None:
-    """Raise if there is a file at *target*, or one beside it that SQLite would take for its own."""
+def _require_free(source: str, target: str, doing: str) -> None:
+    """Raise if there is a file at *target*, or one beside it that SQLite would take for its own.
+
+    Nor may the copy become a file of *source*, such as its WAL.
+    """
+    if target.startswith(f"{source}-"):
+        raise FailedPreconditionError(
+            f"{doing}: {target!r} would be a file beside it; name a file of another name",
+            path=target,
+        )
     for path in (target, *(f"{target}{suffix}" for suffix in ("-wal", "-shm", "-journal"))):
         if os.path.lexists(path):
             raise _exists(path, doing)

@@ -6,7 +6,8 @@ Rules:
    follows from the config (labels, columns for filters, JSON) is derived from it again.
 2. Of several records of one id or name, that with the newest `changed_at` counts, then the one on a
    page that is reached. One that is not reached is left out if the history tells of its deletion.
-3. A status that is lost is made from the last transition: its state, without a process.
+3. A status that is lost, or older than the last transition, is made from that: its state, without
+   a process.
 4. Of the history, the newest run without a gap is copied. The copy begins a new incarnation, in
    which transitions by `ACTOR` lead to its states: each sandbox that was lost has a deletion.
 5. Everything else is reported. Nothing is changed without a report.
@@ -30,6 +31,7 @@ from registry.model.extensions import validate as validate_extensions
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import validate as validate_status
 from registry.model.text import loads
+from registry.sync.interrupts import reraise_interrupt
 from registry.tables import encoding, incarnation, sql
 from registry.tables.incarnation import Incarnation, begin, mark_copy
 from registry.tables.rows import Row, Transition, as_text, damage, load_extension, load_status
@@ -112,10 +114,11 @@ class Copy:
         if not row["reached"] and past and past["event"] == "deleted":
             return
         status = self._best("sandbox_statuses", "sandbox_id", id, "changed_at DESC, reached DESC")
-        if not status and past and past["event"] != "deleted":
-            status = _status_of(past)
-            why = f"lost; its state is that of transition {past['seq']}, its process is not known"
+        if past and past["event"] != "deleted" and _is_older(status, past):
+            why = "older than this transition" if status else "lost"
+            why += "; the copy has the state of the transition, without a process"
             self._report(Loss("sandbox_statuses", id, f"transition {past['seq']}", why))
+            status = _status_of(past)
         if not status:
             self._lose("sandboxes", id, row, "its status is lost")
             return
@@ -123,6 +126,7 @@ class Copy:
             columns, labels = _derived({**status, **row}, self._doing)
             self._insert(columns, labels)
         except (RegistryError, ValueError, sqlite3.IntegrityError) as error:
+            reraise_interrupt(error)
             self._lose("sandboxes", id, row, self._refusal(row, error))
 
     def _insert(self, columns: Record, labels: list[dict[str, object]]) -> None:
@@ -171,6 +175,7 @@ class Copy:
             self._connection.execute(sql.INSERT_EXTENSION, row)
             written[name] = extension
         except (RegistryError, sqlite3.IntegrityError) as error:
+            reraise_interrupt(error)
             return str(error)
         return ""
 
@@ -207,7 +212,7 @@ class Copy:
             self._report(Loss("sandboxes", known["id"], source, why))
         elif entry["field"] == "id":
             self._lose("sandboxes", value, None, "its record is lost", source)
-        else:
+        elif not self._first("SELECT 1 FROM found.sandboxes WHERE creation = :row", entry):
             why = f"the record of the sandbox with the name {value!r} is lost"
             self._report(Loss("sandboxes", "", source, why))
 
@@ -249,18 +254,18 @@ class Copy:
         runs = list(self._runs())
         run = _newest(runs)
         for before, after in pairwise(runs):
-            if before.last + 1 < after.first:
+            if before.last + 1 < after.first and after.first % BLOCK != 1:
                 why = f"transitions {before.last + 1} to {after.first - 1} are lost"
                 self._report(Loss("sandbox_transitions", "", f"transition {after.first}", why))
         self._connection.execute(_COPY_HISTORY, (run.first, run.last))
         query = "SELECT * FROM found.history WHERE NOT seq BETWEEN ? AND ? ORDER BY seq"
         for row in self._each(query, (run.first, run.last)):
-            why = f"transition {row['seq']} does not lead to the transitions that were copied"
+            why = "the transitions that were copied do not continue it"
             self._report(_loss("sandbox_transitions", row["sandbox_id"], row, why))
         self._begin_incarnation(run)
         query = "SELECT sandbox_id, to_state FROM sandbox_transitions ORDER BY seq"
         last = {row["sandbox_id"]: row["to_state"] for row in self._each(query)}
-        is_compacted = run.length >= HISTORY_MAX
+        is_compacted = run.first % BLOCK != 1 or run.length >= HISTORY_MAX
         for row in self._each("SELECT sandbox_id, state FROM sandbox_statuses"):
             id, state = row["sandbox_id"], row["state"]
             self._lead(id, last.pop(id, state if is_compacted else None), state)
@@ -288,6 +293,9 @@ class Copy:
         """Add the transition of sandbox *id* from the state *before* to *after*, if they differ."""
         if before == after:
             return
+        if before is not None and after is not None:
+            why = f"its state is {after}, and {before} by its last transition that was copied"
+            self._report(Loss("sandbox_statuses", id, "history", why))
         event = "deleted" if after is None else "created" if before is None else "changed"
         now = self._first(
             "SELECT name, pod, namespace, uid, pid, reason, message FROM sandboxes"
@@ -352,6 +360,7 @@ _SORT: Final = (
     f"CREATE TABLE found.history (seq INTEGER PRIMARY KEY, page, reached, {_NAMES[5:]})",
     "CREATE INDEX found.history_by_id ON history (sandbox_id, seq)",
     "CREATE INDEX found.sandboxes_by_id ON sandboxes (id)",
+    "CREATE INDEX found.sandboxes_by_creation ON sandboxes (creation)",
     "CREATE INDEX found.extensions_by_id ON sandbox_extensions (sandbox_id, name)",
     "CREATE INDEX found.statuses_by_id ON sandbox_statuses (sandbox_id, changed_at)",
 )
@@ -365,6 +374,14 @@ def _loss(table: str, id: str | None, record: Record, why: str) -> Loss:
     """Return the loss of *record*; its JSON leaves out bytes."""
     shown = {k: v for k, v in _content(record).items() if not isinstance(v, bytes)}
     return Loss(table, id or "", f"page {record['page']}", why, json.dumps(shown))
+
+
+def _is_older(status: Record, transition: Record) -> bool:
+    """Return whether *status* is lost, or has the state before *transition*."""
+    if not status:
+        return True
+    is_later = transition["at"] > (status["changed_at"] or 0)
+    return is_later and bool(transition["to_state"] != status["state"])
 
 
 def _status_of(transition: Record) -> Record:
@@ -419,6 +436,7 @@ def _why_invalid(values: tuple[Any, ...]) -> str:
     try:
         transition = Transition.load(values)
     except RegistryError as error:
+        reraise_interrupt(error)
         return str(error)
     states = (transition.from_state is not None, transition.to_state is not None)
     if transition.seq < 1 or _SHAPES.get(transition.event) != states:

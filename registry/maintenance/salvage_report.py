@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from registry.visible import visible
 
+SHOWN: Final = 10
+"""Losses of one kind that the report for people shows; a history may be lost by thousands."""
 LOSSES_MAX: Final = 100_000
 """Losses that a report holds; it counts the others."""
 
@@ -84,10 +87,19 @@ class Salvage:
         return not self.losses
 
     def lines(self) -> Iterator[str]:
-        """Yield the report for people: a line for each table, then one for each loss."""
+        """Yield the report for people: a line for each table, then one for each loss.
+
+        Of losses in one table for one reason, `SHOWN` are shown and the others counted.
+        """
         for table, count in self.written.items():
             yield f"{table}: {self.read[table]} read, {count} written"
+        seen: Counter[tuple[str, str]] = Counter()
         for loss in self.losses:
-            yield str(loss)
+            seen[loss.table, loss.reason] += 1
+            if seen[loss.table, loss.reason] <= SHOWN:
+                yield str(loss)
+        for (table, reason), count in seen.items():
+            if count > SHOWN:
+                yield visible(f"{table}: and {count - SHOWN} more: {reason}")
         if self.omitted:
             yield f"and {self.omitted} more"

@@ -126,6 +126,30 @@ def test_the_history_goes_on_in_the_next_block(filled: str, new: str) -> None:
         assert [] == store.check()
 
 
+def test_a_history_of_several_incarnations_is_copied(filled: str, new: str) -> None:
+    """With its jumps, also if its beginning is lost."""
+    for _ in range(2):
+        execute(filled, "UPDATE registry SET copied_at = 5")
+        with Store.open(filled, reconcile=False) as store:
+            for n in range(300):
+                store.add(sandbox(f"s{n}"), Status(State.READY, message="m" * 100))
+                store.delete(f"s{n}")
+    found = salvage(filled, new)
+    assert found.complete
+    assert {"a1", "b2"} == checked(found).keys()
+    seqs = query(new, "SELECT seq FROM sandbox_transitions ORDER BY seq")
+    assert query(filled, "SELECT seq FROM sandbox_transitions ORDER BY seq") == seqs
+    assert {0, 1, 2} == {seq // BLOCK for (seq,) in seqs}
+    leaves = "SELECT pageno FROM dbstat WHERE name = 'sandbox_transitions' ORDER BY path"
+    for place, blocks in ((1, {0, 1, 2, 3}), (-3, {2, 3})):
+        copy = f"{new}-{place}"
+        hurt = shutil.copy(filled, f"{filled}-{place}")
+        overwrite(hurt, query(filled, leaves)[place][0])
+        assert {"a1", "b2"} == checked(salvage(hurt, copy)).keys()
+        seqs = query(copy, "SELECT seq FROM sandbox_transitions ORDER BY seq")
+        assert {seq // BLOCK for (seq,) in seqs} <= blocks
+
+
 def test_an_empty_registry_is_copied(path: str, new: str) -> None:
     """Its id is a record, too."""
     Store.open(path).close()
@@ -183,6 +207,31 @@ def test_a_status_that_is_lost_is_made_from_the_last_transition(filled: str, new
     assert {"a1": State.READY, "b2": State.NOTREADY} == checked(found)
     assert ["a1", "b2"] == sorted(id for id, _ in told(found, "sandbox_statuses") if id)
     assert [(0, None)] * 2 == query(new, "SELECT pid, process_inode FROM sandbox_statuses")
+
+
+def test_a_status_that_is_older_than_the_history_is_made_from_it(filled: str, new: str) -> None:
+    """A page of the statuses is an older one."""
+    older = "UPDATE sandbox_statuses SET state = 'SANDBOX_READY', changed_at = 1"
+    tamper(filled, f"{older} WHERE sandbox_id = 'b2'")
+    found = salvage(filled, new)
+    assert {"a1": State.READY, "b2": State.NOTREADY} == checked(found)
+    ((id, reason),) = told(found, "sandbox_statuses")
+    assert "b2" == id
+    assert reason.startswith("older than this transition")
+
+
+def test_a_history_whose_end_is_lost_leads_to_the_states(filled: str, new: str) -> None:
+    """By transitions of `salvage`, in a block of their own; each is reported."""
+    tamper(filled, "DELETE FROM sandbox_transitions WHERE seq > 3")
+    found = salvage(filled, new)
+    assert {"a1": State.READY, "b2": State.NOTREADY} == checked(found)
+    last = "SELECT sandbox_id, from_state, to_state, actor FROM sandbox_transitions WHERE seq > 3"
+    assert [
+        ("b2", "SANDBOX_READY", "SANDBOX_NOTREADY", "salvage"),
+        ("c3", "SANDBOX_READY", None, "salvage"),
+    ] == query(new, last)
+    assert ["c3"] == [id for id, _ in told(found, "sandboxes")]
+    assert ["b2"] == [id for id, _ in told(found, "sandbox_statuses")]
 
 
 def test_a_sandbox_without_status_and_history_is_reported(filled: str, new: str) -> None:
@@ -324,19 +373,18 @@ def test_a_cut_file_gives_what_is_left(path: str, new: str) -> None:
     with Store.open(path, reconcile=False) as store:
         for n in range(60):
             store.add(sandbox(f"s{n}", config=pod(long="x" * 300)), READY)
-    size = os.path.getsize(path)
-    counts = []
-    for length in range(size, 0, -7 * SIZE - 100):
+    counts, errors = [], set()
+    for length in range(os.path.getsize(path), 0, -7 * SIZE - 100):
         os.truncate(path, length)
         try:
             counts.append(len(checked(salvage(path, new))))
-        except DataLossError:
-            counts.append(0)
+        except DataLossError as error:
+            errors.add(str(error).partition(": ")[2].partition(";")[0])
         for file in Path(new).parent.glob("new.db*"):
             file.unlink()
-    assert (60, 0) == (counts[0], counts[-1])
-    assert 60 > counts[2] > 0
+    assert 60 == counts[0] > counts[-1]
     assert counts == sorted(counts, reverse=True)
+    assert errors <= {"no record of a registry was found in it"}
 
 
 # Logs.
@@ -393,6 +441,14 @@ def test_a_wal_of_another_registry_is_left_out(filled: str, new: str, tmp_path: 
     assert [("", "it does not continue the file, and was left out")] == told(found, "")
 
 
+def test_a_rollback_journal_is_reported(filled: str, new: str) -> None:
+    """A registry never has one; another program has changed the journal mode."""
+    Path(f"{filled}-journal").write_bytes(b"journal")
+    found = salvage(filled, new)
+    assert ["-journal"] == [loss.source for loss in found.losses]
+    assert {"a1", "b2"} == checked(found).keys()
+
+
 # Files.
 
 
@@ -425,7 +481,10 @@ def test_a_file_that_exists_is_never_replaced(filled: str, new: str) -> None:
             salvage(filled, new)
         assert "mine" == Path(new + suffix).read_text()
         Path(new + suffix).unlink()
+    with pytest.raises(FailedPreconditionError, match="would be a file beside it"):
+        salvage(filled, f"{filled}-wal")
     assert [] == [*Path(new).parent.glob("new.db*")]
+    assert not os.path.exists(f"{filled}-wal")
 
 
 def test_an_interrupted_salvage_is_begun_again(filled: str, new: str) -> None:
@@ -521,6 +580,14 @@ def test_a_report_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         "sandboxes of sandbox 's1': page 7: lost",
         "and 3 more",
     ] == list(report.lines())
+
+
+def test_losses_for_one_reason_are_counted_for_people() -> None:
+    """The first ones are shown."""
+    losses = tuple(Loss("sandbox_transitions", f"s{n}", "page 7", "a gap") for n in range(25))
+    lines = [*Salvage("/old", "/new", {}, {}, losses).lines()]
+    assert 11 == len(lines)
+    assert "sandbox_transitions: and 15 more: a gap" == lines[-1]
 
 
 def test_a_loss_is_shown_in_one_line() -> None:

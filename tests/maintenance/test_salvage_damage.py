@@ -185,9 +185,8 @@ def passes_integrity_check(path: str) -> bool:
     """Return whether SQLite finds the damaged registry in order."""
     try:
         with closing(sqlite3.connect(path)) as shell:
-            shell.text_factory = bytes
-            return [(b"ok",)] == shell.execute("PRAGMA integrity_check").fetchall()
-    except sqlite3.Error:
+            return [("ok",)] == shell.execute("PRAGMA integrity_check").fetchall()
+    except (sqlite3.Error, UnicodeDecodeError):  # the message has damaged names
         return False
 
 
