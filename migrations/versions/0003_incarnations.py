@@ -64,39 +64,16 @@ END""",
     """
 CREATE TRIGGER sandbox_transitions_stay BEFORE DELETE ON sandbox_transitions
 WHEN OLD.seq > (SELECT max(seq) FROM sandbox_transitions) - 100000
-  OR (OLD.seq <= ((SELECT max(seq) FROM sandbox_transitions) - 1) / 1000000000 * 1000000000
-    AND (OLD.seq > (SELECT min(seq) FROM sandbox_transitions) OR (
-  WITH RECURSIVE block(first) AS (
-    SELECT min(seq) FROM sandbox_transitions UNION ALL
-    SELECT (SELECT min(seq) FROM sandbox_transitions
-            WHERE seq > (block.first - 1) / 1000000000 * 1000000000 + 1000000000)
-    FROM block WHERE first IS NOT NULL)
-  SELECT sum((SELECT max(seq) FROM sandbox_transitions
-              WHERE seq <= (first - 1) / 1000000000 * 1000000000 + 1000000000) - first + 1)
-  FROM block WHERE first IS NOT NULL) <= 100000))
+  OR ((SELECT max(seq) FROM sandbox_transitions) - 1) % 1000000000 < 100000
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
     """
 CREATE TRIGGER sandbox_transitions_bounded AFTER INSERT ON sandbox_transitions
+WHEN (NEW.seq - 1) % 1000000000 >= 100000
 BEGIN
-  DELETE FROM sandbox_transitions
-  WHERE seq <= NEW.seq - 100000 AND seq > (NEW.seq - 1) / 1000000000 * 1000000000;
-END""",
-    """
-CREATE TRIGGER sandbox_transitions_bounded_past_jumps AFTER INSERT ON sandbox_transitions
-WHEN (SELECT min(seq) FROM sandbox_transitions) <= (NEW.seq - 1) / 1000000000 * 1000000000
-  AND (
-  WITH RECURSIVE block(first) AS (
-    SELECT min(seq) FROM sandbox_transitions UNION ALL
-    SELECT (SELECT min(seq) FROM sandbox_transitions
-            WHERE seq > (block.first - 1) / 1000000000 * 1000000000 + 1000000000)
-    FROM block WHERE first IS NOT NULL)
-  SELECT sum((SELECT max(seq) FROM sandbox_transitions
-              WHERE seq <= (first - 1) / 1000000000 * 1000000000 + 1000000000) - first + 1)
-  FROM block WHERE first IS NOT NULL) > 100000
-BEGIN
-  DELETE FROM sandbox_transitions WHERE seq = (SELECT min(seq) FROM sandbox_transitions);
+  DELETE FROM sandbox_transitions WHERE seq IN (
+    SELECT seq FROM sandbox_transitions WHERE seq <= NEW.seq - 100000 ORDER BY seq LIMIT 64);
 END""",
     "UPDATE registry SET level = 3",
 )

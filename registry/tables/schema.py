@@ -288,23 +288,6 @@ def _left(state: str, id: str) -> str:
     )
 
 
-def _before_block(seq: str) -> str:
-    """Return the last seq before the block of *seq*: a new incarnation begins a block."""
-    return f"({seq} - 1) / {BLOCK} * {BLOCK}"
-
-
-_KEPT: Final = f"""(
-  WITH RECURSIVE block(first) AS (
-    SELECT min(seq) FROM sandbox_transitions UNION ALL
-    SELECT (SELECT min(seq) FROM sandbox_transitions
-            WHERE seq > {_before_block("block.first")} + {BLOCK})
-    FROM block WHERE first IS NOT NULL)
-  SELECT sum((SELECT max(seq) FROM sandbox_transitions
-              WHERE seq <= {_before_block("first")} + {BLOCK}) - first + 1)
-  FROM block WHERE first IS NOT NULL)"""
-"""Number of transitions that are kept; counting them one by one would take a millisecond."""
-
-
 def _labels_fixed(verb: str, alias: str, also: str = "") -> str:
     """Refuse a change to a label if the metadata of its sandbox is fixed, or if *also* holds."""
     return f"""
@@ -491,28 +474,21 @@ WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
-    # The history is bounded by its count. In the block of the newest transition, which has no gaps,
-    # the seq tells the count. Of older blocks, the oldest transition goes with each new one.
+    # The history is bounded by its count, which the seq tells within a block. Older blocks stay until
+    # the block of the newest transition has that many; then they go, a few with each new transition.
     f"""
 CREATE TRIGGER sandbox_transitions_stay BEFORE DELETE ON sandbox_transitions
 WHEN OLD.seq > (SELECT max(seq) FROM sandbox_transitions) - {HISTORY_MAX}
-  OR (OLD.seq <= {_before_block("(SELECT max(seq) FROM sandbox_transitions)")}
-    AND (OLD.seq > (SELECT min(seq) FROM sandbox_transitions) OR {_KEPT} <= {HISTORY_MAX}))
+  OR ((SELECT max(seq) FROM sandbox_transitions) - 1) % {BLOCK} < {HISTORY_MAX}
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
     f"""
 CREATE TRIGGER sandbox_transitions_bounded AFTER INSERT ON sandbox_transitions
+WHEN (NEW.seq - 1) % {BLOCK} >= {HISTORY_MAX}
 BEGIN
-  DELETE FROM sandbox_transitions
-  WHERE seq <= NEW.seq - {HISTORY_MAX} AND seq > {_before_block("NEW.seq")};
-END""",
-    f"""
-CREATE TRIGGER sandbox_transitions_bounded_past_jumps AFTER INSERT ON sandbox_transitions
-WHEN (SELECT min(seq) FROM sandbox_transitions) <= {_before_block("NEW.seq")}
-  AND {_KEPT} > {HISTORY_MAX}
-BEGIN
-  DELETE FROM sandbox_transitions WHERE seq = (SELECT min(seq) FROM sandbox_transitions);
+  DELETE FROM sandbox_transitions WHERE seq IN (
+    SELECT seq FROM sandbox_transitions WHERE seq <= NEW.seq - {HISTORY_MAX} ORDER BY seq LIMIT 64);
 END""",
 )
 
