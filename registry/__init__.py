@@ -20,7 +20,7 @@ Packages, each importing only from those before it; the docstring of each lists 
     recovery      reconcile: evidence, verdicts, and the changes that follow from them
     store         Store
     aio           AsyncStore: the same for asyncio; imported by those who use it
-    maintenance   salvage of a damaged registry; imported by those who use it
+    maintenance   restore of a backup, salvage of a damaged registry; imported by those who use it
     cli           the command line
     shim          a runtime shim that serves the CRI on a unix socket
 """
@@ -69,6 +69,7 @@ from registry.version import __version__
 from registry.visible import visible_record
 
 if TYPE_CHECKING:
+    from registry.maintenance.restore import Restoration, restore
     from registry.maintenance.salvage import salvage
     from registry.maintenance.salvage_report import Loss, Salvage
 
@@ -103,6 +104,7 @@ __all__ = [
     "RegistryError",
     "Report",
     "ResourceExhaustedError",
+    "Restoration",
     "Route",
     "Salvage",
     "Sandbox",
@@ -119,6 +121,7 @@ __all__ = [
     "Verdict",
     "Violation",
     "__version__",
+    "restore",
     "salvage",
 ]
 
@@ -130,12 +133,14 @@ if not TYPE_CHECKING:  # a type checker would accept any name otherwise
         Raises:
             ResourceExhaustedError: no file descriptor is left to import it.
         """
-        if name not in {"Loss", "Salvage", "salvage"}:
+        if name not in {"Loss", "Restoration", "Salvage", "restore", "salvage"}:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         with late_import("registry.maintenance"):
-            from registry.maintenance.salvage import salvage  # noqa: PLC0415 - rare
+            from registry.maintenance.restore import Restoration, restore  # noqa: PLC0415 - rare
+            from registry.maintenance.salvage import salvage  # noqa: PLC0415
             from registry.maintenance.salvage_report import Loss, Salvage  # noqa: PLC0415
 
+        globals().update(Restoration=Restoration, restore=restore)
         globals().update(Loss=Loss, Salvage=Salvage, salvage=salvage)
         return globals()[name]
 

@@ -11,6 +11,7 @@ options        options that several verbs share, and the registry that they name
 show           the verbs list and inspect
 history        the verb history
 maintain       the verbs reconcile, check and delete
+backups        the verbs backup and restore
 transfer       the verbs import and export
 program        group of all verbs, each imported when it is run
 """

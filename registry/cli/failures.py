@@ -33,6 +33,7 @@ ADVICE: Final = {
         "mount its file system writable; without that list, inspect, history, check, export and "
         "reconcile --dry-run work"
     ),
+    "restore it with force=True": "give --force",
     "open it for writing with upgrade=True": f"`{PROGRAM} reconcile` brings it up to date",
 }
 """Advice for operators, by the library's advice for programs, which it replaces in messages."""

@@ -48,15 +48,33 @@ def reconcile(
             except (NetNSError, InvalidArgumentError) as error:  # the others can be removed
                 code = complain(str(error), FOUND)
     if as_json:
-        counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
-        write_json(asdict(report) | {"counts": counts, "removed": removed, "dry_run": dry_run})
+        write_json(report_for_programs(report) | {"removed": removed, "dry_run": dry_run})
     else:
-        write(_report(report, removed, dry_run=dry_run, tried=remove))
+        write(report_for_people(report, removed, dry_run=dry_run, tried=remove))
     return code
 
 
-def _report(report: Report, removed: Sequence[str], *, dry_run: bool, tried: bool) -> str:
-    """Return *report* for people: a table of findings, the counts, and a line for each orphan."""
+def report_for_programs(report: Report) -> dict[str, object]:
+    """Return *report* for JSON, with the count of each verdict."""
+    counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
+    return asdict(report) | {"counts": counts}
+
+
+def report_for_people(
+    report: Report,
+    removed: Sequence[str] = (),
+    *,
+    dry_run: bool = False,
+    tried: bool = False,
+) -> str:
+    """Return *report* as a table of findings, the counts, and a line for each orphan.
+
+    Args:
+        report: of a reconcile.
+        removed: paths of the orphans that were removed.
+        dry_run: nothing was changed.
+        tried: the orphans were to be removed.
+    """
     findings = [asdict(finding) for finding in report.findings]
     columns = ("sandbox_id", "verdict", "changed", "reason", "message")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(report.counts.items()))

@@ -43,6 +43,8 @@ VERBS: Final = {
     "reconcile": "registry.cli.maintain:reconcile",
     "check": "registry.cli.maintain:check",
     "delete": "registry.cli.maintain:delete",
+    "backup": "registry.cli.backups:backup",
+    "restore": "registry.cli.backups:restore",
     "salvage": "registry.cli.maintain:salvage",
     "import": "registry.cli.transfer:import_sandboxes",
     "export": "registry.cli.transfer:export_sandboxes",

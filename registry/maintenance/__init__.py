@@ -1,5 +1,7 @@
-"""Maintenance of registry files: what is done to a registry that no store has open.
+"""Maintenance of registry files: a backup put in place, and a damaged registry salvaged.
 
+present         registry, or remains of one, at the path to which a backup is restored
+restore         `restore`: a backup, put in the place of a registry
 pages           pages of a database file, decoded without SQLite
 salvage_report  report of a salvage: the records that were lost
 damaged_file    the files of a damaged registry, read as bytes

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import stat
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 
 from registry.engine import Connection, driver
@@ -47,6 +48,24 @@ def back_up(
     """
     doing = f"back up registry {path!r} to {target!r}"
     _require_target(path, target, doing)
+    caller = Caller(progress)
+    with suppress(Stopped), snapshot as connection:
+        connection.fetch(sql.VERSION)  # the snapshot begins with the first query
+        copy_pages(
+            connection, target, path, doing, finish=mark_and_check(path, doing), caller=caller
+        )
+    if caller.error is not None:
+        raise caller.error
+
+
+def mark_and_check(path: str, doing: str) -> Callable[[sqlite3.Connection], None]:
+    """Return a function that marks a copy of the registry at *path*, and checks it.
+
+    A registry of an older revision has no mark.
+
+    Raises:
+        DataLossError: the copy, and so the registry, is damaged.
+    """
     copied_at = time.time_ns()
 
     def finish(copy: sqlite3.Connection) -> None:
@@ -58,12 +77,7 @@ def back_up(
                 path=path,
             )
 
-    caller = Caller(progress)
-    with suppress(Stopped), snapshot as connection:
-        connection.fetch(sql.VERSION)  # the snapshot begins with the first query
-        copy_pages(connection, target, path, doing, finish=finish, caller=caller)
-    if caller.error is not None:
-        raise caller.error
+    return finish
 
 
 # Where a backup may be.

@@ -34,9 +34,11 @@ class Incarnation(NamedTuple):
 
     @classmethod
     def read(cls, fetch: Fetch) -> Incarnation:
-        """Return the one that *fetch* sees."""
-        ((registry_id, number, copied_at, last_seq),) = fetch(sql.INCARNATION, {})
+        """Return the one that *fetch* sees; a registry of an older revision has its first."""
         ((_, newest),) = fetch(sql.KEPT, {})
+        if fetch(sql.VERSION, {})[0][0] < FIRST_LEVEL:
+            return cls(str(fetch(sql.REGISTRY_ID, {})[0][0]), 1, None, newest or 0)
+        ((registry_id, number, copied_at, last_seq),) = fetch(sql.INCARNATION, {})
         return cls(str(registry_id), int(number), copied_at, max(last_seq or 0, newest or 0))
 
 
@@ -63,5 +65,10 @@ def begin(
 
 
 def mark_copy(connection: sqlite3.Connection, copied_at: int) -> None:
-    """Mark the database of *connection* as a copy that was made at *copied_at*, in ns."""
-    connection.execute(sql.MARK_COPY, {"copied_at": copied_at})
+    """Mark the database of *connection* as a copy that was made at *copied_at*, in ns.
+
+    A registry of an older revision has no mark.
+    """
+    (level,) = connection.execute("SELECT level FROM registry").fetchone()
+    if level >= FIRST_LEVEL:
+        connection.execute(sql.MARK_COPY, {"copied_at": copied_at})

@@ -135,16 +135,11 @@ def _require_beginnable(path: str, *, create: bool, has_wal: bool) -> None:
         NotFoundError: there is no registry, and none may be created.
     """
     doing, missing = f"open registry {path!r}", _what_is_missing(path)
-    evidence = ["'-wal' holds commits"] if has_wal else []
-    for suffix, size in disk_reserve.SIZES.items():
-        if paths.size(f"{path}{suffix}") == size:
-            evidence.append(f"{suffix!r} is allocated")
-    if paths.size(f"{path}-lock"):
-        evidence.append("'-lock' is marked")
-    if evidence:
+    found = evidence(path, has_wal=has_wal)
+    if found:
         there = ", ".join(repr(f"{path}{name}") for name in BESIDE if os.path.lexists(path + name))
         raise DataLossError(
-            f"{doing}: {missing}, but there was a registry: beside it {' and '.join(evidence)}; "
+            f"{doing}: {missing}, but there was a registry: beside it {' and '.join(found)}; "
             "bring the database back (mount its disk, restore a backup); or, to begin a new "
             f"registry, first move these files away together: {there} "
             "(docs/operators.md, 'There was a registry')",
@@ -153,6 +148,17 @@ def _require_beginnable(path: str, *, create: bool, has_wal: bool) -> None:
     if not create:
         advice = "" if paths.inspect(path) else "; is its disk mounted?"
         raise NotFoundError(f"{doing}: {missing}{advice}", path=path)
+
+
+def evidence(path: str, *, has_wal: bool) -> list[str]:
+    """Return what beside *path* proves that there was a registry; *has_wal*: its WAL, too."""
+    found = ["'-wal' holds commits"] if has_wal else []
+    for suffix, size in disk_reserve.SIZES.items():
+        if paths.size(f"{path}{suffix}") == size:
+            found.append(f"{suffix!r} is allocated")
+    if paths.size(f"{path}-lock"):
+        found.append("'-lock' is marked")
+    return found
 
 
 def _what_is_missing(path: str) -> str:

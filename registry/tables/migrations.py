@@ -191,6 +191,17 @@ def _refused(fetch: Fetch, doing: str, path: str, advice: str) -> SchemaVersionE
     )
 
 
+def upgrade_copy(connection: Connection, path: str) -> None:
+    """Upgrade the copy of a registry that *connection* has open, if it is of an older revision.
+
+    Raises:
+        DataLossError: the revisions do not fit its schema.
+        FailedPreconditionError: the revisions cannot be read.
+    """
+    if verify(connection, path, create=False, upgrade=True):
+        _upgrade(connection, f"upgrade {path!r}", path)
+
+
 def _upgrade(connection: Connection, doing: str, path: str) -> None:
     """Create the schema, or apply the missing revisions, in one transaction with their record.
 

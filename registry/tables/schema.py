@@ -474,8 +474,8 @@ WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
 BEGIN
   SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
 END""",
-    # The history is bounded by its count, which the seq tells within a block. Older blocks stay until
-    # the block of the newest transition has that many; then they go, a few with each new transition.
+    # The history is bounded by its count, which the seq tells within a block. Older blocks stay
+    # until the block of the newest transition has that many; then a few go with each new one.
     f"""
 CREATE TRIGGER sandbox_transitions_stay BEFORE DELETE ON sandbox_transitions
 WHEN OLD.seq > (SELECT max(seq) FROM sandbox_transitions) - {HISTORY_MAX}

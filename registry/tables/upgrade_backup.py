@@ -33,7 +33,4 @@ def back_up(connection: Connection, path: str) -> None:
 
 
 def _mark(copy: sqlite3.Connection) -> None:
-    """Mark *copy* as a copy, if its revision has the mark."""
-    (level,) = copy.execute("SELECT level FROM registry").fetchone()
-    if level >= incarnation.FIRST_LEVEL:
-        incarnation.mark_copy(copy, time.time_ns())
+    incarnation.mark_copy(copy, time.time_ns())

@@ -161,6 +161,15 @@ def test_fields_of_salvage_are_as_documented(
     assert expected == documented_fields("salvage")
 
 
+def test_fields_of_backup_and_restore_are_as_documented(
+    tmp_path: Path, printed: Callable[..., Any]
+) -> None:
+    """In the same order."""
+    copy = str(tmp_path / "copy.db")
+    assert documented_fields("backup") == list(printed("backup", copy))
+    assert documented_fields("restore") == list(printed("restore", copy))
+
+
 def test_fields_of_import_are_as_documented(tmp_path: Path, printed: Callable[..., Any]) -> None:
     """Fields of nested objects are documented too."""
     (tmp_path / "a.json").write_text("{}")

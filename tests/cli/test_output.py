@@ -226,8 +226,8 @@ def test_help_lists_every_verb_and_no_completion(path: str) -> None:
     """In plain text."""
     code, out, err = run("--help")
     assert (0, "") == (code, err)
-    verbs = "list inspect history reconcile check delete import export serve"
-    assert verbs.split() == re.findall(r"^  (\w+) {2,}\w", out, re.MULTILINE)[-9:]
+    verbs = "list inspect history reconcile check delete backup restore salvage import export serve"
+    assert verbs.split() == re.findall(r"^  (\w+) {2,}\w", out, re.MULTILINE)[-12:]
     assert "completion" not in out
     assert (code, out, err) == run("-h")
 

@@ -99,6 +99,7 @@ def reading(store: Store) -> None:
     assert_type(store.history("4a33", after=1, limit=10), list[Transition])
     assert_type(store.check(), list[Violation])
     assert_type(store.backup(Path("/backup/registry.db"), progress=print), None)
+    assert_type(registry.restore("/backup/registry.db", store.path), registry.Restoration)
     for transition in store.history():
         assert_type(transition.seq, int)
         assert_type(transition.from_state, State | None)

@@ -19,8 +19,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
+from registry.maintenance.restore import PREPARED
 from registry.tables.upgrade_backup import PART, SUFFIX
-from tests.faults.workload import COPY
+from tests.faults.workload import COPY, KEPT
 from tests.tools import ROOT, environment, line, say
 
 TRACED: Final = (
@@ -29,7 +30,16 @@ TRACED: Final = (
 )
 FILES: Final = (
     *("", "-wal", "-shm", "-journal", "-lock", "-queue", "-reserve", "-spare"),
-    *(SUFFIX, PART, COPY, f"{COPY}.part"),
+    *(
+        SUFFIX,
+        PART,
+        COPY,
+        f"{COPY}.part",
+        f"{KEPT}0",
+        f"{KEPT}0.part",
+        PREPARED,
+        f"{PREPARED}.part",
+    ),
 )
 """What a registry consists of, by what is added to its path."""
 
@@ -83,7 +93,7 @@ class Server:
         """Run a workload on *path* under strace with these options, which writes *log*.
 
         *verb* may be `careless`: then the commits are not synced; `upgrade`: then the registry,
-        which is of an older revision, is opened and closed; or `backup`.
+        which is of an older revision, is opened and closed; `backup`; or `restore`.
         """
         say(self._process, f"{verb} {path}")
         child = int(line(self._process).removeprefix("pid "))

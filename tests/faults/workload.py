@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from registry import Metadata, RegistryError, State, Status, Store
 from registry.engine import driver, wal
+from registry.maintenance import restore as maintenance
 from tests.tools import pod
 
 Model = dict[str, list[str]]
@@ -27,6 +28,8 @@ Model = dict[str, list[str]]
 
 COPY: Final = "-copy"
 """Added to the path of a registry: the path of its backup."""
+KEPT: Final = ".replaced"
+"""Added to the path of a registry, before a number: the path of what a restore replaces."""
 UNSURE: Final = ("CommitUnknownError", "DataLossError")
 """Errors that leave open whether the change is there; the store writes no more."""
 
@@ -198,7 +201,28 @@ def backup(path: str) -> None:
         _said("backup", back_up)
 
 
-VERBS: Final = {"work": work, "careless": work, "upgrade": upgrade, "backup": backup}
+def restore(path: str) -> None:
+    """Restore the backup beside a registry, and once more if that raised; say so as `work` does."""
+    vars(maintenance).update(path_to_keep=_path_to_keep)  # without the time, so that it is traced
+
+    def put_in_place() -> None:
+        maintenance.restore(path + COPY, path, force=True)
+
+    if _said("restore", put_in_place) != "done":
+        _said("restore", put_in_place)
+
+
+def _path_to_keep(path: str) -> str:
+    return next(f"{path}{KEPT}{n}" for n in range(9) if not os.path.lexists(f"{path}{KEPT}{n}"))
+
+
+VERBS: Final = {
+    "work": work,
+    "careless": work,
+    "upgrade": upgrade,
+    "backup": backup,
+    "restore": restore,
+}
 """Workloads by what the server is asked for."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import NetNS, NetNSError, State, Store
+from registry import NetNS, NetNSError, State, Store, restore
 from registry.cri import NamespaceMode
 from registry.host import kernel
 from tests import needs
@@ -69,6 +69,24 @@ def test_an_orphan_in_which_a_process_lives_is_kept(
         process.kill()
         process.wait()
         assert [netns.path] == other.remove_orphans([netns.path])
+
+
+def test_an_orphan_of_the_original_is_none_of_a_backup(
+    store: Store, base_dir: str, tmp_path: Path
+) -> None:
+    """Opened for writing, a backup has another id; restored, it has that of the original."""
+    store.add(sandbox("a", netns_path=store.new_netns_path(base_dir)), UNKNOWN)
+    copy = str(tmp_path / "copy.db")
+    store.backup(copy)
+    later = NetNS.create(store.new_netns_path(base_dir))
+    store.add(sandbox("b", netns_path=later.path), READY)
+    restored = str(tmp_path / "restored.db")
+    assert (later.path,) == restore(copy, restored).recovery.orphans
+    with Store.open(copy) as other:
+        assert () == other.reconcile().orphans
+        assert [] == other.remove_orphans([later.path])
+    assert not later.closed
+    later.remove()
 
 
 def test_an_orphan_that_a_sandbox_records_meanwhile_is_kept(store: Store, base_dir: str) -> None:

@@ -1,0 +1,151 @@
+"""The verbs `backup` and `restore`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import click
+
+from registry.cli import options
+from registry.cli.failures import FINE
+from registry.cli.maintain import report_for_people, report_for_programs
+from registry.cli.output import write, write_json
+from registry.host import paths
+from registry.sync.interrupts import reraise_interrupt
+from registry.visible import visible
+
+
+@click.command()
+@click.argument("path", metavar="PATH", help="File for the copy; with --keep, a directory.")
+@click.option(
+    "--keep",
+    metavar="NUMBER",
+    type=options.Count(1),
+    help="PATH is a directory: name the backup after the time, and keep this many of them.",
+)
+@options.db
+@options.as_json
+def backup(*, path: str, keep: int | None, db: str, as_json: bool) -> int:
+    """Copy the registry to PATH, while it is in use.
+
+    PATH may have an earlier backup, which is replaced, and nothing else.
+    """
+    target, removed = path, list[str]()
+    if keep is not None:
+        target = os.path.join(path, f"{_stem(db)}-{time.strftime(_TIME, time.gmtime())}.db")
+    with options.open_to_read(db) as store:
+        store.backup(target, progress=_progress())
+    if keep is not None:
+        removed = _remove_oldest(target, _stem(db), keep)
+    if as_json:
+        write_json({"path": target, "bytes": paths.size(target), "removed": removed})
+    else:
+        lines = [f"backed up {db} to {target}", *(f"removed {each}" for each in removed)]
+        write("".join(f"{visible(each)}\n" for each in lines))
+    return FINE
+
+
+_TIME = "%Y%m%dT%H%M%SZ"
+
+
+def _stem(db: str) -> str:
+    """Return the beginning of the names of the backups of the registry at *db*."""
+    return os.path.basename(os.path.realpath(db)).removesuffix(".db")
+
+
+def _progress() -> Callable[[int, int], None] | None:
+    """Return a function that shows the progress on stderr, if that is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        with suppress(ValueError):  # it was closed
+            sys.stderr.write(f"\r{100 * done // total} %" + ("\r     \r" if done == total else ""))
+            sys.stderr.flush()
+
+    return show
+
+
+def _remove_oldest(newest: str, stem: str, keep: int) -> list[str]:
+    """Remove the oldest backups beside *newest*, and return their paths.
+
+    Args:
+        newest: path of the new backup, which stays, whatever the clock said before.
+        stem: beginning of the names of the backups.
+        keep: number of backups that stay.
+    Raises:
+        RegistryError: one cannot be removed.
+    """
+    folder, name = os.path.split(newest)
+    named = re.compile(rf"{re.escape(stem)}-\d{{8}}T\d{{6}}Z\.db")
+    removed = []
+    try:
+        found = sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if named.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+        )
+        found.remove(name)
+        for each in found[: max(0, len(found) - keep + 1)]:
+            os.unlink(os.path.join(folder, each))
+            removed.append(os.path.join(folder, each))
+    except OSError as error:
+        reraise_interrupt(error)
+        doing = f"remove old backups in {folder!r}, after {name!r} was made"
+        raise paths.refused(doing, newest, "remove a file", error) from error
+    return removed
+
+
+@click.command()
+@click.argument("backup", metavar="BACKUP", help="File that `backup` has made.")
+@click.option("--force", is_flag=True, help="Replace newer history, or another registry.")
+@options.db
+@options.as_json
+def restore(*, backup: str, force: bool, db: str, as_json: bool) -> int:
+    """Put BACKUP in the place of the registry, and reconcile it; this writes.
+
+    The registry may be in use, damaged or gone. What is replaced is kept beside it.
+    """
+    from registry.maintenance.restore import restore as put_in_place  # noqa: PLC0415
+
+    done = put_in_place(backup, db, force=force)
+    if as_json:
+        lost = done.lost and [{"first": each[0], "last": each[-1]} for each in done.lost]
+        write_json(
+            {
+                "path": done.path,
+                "backup": done.backup,
+                "incarnation": done.incarnation,
+                "replaced": done.replaced,
+                "lost": None if done.lost is None else lost or [],
+                "recovery": report_for_programs(done.recovery),
+            }
+        )
+        return FINE
+    lines = [f"restored {done.path} from {done.backup}, as incarnation {done.incarnation}"]
+    lines.append(_loss(done.lost))
+    if done.replaced:
+        lines.append(f"the registry that was replaced is kept as {done.replaced}")
+    text = "".join(f"{visible(each)}\n" for each in lines)
+    write(text + report_for_people(done.recovery))
+    return FINE
+
+
+def _loss(lost: tuple[range, ...] | None) -> str:
+    """Return the sentence about the transitions that are lost."""
+    if lost is None:
+        return (
+            "lost: unknown; what was replaced cannot tell which transitions came after the backup"
+        )
+    if not lost:
+        return "lost: nothing; no transition came after the backup"
+    count = sum(map(len, lost))
+    shown = ", ".join(
+        str(each[0]) if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in lost
+    )
+    return f"lost: {count} transitions that came after the backup, seq {shown}"
