@@ -206,12 +206,13 @@ class Store:
     @property
     def _registry_id(self) -> str:
         """Id of the registry, which a restore of another one in its place changes."""
-        doing = "read the id of the registry"
+        doing, path = "read the id of the registry", self.path
         found = self._session.fetch(sql.REGISTRY_ID, {}, doing)
-        if not found:
-            path = self.path
-            raise DataLossError(f"{doing} {path!r}: table registry is empty; {RESTORE}", path=path)
-        return str(found[0][0])
+        id = found[0][0] if found else None
+        if not isinstance(id, str) or not netns.is_registry_id(id):  # a part of paths
+            why = f"it is {id!r:.80}, not 32 hexadecimal digits" if found else "table is empty"
+            raise DataLossError(f"{doing} {path!r}: {why}; {RESTORE}", path=path)
+        return id
 
     # Reading.
 

@@ -48,6 +48,12 @@ T = TypeVar("T")
 log = logging.getLogger("registry")
 
 BASE_DIR: Final = "/run/netns"
+_DIGITS: Final = frozenset("0123456789abcdef")
+
+
+def is_registry_id(text: str) -> bool:
+    """Return whether *text* can be the id of a registry, which is a part of paths."""
+    return len(text) == 32 and set(text) <= _DIGITS  # noqa: PLR2004 - as the schema says
 
 
 def own_path(directory: str, registry_id: str) -> str:

@@ -456,11 +456,29 @@ KINDS: Final = (
         for make in [partial(wal_of, name=name, with_index=whole)]
     ),
 )
-"""All kinds; seed n makes kind n modulo their number."""
+"""All kinds; seed n makes kind n modulo their number: a new one changes what each seed makes."""
+
+
+TWICE: Final = 2000
+"""Seed from which on each copy is damaged twice, the second time by any kind."""
 
 
 def choose(seed: int) -> tuple[random.Random, Kind, str]:
     """Return the source of chance of *seed*, its kind, and the registry that is damaged."""
     chance = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
-    return chance, kind, chance.choice(kind.variants)
+    variant = chance.choice(kind.variants)
+    if seed < TWICE:
+        return chance, kind, variant
+    other = chance.choice([each for each in KINDS if variant in each.variants])
+    both = Kind(f"{kind.name} and {other.name}", (variant,), partial(_make_both, kind, other))
+    return chance, both, variant
+
+
+def _make_both(kind: Kind, other: Kind, target: Target) -> str:
+    """Damage *target* by *kind* and then by *other*, if that still applies."""
+    place = kind.make(target)
+    try:
+        return f"{place}; {other.make(target)}"
+    except (OSError, IndexError, ValueError):  # the file is missing or shorter now
+        return place

@@ -8,6 +8,7 @@ answer is `("value", plain value)`, `("error", class and message)` of an error o
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -17,12 +18,14 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from functools import partial
+from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from registry import RegistryError, Sandbox, Store
+from registry.cli import failures, program
 from registry.errors import MetadataError, NotFoundError
 from tests.damage.build import APPS
 
@@ -33,6 +36,11 @@ STEPS: Final = 200_000_000
 """Steps of SQLite's virtual machine after which the plain integrity check is given up."""
 MODES: Final = ("write", "read", "damaged")
 """Ways to open: by default, with read_only=True, and with damaged="read"."""
+COMMANDS: Final = (
+    *("list --all", "list --all --json", "inspect {id}", "inspect {id} --json", "history --json"),
+    *("check --json", "export", "reconcile --dry-run --json"),
+)
+"""Commands that are run in mode `damaged`; they print all that can be shown."""
 WRITTEN: Final = "WrittenByHarness"
 """Reason of the status that `write` writes."""
 
@@ -57,9 +65,10 @@ def handle(request: Request) -> dict[str, Answer]:
         options["read_only"] = True
     elif request.mode == "damaged":
         options["damaged"] = "read"
+        answers |= {f"command {each}": ask(partial(command, request, each)) for each in COMMANDS}
     opened = ask(lambda: Store.open(request.path, **options))
     if opened[0] != "value":
-        return {"open": opened}
+        return answers | {"open": opened}
     store: Store = opened[1]
     answers["open"] = ("value", registry_id(store))
     try:
@@ -145,6 +154,20 @@ def write(store: Store, id: str) -> Any:
     sandbox = store.get(id, include_unknown=True)
     sandbox.status.update(lambda old: replace(old, reason=WRITTEN))
     return one(store.get(id, include_unknown=True))
+
+
+def command(request: Request, words: str) -> int:
+    """Run a command, and return its exit code, which must be a documented one."""
+    out, err = TextIOWrapper(BytesIO(), encoding="utf-8"), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        args = words.format(id=request.ids[0]).split()
+        code = program.main(["--db", request.path, *args])
+    assert code in {failures.FINE, failures.FOUND, failures.UNAVAILABLE}, err.getvalue()
+    assert "Traceback" not in err.getvalue(), err.getvalue()
+    text = out.buffer.getvalue().decode()
+    if "--json" in words and text:
+        json.loads(text)
+    return code
 
 
 def registry_id(store: Store) -> str:

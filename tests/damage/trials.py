@@ -143,7 +143,7 @@ def run(registries: Registries, seed: int, ways: Sequence[str] = MODES) -> Itera
 
 def _others(registries: Registries, kind: str) -> list[State]:
     """Return the states of the other registry that a kind has put in the place of this one."""
-    return registries.truths["other"] + registries.truths["later"] if kind == "older_file" else []
+    return registries.truths["other"] + registries.truths["later"] if "older_file" in kind else []
 
 
 def table(trials: Sequence[Trial]) -> str:

@@ -254,6 +254,23 @@ def found(call: Callable[[], Any]) -> list[Any]:
     return []
 
 
+@pytest.mark.parametrize("id", ["'../../tmp/x'", "x'00'", "'abc'", "7"])
+def test_an_id_of_a_registry_that_is_no_id_makes_no_path(
+    whole: str, tmp_path: Path, id: str
+) -> None:
+    """It is a part of the paths of namespaces, and says which ones are orphans."""
+    path = str(tmp_path / "registry.db")
+    shutil.copy(whole, path)
+    put(path, "registry", "registry_id", id)
+    with pytest.raises(DataLossError):
+        Store.open(path)
+    with Store.open(path, damaged="read") as store:
+        for call in (store.new_netns_path, lambda: store.reconcile(dry_run=True)):
+            with pytest.raises(DataLossError, match="not 32 hexadecimal digits"):
+                call()
+        assert "registry_says_who_it_is" in {each.rule for each in store.check()}
+
+
 # Settings of every connection.
 
 
