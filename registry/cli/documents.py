@@ -11,11 +11,14 @@ Rules:
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
-from typing import BinaryIO, Final
+from io import BufferedReader, BytesIO, FileIO
+from typing import Any, BinaryIO, Final
 
 from registry.errors import MetadataError
 from registry.model.containerd import DOCUMENT_MAX
@@ -59,8 +62,39 @@ def read(path: str) -> Iterator[Document]:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Open *path* for reading; `-` is stdin, whose descriptor is not closed."""
-    return open(0, "rb", closefd=False) if path == STDIN else open(path, "rb")
+    """Open *path* for reading; `-` is stdin, whose descriptor is not closed.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if path == STDIN:
+        return open(0, "rb", closefd=False)
+    # A pipe such as /dev/fd/63 has no name to which its target leads.
+    if stat.S_ISFIFO(os.stat(path).st_mode) and os.path.exists(os.path.realpath(path)):
+        return BufferedReader(_Fifo(path, opener=_open_at_once))
+    return open(path, "rb")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Return a descriptor of a FIFO; without O_NONBLOCK, this would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+class _Fifo(FileIO):
+    """FIFO whose first read fails if no process has it open for writing."""
+
+    _started = False
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        if self._started:
+            return count or 0
+        if count == 0:
+            raise OSError(errno.ENXIO, "no process writes to this FIFO; start the writer first")
+        self._started = True
+        os.set_blocking(self.fileno(), True)
+        # None: there is a writer, which has written nothing yet.
+        return super().readinto(buffer) or 0 if count is None else count
 
 
 def documents(path: str, file: BinaryIO) -> Iterator[Document]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -154,7 +153,7 @@ def _write_statuses(path: str, sandboxes: Iterable[Sandbox], failed: list[str]) 
     from registry.cli import import_export  # noqa: PLC0415 - the help does without
 
     size = 0
-    with open(path, "wb", opener=partial(os.open, mode=0o600)) as file:
+    with open(path, "wb", opener=_open_private) as file:
         for line in _readable(import_export.status_line, sandboxes, failed):
             size += file.write(line.encode("utf-8", "backslashreplace"))
     if size > import_export.STATUSES_MAX:
@@ -162,6 +161,17 @@ def _write_statuses(path: str, sandboxes: Iterable[Sandbox], failed: list[str]) 
             f"write statuses {path!r}: the file has {size} bytes, and import takes at most "
             f"{import_export.STATUSES_MAX}; export fewer sandboxes at a time"
         )
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Return a descriptor of the file at *path*, which is created with mode 0600 if missing."""
+    try:
+        fd = os.open(path, flags | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        reraise_interrupt(error)
+        return os.open(path, flags, 0o600)
+    os.fchmod(fd, 0o600)  # the umask may have taken more
+    return fd
 
 
 def _is_of(registry: str, path: str) -> bool:

@@ -35,6 +35,7 @@ from registry.host.namespaces import (
     path_of,
     was_observed_elsewhere,
 )
+from registry.host.paths import make_missing
 from registry.model.identity import NetNSIdentity
 from registry.model.validation import check_path
 from registry.sync import threads
@@ -423,7 +424,7 @@ def _make(path: str) -> NetNSIdentity:
     identity = own_identity(path)
     name = encode(path)
     directory = os.path.dirname(name)
-    os.makedirs(directory, 0o755, exist_ok=True)
+    make_missing(directory, 0o755)
     with locked(directory):
         _share(directory)
         # Opened again: the earlier descriptor refers to the directory beneath the new mount.

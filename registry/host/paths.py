@@ -9,7 +9,7 @@ import errno
 import math
 import os
 import stat
-from typing import Final, NamedTuple
+from typing import AnyStr, Final, NamedTuple
 
 from registry.errors import (
     FailedPreconditionError,
@@ -147,22 +147,33 @@ def _is_mounted_alone(path: str) -> bool:
 
 def make_directories(directory: str) -> None:
     """Make *directory* and its missing parents, with mode 0700 under any umask."""
-    if os.path.isdir(directory):
-        return
-    make_directories(os.path.dirname(directory))
     try:
-        os.mkdir(directory, 0o700)
-        os.chmod(directory, 0o700)
-        sync_directory(os.path.dirname(directory))
-    except FileExistsError as error:
-        reraise_interrupt(error)
+        make_missing(directory, 0o700)
     except OSError as error:
         reraise_interrupt(error)
         doing = f"open registry in {directory!r}"
         raise refused(doing, directory, "make the directory", error) from error
 
 
-def sync_directory(directory: str) -> None:
+def make_missing(directory: AnyStr, mode: int) -> None:
+    """Make *directory* and its missing parents, with *mode* under any umask.
+
+    Raises:
+        OSError: a directory cannot be made.
+    """
+    if os.path.isdir(directory):
+        return
+    make_missing(os.path.dirname(directory), mode)
+    try:
+        os.mkdir(directory, mode)
+        if os.lstat(directory).st_mode & 0o777 != mode:
+            os.chmod(directory, mode)
+        sync_directory(os.path.dirname(directory))
+    except FileExistsError as error:
+        reraise_interrupt(error)
+
+
+def sync_directory(directory: str | bytes) -> None:
     """Sync *directory*, if it may be opened, so that a new entry survives a power cut."""
     with suppress_os_errors():
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -139,17 +139,21 @@ def _refuse_living(path: str) -> None:
 
 @contextlib.contextmanager
 def _claimed(path: str, doing: str) -> Iterator[None]:
-    """Exclude other servers by a lock on the file *path*, which is created and kept.
+    """Exclude other servers by a lock on the file *path*, which is created (0600) and kept.
 
     The kernel releases the lock when this process ends, also by SIGKILL.
     """
+    before = os.umask(0o077)
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600)
     except OSError as error:
         reraise_interrupt(error)
         why = f"lock file {path!r}: {error.strerror}; make its directory writable"
         raise FailedPreconditionError(f"{doing}: {why}") from error
+    finally:
+        os.umask(before)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import termios
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tests.tools import (
     query,
     running,
     sandbox,
+    until,
 )
 
 
@@ -367,6 +370,64 @@ def test_endless_file_is_not_read_to_the_end(path: str, endless: str) -> None:
     )
     assert 1 == done.returncode
     assert "the rest is not read" in json.loads(done.stdout)["sandboxes"][-1]["error"]
+
+
+def test_an_endless_file_is_not_read_to_the_end_by_name(path: str) -> None:
+    """As documents, and as statuses."""
+    done = call(path, "import", "/dev/zero", "--keep-going", "--json")
+    assert 1 == done.code
+    assert "the rest is not read" in done.json["sandboxes"][-1]["error"]
+    done = call(path, "import", SAMPLES[0], "--status", "/dev/zero")
+    assert 1 == done.code
+    assert "the file is over the limit" in done.err
+
+
+def test_a_fifo_without_a_writer_is_refused_at_once(path: str, tmp_path: Path) -> None:
+    """As documents, and as statuses: otherwise the program would wait for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    expected = "no process writes to this FIFO; start the writer first"
+    done = call(path, "import", tmp_path / "fifo", "--json")
+    assert 1 == done.code
+    assert [f"read {str(tmp_path / 'fifo')!r}: {expected}"] == [
+        each["error"] for each in done.json["sandboxes"]
+    ]
+    done = call(path, "import", SAMPLES[0], "--status", tmp_path / "fifo")
+    assert 1 == done.code
+    assert expected in done.err
+
+
+def test_a_fifo_with_a_writer_and_a_pipe_are_read_to_the_end(path: str, tmp_path: Path) -> None:
+    """The writer may write later; the pipe of a shell may be empty."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)
+    program = [sys.executable, "-m", "registry", "--db", path, "import"]
+    with subprocess.Popen([*program, fifo], env=environment(), stdout=subprocess.PIPE) as reader:
+        until(lambda: f"{fifo}\n" in opened_by(reader.pid))
+        os.write(writer, line("from-fifo"))
+        until(lambda: fcntl.ioctl(writer, termios.FIONREAD, bytes(4)) == bytes(4))
+        os.close(writer)
+        assert reader.stdout is not None
+        assert reader.stdout.read().endswith(b"imported 1 of 1\n")
+    (tmp_path / "file").write_bytes(line("from-pipe"))
+    command = f'"$@" <(cat {tmp_path}/file) <(true)'
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *program],
+        env=environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert (0, b"") == (done.returncode, done.stderr)
+    assert {"there", "from-fifo", "from-pipe"} == set(found(path))
+
+
+def opened_by(pid: int) -> str:
+    """Return the paths of the files that process *pid* has open, one on each line."""
+    folder, paths = f"/proc/{pid}/fd", []
+    for fd in os.listdir(folder):
+        with suppress(OSError):  # closed meanwhile
+            paths.append(os.readlink(f"{folder}/{fd}") + "\n")
+    return "".join(paths)
 
 
 def test_stdin_can_be_named_only_once(path: str, tmp_path: Path) -> None:
