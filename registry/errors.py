@@ -142,7 +142,7 @@ class UnavailableError(RegistryError):
     path: str = ""
     """Path of the registry."""
     holder: str = ""
-    """Thread or process that holds the write lock, if it is known."""
+    """Thread or process that holds the lock, if it is known."""
     since: int = 0
     """Time at which the holder began to write, in ns since the Unix epoch; 0: unknown."""
     timeout: float = 0.0

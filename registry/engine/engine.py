@@ -108,7 +108,7 @@ class Engine:
 
     def _open(self, timeout: float, deadline: float) -> None:
         if self.read_only:
-            self._readers.open(timeout)
+            self._readers.open(timeout, deadline)
             self._file_identity.record(log=False)
         else:
             self.writer.open(timeout, deadline)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,6 +19,9 @@ from registry.engine.transaction import Transaction
 from registry.errors import RegistryError, UnavailableError, retold
 from registry.host import file_locks
 from registry.host.file_locks import process_name
+
+POLL_INTERVAL: Final = 0.005
+"""Seconds between two looks at the kernel's list of locks."""
 
 
 def timeout_error(
@@ -51,10 +55,36 @@ def timeout_error(
     )
 
 
+def wait_for_readers(path: str, doing: str, timeout: float, deadline: float) -> None:
+    """Wait until no other process keeps readers out of the database at *path*.
+
+    SQLite retries for 10 s, whatever its busy timeout, while another process creates the WAL index.
+
+    Args:
+        path: the database.
+        doing: operation and object, for messages.
+        timeout: seconds that the caller waits in all, for messages.
+        deadline: monotonic time in seconds after which waiting stops.
+    Raises:
+        UnavailableError: *deadline* has passed.
+    """
+    while (pid := file_locks.reader_blocker(path)) is not None:
+        if time.monotonic() >= deadline:
+            name = file_locks.named(pid)
+            raise UnavailableError(
+                f"{doing}: timed out after {timeout:g} s waiting for {name}, which opens, recovers "
+                f"or closes {path!r}; retry, or stop that process",
+                path=path,
+                holder=name,
+                timeout=timeout,
+            )
+        time.sleep(POLL_INTERVAL)
+
+
 def _iso(nanoseconds: int) -> str:
     """Return a time as ISO 8601 in UTC, to the millisecond."""
-    time = datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
-    return time.replace("+00:00", "Z")
+    moment = datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+    return moment.replace("+00:00", "Z")
 
 
 def group_failure(other: Transaction, cause: BaseException | None, path: str) -> RegistryError:

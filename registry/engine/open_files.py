@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from registry.engine import driver, lock_file
 from registry.engine.beside import require_own
+from registry.engine.deadline import Deadline
 from registry.engine.engine import Engine, open_engines
 from registry.engine.file_identity import replaced_files
 from registry.engine.hooks import SchemaHooks
@@ -67,10 +68,11 @@ def attach(
         engine = _engines.get(key)
         if engine is None or engine.closed:
             require_own(real, read_only=read_only)
-            if not size(real):
-                _prepare_creation(real, hooks, create=create and not read_only)
             engine = Engine(real, hooks, read_only=read_only)
-            engine.open(timeout, deadline)
+            with Deadline(real, deadline - time.monotonic()):  # for the hooks of the schema
+                if not size(real):
+                    _prepare_creation(real, hooks, create=create and not read_only)
+                engine.open(timeout, deadline)
             _engines[key] = engine
         engine.require_same_file("open registry")
         engine.users.add(user)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.engine import driver
 from registry.engine.deadline import remaining
+from registry.engine.lock_holder import wait_for_readers
 from registry.engine.sqlite_errors import driver_errors, translate
 from registry.errors import DataLossError, FailedPreconditionError, ReadOnlyError
 from registry.host.paths import on_read_only_file_system, size, stamp
@@ -63,10 +64,17 @@ class Readers:
 
     # Opening and closing.
 
-    def open(self, timeout: float) -> None:
-        """Open the first reader of a registry that is only read, within *timeout* seconds."""
-        with driver_errors(f"open registry {self._path!r}", self._path):
+    def open(self, timeout: float, deadline: float) -> None:
+        """Open the first reader of a registry that is only read.
+
+        Args:
+            timeout: seconds that the caller waits in all, for messages.
+            deadline: monotonic time in seconds after which waiting stops.
+        """
+        doing = f"open registry {self._path!r}"
+        with driver_errors(doing, self._path):
             try:
+                wait_for_readers(self._path, doing, timeout, deadline)
                 self._hooks.inspect(self._path)
                 reader = self._open(timeout)
             except sqlite3.OperationalError as error:
@@ -81,7 +89,7 @@ class Readers:
             self._path,
             "ro",
             driver.READER_SETUP,
-            busy_timeout=timeout,
+            busy_timeout=remaining(self._path, timeout),
             immutable=self._immutable,
         )
         try:

@@ -26,7 +26,7 @@ from registry.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from registry.host import paths
+from registry.host import file_locks, paths
 from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
@@ -93,12 +93,17 @@ def translate(error: sqlite3.Error, doing: str, path: str) -> RegistryError:
         refused.sqlite_code = code
         return refused
     kind, advice = _KINDS.get(code or 0) or _KINDS.get((code or 0) & 0xFF, (RegistryError, ""))
-    message = f"{doing}: {error} ({name}) in {path!r}" + (f"; {advice}" if advice else "")
+    blocker = file_locks.reader_blocker(path) if kind is UnavailableError else None
+    holder = "" if blocker is None else file_locks.named(blocker)
+    where = f"{path!r}, held by {holder}" if holder else f"{path!r}"
+    message = f"{doing}: {error} ({name}) in {where}" + (f"; {advice}" if advice else "")
     if code == sqlite3.SQLITE_FULL:
         message += long_wal(path)
     translated = kind(message, sqlite_code=code)
     if hasattr(kind, "path"):
         translated.__dict__["path"] = path
+    if isinstance(translated, UnavailableError):
+        translated.holder = holder
     if isinstance(translated, ResourceExhaustedError):
         translated.errno = _ERRNOS.get(code or 0, 0)
     return translated

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from registry.engine import driver
 from registry.engine.continuity import following, give_number, next_number
 from registry.engine.disk_space import DiskSpace
-from registry.engine.lock_holder import timeout_error
+from registry.engine.lock_holder import timeout_error, wait_for_readers
 from registry.engine.process_lock import ProcessLock
 from registry.engine.sqlite_errors import driver_errors, translate
 from registry.engine.wal import Wal
@@ -111,6 +111,7 @@ class Writer:
         create_file(self._path)
         self._file_identity.record(log=False)
         with driver_errors(doing, self._path):
+            wait_for_readers(self._path, doing, timeout, deadline)
             remaining = max(0.0, deadline - time.monotonic())
             connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
             try:

@@ -17,6 +17,14 @@ WRITE_LOCK: Final = 120
 """Byte of `-shm` that SQLite locks to write (wal.c, WAL_WRITE_LOCK)."""
 CHECKPOINT_LOCK: Final = 121
 """Byte of `-shm` that SQLite locks for a checkpoint, which may wait for readers."""
+RECOVERY_LOCK: Final = 122
+"""Byte of `-shm` that SQLite locks while it rebuilds the WAL index (wal.c, WAL_RECOVER_LOCK)."""
+OPEN_LOCK: Final = 128
+"""Byte of `-shm` that each process with the file open has locked to read, and the first one to
+write, while it empties the file (os_unix.c, UNIX_SHM_DMS)."""
+EXCLUSIVE_LOCKS: Final = (0x40000000, 0x40000002)
+"""Bytes of the database that SQLite locks to have the database for itself, at the last close and
+when it changes the journal mode (os_unix.c, PENDING_BYTE and SHARED_FIRST)."""
 READ_MARKS: Final = range(123, 128)
 """Bytes of `-shm` that SQLite locks to read a snapshot (wal.c, WAL_READ_LOCK). The first is for a
 snapshot that needs no WAL: while it is locked, no checkpoint moves the WAL into the database."""
@@ -66,6 +74,25 @@ def write_locker(path: str, kind: str, start: int) -> int | None:
     return None
 
 
+def reader_blocker(database: str) -> int | None:
+    """Return the pid of the other process that keeps readers out of *database*; None without one.
+
+    It creates or recovers the WAL index, changes the journal mode, or is the last to close.
+    """
+    index = [lock for lock in locks_on(f"{database}-shm") if lock.kind == "POSIX"]
+    file = [lock for lock in locks_on(database) if lock.kind == "POSIX"]
+    blockers = _holders(index, RECOVERY_LOCK, "WRITE") | _holders(index, OPEN_LOCK, "WRITE")
+    for byte in EXCLUSIVE_LOCKS:
+        blockers |= _holders(file, byte, "WRITE")
+    # A transaction has a snapshot. A process that writes without one recovers the index; or it is
+    # about to restart the WAL. An index that several processes have open is valid.
+    if len(_holders(index, OPEN_LOCK, "READ")) == 1:
+        reading = {lock.pid for lock in index if lock.first in READ_MARKS}
+        checkpointing = _holders(index, CHECKPOINT_LOCK, "WRITE")
+        blockers |= _holders(index, WRITE_LOCK, "WRITE") - checkpointing - reading
+    return min(blockers - {os.getpid()}, default=None)
+
+
 def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
     """Return the processes whose snapshots keep the WAL of *database* from being reset.
 
@@ -81,7 +108,7 @@ def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
         if lock.access == "READ":
             count = sum(lock.first <= mark <= lock.last for mark in READ_MARKS)
             marks[lock.pid] = marks.get(lock.pid, 0) + count
-    for pid in _lockers(locks, WRITE_LOCK) - _lockers(locks, CHECKPOINT_LOCK):
+    for pid in _holders(locks, WRITE_LOCK, "WRITE") - _holders(locks, CHECKPOINT_LOCK, "WRITE"):
         marks[pid] = marks.get(pid, 0) - 1
     return [
         "this process" if pid == os.getpid() else f"process {pid}{process_name(pid)}"
@@ -90,8 +117,14 @@ def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
     ]
 
 
-def _lockers(locks: list[FileLock], byte: int) -> set[int]:
-    return {lock.pid for lock in locks if lock.first <= byte <= lock.last}
+def _holders(locks: list[FileLock], byte: int, access: str) -> set[int]:
+    """Return the processes that have locked *byte* for *access*."""
+    return {lock.pid for lock in locks if lock.access == access and lock.first <= byte <= lock.last}
+
+
+def named(pid: int) -> str:
+    """Return process *pid* as messages name it."""
+    return f"process {pid}{process_name(pid)}"
 
 
 def process_name(pid: int) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.engine import continuity, disk_reserve, driver, journal_file
 from registry.engine.continuity import Continuity
+from registry.engine.deadline import remaining
 from registry.engine.sqlite_errors import RESTORE, damaged_error
 from registry.errors import DataLossError, NotFoundError, RegistryError
 from registry.host import paths
@@ -42,7 +43,7 @@ SQLite needs 80 ms for 28 MiB, which are 10,000 sandboxes, and half of that with
 _DAMAGE_LINES: Final = 10
 """Findings of SQLite that an error reports; `check` reports all."""
 _BUSY_TIMEOUT: Final = 5.0
-"""Seconds that SQLite waits while another process recovers the WAL."""
+"""Seconds that SQLite waits while another process recovers the WAL, within the caller's timeout."""
 
 
 def inspect(path: str, *, create: bool, upgrade: bool, damaged: bool = False) -> None:
@@ -254,7 +255,7 @@ def _probe(
     """
     setup = (driver.accept_any_length,) if any_length else driver.READER_SETUP
     connection = driver.connect(
-        path, "ro", setup, busy_timeout=_BUSY_TIMEOUT, immutable=without_wal
+        path, "ro", setup, busy_timeout=remaining(path, _BUSY_TIMEOUT), immutable=without_wal
     )
     try:
         yield connection

@@ -70,9 +70,9 @@ class Run:
 
 
 @contextmanager
-def serving(folder: str) -> Iterator[Server]:
-    """Run the server of `workload`, which has *folder* for itself."""
-    command = [sys.executable, "-m", "tests.faults.workload", folder]
+def serving(folder: str, module: str = "tests.faults.workload") -> Iterator[Server]:
+    """Run the server of *module*, which has *folder* for itself."""
+    command = [sys.executable, "-m", module, folder]
     process = subprocess.Popen(
         command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -95,6 +95,18 @@ class Server:
         *verb* may be `careless`: then the commits are not synced; `upgrade`: then the registry,
         which is of an older revision, is opened and closed; `backup`; or `restore`.
         """
+        child, tracer = self.trace(path, *strace, log=log, verb=verb)
+        watch = threading.Timer(HANGING, lambda: os.kill(child, signal.SIGABRT))
+        watch.start()
+        run = self.ended()
+        watch.cancel()
+        tracer.communicate()
+        return run
+
+    def trace(
+        self, path: str, *strace: str, log: str, verb: str
+    ) -> tuple[int, subprocess.Popen[str]]:
+        """Begin a workload as `work` does; return its pid and strace. Call `ended` afterwards."""
         say(self._process, f"{verb} {path}")
         child = int(line(self._process).removeprefix("pid "))
         folder = os.path.dirname(path)
@@ -110,20 +122,20 @@ class Server:
         attached = tracer.stderr.readline()
         assert "attached" in attached, attached
         os.kill(child, signal.SIGCONT)
-        watch = threading.Timer(HANGING, lambda: os.kill(child, signal.SIGABRT))
-        watch.start()
-        run = self._ended()
-        watch.cancel()
-        tracer.communicate()
-        return run
+        return child, tracer
 
     def verify(self, path: str) -> dict[str, Any]:
         """Return what is in the registry, as another process finds it."""
-        say(self._process, f"verify {path}")
-        found: dict[str, Any] = json.loads("".join(self._ended().said) or "{}")
+        return self.ask("verify", path)
+
+    def ask(self, verb: str, path: str) -> dict[str, Any]:
+        """Return what *verb* finds at *path*; empty if it was killed."""
+        say(self._process, f"{verb} {path}")
+        found: dict[str, Any] = json.loads("".join(self.ended().said) or "{}")
         return found
 
-    def _ended(self) -> Run:
+    def ended(self) -> Run:
+        """Wait for the end of what was begun, and return its output."""
         said = []
         while not (text := line(self._process)).startswith("ended "):
             said.append(text)
