@@ -18,6 +18,7 @@ from registry.engine.continuity import Continuity, FileAndWal
 from registry.engine.engine import open_engines
 from registry.engine.lock_holder import timeout_error
 from registry.engine.process_lock import ProcessLock
+from registry.engine.wal_file import Header, WalFacts
 from registry.errors import FailedPreconditionError, InvalidArgumentError
 from registry.host import paths
 from registry.maintenance.pages import FILE_HEADER, PAGE_SIZES, PageError, Pages
@@ -116,15 +117,28 @@ def _read(path: str, doing: str, collect: Callable[[Pages], None], report: Repor
 def _images(path: str, wal: BinaryIO, header: bytes, report: Report) -> wal_file.Images | None:
     """Return the pages in the WAL; None if there are none, or if they are of another file."""
     file = wal_file.header_of(header)
-    is_sound = file is not None and file.application_id == APPLICATION_ID
-    found = FileAndWal(file, wal_file.read(path, file)).continuity()
-    if is_sound and found is Continuity.STRANGE:
+    if _is_strange(file, wal_file.read(path, file)):
         report(Loss("", "", "-wal", "it does not continue the file, and was left out"))
         return None
     images = wal_file.images(wal)
     for frame in () if images is None else images.damaged:
         report(Loss("", "", f"-wal, frame {frame}", "damaged: an older state of its page was read"))
     return images if images is not None and images.offsets else None
+
+
+def _is_strange(file: Header | None, wal: WalFacts | None) -> bool:
+    """Return whether the WAL is of another file; a damaged header of the file is no proof of that.
+
+    One flipped bit makes another number of it, while two registries have nothing in common there.
+    A backup has the schema version 1 and the pages of its original, which the WAL continues.
+    """
+    if file is None or file.application_id != APPLICATION_ID:
+        return False
+    if wal is not None and wal.first is not None:
+        differing = (file.number ^ (wal.first.number - 1)) & 0xFFFFFFFF
+        if differing & (differing - 1) == 0:
+            return False
+    return FileAndWal(file, wal).continuity() is Continuity.STRANGE
 
 
 def _page_size(file: int, header: bytes, images: wal_file.Images | None) -> int:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,14 @@ from registry import (
 from registry.maintenance import salvage_report
 from registry.tables.version import BLOCK
 from tests.documents import text_of
+from tests.interrupts import Interrupts, time_out
 from tests.pages import flip, places
 from tests.tools import (
     READY,
     contents,
     environment,
     execute,
+    is_locked,
     line,
     make_old_registry,
     pod,
@@ -49,6 +52,15 @@ from tests.tools import (
 )
 
 SIZE = 4096
+ADD = """
+    import sys
+    from registry import Store, Metadata, State, Status
+    store = Store.open(sys.argv[1], reconcile=False)
+    store.add(Metadata("d4", "d4", None), Status(State.READY))
+    print(flush=True)
+    sys.stdin.read()
+    """
+"""Code that adds a sandbox, and leaves a WAL when it is killed."""
 
 
 @pytest.fixture
@@ -423,22 +435,47 @@ def test_a_commit_that_was_not_acknowledged_is_left_out(filled: str, new: str) -
 def test_a_wal_of_another_registry_is_left_out(filled: str, new: str, tmp_path: Path) -> None:
     """It is reported, and the file is copied."""
     other = str(tmp_path / "other.db")
-    with running(
-        """
-        import sys
-        from registry import Store, Metadata, State, Status
-        store = Store.open(sys.argv[1], reconcile=False)
-        store.add(Metadata("x", "x", None), Status(State.READY))
-        print(flush=True)
-        sys.stdin.read()
-        """,
-        other,
-    ) as process:
+    with running(ADD, other) as process:
         line(process)
     shutil.copy(f"{other}-wal", f"{filled}-wal")
     found = salvage(filled, new)
     assert {"a1": State.READY, "b2": State.NOTREADY} == checked(found)
     assert [("", "it does not continue the file, and was left out")] == told(found, "")
+
+
+@pytest.mark.parametrize("offset", [40, 60])
+def test_a_flipped_bit_in_the_header_hides_no_commit_of_the_wal(
+    filled: str, new: str, offset: int
+) -> None:
+    """Of the numbers by which a WAL is recognised: the schema version and that of the commit."""
+    with running(ADD, filled) as process:
+        line(process)
+    with open(filled, "rb") as file:
+        whole = file.read()
+    for bit in range(31):
+        Path(filled).write_bytes(whole)
+        flip(filled, range(offset, offset + 4), bit)
+        found = salvage(filled, new)
+        assert {"a1", "b2", "d4"} == checked(found).keys(), bit
+        for copy in Path(new).parent.glob("new.db*"):
+            copy.unlink()
+
+
+def test_an_interrupt_leaves_no_file_and_no_lock(filled: str, new: str) -> None:
+    """At the first point in each function: a copy that has its name is whole."""
+    overwrite(filled, page_of(filled, "sandbox_statuses"))
+    salvage(filled, f"{new}-first")  # imports what it needs
+    interrupts = Interrupts(time_out, selected=True)
+    for attempt in interrupts:
+        attempt.run(partial(salvage, filled, new))
+        left = [each.name for each in Path(new).parent.glob("new.db*") if "first" not in each.name]
+        assert left in ([], ["new.db"])
+        assert not is_locked(f"{filled}-lock")
+        assert not is_locked(f"{filled}-queue")
+        if left:
+            assert {"a1", "b2"} == {id for (id,) in query(new, "SELECT id FROM sandboxes")}
+            os.unlink(new)
+    assert len(interrupts.functions) > 100
 
 
 def test_a_rollback_journal_is_reported(filled: str, new: str) -> None:
@@ -454,16 +491,8 @@ def test_a_rollback_journal_is_reported(filled: str, new: str) -> None:
 
 def test_a_salvage_changes_no_byte_of_the_old_files(filled: str, new: str) -> None:
     """With a WAL, of a process that was killed, and a damaged page."""
-    code = """
-        import sys
-        from registry import Store, Metadata, State, Status
-        store = Store.open(sys.argv[1], reconcile=False)
-        store.add(Metadata("d4", "d4", None), Status(State.READY))
-        print(flush=True)
-        sys.stdin.read()
-        """
     page = page_of(filled, "sandbox_extensions")
-    with running(code, filled) as process:
+    with running(ADD, filled) as process:
         line(process)
     overwrite(filled, page)
     before = contents(os.path.dirname(filled))
