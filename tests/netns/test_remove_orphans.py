@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -16,6 +17,7 @@ from registry.host import kernel, netns
 from registry.recovery import orphans
 from tests import needs
 from tests.netns.removal import refused
+from tests.netns.test_remove import SWAPS
 from tests.tools import (
     READY,
     environment,
@@ -169,3 +171,33 @@ def test_an_orphan_that_is_gone_by_then_is_not_removed(
 
     monkeypatch.setattr(orphans, "without_owner", racing)
     assert [] == store.remove_orphans([orphan.path])
+
+
+@pytest.mark.parametrize("moment", ["comparison", "umount"])
+@pytest.mark.parametrize("swap", SWAPS)
+def test_a_path_swapped_while_an_orphan_is_removed_hits_no_other(
+    store: Store,
+    base_dir: str,
+    victim: NetNS,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    swap: str,
+    moment: str,
+) -> None:
+    """Nothing is unmounted but the orphan that was found and in which no process lives."""
+    orphan = NetNS.create(store.new_netns_path(f"{base_dir}/above/in"))
+    where: tuple[object, str] = (
+        (orphans, "_require_no_process") if moment == "comparison" else (kernel, "umount")
+    )
+    original = getattr(*where)
+
+    def racing(*args: object) -> None:
+        monkeypatch.undo()
+        SWAPS[swap](victim.path, orphan.path)
+        original(*args)
+
+    monkeypatch.setattr(*where, racing)
+    with contextlib.suppress(NetNSError):
+        store.remove_orphans([orphan.path])
+    assert original is getattr(*where)
+    assert not victim.closed
