@@ -245,6 +245,20 @@ def connect(
     return connection
 
 
+def roll_back_journal(path: str, busy_timeout: float) -> None:
+    """Have SQLite roll back the journal of the database at *path*, by a read that may write.
+
+    Args:
+        path: absolute path of an existing file.
+        busy_timeout: seconds that SQLite waits for a lock.
+    """
+    connection = connect(path, "rw", (distrust,), busy_timeout=busy_timeout)
+    try:
+        connection.fetch("PRAGMA schema_version")
+    finally:
+        close(connection)
+
+
 _UNRESERVED: Final = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/"
 )

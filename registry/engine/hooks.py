@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class SchemaHooks(NamedTuple):
     """Functions that know the schema; each raises a RegistryError to refuse."""
 
-    inspect: Callable[[str], None]
+    inspect: Callable[[str], bool]
     """Called with the path before SQLite may change anything; raises if the file must not be
-    changed."""
+    changed. False: a rollback journal must be rolled back before the content can be inspected."""
     prepare: Callable[[Connection, str], None]
     """Called with the first connection and the path; creates or upgrades the schema."""
     admit: Callable[[Fetch, str, str], object]

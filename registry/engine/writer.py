@@ -93,7 +93,9 @@ class Writer:
             self.acquire_lock("open registry", deadline, timeout, verify=False)
             taken = True
             with driver_errors(f"open registry {self._path!r}", self._path):
-                self._hooks.inspect(self._path)
+                if not self._hooks.inspect(self._path):
+                    driver.roll_back_journal(self._path, max(0.0, deadline - time.monotonic()))
+                    self._hooks.inspect(self._path)
             self._connect(deadline, timeout)
             opened = True
             self._lock.mark()

@@ -46,8 +46,11 @@ _BUSY_TIMEOUT: Final = 5.0
 """Seconds that SQLite waits while another process recovers the WAL, within the caller's timeout."""
 
 
-def inspect(path: str, *, create: bool, upgrade: bool, damaged: bool = False) -> None:
-    """Raise unless the registry at *path* may be opened; change nothing.
+def inspect(path: str, *, create: bool, upgrade: bool, damaged: bool = False) -> bool:
+    """Return whether the registry at *path* was inspected whole; raise unless it may be opened.
+
+    Nothing is changed. While its own rollback journal must be rolled back first, which takes a
+    connection that writes, the content of the database cannot be inspected.
 
     Files that another process changes during the inspection are inspected again: no refusal rests
     on a file from before the change and a WAL from after it.
@@ -67,19 +70,18 @@ def inspect(path: str, *, create: bool, upgrade: bool, damaged: bool = False) ->
     found = continuity.read(path)
     while True:
         try:
-            _require_openable(path, found, create=create, upgrade=upgrade, damaged=damaged)
+            return _require_openable(path, found, create=create, upgrade=upgrade, damaged=damaged)
         except (RegistryError, sqlite3.Error):
             again = continuity.read(path)
             if again == found:
                 raise
             found = again
-        else:
-            return
 
 
 def _require_openable(
     path: str, found: FileAndWal, *, create: bool, upgrade: bool, damaged: bool
-) -> None:
+) -> bool:
+    """Return whether the content was inspected; arguments and errors as `inspect`."""
     is_hot = _require_own_journal(path, found)
     if paths.size(path) == 1:  # SQLite treats it as empty, and would write over the byte
         raise DataLossError(
@@ -90,7 +92,7 @@ def _require_openable(
     if found.file is None:
         if not found.has_wal or not paths.size(path):
             _require_beginnable(path, create=create, has_wal=found.has_wal)
-            return
+            return True
         # A new registry: all its commits are in the WAL, and none was moved into the file yet.
         first = None if found.wal is None else found.wal.first
         ours = first is not None and first.application_id == APPLICATION_ID
@@ -107,6 +109,7 @@ def _require_openable(
             migrations.verify(connection, path, create=create, upgrade=upgrade)
             if not damaged:
                 _require_undamaged(connection, path)
+    return not is_hot
 
 
 def _require_undamaged(connection: driver.Connection, path: str) -> None:

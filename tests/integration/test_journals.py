@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import DataLossError, Store
+from registry import DataLossError, ReadOnlyError, Store
 from registry.cli import failures, program
-from tests.tools import READY, contents, execute, run, sandbox
+from tests.tools import READY, contents, execute, query, run, sandbox
 
 SPILLED = ("PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 1", "BEGIN")
 """Begin of a transaction that writes pages to the database before its end."""
@@ -149,6 +149,23 @@ def test_the_own_journal_of_a_killed_process_is_rolled_back(
     registry(path, 60)
     killed(path, *SPILLED, *change)
     assert os.path.getsize(f"{path}-journal") > 0
+    with pytest.raises(ReadOnlyError):
+        Store.open(path, read_only=True)
     with Store.open(path) as store:
         assert (60, []) == (len(store.list()), store.check())
         assert {""} == {each.status.get().message for each in store.list()}
+
+
+def test_a_registry_that_is_damaged_after_its_rollback_is_refused(path: str) -> None:
+    """The content is inspected once the journal is rolled back."""
+    path = f"{path}-damaged"
+    registry(path, 60)
+    ((page,),) = query(path, "SELECT rootpage FROM sqlite_master WHERE name = 'sandbox_labels'")
+    killed(path, *SPILLED, CHANGE)
+    data = bytearray(Path(path).read_bytes())
+    data[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+    Path(path).write_bytes(data)
+    with pytest.raises(DataLossError) as caught:
+        Store.open(path)
+    assert caught.value.damage
+    assert not os.path.exists(f"{path}-journal")
