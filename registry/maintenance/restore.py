@@ -23,7 +23,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from registry.engine import driver
 from registry.engine.continuity import following, give_number, next_number
@@ -48,7 +49,7 @@ from registry.maintenance.present import (
 )
 from registry.recovery.findings import Report
 from registry.store import Store
-from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
+from registry.sync.interrupts import call_then, reraise_interrupt, suppress_os_errors
 from registry.tables import incarnation, migrations
 from registry.tables.backup import mark_and_check
 from registry.tables.copies import copy_pages
@@ -117,25 +118,15 @@ def restore(
     copied = _verified(source)
     paths.make_directories(os.path.dirname(real))
     owner = next(each for each in (real, f"{real}-lock", source) if os.path.exists(each))
-    with _locked(doing, real, owner) as lock:
-        present = examine(real)
-        if present is not None and not force:
-            _require_older(doing, real, present, copied)
-        try:
-            number = _prepare(doing, source, f"{real}{PREPARED}", owner, _before(copied, present))
-            kept = path_to_keep(real)
-            if present is None:
-                replaced = _put_in_place(doing, real, kept, lock)
-            else:
-                replaced = _write_into(doing, real, kept)
-        finally:
-            with suppress_os_errors():
-                if os.path.lexists(f"{real}{PREPARED}"):
-                    os.unlink(f"{real}{PREPARED}")
+    with _system_errors(doing, real, "open and lock the lock files"):
+        lock = ProcessLock(real)
+    job = _Job(doing, source, real, owner, lock)
+    body = partial(_replace, job, copied, force=force)
+    number, replaced, lost = call_then(body, partial(_unlock, real, lock, os.stat(owner)))
     with Store.open(real, create=False) as store:
         report = store.recovery
     assert report is not None, "it was reconciled"
-    return Restoration(real, source, number, replaced, _lost(copied, present), report)
+    return Restoration(real, source, number, replaced, lost, report)
 
 
 def _verified(source: str) -> History:
@@ -153,26 +144,48 @@ def _verified(source: str) -> History:
             return History.read(connection.fetch)
 
 
-@contextmanager
-def _locked(doing: str, path: str, owner: str) -> Iterator[ProcessLock]:
-    """Hold the process lock of *path*, and give the lock files the owner of the file *owner*."""
-    found = os.stat(owner)
+class _Job(NamedTuple):
+    """Operands of a restore."""
+
+    doing: str
+    source: str
+    path: str
+    owner: str
+    """Path of a file whose owner the registry gets."""
+    lock: ProcessLock
+
+
+def _replace(
+    job: _Job, copied: History, *, force: bool
+) -> tuple[int, str, tuple[range, ...] | None]:
+    """Acquire the lock, and replace the registry; return what a `Restoration` has of it."""
+    doing, path, lock = job.doing, job.path, job.lock
     with _system_errors(doing, path, "open and lock the lock files"):
-        lock = ProcessLock(path)
-    try:
-        with _system_errors(doing, path, "open and lock the lock files"):
-            if not lock.acquire(time.monotonic() + TIMEOUT):
-                raise timeout_error(doing, path, TIMEOUT, None, lock.holder())
-        try:
-            yield lock
-        finally:
-            if os.geteuid() == 0:
-                for suffix in ("-lock", "-queue"):
-                    with suppress_os_errors():
-                        os.chown(f"{path}{suffix}", found.st_uid, found.st_gid)
-    finally:
-        lock.release()
-        lock.close()
+        if not lock.acquire(time.monotonic() + TIMEOUT):
+            raise timeout_error(doing, path, TIMEOUT, None, lock.holder())
+    present = examine(path)
+    if present is not None and not force:
+        _require_older(doing, path, present, copied)
+    number = _prepare(job, _before(copied, present))
+    kept = path_to_keep(path)
+    if present is None:
+        replaced = _put_in_place(doing, path, kept, lock)
+    else:
+        replaced = _write_into(doing, path, kept)
+    return number, replaced, _lost(copied, present)
+
+
+def _unlock(path: str, lock: ProcessLock, owner: os.stat_result) -> None:
+    """Remove the prepared file, and release *lock*, whose files get their owner; idempotent."""
+    with suppress_os_errors():
+        if os.path.lexists(f"{path}{PREPARED}"):
+            os.unlink(f"{path}{PREPARED}")
+    if os.geteuid() == 0:
+        for suffix in ("-lock", "-queue"):
+            with suppress_os_errors():
+                os.chown(f"{path}{suffix}", owner.st_uid, owner.st_gid, follow_symlinks=False)
+    lock.release()
+    lock.close()
 
 
 @contextmanager
@@ -234,25 +247,21 @@ def _ranges(seqs: Iterable[int]) -> tuple[range, ...]:
 # The new content.
 
 
-def _prepare(
-    doing: str, source: str, prepared: str, owner: str, new: tuple[incarnation.Incarnation, int]
-) -> int:
-    """Write the new content of the registry to a file, and return its incarnation.
+def _prepare(job: _Job, new: tuple[incarnation.Incarnation, int]) -> int:
+    """Write the new content to PATH-restore, and return its incarnation.
 
     Args:
-        doing: operation and object, for messages.
-        source: the backup.
-        prepared: path of the file.
-        owner: path of a file whose owner it gets.
+        job: the restore.
         new: as `_before` returns it.
     Raises:
         DataLossError: the backup is damaged.
         RegistryError: the file cannot be written.
     """
+    doing, source, prepared = job.doing, job.source, f"{job.path}{PREPARED}"
     now, number = new
     with driver_errors(doing, prepared):
         with closing(connect_to_backup(source)) as backup:
-            copy_pages(backup, prepared, owner, doing, finish=lambda _: None)
+            copy_pages(backup, prepared, job.owner, doing, finish=lambda _: None)
         with closing(_offline(prepared)) as connection:
             migrations.upgrade_copy(connection, prepared)
             connection.execute("BEGIN IMMEDIATE")

@@ -84,7 +84,7 @@ def mark_and_check(path: str, doing: str) -> Callable[[sqlite3.Connection], None
 
 
 def target_of(path: str | os.PathLike[str], doing: str) -> str:
-    """Return the absolute path of a copy, with a real directory; *doing* is for messages.
+    """Return the path of a copy, which contains a directory; *doing* is for messages.
 
     Raises:
         InvalidArgumentError: *path* names no file.
@@ -92,11 +92,11 @@ def target_of(path: str | os.PathLike[str], doing: str) -> str:
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or not os.path.basename(text) or "\0" in text:
         raise invalid(doing, "path", text, "is not the path of a file; name a file")
-    folder, name = os.path.split(text)
     try:
-        return os.path.join(os.path.realpath(folder), os.fsdecode(os.fsencode(name)))
+        os.fsencode(text)
     except UnicodeEncodeError as error:
         raise invalid(doing, "path", text, "is not a path of this file system") from error
+    return text if os.path.dirname(text) else os.path.join(os.curdir, text)
 
 
 def _require_target(path: str, target: str, doing: str) -> None:
@@ -107,7 +107,9 @@ def _require_target(path: str, target: str, doing: str) -> None:
         target: path of the copy.
         doing: operation and object, for messages.
     """
-    if target in {f"{path}{suffix}" for suffix in ("", "-journal", *BESIDE)}:
+    (folder, name), (ours, database) = os.path.split(target), os.path.split(path)
+    names = {f"{database}{suffix}" for suffix in ("", "-journal", *BESIDE)}
+    if name in names and paths.identity(folder) == paths.identity(ours):
         raise InvalidArgumentError(
             f"{doing}: it is a file of the registry itself; name another file",
             field="path",
@@ -117,7 +119,7 @@ def _require_target(path: str, target: str, doing: str) -> None:
         found = os.lstat(target)
     except OSError as error:
         reraise_interrupt(error)
-        if isinstance(error, FileNotFoundError) and os.path.isdir(os.path.dirname(target)):
+        if isinstance(error, FileNotFoundError) and paths.identity(folder) is not None:
             return
         raise paths.refused(doing, target, "inspect the path", error) from error
     if stat.S_ISDIR(found.st_mode):

@@ -16,7 +16,7 @@ from registry.engine import Connection
 from registry.engine.sqlite_errors import translate
 from registry.host import paths
 from registry.host.part_file import PartFile
-from registry.sync.interrupts import reraise_interrupt
+from registry.sync.interrupts import call_then, reraise_interrupt
 
 Progress = Callable[[int, int], object]
 """Called after each step with the number of pages that are copied, and of all pages."""
@@ -76,7 +76,8 @@ def copy_pages(
         RegistryError: the copy cannot be written.
     """
     part = PartFile(target)
-    try:
+
+    def copy_and_commit() -> None:
         try:
             part.create(owner, doing)
             with closing(sqlite3.connect(part.path, isolation_level=None)) as copy:
@@ -87,9 +88,8 @@ def copy_pages(
         except OSError as error:
             reraise_interrupt(error)
             raise paths.refused(doing, part.path, "write the copy", error) from error
-    except BaseException:
-        part.discard()
-        raise
+
+    call_then(copy_and_commit, part.discard)
 
 
 def _fill(

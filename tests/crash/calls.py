@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,6 +38,7 @@ class Calls:
         self._end_wait: Callable[[], object] | None = None
         self._netns_path = f"/proc/{pids[0]}/ns/net"
         self._ours = store.add(Metadata("ours", "ours", None, netns_path=self._netns_path), READY)
+        self._copy = f"{store.path}-copy"
         nowhere = os.path.join(os.path.dirname(store.path), "nowhere")
         self._lost = store.add(Metadata("lost", "lost", None, netns_path=nowhere), READY)
 
@@ -58,6 +60,7 @@ class Calls:
             "history": Call(lambda _: store.history("ours"), prepare=self.write),
             "watch": Call(lambda _: list(self._watch), prepare=self._begin_watch),
             "wait": Call(lambda _: self._awaited.stopped.wait(), prepare=self._begin_stop),
+            "backup": Call(lambda _: store.backup(self._copy), self._is_copied, self.write),
             "reconcile": Call(lambda _: store.reconcile(), self._is_marked, self._bring_back),
         }[name]
 
@@ -137,6 +140,13 @@ class Calls:
     def write(self, n: int) -> None:
         """Commit something, after which nothing is answered from the cache."""
         self._lost.status.update(lambda old: replace(old, exited_at=n))
+
+    def _is_copied(self, n: int) -> bool:
+        """Return whether the backup has the latest commit; it is whole in any case."""
+        with closing(sqlite3.connect(self._copy)) as copy:
+            assert [("ok",)] == copy.execute("PRAGMA integrity_check").fetchall()
+            found = copy.execute("SELECT exited_at FROM sandbox_statuses WHERE exited_at = ?", (n,))
+            return len(found.fetchall()) == 1
 
     def _bring_back(self, _: int) -> None:
         """Have the next reconcile find a READY sandbox without its network namespace."""

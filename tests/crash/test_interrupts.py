@@ -27,6 +27,7 @@ INTERRUPTED = {
     "history": {"Readers.give_back"},
     "watch": {"Watch._take", "Commits._sleep_and_poll", "Commits._leave", "Poller.sleep"},
     "wait": {"StopFollower._follow", "StopFollower._end", "Commits._leave", "Poller.poll"},
+    "backup": {"PartFile.create", "PartFile.commit", "PartFile.discard", "Readers.give_back"},
     "reconcile": {*IN_A_WRITE, "Readers.give_back", "observe", "namespace_at"},
 }
 """Functions that are called by each call, and so interrupted."""

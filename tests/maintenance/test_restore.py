@@ -241,6 +241,49 @@ def test_a_process_that_has_the_registry_open_goes_on_with_the_restored_one(
     assert [1, BLOCK + 1] == seqs(path)
 
 
+WRITER = """
+    import sys
+    from registry import Metadata, State, Status, Store
+    with Store.open(sys.argv[1], reconcile=False) as store:
+        for n in range(200):
+            name = f"{sys.argv[2]}-{n}"
+            store.add(Metadata(name, name, None), Status(State.READY))
+            print(n, flush=True)
+    """
+
+
+def test_writers_go_on_during_restores(backup: str, path: str) -> None:
+    """Each sandbox is in the registry if no restore has followed; the registry is in order."""
+    with running(WRITER, path, "x") as one_writer, running(WRITER, path, "y") as other_writer:
+        assert ["0", "0"] == [line(one_writer), line(other_writer)]
+        with Store.open(path, reconcile=False) as store:
+            for n in range(3):
+                restore(backup, path, force=True)
+                store.add(sandbox(f"own-{n}"), READY)
+            for writer in (one_writer, other_writer):
+                while line(writer) != "199":
+                    pass
+            assert {"a", "own-2"} <= set(ids(store.list()))
+            assert not {"own-0", "own-1"} & set(ids(store.list()))
+            assert [] == store.check()
+    assert 4 == one(path, "incarnation")
+
+
+def test_a_reader_with_a_snapshot_neither_waits_nor_holds_up_a_restore(
+    backup: str, path: str
+) -> None:
+    """It goes on reading what was replaced, until its transaction ends."""
+    add(path, "b")
+    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN")
+        names = "SELECT id FROM sandboxes ORDER BY id"
+        assert [("a",), ("b",)] == shell.execute(names).fetchall()
+        restore(backup, path, force=True)
+        assert [("a",), ("b",)] == shell.execute(names).fetchall()
+        shell.execute("COMMIT")
+        assert [("a",)] == shell.execute(names).fetchall()
+
+
 def test_this_process_goes_on_too(backup: str, path: str) -> None:
     """A wait for a sandbox that vanishes ends, also when its seq was passed by the new history."""
     with Store.open(path) as store:
