@@ -53,6 +53,7 @@ from registry.tables import filters, migrations, queries, sql, writes
 from registry.tables.inspection import inspect
 from registry.tables.rows import Row, Transition
 from registry.tables.writes import Author
+from registry.visible import visible
 
 if TYPE_CHECKING:
     from registry.handles.watch import Watch
@@ -185,7 +186,7 @@ class Store:
     def __repr__(self) -> str:
         """Show the path and whether it is open."""
         state = "closed" if self._session.closed else "open"
-        return f"Store({self._session.engine.path!r}, {state})"
+        return visible(f"Store({self._session.engine.path!r}, {state})")
 
     def close(self) -> None:
         """Close the store; idempotent.

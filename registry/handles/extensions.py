@@ -11,6 +11,7 @@ from registry.handles.session import Session, check_function
 from registry.model.extensions import Extension, ExtensionsFunc, validate
 from registry.tables import writes
 from registry.tables.rows import Row
+from registry.visible import visible
 
 UNCACHED: Final = "extensions"
 """Report of a change to rows that no cache holds: what is cached stays valid."""
@@ -34,7 +35,7 @@ class Extensions(Mapping[str, Extension]):
 
     def __repr__(self) -> str:
         """Show the sandbox; this reads nothing."""
-        return f"Extensions(sandbox={self._handle.id!r})"
+        return visible(f"Extensions(sandbox={self._handle.id!r})")
 
     def __getitem__(self, name: str) -> Extension:
         return self._read()[name]

@@ -20,6 +20,7 @@ from registry.model.metadata import Metadata
 from registry.model.status import State, Status, StatusStorage, UpdateFunc, validate
 from registry.tables import rows, sql, writes
 from registry.tables.rows import Row
+from registry.visible import visible
 
 STORED: Final = (
     *rows.STATUS_FIELDS,
@@ -62,7 +63,7 @@ class Sandbox:
 
     def __repr__(self) -> str:
         """Show id and name."""
-        return f"Sandbox({self.id!r}, name={self.name!r})"
+        return visible(f"Sandbox({self.id!r}, name={self.name!r})")
 
     @property
     def id(self) -> str:

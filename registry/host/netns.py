@@ -40,6 +40,7 @@ from registry.model.identity import NetNSIdentity
 from registry.model.validation import check_path
 from registry.sync import threads
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
+from registry.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ class NetNS:
 
     def __repr__(self) -> str:
         """Show the path and the kernel's number."""
-        return f"NetNS({self.path!r}, number={self.identity.number})"
+        return visible(f"NetNS({self.path!r}, number={self.identity.number})")
 
     @classmethod
     def create(cls, path: str | None = None) -> NetNS:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -14,10 +16,11 @@ from functools import cache
 from typing import Final
 
 from registry import cri
+from registry.engine.beside import LOCKS, OF_SQLITE
 from registry.engine.driver import WAL_MAX, Connection
 from registry.errors import RegistryError
 from registry.host.file_locks import snapshot_holders
-from registry.host.paths import size
+from registry.host.paths import inspect, size
 from registry.model.extensions import validate as validate_extensions
 from registry.model.metadata import validate as validate_metadata
 from registry.model.status import validate as validate_status
@@ -97,6 +100,16 @@ def wal_can_be_reset(connection: Connection) -> Iterator[Violation]:
         for keeper in snapshot_holders(path, ours=1):  # the one of this check
             found = f"{keeper} keeps a snapshot, and the WAL has {bytes} bytes"
             yield Violation("wal_can_be_reset", "", found, f"at most {WAL_MAX} bytes")
+
+
+def files_are_private(connection: Connection) -> Iterator[Violation]:
+    """Check that not every user may write to the files, or replace them."""
+    path = connection.fetch("PRAGMA database_list")[0][2]
+    for name in (os.path.dirname(path), path, *(path + suffix for suffix in OF_SQLITE + LOCKS)):
+        found = inspect(name, "check registry")
+        if found is not None and found.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            mode = f"mode {stat.S_IMODE(found.st_mode):04o} of {name!r}"
+            yield Violation("files_are_private", "", mode, "no write permission for all users")
 
 
 def constraints_hold(connection: Connection) -> Iterator[Violation]:
@@ -350,6 +363,7 @@ def history_is_true(connection: Connection) -> Iterator[Violation]:
 RULES: Final[tuple[Rule, ...]] = (
     file_is_whole,
     wal_can_be_reset,
+    files_are_private,
     constraints_hold,
     schema_is_whole,
     registry_says_who_it_is,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from registry import NetNS
+from registry import NetNS, Store
 from registry.host import kernel
 from registry.shim import server
 from tests import needs
@@ -132,6 +132,22 @@ def test_a_directory_of_namespaces_may_be_entered_under_any_umask(place: Place) 
     assert [0o755, 0o755] == [
         stat.S_IMODE(os.stat(f"{place.folder}/{name}").st_mode) for name in ("a", "a/b")
     ]
+
+
+@pytest.mark.parametrize("name", ["", "-wal", "-shm", "-lock", "-queue", "directory"])
+def test_check_reports_a_file_that_all_users_may_write(path: str, name: str) -> None:
+    """Or a directory in which they may replace the files; a sticky one is not reported."""
+    spoiled = os.path.dirname(path) if name == "directory" else path + name
+    with Store.open(path) as store:
+        assert [] == store.check()
+        before = stat.S_IMODE(os.stat(spoiled).st_mode)
+        os.chmod(spoiled, 0o702)
+        (violation,) = store.check()
+        found = f"mode 0702 of {spoiled!r}"
+        assert ("files_are_private", found) == (violation.rule, violation.found)
+        os.chmod(spoiled, 0o1777 if name == "directory" else before)
+        assert [] == store.check()
+        os.chmod(spoiled, before)
 
 
 def test_the_lock_file_of_a_server_is_private_under_any_umask(place: Place) -> None:

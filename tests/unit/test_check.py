@@ -192,6 +192,7 @@ def test_the_rules_are_as_many_as_their_tests() -> None:
     """A rule without a test above is not known to find anything."""
     tested = {
         "file_is_whole",
+        "files_are_private",  # in tests/integration/test_privileges.py
         "wal_can_be_reset",  # in tests/integration/test_snapshots.py
         "schema_is_whole",
         "constraints_hold",

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from registry import InvalidArgumentError, RegistryError, Verdict, Violation
+from registry import InvalidArgumentError, RegistryError, Store, Verdict, Violation
 from registry.recovery.findings import Finding
 from registry.shim.command import OneLine
 from registry.visible import visible
+from tests.tools import READY, sandbox
 
 UNSEEN = [
     *("\0", "\a", "\b", "\n", "\r", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u2029"),
@@ -56,6 +57,13 @@ def test_errors_findings_and_violations_are_one_visible_line() -> None:
     assert visible(text := str(Violation("rule", HOSTILE, HOSTILE, HOSTILE))) == text
     finding = Finding(HOSTILE, Verdict.OPEN, "", HOSTILE, changed=False)
     assert f"sandbox '{SHOWN}': OPEN: {SHOWN}" == str(finding)
+
+
+def test_the_representation_of_a_sandbox_is_visible(store: Store) -> None:
+    """A name may hold what turns the direction of writing, or a filler."""
+    added = store.add(sandbox("a\u3164", name="\u202eb\u2800"), READY)
+    assert r"Sandbox('a\u3164', name='\u202eb\u2800')" == repr(added)
+    assert "Extensions(sandbox='a\\u3164')" == repr(added.extensions)
 
 
 def test_warnings_of_the_package_are_visible_to_every_handler(
