@@ -108,6 +108,8 @@ def _records(journal: BinaryIO, sector: int, page_size: int) -> Iterator[tuple[i
         left = (size - at) // (page_size + 8)
         for _ in range(left if count == _UP_TO_THE_END else min(count, left)):
             (number,) = struct.unpack(">I", os.pread(fd, 4, at))
+            if number == 0:  # SQLite stops there; a sparse file has no other numbers
+                return
             yield at + 4, number
             at += page_size + 8
         at = -(-at // sector) * sector  # the next header begins at a sector

@@ -333,9 +333,13 @@ def wal_page(target: Target) -> str:
     frames = (len(data) - WAL_HEADER) // FRAME
     frame = target.chance.randrange(frames)
     at = WAL_HEADER + frame * FRAME + 24
-    how = target.chance.choice(("zeros", "bits", "other"))
+    how = target.chance.choice(("zeros", "bits", "other", "number"))
     if how == "zeros":
         data[at : at + SIZE] = bytes(SIZE)
+    elif how == "number":  # of the page, or of the pages of the database after the commit
+        field = at - 24 + target.chance.choice((0, 4))
+        value = target.chance.choice((0, 1, 2, 2**31, 2**32 - 1, target.any_page()))
+        data[field : field + 4] = struct.pack(">I", value)
     elif how == "other":
         other = offset(target.any_page())
         data[at : at + SIZE] = target.layout.data[other : other + SIZE]
