@@ -34,6 +34,8 @@ PAYLOAD_MAX: Final = 64 * 1024 * 1024
 """Bytes of a record; the longest that the model accepts has a few times 4 MiB."""
 COLUMNS_MAX: Final = 64
 """Columns of a record; the widest table has 26."""
+DAMAGED_PART: Final = 32
+"""A page of N bytes is given up after N / 32 damaged records; the shortest record has 8 bytes."""
 CUT_MAX: Final = 2**20
 """Pages by which a file may have been cut; the WAL tells how many it had."""
 VISITS_MAX: Final = 16
@@ -155,7 +157,11 @@ class Pages:
                 waiting.extend(node.children())
 
     def records(self, node: Node) -> Iterator[tuple[int, tuple[Value, ...] | PageError]]:
-        """Yield the rowid (0 in an index) and the values of each record, or why it has none."""
+        """Yield the rowid (0 in an index) and the values of each record, or why it has none.
+
+        A page with very many damaged records is given up.
+        """
+        damaged, limit = 0, self.size // DAMAGED_PART
         if node.kind == TABLE_INTERIOR:
             return
         for n, at in enumerate(sorted(set(node.cells))):
@@ -166,6 +172,9 @@ class Pages:
             except (PageError, IndexError) as error:
                 reraise_interrupt(error)
                 yield rowid, PageError(f"record {n + 1} is damaged: {error}")
+                damaged += 1
+                if damaged > limit:
+                    return
 
     def _cell(self, node: Node, at: int) -> tuple[int, bytes]:
         """Return the rowid, and the payload, of the cell at offset *at*."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from registry.maintenance.pages import (
+    DAMAGED_PART,
     TABLE_INTERIOR,
     TABLE_LEAF,
     VISITS_MAX,
@@ -149,6 +150,16 @@ def test_hostile_pages_are_read_in_linear_time(tmp_path: Path) -> None:
                 for _, found in pages.records(pages.node(number)):
                     assert isinstance(found, PageError)
     assert reads <= count * (2 + VISITS_MAX)
+
+
+def test_a_page_of_damaged_records_is_given_up(tmp_path: Path) -> None:
+    """A page may claim 250 records, each of which would be decoded."""
+    path = tmp_path / "a.db"
+    path.write_bytes(bytes(512) + leaf(b"\x7f" * 20, 240))
+    with opened(str(path), 512) as pages:
+        found = [each for _, each in pages.records(pages.node(2))]
+    assert isinstance(found[-1], PageError)
+    assert 512 // DAMAGED_PART + 1 == sum(isinstance(each, PageError) for each in found)
 
 
 @pytest.mark.parametrize("seed", range(300))
