@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -329,7 +328,7 @@ def _write_into(doing: str, path: str, kept: str) -> str:
         with closing(connection), closing(_offline(f"{path}{PREPARED}")) as prepared:
             copy_pages(connection, kept, path, doing, finish=mark_and_check(path, doing))
             try:
-                _replace_pages(prepared, connection, time.monotonic() + TIMEOUT)
+                _replace_pages(doing, path, prepared, connection)
             except BaseException:
                 with suppress_os_errors():
                     os.unlink(kept)
@@ -338,15 +337,17 @@ def _write_into(doing: str, path: str, kept: str) -> str:
 
 
 def _replace_pages(
-    prepared: driver.Connection, connection: driver.Connection, deadline: float
+    doing: str, path: str, prepared: driver.Connection, connection: driver.Connection
 ) -> None:
     """Replace all pages of the database of *connection*, in one transaction.
 
     Args:
+        doing: operation and object, for messages.
+        path: the registry.
         prepared: has the new content.
-        connection: to the registry, whose other writers are kept away.
-        deadline: monotonic time in seconds after which waiting for other clients stops.
+        connection: to the registry; the caller holds the process lock.
     Raises:
+        UnavailableError: a client that bypasses the process lock held SQLite's lock for 30 s.
         sqlite3.Error: nothing was changed.
     """
     (size,), (other,) = (each.fetch("PRAGMA page_size")[0] for each in (connection, prepared))
@@ -361,8 +362,10 @@ def _replace_pages(
     connection.execute("COMMIT")
     give_number(prepared, following(number))
 
+    deadline = time.monotonic() + TIMEOUT
+
     def step(*_: int) -> None:
         if time.monotonic() > deadline:
-            raise sqlite3.OperationalError("another client holds the write lock of SQLite")
+            raise timeout_error(doing, path, TIMEOUT, None, None)
 
     prepared.backup(connection, pages=-1, progress=step, sleep=0.01)
