@@ -73,7 +73,7 @@ def attach(
                 if not size(real):
                     _prepare_creation(real, hooks, create=create and not read_only)
                 engine.open(timeout, deadline)
-            _engines[key] = engine
+                _engines[key] = engine  # here: an interrupt may come when the deadline ends
         engine.require_same_file("open registry")
         engine.users.add(user)
         return engine

@@ -92,7 +92,9 @@ class Writer:
         try:
             self.acquire_lock("open registry", deadline, timeout, verify=False)
             taken = True
-            with driver_errors(f"open registry {self._path!r}", self._path):
+            doing = f"open registry {self._path!r}"
+            wait_for_readers(self._path, doing, timeout, deadline)
+            with driver_errors(doing, self._path):
                 if not self._hooks.inspect(self._path):
                     driver.roll_back_journal(self._path, max(0.0, deadline - time.monotonic()))
                     self._hooks.inspect(self._path)
@@ -113,7 +115,6 @@ class Writer:
         create_file(self._path)
         self._file_identity.record(log=False)
         with driver_errors(doing, self._path):
-            wait_for_readers(self._path, doing, timeout, deadline)
             remaining = max(0.0, deadline - time.monotonic())
             connection = driver.connect(self._path, "rw", driver.SETUP, busy_timeout=remaining)
             try:

@@ -16,16 +16,20 @@ from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 
+import pytest
+
 from registry.host import paths
 from tests import needs
 from tests.faults.calls import Call, Server, serving
 from tests.faults.stopped import TIMEOUT
-from tests.tools import until
+from tests.tools import line, running, until
 
 pytestmark = needs.strace
 
 ONE_OF = 23
 """Of so many calls the short form tries one."""
+FIRST = 200
+"""Calls of an open that recovers a WAL, and of some writes."""
 
 
 def is_in_time(outcome: list[str], pid: int) -> bool:
@@ -35,6 +39,28 @@ def is_in_time(outcome: list[str], pid: int) -> bool:
         and outcome[1].startswith(f"process {pid} (")
         and f"timed out after {TIMEOUT:g} s" in outcome[2]
     )
+
+
+LEFT = """
+    import sys
+    from registry import Store
+    from tests.faults.stopped import metadata, small_bounds
+    from tests.tools import READY
+    small_bounds()
+    store = Store.open(sys.argv[1])
+    store.add(metadata("left"), READY)
+    print("written", flush=True)
+    sys.stdin.readline()
+    """
+
+
+def leave_wal(folder: str) -> None:
+    """Make *folder* with a registry whose process was killed: the next open recovers the WAL."""
+    os.mkdir(folder)
+    with running(LEFT, f"{folder}/registry.db") as process:
+        assert "written" == line(process)
+        process.kill()
+        process.wait()
 
 
 def stop_at(call: Call, working: Server, others: Server, path: str) -> tuple[list[str], str]:
@@ -74,8 +100,9 @@ def edges(calls: list[Call]) -> list[Call]:
     return sorted({calls[0], *starts, *ends, calls[-1]}, key=calls.index)
 
 
+@pytest.mark.parametrize("prepare", [os.mkdir, leave_wal])
 def test_a_process_stopped_at_any_call_holds_up_no_other(
-    tmp_path: Path, long: bool, tried: Callable[[str], None]
+    tmp_path: Path, long: bool, tried: Callable[[str], None], prepare: Callable[[str], object]
 ) -> None:
     """The other one succeeds, or raises UnavailableError in time and names the stopped process."""
     servers: SimpleQueue[tuple[Server, Server]] = SimpleQueue()
@@ -83,7 +110,7 @@ def test_a_process_stopped_at_any_call_holds_up_no_other(
 
     def attempt(number: int, call: Call) -> None:
         pair = servers.get()
-        os.mkdir(f"{tmp_path}/{number}")
+        prepare(f"{tmp_path}/{number}")
         try:
             found, read = stop_at(call, *pair, f"{tmp_path}/{number}/registry.db")
         finally:
@@ -99,8 +126,10 @@ def test_a_process_stopped_at_any_call_holds_up_no_other(
         serving(str(tmp_path), module) as three,
         serving(str(tmp_path), module) as four,
     ):
-        os.mkdir(f"{tmp_path}/all")
+        prepare(f"{tmp_path}/all")
         calls = one.calls(f"{tmp_path}/all/registry.db", f"{tmp_path}/log")
+        if prepare is leave_wal:
+            calls = calls[:FIRST]  # the rest is as without a recovery
         chosen = edges(calls)[:: 1 if long else ONE_OF]
         servers.put((one, two))
         servers.put((three, four))
@@ -108,6 +137,7 @@ def test_a_process_stopped_at_any_call_holds_up_no_other(
             for done in [pool.submit(attempt, n, call) for n, call in enumerate(chosen)]:
                 done.result()
     met = ", ".join(f"{reads.count(each)} {each}" for each in sorted(set(reads)))
-    tried(f"stopped at {len(chosen)} of {len(calls)} calls; a read meanwhile: {met}")
+    where = f"{len(chosen)} of {len(calls)} calls ({prepare.__name__})"
+    tried(f"stopped at {where}; a read meanwhile: {met}")
     assert [] == wrong, "\n".join(wrong)
     assert reads.count("done") > len(reads) // 2

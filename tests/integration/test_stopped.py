@@ -22,7 +22,7 @@ from tests import needs
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.integration.test_deadline import RECOVERY
-from tests.tools import READY, line, running, sandbox, say, until
+from tests.tools import READY, line, run, running, sandbox, say, until
 
 SHORT = 0.05
 """Seconds that a call waits."""
@@ -190,6 +190,26 @@ def stopped_after(process: subprocess.Popen[str], said: str) -> Iterator[None]:
         yield
     say(process)
     line(process)
+
+
+def test_an_open_for_writing_beside_a_recovery_names_it_in_time(store: Store, path: str) -> None:
+    """A client that bypasses the process lock recovers; the open has that lock meanwhile."""
+    store.add(sandbox("a"), READY)
+    code = """
+        import sys
+        from registry import Store, UnavailableError
+        try:
+            Store.open(sys.argv[1], timeout=float(sys.argv[2]))
+        except UnavailableError as error:
+            print(error.holder, error, sep=": ")
+        """
+    with running(RECOVERY, path) as process, stopped_after(process, "held"):
+        said = run(code, path, SHORT)
+        assert said.startswith(f"process {process.pid} (python")
+        assert f"timed out after {SHORT:g} s" in said
+        store.close()  # closes, or leaks, and does not wait for the recovery
+    with Store.open(path) as again:
+        assert [] == again.check()
 
 
 def test_a_read_only_open_waits_for_a_process_that_opens(
