@@ -50,7 +50,9 @@ def examine(path: str) -> History | None:
     doing = f"open registry {path!r}"
     try:
         with driver_errors(doing, path):
-            inspect(path, create=False, upgrade=True)
+            if not inspect(path, create=False, upgrade=True):
+                driver.roll_back_journal(path, BUSY_TIMEOUT)
+                inspect(path, create=False, upgrade=True)
             return _read_history(path)
     except NotFoundError:
         return None

@@ -138,7 +138,12 @@ def _verified(source: str) -> History:
     if not paths.size(source):
         raise NotFoundError(f"{doing}: there is no such file, or it is empty", path=source)
     with driver_errors(doing, source):
-        inspect(source, create=False, upgrade=True)
+        if not inspect(source, create=False, upgrade=True):
+            raise DataLossError(
+                f"{doing}: a write to it was cut short, and its journal is beside it; restore "
+                "another one",
+                path=source,
+            )
         with closing(connect_to_backup(source)) as connection:
             return History.read(connection.fetch)
 
