@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -334,11 +335,39 @@ def _write_into(doing: str, path: str, kept: str) -> str:
             copy_pages(connection, kept, path, doing, finish=mark_and_check(path, doing))
             try:
                 _replace_pages(doing, path, prepared, connection)
-            except BaseException:
-                with suppress_os_errors():
-                    os.unlink(kept)
+            except BaseException as error:
+                if _is_unchanged(connection, prepared, error):
+                    with suppress_os_errors():
+                        os.unlink(kept)
                 raise
     return kept
+
+
+def _is_unchanged(
+    connection: driver.Connection, prepared: driver.Connection, error: BaseException
+) -> bool:
+    """Return whether the registry certainly has its old content after *error*.
+
+    An interrupt may have come after the commit. If the sync of the WAL fails, the frames of the
+    commit are in the file all the same, and an open after a crash takes them for committed: another
+    commit overwrites them.
+    """
+    try:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            _commit_number(connection)
+        old, new = (incarnation.Incarnation.read(each.fetch) for each in (connection, prepared))
+    except sqlite3.Error:
+        return False
+    return old.number != new.number
+
+
+def _commit_number(connection: driver.Connection) -> int:
+    """Commit the next number alone, and return it."""
+    connection.execute("BEGIN IMMEDIATE")
+    number = next_number(connection)
+    give_number(connection, number)
+    connection.execute("COMMIT")
+    return number
 
 
 def _replace_pages(
@@ -361,16 +390,13 @@ def _replace_pages(
         prepared.execute("VACUUM")
     # The WAL must begin with a commit of the old content: else it would seem to be of another file.
     connection.execute("PRAGMA wal_autocheckpoint = 0")
-    connection.execute("BEGIN IMMEDIATE")
-    number = next_number(connection)
-    give_number(connection, number)
-    connection.execute("COMMIT")
-    give_number(prepared, following(number))
+    give_number(prepared, following(_commit_number(connection)))
 
     deadline = time.monotonic() + TIMEOUT
 
-    def step(*_: int) -> None:
-        if time.monotonic() > deadline:
+    def step(status: int, *_: int) -> None:
+        waits = status in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        if waits and time.monotonic() > deadline:
             raise timeout_error(doing, path, TIMEOUT, None, None)
 
     prepared.backup(connection, pages=-1, progress=step, sleep=0.01)

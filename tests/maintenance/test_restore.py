@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -328,6 +329,35 @@ def test_a_restore_waits_for_no_process_for_ever(
         with pytest.raises(UnavailableError):
             restore(backup, path)
     assert not [suffix for suffix in beside(path) if "replaced" in suffix or "restore" in suffix]
+
+
+def test_a_restore_that_has_to_wait_for_no_process_needs_no_timeout(
+    backup: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is for waiting: a commit that has been made is never taken for a failure."""
+    monkeypatch.setattr(module, "TIMEOUT", 0.0)
+    assert 2 == restore(backup, path).incarnation
+
+
+def test_an_error_after_the_commit_leaves_what_was_replaced(
+    backup: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an interrupt may be: the replaced registry is the only one with the lost transitions."""
+    add(path, "b")
+    replace_pages = module._replace_pages
+
+    def fail(*args: Any) -> None:
+        replace_pages(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_replace_pages", fail)
+    with pytest.raises(KeyboardInterrupt):
+        restore(backup, path, force=True)
+    assert [("a",)] == query(path, "SELECT id FROM sandboxes")
+    (kept,) = (f"{path}{suffix}" for suffix in beside(path) if suffix.startswith(".replaced"))
+    assert [("a",), ("b",)] == query(kept, "SELECT id FROM sandboxes ORDER BY id")
+    monkeypatch.undo()
+    assert 3 == restore(kept, path, force=True).incarnation
 
 
 def test_the_log_of_a_restore_is_not_taken_for_that_of_another_database(
