@@ -53,17 +53,27 @@ def locks_on(path: str) -> Iterator[FileLock]:
     if found is None:
         return
     try:
-        with open("/proc/locks", encoding="ascii") as locks:
-            for line in locks:
-                if "->" in line:  # a process that waits for the lock of the line before
-                    continue
-                _, kind, _, access, pid, file, first, last, *_ = line.split()
-                device, _, inode = file.rpartition(":")
-                if int(inode) == found[1]:
-                    end = math.inf if last == "EOF" else int(last)
-                    yield FileLock(device, kind, access, int(pid), int(first), end)
+        for line in _listed():
+            kind, _, access, pid, file, first, last, *_ = line.split()
+            device, _, inode = file.rpartition(":")
+            if int(inode) == found[1]:
+                end = math.inf if last == "EOF" else int(last)
+                yield FileLock(device, kind, access, int(pid), int(first), end)
     except (OSError, ValueError) as error:
         reraise_interrupt(error)
+
+
+def _listed() -> Iterator[str]:
+    """Yield each lock of the host as the kernel lists it, without its number.
+
+    The kernel lists them page by page, and may leave out one while others come and go: the list is
+    read twice.
+    """
+    found: dict[str, None] = {}
+    for _ in range(2):
+        with open("/proc/locks", encoding="ascii") as locks:
+            found |= dict.fromkeys(line.partition(":")[2] for line in locks)
+    return (line for line in found if "->" not in line)  # a process that waits for a lock
 
 
 def write_locker(path: str, kind: str, start: int) -> int | None:
