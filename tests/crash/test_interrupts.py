@@ -26,7 +26,7 @@ INTERRUPTED = {
     "list": {"DataVersion.read", "Readers.give_back"},
     "history": {"Readers.give_back"},
     "watch": {"Watch._take", "Commits._sleep_and_poll", "Commits._leave", "Poller.sleep"},
-    "wait": {"StopFollower._follow", "StopFollower._end", "Commits._leave", "Poller.poll"},
+    "wait": {"StopFollower._follow", "StopFollower._end", "Commits._leave"},
     "backup": {"PartFile.create", "PartFile.commit", "PartFile.discard", "Readers.give_back"},
     "reconcile": {*IN_A_WRITE, "Readers.give_back", "observe", "namespace_at"},
 }
