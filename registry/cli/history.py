@@ -78,19 +78,27 @@ def _history_by_pages(
     """Yield page after page; of a page with a damaged transition one after the other."""
     page = PAGE
     while left > 0:
-        size = min(page, left)
+        size, before = min(page, left), after
         try:
             found = store.history(id, after=after, limit=size)
         except MetadataError as error:
-            if size == 1:
-                failed.append(str(error))
-                after, left = error.seq, left - 1
-            page = PAGE if size == 1 else 1
-            continue
-        yield from found
-        if len(found) < size:
+            if size > 1:
+                page = 1
+                continue
+            failed.append(str(error))
+            after, page = error.seq, PAGE
+        else:
+            yield from found
+            if len(found) < size:
+                return
+            after = found[-1].seq
+        left -= size
+        if after <= before:  # the next page would be this one again
+            failed.append(
+                f"read history: the transitions after seq {before} are not in order, and the rest "
+                "is not shown; the registry is damaged"
+            )
             return
-        after, left = found[-1].seq, left - size
 
 
 def _full_id(store: Store, id: str) -> str:
