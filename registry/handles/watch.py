@@ -164,11 +164,16 @@ class Watch:
         return transition
 
     def _next_row(self) -> tuple[Any, ...] | None:
-        while self._batch and self._batch[0][0] <= self.after:
-            self._batch.popleft()
+        self._drop_passed()
         if not self._batch:
             self._read()
+            self._drop_passed()  # of a damaged registry, whose records are out of order
         return self._batch[0] if self._batch else None
+
+    def _drop_passed(self) -> None:
+        """Drop the rows up to the transition that was returned last."""
+        while self._batch and self._batch[0][0] <= self.after:
+            self._batch.popleft()
 
     def _read(self) -> None:
         """Read the next batch, if there was a commit since the last one."""
