@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from registry.cli.output import write, write_json
 from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
+
+if TYPE_CHECKING:
+    from registry.maintenance.restore import Restoration
 
 
 @click.command()
@@ -37,6 +41,8 @@ def backup(*, path: str, keep: int | None, db: str, as_json: bool) -> int:
     """
     target, removed = path, list[str]()
     if keep is not None:
+        if not os.path.isdir(path):
+            raise click.BadParameter(f"{path!r} is no directory, which --keep needs")
         target = os.path.join(path, f"{_stem(db)}-{time.strftime(_TIME, time.gmtime())}.db")
     with options.open_to_read(db) as store:
         store.backup(target, progress=_progress())
@@ -74,6 +80,8 @@ def _progress() -> Callable[[int, int], None] | None:
 def _remove_oldest(newest: str, stem: str, keep: int) -> list[str]:
     """Remove the oldest backups beside *newest*, and return their paths.
 
+    A file that was opened for writing since is no backup any more: it is left alone.
+
     Args:
         newest: path of the new backup, which stays, whatever the clock said before.
         stem: beginning of the names of the backups.
@@ -81,6 +89,8 @@ def _remove_oldest(newest: str, stem: str, keep: int) -> list[str]:
     Raises:
         RegistryError: one cannot be removed.
     """
+    from registry.tables.backup import is_backup  # noqa: PLC0415 - the help does without
+
     folder, name = os.path.split(newest)
     named = re.compile(rf"{re.escape(stem)}-\d{{8}}T\d{{6}}Z\.db")
     removed = []
@@ -88,7 +98,9 @@ def _remove_oldest(newest: str, stem: str, keep: int) -> list[str]:
         found = sorted(
             entry.name
             for entry in os.scandir(folder)
-            if named.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            if named.fullmatch(entry.name)
+            and entry.is_file(follow_symlinks=False)
+            and is_backup(entry.path)
         )
         found.remove(name)
         for each in found[: max(0, len(found) - keep + 1)]:
@@ -128,24 +140,25 @@ def restore(*, backup: str, force: bool, db: str, as_json: bool) -> int:
         )
         return FINE
     lines = [f"restored {done.path} from {done.backup}, as incarnation {done.incarnation}"]
-    lines.append(_loss(done.lost))
+    lines.append(_loss(done))
     if done.replaced:
-        lines.append(f"the registry that was replaced is kept as {done.replaced}")
+        whole = os.path.lexists(done.replaced)
+        lines.append(f"what was replaced is kept as {done.replaced}{'' if whole else '-*'}")
     text = "".join(f"{visible(each)}\n" for each in lines)
     write(text + report_for_people(done.recovery))
     return FINE
 
 
-def _loss(lost: tuple[range, ...] | None) -> str:
+def _loss(done: Restoration) -> str:
     """Return the sentence about the transitions that are lost."""
-    if lost is None:
-        return (
-            "lost: unknown; what was replaced cannot tell which transitions came after the backup"
-        )
-    if not lost:
+    from registry.maintenance.restore import shown  # noqa: PLC0415 - as `restore`
+
+    if done.lost:
+        kept = f"`sandbox-registry --db {done.replaced} history --after {done.lost[0][0] - 1}`"
+        return f"lost: {shown(done.lost)} that came after the backup; {kept} shows them"
+    if done.lost is not None:
         return "lost: nothing; no transition came after the backup"
-    count = sum(map(len, lost))
-    shown = ", ".join(
-        str(each[0]) if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in lost
-    )
-    return f"lost: {count} transitions that came after the backup, seq {shown}"
+    if not done.replaced:
+        return f"there was no registry at {done.path}"
+    kept = f"`sandbox-registry --db {done.replaced} history`"
+    return f"lost: unknown, for what was replaced is damaged or another registry; compare {kept}"

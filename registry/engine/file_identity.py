@@ -109,8 +109,9 @@ class FileIdentity:
         """Return the error of an operation *doing* on replaced files."""
         return DataLossError(
             f"{doing}: {self._path!r} or its -wal was removed or replaced while this process had "
-            "it open, so its commits would be lost; find the program that did it, close all stores "
-            "of it in this process, and open it again, in a new process if this one is refused",
+            "it open, so its commits would be lost; find the program that did it, if it was not "
+            "`sandbox-registry restore`, close all stores of it in this process, and open it "
+            "again, in a new process if this one is refused",
             path=self._path,
         )
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 RESTORE: Final = (
-    "see what is damaged with `sandbox-registry check`, then `restore` a backup, or `salvage` what "
-    "can be read (docs/operators.md, 'The database is damaged')"
+    "restore a backup with `sandbox-registry restore`, or copy what can be read to a new registry "
+    "with `sandbox-registry salvage` (docs/operators.md, 'The database is damaged')"
 )
 """What to do about a damaged database."""
 

@@ -20,7 +20,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -218,10 +218,9 @@ def _require_older(doing: str, path: str, present: History, copied: History) -> 
         )
     lost = _lost(copied, present) or ()
     if lost:
-        count = sum(map(len, lost))
         raise FailedPreconditionError(
-            f"{doing}: {count} transitions were committed after the backup, from seq {lost[0][0]} "
-            f"to {lost[-1][-1]}; restore it with force=True to lose them",
+            f"{doing}: {shown(lost)} were committed after the backup; restore it with force=True "
+            "to lose them",
             path=path,
         )
 
@@ -236,6 +235,12 @@ def _lost(copied: History, present: History | None) -> tuple[range, ...] | None:
     if seqs and present.incarnation.number == copied.incarnation.number:
         seqs.update(range(last + 1, max(seqs)))  # those that the history no longer keeps
     return _ranges(seqs)
+
+
+def shown(lost: Collection[range]) -> str:
+    """Return the number of transitions in *lost*, and their seqs, for people."""
+    seqs = (str(each[0]) if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in lost)
+    return f"{sum(map(len, lost))} transitions (seq {', '.join(seqs)})"
 
 
 def _ranges(seqs: Iterable[int]) -> tuple[range, ...]:

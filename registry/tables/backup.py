@@ -127,7 +127,7 @@ def _require_target(path: str, target: str, doing: str) -> None:
             f"{doing}: it is a directory; name a file in it", field="path", value=target
         )
     of_registry = (found.st_dev, found.st_ino) == paths.identity(path)
-    if of_registry or not stat.S_ISREG(found.st_mode) or not _is_backup(target):
+    if of_registry or not stat.S_ISREG(found.st_mode) or not is_backup(target):
         raise FailedPreconditionError(
             f"{doing}: what is there is no backup of a registry, or was opened since; move it "
             "away, or name another file",
@@ -135,7 +135,7 @@ def _require_target(path: str, target: str, doing: str) -> None:
         )
 
 
-def _is_backup(path: str) -> bool:
+def is_backup(path: str) -> bool:
     """Return whether the file at *path* is a copy of a registry that was not opened for writing."""
     if any(paths.size(f"{path}{suffix}") for suffix in ("-wal", "-journal")):
         return False

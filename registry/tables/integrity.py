@@ -62,7 +62,7 @@ def run(connection: Connection) -> list[Violation]:
             violations.extend(map(_with_text, rule(connection)))
         except Exception as error:  # noqa: BLE001 - a damaged value has any type
             reraise_interrupt(error)
-            violations.append(Violation(name, "", f"{error}", "a rule that can be asked"))
+            violations.append(Violation(name, "", f"not checked: {error}", "rows that can be read"))
     return violations
 
 
