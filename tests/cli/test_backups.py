@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import Store
+from registry import State, Store
 from registry.cli.failures import FINE, UNAVAILABLE, USAGE
 from tests import needs
 from tests.cli.program import run
@@ -124,6 +124,25 @@ def test_the_recipes_of_the_document_work(path: str, tmp_path: Path) -> None:
         each[:9] for each in os.listdir(tmp_path / "backup")
     )
     assert [(2,)] == query(path, "SELECT incarnation FROM registry")
+
+
+def test_the_recipe_of_the_document_brings_a_lost_sandbox_back(path: str, tmp_path: Path) -> None:
+    """From the registry that a restore has replaced, with its status."""
+    run("--db", path, "backup", str(tmp_path / "copy.db"))
+    with Store.open(path) as store:
+        store.add(sandbox("4a333b1c"), READY)
+    done = json.loads(
+        run("--db", path, "restore", str(tmp_path / "copy.db"), "--force", "--json").out
+    )
+    text = text_of("docs/operators.md")
+    (recipe,) = re.findall(r"```sh\nkept=\S+\n(.*?)```", text, re.DOTALL)
+    program = f'"{sys.executable}" -m registry'
+    command = recipe.replace("sandbox-registry", program).replace("/var/lib/shim", str(tmp_path))
+    command = f"kept={done['replaced']}\n{command}".replace("/tmp/s", f"{tmp_path}/s")
+    subprocess.run(["bash", "-euc", command], env=environment(), check=True)
+    with Store.open(path) as store:
+        assert State.READY is store.get("4a333b1c").status.get().state
+        assert [] == store.check()
 
 
 @needs.program("systemd-analyze")
