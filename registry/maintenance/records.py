@@ -6,7 +6,8 @@ the pages above it can be read, they tell whether it is in use:
 
     reached     a B-tree of the registry leads to it: its records are in the table
     unreached   nothing leads to it: the page above is damaged, or the freelist is
-    left out    it is on the freelist, or in the B-tree of another table
+    left out    it is on the freelist, or in the B-tree of another table; the latter only if the
+                schema leads to all tables of ours, else one of them may have another name there
 
 The scratch database bounds the memory: SQLite sorts there what the file has in any order.
 """
@@ -131,10 +132,7 @@ class Collector:
                 if name in TABLES:
                     self._report(Loss(name, "", f"page {number}", f"{error}; its records are lost"))
                 continue
-            if name in _INDEXES:
-                self._add_entries(node, _INDEXES[name])
-            else:
-                self._add_records(node, name)
+            self._add_records(node, name)
         for number, visits in enumerate(self._pages.visits):
             if visits > 1 or (visits and self._marks[number]):
                 why = (
@@ -145,6 +143,9 @@ class Collector:
     def _mark(self) -> None:
         """Mark each page by what leads to it; the tables that are copied come first."""
         roots, misplaced = self._roots(), []
+        if not all(table in roots and self._may_be(table, roots[table]) for table in TABLES):
+            roots = {name: root for name, root in roots.items() if name in _OURS}
+        self._pages.visits[:] = bytes(len(self._pages.visits))  # each record is read again
         for name in sorted(roots, key=lambda name: (name not in _OURS, name)):
             mark = _FIRST + _OURS.index(name) if name in _OURS else _LEFT_OUT
             for number, belongs in self._pages.walk(roots[name]):
@@ -159,6 +160,16 @@ class Collector:
                 self._marks[number] = _LEFT_OUT
         for number, mark in misplaced:
             self._marks[number] = self._marks[number] or mark
+
+    def _may_be(self, table: str, root: int) -> bool:
+        """Return whether the first readable record below page *root*, if any, is one of *table*."""
+        for number, belongs in self._pages.walk(root):
+            node = self._pages.node(number) if belongs else None
+            for _, values in () if node is None else self._pages.records(node):
+                if node is not None and isinstance(values, tuple):
+                    shape = self._shapes.get((node.kind == TABLE_LEAF, len(values)))
+                    return shape is not None and shape.table == table
+        return True
 
     def _roots(self) -> dict[str, int]:
         """Return the root pages by name, by every readable record of the schema."""
@@ -184,20 +195,27 @@ class Collector:
                     found[name] = root
         return found
 
-    def _add_entries(self, node: Node, field: str) -> None:
-        """Add the entries of an index on a page: one or two texts, and the rowid."""
+    def _add_entry(self, node: Node, values: tuple[Value, ...], field: str) -> bool:
+        """Add *values* if they are an entry of an index: one or two texts, and the rowid."""
         types = [str, str, int] if field == "extension" else [str, int]
-        for _, values in self._pages.records(node):
-            if isinstance(values, tuple) and list(map(type, values)) == types:
-                value, *names, row = map(_storable, values)
-                entry = (node.number, field, value, *(names or [None]), row)
-                self._connection.execute("INSERT INTO found.entries VALUES (?, ?, ?, ?, ?)", entry)
+        is_entry = list(map(type, values)) == types
+        if is_entry:
+            value, *names, row = map(_storable, values)
+            entry = (node.number, field, value, *(names or [None]), row)
+            self._connection.execute("INSERT INTO found.entries VALUES (?, ?, ?, ?, ?)", entry)
+        return is_entry
 
     def _add_records(self, node: Node, name: str) -> None:
-        """Add the records on a page, which is in table *name*, or not reached if that is ""."""
+        """Add the records on a page, which is in table *name*, or not reached if that is "".
+
+        Where the schema leads to a table by the name of an index, its records are not reached.
+        """
         rows: dict[Shape, list[tuple[Value, ...]]] = {}
+        field, name = _INDEXES.get(name), "" if name in _INDEXES else name
         for rowid, found in self._pages.records(node):
             shape = None
+            if field and isinstance(found, tuple) and self._add_entry(node, found, field):
+                continue
             if isinstance(found, tuple):
                 shape = self._shapes.get((node.kind == TABLE_LEAF, len(found)))
             if shape is None or isinstance(found, PageError):

@@ -305,6 +305,38 @@ def test_damaged_pages_of_the_schema_cost_nothing(filled: str, new: str) -> None
                 copy.unlink()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "name = 'sandbojes' WHERE name = 'sandboxes'",
+        "name = 'sandbox_statu' WHERE name = 'sandbox_statuses'",
+        *(
+            f"rootpage = (SELECT sum(rootpage) FROM sqlite_schema WHERE name IN ({pair}))"
+            f" - rootpage WHERE name IN ({pair})"
+            for pair in (
+                "'sandboxes', 'sqlite_sequence'",
+                "'sandboxes', 'sandbox_labels'",
+                "'sandboxes', 'sqlite_autoindex_sandboxes_1'",
+                "'sandbox_statuses', 'sqlite_autoindex_sandboxes_2'",
+                "'sandboxes', 'sandbox_statuses'",
+            )
+        ),
+    ],
+)
+def test_a_table_under_another_name_in_the_schema_is_copied(
+    filled: str, new: str, change: str
+) -> None:
+    """One byte of its name is damaged, or its root page is that of another table or index."""
+    with closing(sqlite3.connect(filled)) as shell, shell:
+        shell.execute("PRAGMA writable_schema = ON")
+        assert shell.execute(f"UPDATE sqlite_schema SET {change}").rowcount
+    found = salvage(filled, new)
+    assert {"sandboxes": 2, "sandbox_statuses": 2}.items() <= found.written.items()
+    with Store.open(new, reconcile=False) as store:
+        assert [] == store.check()
+        assert [State.READY, State.NOTREADY] == [each.status_as_read.state for each in store.list()]
+
+
 def test_a_deleted_sandbox_is_not_brought_back(path: str, new: str) -> None:
     """Its page is on the freelist; without the header nothing leads to the freelist."""
     with Store.open(path, reconcile=False) as store:
