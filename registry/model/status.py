@@ -114,6 +114,11 @@ MESSAGE_MAX: Final = 32 * 1024
 _REASON: Final = r"([A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?)?"
 
 
+def is_reason(text: str) -> bool:
+    """Return whether *text* is "", a CamelCase word or several of them, as the schema demands."""
+    return re.fullmatch(_REASON, text) is not None
+
+
 def validate(status: object, doing: str) -> Status:
     """Return *status* if every field can be stored.
 
@@ -133,7 +138,7 @@ def validate(status: object, doing: str) -> Status:
     if status.exit_status is not None:
         check_integer(doing, "exit_status", status.exit_status, -(2**31), 2**32 - 1)
     reason = check_text(doing, "reason", status.reason, REASON_MAX)
-    if not re.fullmatch(_REASON, reason):
+    if not is_reason(reason):
         raise invalid(doing, "reason", reason, "is not a CamelCase word")
     check_text(doing, "message", status.message, MESSAGE_MAX)
     return status

@@ -11,7 +11,7 @@ from operator import itemgetter, le
 from typing import Any, Final, NamedTuple, get_args
 
 from registry.host import context, kernel
-from registry.model.status import PID_MAX, State
+from registry.model.status import PID_MAX, State, is_reason
 
 SHOWN: Final = 80
 """Characters of a damaged value that a message repeats."""
@@ -37,8 +37,9 @@ class Shape:
     """Types and ranges that the values of a row must have.
 
     A reconcile checks thousands of rows, nearly all of them valid, so parts of valid rows are
-    cached: the types of their values, and the combinations of their words (states, boot ids), which
-    recur in most rows. The rest are numbers and a path, whose ranges are compared each time.
+    cached: the types of their values, and the combinations of their words (states, reasons, boot
+    ids), which recur in most rows. The rest are numbers and a path, whose ranges are compared each
+    time.
     """
 
     def __init__(self, hints: Mapping[str, Any]) -> None:
@@ -148,7 +149,7 @@ def _is_number(field: str) -> bool:
 
 def _is_word(field: str) -> bool:
     """Return whether *field* holds one of few texts or numbers, which recur in many rows."""
-    return field in {"state", "host_network"} or field.endswith("boot_id")
+    return field in {"state", "reason", "host_network"} or field.endswith("boot_id")
 
 
 def _is_path(text: str) -> bool:
@@ -158,6 +159,7 @@ def _is_path(text: str) -> bool:
 
 _RANGES: Final[tuple[tuple[Callable[[str], bool], Callable[[Any], object], str], ...]] = (
     ("state".__eq__, _STATES.__contains__, "a sandbox state"),
+    ("reason".__eq__, is_reason, "a CamelCase word"),
     ("host_network".__eq__, {0, 1}.__contains__, "0 or 1"),
     ("netns_path".__eq__, _is_path, "an absolute path"),
     (lambda field: field.endswith("boot_id"), context.UUID.fullmatch, "a boot id"),

@@ -265,14 +265,13 @@ def load_status(row: AnyRow) -> Status:
     """Return the status in *row*.
 
     Raises:
-        MetadataError: the state is unknown here, or a value has a wrong type.
+        MetadataError: a value has a wrong type, or is out of range; the state is unknown here.
     """
-    doing = "read status of sandbox"
-    mistyped = _STATUS.mistyped(status_of(row))
-    if mistyped:
-        raise _damaged(doing, row.id, mistyped)
+    found = _STATUS.damage(status_of(row))
+    if found:
+        raise _damaged("read status of sandbox", row.id, found)
     return Status(
-        _load_state(row.state, doing, row.id),
+        State.parse(row.state),
         row.pid,
         row.created_at or 0,
         row.exited_at or 0,

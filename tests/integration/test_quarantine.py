@@ -346,6 +346,33 @@ def test_a_damaged_status_stops_the_reconcile_of_no_other(tmp_path: Path) -> Non
             assert "bad" == caught.value.id
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("reason = CAST(x'4b69ff' AS TEXT)", "reason"),
+        ("reason = 'Killed' || char(0)", "reason"),
+        ("reason = 'Kil)ed'", "reason"),
+        ("pid = -2", "pid"),
+        ("pid = 2147483648", "pid"),
+    ],
+)
+def test_a_status_that_a_constraint_forbids_is_never_returned(
+    sound: str, damage: str, told: str
+) -> None:
+    """`check` tells; the sandbox is left as it is, and can be deleted."""
+    tamper(sound, DAMAGED.format(damage))
+    with Store.open(sound) as store:
+        assert store.recovery is not None
+        (finding,) = [each for each in store.recovery.findings if each.sandbox_id == "bad"]
+        assert f"its record is damaged: {told} is " in finding.message
+        assert "bad" in {each.sandbox_id for each in store.check()}
+        (listed,) = [each for each in store.list() if each.id == "bad"]
+        for read in (store.get("bad").status.get, lambda: listed.status_as_read):
+            with pytest.raises(MetadataError, match=f"'bad': {told} is "):
+                read()
+        assert store.delete("bad")
+
+
 def test_a_sandbox_with_a_damaged_state_can_be_deleted(sound: str) -> None:
     """The history says from which state that was known."""
     tamper(sound, DAMAGED.format("state = 'SANDBOX_NEWER'"))
