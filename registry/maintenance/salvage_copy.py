@@ -114,20 +114,30 @@ class Copy:
         if not row["reached"] and past and past["event"] == "deleted":
             return
         status = self._best("sandbox_statuses", "sandbox_id", id, "changed_at DESC, reached DESC")
-        if past and past["event"] != "deleted" and _is_older(status, past):
-            why = "older than this transition" if status else "lost"
-            why += "; the copy has the state of the transition, without a process"
-            self._report(Loss("sandbox_statuses", id, f"transition {past['seq']}", why))
-            status = _status_of(past)
-        if not status:
-            self._lose("sandboxes", id, row, "its status is lost")
-            return
+        last = past if past and past["event"] != "deleted" else None
+        refusal = "its status is lost"
+        if status and not (last and _is_older(status, last)):
+            refusal = self._try(row, status)
+        elif last:
+            refusal = "older than this transition" if status else "lost"
+        if refusal and last:
+            why = f"{refusal}; the copy has the state of the transition, without a process"
+            without = self._try(row, _status_of(last))
+            if not without:
+                self._report(Loss("sandbox_statuses", id, f"transition {last['seq']}", why))
+            refusal = without
+        if refusal:
+            self._lose("sandboxes", id, row, refusal)
+
+    def _try(self, row: Record, status: Record) -> str:
+        """Write the sandbox of *row* with *status*; return why it cannot be written, or ""."""
         try:
             columns, labels = _derived({**status, **row}, self._doing)
             self._insert(columns, labels)
         except (RegistryError, ValueError, sqlite3.IntegrityError) as error:
             reraise_interrupt(error)
-            self._lose("sandboxes", id, row, self._refusal(row, error))
+            return self._refusal(row, error)
+        return ""
 
     def _insert(self, columns: Record, labels: list[dict[str, object]]) -> None:
         """Insert the rows of a sandbox, or none of them."""

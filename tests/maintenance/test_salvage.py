@@ -221,6 +221,21 @@ def test_a_status_that_is_lost_is_made_from_the_last_transition(filled: str, new
     assert [(0, None)] * 2 == query(new, "SELECT pid, process_inode FROM sandbox_statuses")
 
 
+@pytest.mark.parametrize("damage", ["reason = 'no)word'", "pid = -2", "created_at = -9"])
+def test_a_status_that_is_damaged_is_made_from_the_last_transition(
+    filled: str, new: str, damage: str
+) -> None:
+    """The sandbox itself has no damage."""
+    tamper(filled, f"UPDATE sandbox_statuses SET {damage} WHERE sandbox_id = 'b2'")
+    found = salvage(filled, new)
+    (lost,) = found.losses
+    assert ("sandbox_statuses", "b2") == (lost.table, lost.sandbox_id)
+    assert all(word in lost.reason for word in (damage[:3], "without a process"))
+    with Store.open(new, reconcile=False) as store:
+        assert Status(State.NOTREADY) == replace(store.get("b2").status.get(), created_at=0)
+        assert [] == store.check()
+
+
 def test_a_status_that_is_older_than_the_history_is_made_from_it(filled: str, new: str) -> None:
     """A page of the statuses is an older one."""
     older = "UPDATE sandbox_statuses SET state = 'SANDBOX_READY', changed_at = 1"
