@@ -59,6 +59,17 @@ def open_file(path: str, doing: str) -> BinaryIO:
     return file
 
 
+def open_database(path: str, doing: str) -> BinaryIO:
+    """Open the database at *path* as `open_file` does; if only its WAL is there, an empty one."""
+    if paths.inspect(path) is not None or not paths.size(f"{path}-wal"):
+        return open_file(path, doing)
+    try:
+        return open(os.memfd_create("empty"), "rb", buffering=0)
+    except OSError as error:
+        reraise_interrupt(error)
+        raise paths.refused(doing, path, "create an empty file in memory", error) from error
+
+
 def read(
     path: str, doing: str, timeout: float, collect: Callable[[Pages], None], report: Report
 ) -> None:
@@ -99,7 +110,7 @@ def read(
 
 def _read(path: str, doing: str, collect: Callable[[Pages], None], report: Report) -> None:
     with ExitStack() as stack:
-        file = stack.enter_context(open_file(path, doing)).fileno()
+        file = stack.enter_context(open_database(path, doing)).fileno()
         header, wal, images = os.pread(file, FILE_HEADER, 0), -1, None
         if os.path.exists(f"{path}-wal"):
             log = stack.enter_context(open_file(f"{path}-wal", doing))

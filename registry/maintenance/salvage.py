@@ -49,7 +49,7 @@ def salvage(
         new: path of the copy; there is no file.
         timeout: seconds to wait for a process that writes to *old*.
     Raises:
-        NotFoundError: there is no file *old*, or no directory for *new*.
+        NotFoundError: there is no file *old* and no WAL of it, or no directory for *new*.
         DataLossError: no record of a registry was found in *old*.
         FailedPreconditionError: a file *new* exists, or this process has *old* open.
         UnavailableError: another process held the write lock past *timeout*.
@@ -58,7 +58,7 @@ def salvage(
     doing = f"salvage registry {source!r}"
     timeout = check_seconds(doing, "timeout", timeout)
     _require_free(source, target, doing)
-    damaged_file.open_file(source, doing).close()
+    damaged_file.open_database(source, doing).close()
     part, losses = f"{target}{PART}", Losses()
     try:
         _create(part, source, doing)
@@ -91,12 +91,12 @@ def _exists(path: str, doing: str) -> FailedPreconditionError:
 
 
 def _create(part: str, source: str, doing: str) -> None:
-    """Make the empty file *part*, with the owner of *source*."""
+    """Make the empty file *part*, with the owner of *source* or of its WAL."""
     _remove(part)
     try:
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            paths.give_to_owner(fd, source)
+            paths.give_to_owner(fd, source if os.path.exists(source) else f"{source}-wal")
         finally:
             os.close(fd)
     except OSError as error:

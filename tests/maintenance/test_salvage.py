@@ -479,6 +479,21 @@ def test_a_commit_that_was_not_acknowledged_is_left_out(filled: str, new: str) -
     assert {"a1", "b2", "d4"} == checked(found).keys()
 
 
+def test_a_wal_without_its_database_is_read(path: str, new: str) -> None:
+    """All commits of a new registry are in the WAL, which a killed process leaves."""
+    with running(ADD, path) as process:
+        line(process)
+        process.kill()
+        process.wait()
+    os.unlink(path)
+    found = salvage(path, new)
+    assert found.complete
+    assert not os.path.exists(path)
+    with Store.open(new, reconcile=False) as store:
+        assert ["d4"] == [each.id for each in store.list()]
+        assert [] == store.check()
+
+
 def test_a_wal_of_another_registry_is_left_out(filled: str, new: str, tmp_path: Path) -> None:
     """It is reported, and the file is copied."""
     other = str(tmp_path / "other.db")
