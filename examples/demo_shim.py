@@ -113,8 +113,10 @@ def demonstrate(folder: str) -> None:
         if states != EXPECTED:
             raise SystemExit(f"the demo expected {EXPECTED}")
     finally:
-        if server.poll() is not None:  # the demo was interrupted while no server ran
-            server = serve(folder)
+        # The demo may have been interrupted while no server ran, or while one was dying.
+        server.kill()
+        server.wait()
+        server, runtime = serve(folder), Runtime(f"{folder}/cri.sock")
         for item in runtime.sandboxes():
             runtime.remove(item.id)
         server.terminate()

@@ -10,9 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from registry import Store
 from tests import needs
-from tests.pages import flip, places
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import Server, namespaces, pauses, serving
 from tests.tools import tamper, until
@@ -151,15 +149,13 @@ def test_exit_is_recorded_beside_one_of_a_damaged_record(
 
 
 def test_record_that_contradicts_schema_is_listed_and_not_ended(tmp_path: Path) -> None:
-    """A flipped bit makes a boot id a blob; stop works again after a repair."""
+    """A start time is negative; stop works again after a repair."""
     with serving(tmp_path) as server:
         with Client(server.socket) as cri:
             hurt, whole = [cri.run(pod_config(name)) for name in ("hurt", "whole")]
         server.kill()
-        with Store.open(server.db, reconcile=False):
-            pass  # a close moves the write-ahead log into the database
-        boot_id = places(server.db, "sandbox_statuses", hurt)["process_boot_id"]
-        flip(server.db, boot_id.type, 0)
+        negate = STATUS.format("process_start_time = -process_start_time", f"'{hurt}'")
+        tamper(server.db, negate)
         server.start()
         before = pauses(server.db)
         with Client(server.socket) as cri:
@@ -167,10 +163,10 @@ def test_record_that_contradicts_schema_is_listed_and_not_ended(tmp_path: Path) 
             for call in (cri.stop, cri.remove):
                 with pytest.raises(grpc.RpcError) as caught:
                     call(hurt)
-                assert "process_boot_id" in str(caught.value.details())
+                assert "process_start_time" in str(caught.value.details())
             assert before == pauses(server.db)
             cri.remove(whole)
             assert [hurt] == [item.id for item in cri.list()]
-            tamper(server.db, STATUS.format("process_boot_id = boot_id", f"'{hurt}'"))
+            tamper(server.db, negate)
             cri.remove(hurt)
             assert set() == pauses(server.db)
