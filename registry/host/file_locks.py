@@ -53,27 +53,17 @@ def locks_on(path: str) -> Iterator[FileLock]:
     if found is None:
         return
     try:
-        for line in _listed():
-            kind, _, access, pid, file, first, last, *_ = line.split()
-            device, _, inode = file.rpartition(":")
-            if int(inode) == found[1]:
-                end = math.inf if last == "EOF" else int(last)
-                yield FileLock(device, kind, access, int(pid), int(first), end)
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                if "->" in line:  # a process that waits for the lock of the line before
+                    continue
+                _, kind, _, access, pid, file, first, last, *_ = line.split()
+                device, _, inode = file.rpartition(":")
+                if int(inode) == found[1]:
+                    end = math.inf if last == "EOF" else int(last)
+                    yield FileLock(device, kind, access, int(pid), int(first), end)
     except (OSError, ValueError) as error:
         reraise_interrupt(error)
-
-
-def _listed() -> Iterator[str]:
-    """Yield each lock of the host as the kernel lists it, without its number.
-
-    The kernel lists them page by page, and may leave out one while others come and go: the list is
-    read twice.
-    """
-    found: dict[str, None] = {}
-    for _ in range(2):
-        with open("/proc/locks", encoding="ascii") as locks:
-            found |= dict.fromkeys(line.partition(":")[2] for line in locks)
-    return (line for line in found if "->" not in line)  # a process that waits for a lock
 
 
 def write_locker(path: str, kind: str, start: int) -> int | None:
@@ -106,14 +96,17 @@ def reader_blocker(database: str) -> int | None:
 def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
     """Return the processes whose snapshots keep the WAL of *database* from being reset.
 
-    The snapshot of a write transaction does not count.
+    The snapshot of a write transaction does not count. The list of locks is read twice: the kernel
+    lists them page by page, and may leave out one while others come and go.
 
     Args:
         database: its path.
         ours: number of snapshots of this process to leave out.
     """
     marks: dict[int, int] = {os.getpid(): -ours}
-    locks = [lock for lock in locks_on(f"{database}-shm") if lock.kind == "POSIX"]
+    index = f"{database}-shm"
+    seen = dict.fromkeys((*locks_on(index), *locks_on(index)))
+    locks = [lock for lock in seen if lock.kind == "POSIX"]
     for lock in locks:
         if lock.access == "READ":
             count = sum(lock.first <= mark <= lock.last for mark in READ_MARKS)

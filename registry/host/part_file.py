@@ -74,16 +74,22 @@ class PartFile:
         found = os.fstat(self._fd)
         return paths.identity(self.path) == (found.st_dev, found.st_ino)
 
-    def commit(self) -> None:
+    def commit(self, *, replace: bool = True) -> None:
         """Sync the file, and give it its name in one step.
 
         No connection of SQLite may have the file open: the close would drop its locks.
 
+        Args:
+            replace: another file may have the name; else that is FileExistsError.
         Raises:
             OSError: it cannot be synced or renamed.
         """
         os.fsync(self._fd)
-        os.rename(self.path, self._target)
+        if replace:
+            os.rename(self.path, self._target)
+        else:
+            os.link(self.path, self._target)
+            os.unlink(self.path)
         paths.sync_directory(os.path.dirname(self._target))
         self._close()
 

@@ -18,19 +18,18 @@ from registry.engine.continuity import give_number, next_number
 from registry.engine.sqlite_errors import driver_errors
 from registry.errors import DataLossError, FailedPreconditionError
 from registry.host import paths
+from registry.host.part_file import PartFile
 from registry.maintenance import damaged_file
 from registry.maintenance.pages import Pages
 from registry.maintenance.records import Collector, counts
 from registry.maintenance.salvage_copy import Copy
 from registry.maintenance.salvage_report import Losses, Salvage
 from registry.model.validation import check_seconds
-from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
+from registry.sync.interrupts import call_then, reraise_interrupt, suppress_os_errors
 from registry.tables import integrity, sql
 
-PART: Final = ".part"
-"""Suffix of a copy that is being written; the next salvage replaces one that a kill has left."""
-SCRATCH: Final = ".part-found"
-"""Suffix of the scratch database."""
+SCRATCH: Final = "-found"
+"""Added to the path of the part: the scratch database. A killed salvage leaves it to the next."""
 _CREATIONS: Final = ("CREATE TABLE", "CREATE INDEX")
 _TABLES: Final = (*(each for each in sql.SCHEMA if each.startswith(_CREATIONS)), *sql.INITIAL)
 """Statements before the records are copied: no trigger writes transitions meanwhile."""
@@ -52,23 +51,34 @@ def salvage(
         NotFoundError: there is no file *old* and no WAL of it, or no directory for *new*.
         DataLossError: no record of a registry was found in *old*.
         FailedPreconditionError: a file *new* exists, or this process has *old* open.
-        UnavailableError: another process held the write lock past *timeout*.
+        UnavailableError: another process held the write lock past *timeout*, or writes to *new*.
     """
     source, target = paths.resolve(old), paths.resolve(new)
     doing = f"salvage registry {source!r}"
     timeout = check_seconds(doing, "timeout", timeout)
     _require_free(source, target, doing)
     damaged_file.open_database(source, doing).close()
-    part, losses = f"{target}{PART}", Losses()
-    try:
-        _create(part, source, doing)
-        with driver_errors(doing, part):
-            read, written = _write(source, part, doing, timeout, losses)
-            _require_valid(part, doing)
-        _give_name(part, target, doing)
-    finally:
-        _remove(part)
-    return Salvage(source, target, read, written, tuple(losses.found), losses.omitted)
+    part, losses = PartFile(target), Losses()
+
+    def copy() -> Salvage:
+        try:
+            part.create(source if os.path.exists(source) else f"{source}-wal", doing)
+            try:
+                with driver_errors(doing, part.path):
+                    read, written = _write(source, part.path, doing, timeout, losses)
+                    _require_valid(part.path, doing)
+            finally:
+                _remove(f"{part.path}{SCRATCH}")
+            part.commit(replace=False)
+        except FileExistsError as error:
+            reraise_interrupt(error)
+            raise _exists(target, doing) from error
+        except OSError as error:
+            reraise_interrupt(error)
+            raise paths.refused(doing, target, f"write {part.path!r}", error) from error
+        return Salvage(source, target, read, written, tuple(losses.found), losses.omitted)
+
+    return call_then(copy, part.discard)
 
 
 def _require_free(source: str, target: str, doing: str) -> None:
@@ -90,39 +100,9 @@ def _exists(path: str, doing: str) -> FailedPreconditionError:
     return FailedPreconditionError(f"{doing}: {path!r} exists; name a new file", path=path)
 
 
-def _create(part: str, source: str, doing: str) -> None:
-    """Make the empty file *part*, with the owner of *source* or of its WAL."""
-    _remove(part)
-    try:
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            paths.give_to_owner(fd, source if os.path.exists(source) else f"{source}-wal")
-        finally:
-            os.close(fd)
-    except OSError as error:
-        reraise_interrupt(error)
-        raise paths.refused(doing, part, f"create {part!r}", error) from error
-
-
-def _remove(part: str) -> None:
-    """Remove what an interrupted salvage has left."""
-    for path in (part, part.removesuffix(PART) + SCRATCH):
-        with suppress_os_errors():
-            os.unlink(path)
-
-
-def _give_name(part: str, target: str, doing: str) -> None:
-    """Give *part*, which is whole and synced, the name *target*, which no file has."""
-    try:
-        os.link(part, target)
-        os.unlink(part)
-    except FileExistsError as error:
-        reraise_interrupt(error)
-        raise _exists(target, doing) from error
-    except OSError as error:
-        reraise_interrupt(error)
-        raise paths.refused(doing, target, f"create {target!r}", error) from error
-    paths.sync_directory(os.path.dirname(target))
+def _remove(path: str) -> None:
+    with suppress_os_errors():
+        os.unlink(path)
 
 
 def _write(
@@ -130,7 +110,7 @@ def _write(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Write the copy; return how many records were read, and were written, by table."""
     with closing(driver.connect(part, "rw", (_settings,), busy_timeout=0)) as connection:
-        _attach_scratch(connection, part.removesuffix(PART) + SCRATCH)
+        _attach_scratch(connection, f"{part}{SCRATCH}")
         connection.execute("BEGIN")
         for statement in _TABLES:
             connection.execute(statement)
@@ -163,7 +143,8 @@ def _settings(connection: sqlite3.Connection) -> None:
 
 
 def _attach_scratch(connection: sqlite3.Connection, path: str) -> None:
-    """Attach the scratch database as `found`."""
+    """Attach a new scratch database at *path* as `found`."""
+    _remove(path)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection.execute("ATTACH DATABASE ? AS found", (path,))
     connection.execute("PRAGMA found.journal_mode = OFF")

@@ -31,6 +31,7 @@ from registry import (
     UnavailableError,
     salvage,
 )
+from registry.host.part_file import PartFile
 from registry.maintenance import salvage_report
 from registry.tables.version import BLOCK
 from tests.documents import text_of
@@ -718,3 +719,18 @@ def test_the_recipe_for_operators_runs(tmp_path: Path) -> None:
     with Store.open(path, reconcile=False) as store:
         assert [State.READY] == [each.status.get().state for each in store.list()]
         assert [] == store.check()
+
+
+def test_two_salvages_to_one_path_do_not_mix(path: str, tmp_path: Path) -> None:
+    """The second one is refused, and leaves the part of the first."""
+    with Store.open(path) as store:
+        store.add(sandbox("a"), READY)
+    part = PartFile(str(tmp_path / "new.db"))
+    part.create(path, "salvage in another process")
+    try:
+        with pytest.raises(UnavailableError, match="another process is writing"):
+            salvage(path, tmp_path / "new.db")
+        assert os.path.exists(part.path)
+    finally:
+        part.discard()
+    assert salvage(path, tmp_path / "new.db").complete
