@@ -35,8 +35,9 @@ longer than each of them keeps its snapshot."""
 class Wal:
     """Write-ahead log of one database file, as its writer lets it grow.
 
-    A commit restarts the WAL if it has taken the WAL over a bound: WAL_MAX, twice that, four times,
-    and so on. The process lock serialises commits, so of all processes only one meets each bound.
+    A commit checkpoints the WAL if it has taken the WAL over a multiple of WAL_MAX, and may wait to
+    restart it at WAL_MAX, twice that, four times, and so on. The process lock serialises commits,
+    so of all processes only one meets each multiple.
     """
 
     def __init__(self, path: str, file_identity: FileIdentity) -> None:
@@ -45,45 +46,33 @@ class Wal:
         self._file_identity: Final = file_identity
         self._size = 0
         """Bytes of the WAL when the latest transaction began, preallocation included."""
-        self._bounds = 0
-        """Bounds that the WAL had exceeded then, without the preallocation."""
+        self._multiple = 0
+        """Multiple of WAL_MAX that the WAL had exceeded then, without the preallocation."""
+        self._is_auto = True
+        """Whether SQLite runs a checkpoint after each commit to a WAL of over WAL_PAGES pages."""
 
     def is_near_bound(self) -> bool:
         """Return whether the latest transaction may have taken the WAL over a bound."""
         return self._size > driver.WAL_MAX // 2
 
     def restart_if_outgrown(self, connection: driver.Connection, deadline: float) -> None:
-        """Restart the WAL if the latest commit has taken it over a bound.
+        """Checkpoint and restart the WAL if the latest commit has taken it over a bound.
+
+        Passive checkpoints starve while readers overlap; a restart waits for the readers. It does
+        not wait for a reader that was there when the WAL had half of its length: that one stays.
 
         Args:
             connection: the writer's; the caller holds the process lock.
             deadline: monotonic time in seconds after which waiting stops.
         """
-        bounds = _bounds_below(self._file_identity.log_size)
-        if bounds > self._bounds:
-            self._restart(connection, max(0.0, min(RESET_WAIT, deadline - time.monotonic())))
-        self._bounds = bounds  # set last: an interrupted call is called again
-
-    def _restart(self, connection: driver.Connection, wait: float) -> None:
-        """Let the next commit overwrite the WAL from its start, after at most *wait* seconds.
-
-        Passive checkpoints starve while readers overlap; this one waits for the readers. It does
-        not wait for a reader that was there when the WAL had half of its length: that one stays.
-        """
-        with contextlib.suppress(sqlite3.Error):
-            # A checkpoint goes as far as the snapshot of the oldest reader.
-            passive = "PRAGMA wal_checkpoint(PASSIVE)"
-            busy, frames, moved = connection.execute(passive).fetchone()
-            if 2 * moved < frames:
-                busy = 1
-            else:
-                try:
-                    connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
-                    busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
-                finally:
-                    connection.execute("PRAGMA busy_timeout = 0")
-            if busy:
-                log.warning("%s", why_long(self._path))
+        multiple = _multiple_below(self._file_identity.log_size)
+        if multiple > self._multiple:
+            is_bound = multiple.bit_length() > self._multiple.bit_length()
+            wait = min(RESET_WAIT, deadline - time.monotonic())
+            with contextlib.suppress(sqlite3.Error):
+                if _is_kept(connection, wait if is_bound else None) and is_bound:
+                    log.warning("%s", why_long(self._path))
+        self._multiple = multiple  # set last: an interrupted call is called again
 
     def preallocate(self, connection: driver.Connection) -> None:
         """Append frames that the next commits overwrite, if commits have made the WAL longer.
@@ -98,7 +87,8 @@ class Wal:
         if size > driver.WAL_MAX // 2:  # another process may have committed since
             size = paths.estimated_size(f"{self._path}-wal")
         grown, self._size = size - self._size, size
-        self._bounds = _bounds_below(size)
+        self._multiple = _multiple_below(size)
+        self._set_auto_checkpoint(connection)
         # A WAL that is about to pass WAL_MAX is about to be restarted.
         if not (0 < grown < AHEAD // 2 and not 0 <= driver.WAL_MAX - size < AHEAD):
             return
@@ -107,10 +97,41 @@ class Wal:
             _append_uncommitted(connection)
             self._size = paths.estimated_size(f"{self._path}-wal")
 
+    def _set_auto_checkpoint(self, connection: driver.Connection) -> None:
+        """Let SQLite run its own checkpoints only in a WAL of up to WAL_MAX bytes.
 
-def _bounds_below(size: int) -> int:
-    """Return how many bounds a WAL of *size* bytes exceeds; one that was cut has WAL_MAX bytes."""
-    return (max(0, size - 1) // driver.WAL_MAX).bit_length()
+        Such a checkpoint sorts all frames of the WAL, even if a reader then lets it move none.
+        """
+        is_auto = self._multiple == 0
+        if is_auto != self._is_auto:
+            pages = driver.WAL_PAGES if is_auto else 0
+            connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            self._is_auto = is_auto
+
+
+def _is_kept(connection: driver.Connection, wait: float | None) -> bool:
+    """Checkpoint the WAL, and return whether readers keep the next commit from overwriting it.
+
+    Args:
+        connection: the writer's.
+        wait: seconds to wait for readers, at most; None: without a restart.
+    """
+    frames: int
+    moved: int
+    _, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    # A checkpoint goes as far as the snapshot of the oldest reader.
+    if wait is None or 2 * moved < frames:
+        return moved < frames
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {max(0, int(wait * 1000))}")
+        return bool(connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0])
+    finally:
+        connection.execute("PRAGMA busy_timeout = 0")
+
+
+def _multiple_below(size: int) -> int:
+    """Return the multiple of WAL_MAX that *size* bytes exceed; a WAL that was cut has WAL_MAX."""
+    return max(0, size - 1) // driver.WAL_MAX
 
 
 def _append_uncommitted(connection: driver.Connection) -> None:

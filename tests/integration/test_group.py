@@ -282,9 +282,11 @@ def test_the_wal_is_restarted_only_under_the_process_lock(
     writer.connection.set_trace_callback(seen.append)
     handle.status.update(lambda old: replace(old, message="long"))
     assert not writer._holds_lock
-    bounds = count()
+    multiples = count()
     monkeypatch.setattr(driver, "WAL_MAX", 1)
-    monkeypatch.setattr(wal, "_bounds_below", lambda _size: next(bounds))  # passed at each commit
+    monkeypatch.setattr(
+        wal, "_multiple_below", lambda _size: next(multiples)
+    )  # passed at each commit
     writer.confirm("confirm again", time.monotonic() + 1)
     assert not [statement for statement in seen if "wal_checkpoint" in statement]
     handle.status.update(lambda old: replace(old, message="longer"))

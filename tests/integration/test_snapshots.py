@@ -139,6 +139,46 @@ def test_a_reader_that_stays_is_waited_for_once_at_most(
         assert all(f"process {reader.pid} (" in each for each in told(caplog))
 
 
+def checkpoints(store: Store) -> list[int]:
+    """Return a list to which each commit of *store* adds its number of pages for a checkpoint."""
+    writer = store._session.engine.writer.connection
+    seen = list[int]()
+
+    def note(statement: str) -> None:
+        if statement == "COMMIT":
+            seen.extend(writer.execute("PRAGMA wal_autocheckpoint").fetchone())
+
+    writer.set_trace_callback(note)
+    return seen
+
+
+def test_commits_beside_a_reader_that_stays_try_no_checkpoint(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try sorts the whole WAL: 36 % of the updates were lost; at each multiple one remains.
+
+    The reader needs no WAL, so SQLite finds out that it may move nothing after it has sorted.
+    """
+    monkeypatch.setattr(driver, "WAL_MAX", BOUND)
+    store = open_store()
+    store.add(sandbox("a"), READY)
+    query(store.path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with running(READER, store.path) as reader:
+        assert "reading" == line(reader)
+        grow_to(store, 2 * BOUND)
+        seen = checkpoints(store)
+        grow_to(store, int(2.5 * BOUND))
+        assert {0} == set(seen)
+        say(reader, "")
+        assert "done" == line(reader)
+    grow_to(store, 3 * BOUND)  # at this multiple the reader is gone
+    for _ in range(2):
+        store.get("a").status.update(more)
+    assert paths.size(f"{store.path}-wal") <= BOUND
+    store.get("a").status.update(more)
+    assert driver.WAL_PAGES == seen[-1]
+
+
 def test_the_commit_that_passes_the_bound_waits_for_all_processes(
     store: Store, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
