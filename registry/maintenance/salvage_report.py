@@ -87,7 +87,7 @@ class Salvage:
         return not self.losses
 
     def lines(self) -> Iterator[str]:
-        """Yield the report for people: a line for each table, then one for each loss.
+        """Yield the report for people: a line for each table, one for each loss, and the sum.
 
         Of losses in one table for one reason, `SHOWN` are shown and the others counted.
         """
@@ -103,3 +103,8 @@ class Salvage:
                 yield visible(f"{table}: and {count - SHOWN} more: {reason}")
         if self.omitted:
             yield f"and {self.omitted} more"
+        sandboxes, lost = self.written.get("sandboxes", 0), len(self.losses) + self.omitted
+        yield (
+            f"sandboxes in the copy: {sandboxes}; records lost or changed: {lost}; to use the copy, "
+            "see docs/operators.md, 'Salvage a damaged registry'"
+        )
