@@ -105,6 +105,6 @@ class Salvage:
             yield f"and {self.omitted} more"
         sandboxes, lost = self.written.get("sandboxes", 0), len(self.losses) + self.omitted
         yield (
-            f"sandboxes in the copy: {sandboxes}; records lost or changed: {lost}; to use the copy, "
-            "see docs/operators.md, 'Salvage a damaged registry'"
+            f"sandboxes in the copy: {sandboxes}; records lost or changed: {lost}; "
+            "to use the copy, see docs/operators.md, 'Salvage a damaged registry'"
         )
