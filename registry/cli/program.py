@@ -31,26 +31,26 @@ from registry.cli.failures import (
     complain,
     discard,
 )
-from registry.cli.output import write
+from registry.cli.output.streams import write
 from registry.errors import RegistryError
 from registry.sync.interrupts import reraise_interrupt
 from registry.version import __version__
 
 VERBS: Final = {
-    "list": "registry.cli.show:list_sandboxes",
-    "inspect": "registry.cli.show:inspect",
-    "history": "registry.cli.history:history",
-    "reconcile": "registry.cli.maintain:reconcile",
-    "check": "registry.cli.maintain:check",
-    "delete": "registry.cli.maintain:delete",
-    "backup": "registry.cli.backups:backup",
-    "restore": "registry.cli.backups:restore",
-    "salvage": "registry.cli.maintain:salvage",
-    "import": "registry.cli.transfer:import_sandboxes",
-    "export": "registry.cli.transfer:export_sandboxes",
+    "list": "registry.cli.verbs.listing:list_sandboxes",
+    "inspect": "registry.cli.verbs.inspect:inspect",
+    "history": "registry.cli.verbs.history:history",
+    "reconcile": "registry.cli.verbs.reconcile:reconcile",
+    "check": "registry.cli.verbs.check:check",
+    "delete": "registry.cli.verbs.delete:delete",
+    "backup": "registry.cli.verbs.backup:backup",
+    "restore": "registry.cli.verbs.restore:restore",
+    "salvage": "registry.cli.verbs.salvage:salvage",
+    "import": "registry.cli.verbs.importing:import_sandboxes",
+    "export": "registry.cli.verbs.export:export_sandboxes",
 }
 """Verbs in the order of the help; of each the module and the name of its click command there."""
-OUTPUT: Final = {"registry.cli.output", "click.utils"}
+OUTPUT: Final = {"registry.cli.output.streams", "click.utils"}
 """Modules that write the output."""
 
 

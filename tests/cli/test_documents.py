@@ -8,7 +8,7 @@ from io import BytesIO
 
 import pytest
 
-from registry.cli import documents
+from registry.cli.containerd import documents
 from registry.model.containerd import DOCUMENT_MAX
 from tests.cli.program import KNOWN, SAMPLES
 from tests.tools import (

@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from registry import Extension, Store
-from registry.cli import import_export
+from registry.cli.containerd import import_export
 from registry.model.extensions import COUNT_MAX, VALUE_MAX
 from tests.cli.program import Call
 from tests.tools import UNKNOWN, pod, sandbox, tamper

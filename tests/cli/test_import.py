@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from registry import State, Status, Store, Verdict
-from registry.cli import documents
+from registry.cli.containerd import documents
 from registry.model.containerd import DOCUMENT_MAX
 from tests.cli.program import KNOWN, MANIFEST, SAMPLES
 from tests.cli.transfer import ERROR, call, found, line

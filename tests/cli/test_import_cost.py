@@ -10,8 +10,8 @@ from typing import Any
 
 import registry
 from registry import Store
-from registry.cli import import_export
-from registry.cli.documents import Document
+from registry.cli.containerd import import_export
+from registry.cli.containerd.documents import Document
 from tests.tools import (
     sandbox,
 )

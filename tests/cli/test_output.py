@@ -208,7 +208,7 @@ def test_an_error_of_the_system_that_is_not_of_the_output_names_its_file(path: s
     done = subprocess.run(
         python(code, path), env=clean(), capture_output=True, text=True, check=False
     )
-    expected = r"sandbox-registry: error: '/.*/show\.py': Too many open files\n"
+    expected = r"sandbox-registry: error: '/.*/verbs/.*\.py': Too many open files\n"
     assert (3, "") == (done.returncode, done.stdout)
     assert re.fullmatch(expected, done.stderr), done.stderr
 

@@ -50,11 +50,11 @@ def test_reading_imports_only_what_it_uses(path: str, verb: str, config: bool) -
     used |= {"json"} if "--json" in verb else set()
     assert used == HEAVY & {name.partition(".")[0] for name in loaded}
     assert "registry.shim.server" not in loaded
-    assert "registry.cli.terminal" not in loaded
+    assert "registry.cli.output.terminal" not in loaded
 
 
 def test_a_verb_imports_no_other_verb(path: str) -> None:
     """Each group of verbs is a module, imported when one of its verbs is run."""
     Store.open(path).close()
-    assert {"registry.cli.show"} == MODULES & imported("--db", path, "list")
-    assert {"registry.cli.history"} == MODULES & imported("--db", path, "history")
+    assert {"registry.cli.verbs.listing"} == MODULES & imported("--db", path, "list")
+    assert {"registry.cli.verbs.history"} == MODULES & imported("--db", path, "history")

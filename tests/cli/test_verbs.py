@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store
-from registry.cli.maintain import ORPHANS
+from registry.cli.verbs.report import ORPHANS
 from tests.cli.program import (
     CREATED,
     LONG,

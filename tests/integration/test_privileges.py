@@ -22,7 +22,8 @@ OVERFLOW = 65534
 USE = """
     import ctypes, encodings.ascii, json, multiprocessing, os, shutil, sys
     from registry import NetNS, Store
-    from registry.cli import documents, import_export, program
+    from registry.cli import program
+    from registry.cli.containerd import documents, import_export
     from tests.tools import READY, sandbox
 
     folder, umask, real, effective, netns = sys.argv[1], *map(int, sys.argv[2:])

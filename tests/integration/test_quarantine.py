@@ -24,7 +24,8 @@ from registry import (
     Store,
     Verdict,
 )
-from registry.cli import history, program
+from registry.cli import program
+from registry.cli.verbs import history
 from tests.tools import READY, UNKNOWN, execute, ids, pod, query, sandbox, tamper
 
 DAMAGES = {

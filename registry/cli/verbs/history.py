@@ -12,7 +12,7 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import complain_all
-from registry.cli.output import write_all
+from registry.cli.output.formats import write_all
 from registry.errors import MetadataError, NotFoundError
 from registry.store import Store
 from registry.tables.rows import Transition

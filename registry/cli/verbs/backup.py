@@ -1,4 +1,4 @@
-"""The verbs `backup` and `restore`."""
+"""The verb `backup`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE
-from registry.cli.maintain import report_for_people, report_for_programs
-from registry.cli.output import write, write_json
+from registry.cli.output.formats import write_json
+from registry.cli.output.streams import write
 from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
-
-if TYPE_CHECKING:
-    from registry.maintenance.restore import Restoration
 
 
 @click.command()
@@ -111,54 +107,3 @@ def _remove_oldest(newest: str, stem: str, keep: int) -> list[str]:
         doing = f"remove old backups in {folder!r}, after {name!r} was made"
         raise paths.refused(doing, newest, "remove a file", error) from error
     return removed
-
-
-@click.command()
-@click.argument("backup", metavar="BACKUP", help="File that `backup` has made.")
-@click.option("--force", is_flag=True, help="Replace newer history, or another registry.")
-@options.db
-@options.as_json
-def restore(*, backup: str, force: bool, db: str, as_json: bool) -> int:
-    """Put BACKUP in the place of the registry, and reconcile it; this writes.
-
-    The registry may be in use, damaged or gone. What is replaced is kept beside it.
-    """
-    from registry.maintenance.restore import restore as put_in_place  # noqa: PLC0415
-
-    done = put_in_place(backup, db, force=force)
-    if as_json:
-        lost = done.lost and [{"first": each[0], "last": each[-1]} for each in done.lost]
-        write_json(
-            {
-                "path": done.path,
-                "backup": done.backup,
-                "incarnation": done.incarnation,
-                "replaced": done.replaced,
-                "lost": None if done.lost is None else lost or [],
-                "recovery": report_for_programs(done.recovery),
-            }
-        )
-        return FINE
-    lines = [f"restored {done.path} from {done.backup}, as incarnation {done.incarnation}"]
-    lines.append(_loss(done))
-    if done.replaced:
-        whole = os.path.lexists(done.replaced)
-        lines.append(f"what was replaced is kept as {done.replaced}{'' if whole else '-*'}")
-    text = "".join(f"{visible(each)}\n" for each in lines)
-    write(text + report_for_people(done.recovery))
-    return FINE
-
-
-def _loss(done: Restoration) -> str:
-    """Return the sentence about the transitions that are lost."""
-    from registry.maintenance.restore import shown  # noqa: PLC0415 - as `restore`
-
-    if done.lost:
-        kept = f"`sandbox-registry --db {done.replaced} history --after {done.lost[0][0] - 1}`"
-        return f"lost: {shown(done.lost)} that came after the backup; {kept} shows them"
-    if done.lost is not None:
-        return "lost: nothing; no transition came after the backup"
-    if not done.replaced:
-        return f"there was no registry at {done.path}"
-    kept = f"`sandbox-registry --db {done.replaced} history`"
-    return f"lost: unknown, for what was replaced is damaged or another registry; compare {kept}"

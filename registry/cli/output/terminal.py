@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from registry.cli.cells import GAP, padding, width, widths
+from registry.cli.output.cells import GAP, padding, width, widths
 
 BOLD: Final = "\x1b[1m"
 COLOURS: Final = {"SANDBOX_READY": "\x1b[32m", "SANDBOX_NOTREADY": "\x1b[33m"}

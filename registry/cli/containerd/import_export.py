@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
-from registry.cli import extensions
-from registry.cli.documents import Document, open_binary
+from registry.cli.containerd import extensions
+from registry.cli.containerd.documents import Document, open_binary
 from registry.errors import (
     AlreadyExistsError,
     InvalidArgumentError,

@@ -1,0 +1,107 @@
+"""The verb `import`: sandboxes from the JSON that containerd stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from registry.cli import options
+from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain
+from registry.cli.output.formats import table, write_json
+from registry.cli.output.streams import write
+from registry.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from registry.cli.containerd.import_export import Outcome
+
+
+@click.command("import")
+@click.argument(
+    *("files",),
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    help="JSON documents, each on a line or several; - is stdin.",
+)
+@options.db
+@click.option(
+    "--status", metavar="FILE", help="Statuses and extensions of the sandboxes, as JSON by id."
+)
+@click.option("--keep-going", is_flag=True, help="Import the others when some are refused.")
+@click.option("--create", is_flag=True, help="Create the registry if there is none.")
+@options.timeout
+@options.as_json
+def import_sandboxes(
+    *,
+    files: Sequence[str],
+    db: str,
+    status: str | None,
+    keep_going: bool,
+    create: bool,
+    timeout: float,
+    as_json: bool,
+) -> int:
+    """Import sandboxes from the JSON that containerd stores, all or none; this writes.
+
+    Without a status they are UNKNOWN, and UNVERIFIED to a reconcile.
+    """
+    from registry.cli.containerd import documents, import_export  # noqa: PLC0415 - the help does without
+
+    if [*files, status].count(documents.STDIN) > 1:
+        message = "- is given twice, and stdin can be read only once"
+        raise click.BadParameter(message, param_hint="FILE")
+    statuses = {} if status is None else import_export.read_statuses(status)
+    given = (document for path in files for document in documents.read(path))
+    candidates = import_export.prepare(given, statuses)
+    try:
+        store = options.open_to_write(db, timeout, create=create)
+    except NotFoundError as error:
+        if create:
+            raise
+        message = str(error)  # which may end with a question
+        joined = f"{message} if so," if message.endswith("?") else f"{message};"
+        return complain(f"{joined} --create makes a registry", UNAVAILABLE)
+    with store:
+        outcomes = import_export.load(store, candidates, keep_going=keep_going)
+    unused = len(statuses.keys() - {outcome.id for outcome in outcomes})
+    _write_outcomes(outcomes, unused, len(statuses), as_json=as_json)
+    return _code_of(outcomes, keep_going=keep_going)
+
+
+def _code_of(outcomes: Sequence[Outcome], *, keep_going: bool) -> int:
+    """Return the exit code of an import; report on stderr how many documents were refused."""
+    refused = sum(bool(outcome.error) for outcome in outcomes)
+    if not refused:
+        return FINE
+    left = f"{sum(outcome.imported for outcome in outcomes)} imported"
+    if refused < len(outcomes) and not keep_going:
+        left += "; --keep-going imports the others"
+    return complain(f"import: {refused} of {len(outcomes)} refused, {left}", FOUND)
+
+
+def _write_outcomes(
+    outcomes: Sequence[Outcome], unused: int, statuses: int, *, as_json: bool
+) -> None:
+    """Write the outcome of each document.
+
+    Args:
+        outcomes: one for each document, in order.
+        unused: number of statuses that belong to no document.
+        statuses: number of all statuses.
+        as_json: print JSON instead of a table.
+    """
+    found = [asdict(each) | {"state": each.state and str(each.state)} for each in outcomes]
+    imported = sum(outcome.imported for outcome in outcomes)
+    if as_json:
+        refused = sum(bool(outcome.error) for outcome in outcomes)
+        counts = {"imported": imported, "refused": refused, "unused_statuses": unused}
+        write_json({"sandboxes": found} | counts)
+        return
+    columns = ("source", "id", "state", "imported", "holder", "error")
+    write(table(found, columns) if found else "")
+    write(f"imported {imported} of {len(found)}\n")
+    if unused:
+        write(f"{unused} of {statuses} statuses belong to no document\n")

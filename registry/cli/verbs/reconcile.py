@@ -1,0 +1,42 @@
+"""The verb `reconcile`."""
+
+from __future__ import annotations
+
+import click
+
+from registry.cli import options
+from registry.cli.failures import FINE, FOUND, complain
+from registry.cli.output.formats import write_json
+from registry.cli.output.streams import write
+from registry.cli.verbs.report import report_for_people, report_for_programs
+from registry.errors import InvalidArgumentError, NetNSError
+
+
+@click.command()
+@options.db
+@click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
+@click.option("--remove-orphans", is_flag=True, help="Remove namespaces that no sandbox owns.")
+@options.timeout
+@options.as_json
+def reconcile(
+    *, db: str, dry_run: bool, remove_orphans: bool, timeout: float, as_json: bool
+) -> int:
+    """Observe every sandbox, and mark those that are gone as NOTREADY; this writes.
+
+    It also brings the schema of an older registry up to date.
+    """
+    removed, code = [], FINE
+    remove = remove_orphans and not dry_run
+    opened = options.open_to_read(db) if dry_run else options.open_to_write(db, timeout)
+    with opened as store:
+        report = store.reconcile(dry_run=dry_run)
+        for path in report.orphans if remove else ():
+            try:
+                removed += store.remove_orphans([path])
+            except (NetNSError, InvalidArgumentError) as error:  # the others can be removed
+                code = complain(str(error), FOUND)
+    if as_json:
+        write_json(report_for_programs(report) | {"removed": removed, "dry_run": dry_run})
+    else:
+        write(report_for_people(report, removed, dry_run=dry_run, tried=remove))
+    return code

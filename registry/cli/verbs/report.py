@@ -1,0 +1,54 @@
+"""The report of a reconcile, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Final
+
+from registry.cli.output.formats import table
+from registry.recovery.findings import Report, Verdict
+from registry.visible import visible
+
+ORPHANS: Final = (
+    "--remove-orphans removes orphans, unless a process lives in one; first make sure that this "
+    "registry is no copy and was not restored from a backup: then pods may own them"
+)
+"""Line after the orphans: a copy, or a backup, does not record what was created later."""
+
+
+def report_for_programs(report: Report) -> dict[str, object]:
+    """Return *report* for JSON, with the count of each verdict."""
+    counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
+    return asdict(report) | {"counts": counts}
+
+
+def report_for_people(
+    report: Report,
+    removed: Sequence[str] = (),
+    *,
+    dry_run: bool = False,
+    tried: bool = False,
+) -> str:
+    """Return *report* as a table of findings, the counts, and a line for each orphan.
+
+    Args:
+        report: of a reconcile.
+        removed: paths of the orphans that were removed.
+        dry_run: nothing was changed.
+        tried: the orphans were to be removed.
+    """
+    findings = [asdict(finding) for finding in report.findings]
+    columns = ("sandbox_id", "verdict", "changed", "reason", "message")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(report.counts.items()))
+    lines = [f"sandboxes: {counts or 'none'}"]
+    if dry_run:
+        lines.append("dry run: nothing was changed")
+    left = "not removed" if tried else "no sandbox owns it"
+    lines += [
+        f"orphan {visible(path)}: {'removed' if path in removed else left}"
+        for path in report.orphans
+    ]
+    if report.orphans and not tried:
+        lines.append(ORPHANS)
+    return (table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
