@@ -92,6 +92,11 @@ fmt: $(installed) ## format, and fix what can be fixed
 	@$(python) -m ruff check --fix-only
 	@$(python) -m ruff format
 
+.PHONY: docs
+docs: $(installed) ## build the documentation site in site/, without the network
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --quiet
+	@echo "site/index.html; to read and search it: $(python) -m http.server --directory site"
+
 # The wheel is built from the sdist, which proves that the sdist is complete. The check runs with -I,
 # so that it cannot import the checkout.
 .PHONY: wheel
@@ -119,7 +124,7 @@ ci: lint type test wheel demo ## run all that must pass before a change is merge
 
 .PHONY: clean
 clean: ## remove builds, caches and environments
-	@rm -rf $(VENV) .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .venv .venv-* build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Says in one line what is missing instead of failing in the middle of an installation. Makes the

@@ -491,7 +491,10 @@ class Store:
         That on an added sandbox is INTERRUPTED once this process has ended.
 
         Raises:
-            AlreadyExistsError, NameReservedError, InvalidArgumentError, ResourceExhaustedError,
+            AlreadyExistsError: as `add`.
+            NameReservedError: as `add`.
+            InvalidArgumentError: as `add`.
+            ResourceExhaustedError: as `add`.
             UnavailableError: as `add`.
         """
         return self._insert("adopt", metadata, status, creator=0)

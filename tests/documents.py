@@ -9,9 +9,9 @@ from typing import Final
 
 from tests.tools import ROOT
 
-DOCUMENTS: Final = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"] + [
-    f"docs/{name}" for name in sorted(os.listdir(f"{ROOT}/docs")) if name.endswith(".md")
-]
+DOCUMENTS: Final = sorted(name for name in os.listdir(ROOT) if name.endswith(".md")) + sorted(
+    str(path.relative_to(ROOT)) for path in Path(ROOT, "docs").rglob("*.md")
+)
 
 
 def text_of(document: str) -> str:
