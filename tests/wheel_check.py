@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import registry
 from registry import Metadata, State, Status, Store
@@ -55,7 +56,8 @@ def documents(sdist: str) -> None:
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
         linked = set(re.findall(r"\]\(([^)#:]+)[)#]", file.read()))
     assert "docs/api.md" in linked, linked
-    needed = linked | {f"docs/{name}" for name in os.listdir(os.path.join(ROOT, "docs"))}
+    tracked = {str(path.relative_to(ROOT)) for path in Path(ROOT, "docs").rglob("*.*")}
+    needed = {name for name in linked | tracked if "__pycache__" not in name}
     missing = {name for name in needed if name.rstrip("/") not in names}
     assert not missing, missing
 
