@@ -116,8 +116,9 @@ proto: $(installed) ## generate the Python code of the .proto files, beside them
 	@$(python) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(protos)
 
 .PHONY: sql
-sql: $(installed) ## generate the SQL that the package runs from its definitions in SQLAlchemy Core
+sql: $(installed) ## generate the SQL that the package runs, and docs/schema.md, from the definition of the schema
 	@generated=$$($(python) -m registry.tables.generate); echo "$$generated" >registry/tables/sql.py
+	@page=$$($(python) -m registry.tables.document docs/schema.md); echo "$$page" >docs/schema.md
 
 .PHONY: ci
 ci: lint type test wheel demo ## run all that must pass before a change is merged

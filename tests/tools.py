@@ -80,8 +80,9 @@ def run(code: str, *args: object, timeout: float | None = None, expected: int = 
 
 
 OLD_CODE = os.path.join(ROOT, "tests", "data", "registry-{}.zip")
-"""The package as it was when the newest revision was 0001 or 0002, without command line and shim;
-made by `git archive --format=zip` of commits eb8636f and a7b9b41, before the next revision."""
+"""The package as it was when the newest revision was 0001, 0002 or 0003, without command line and
+shim; made by `git archive --format=zip` of commits eb8636f, a7b9b41 and 61b354c, before the next
+revision."""
 
 
 def old_environment(revision: str = "0001") -> dict[str, str]:

@@ -17,10 +17,13 @@ inspection      file at a path, inspected before anything is changed
 backup          backup of a registry that is in use
 writes          all writes, inside the transaction of the caller
 integrity       rules that the data must satisfy
-schema          definition: tables, triggers, views in SQLAlchemy Core
+triggers        definition: triggers
+schema          definition: tables in SQLAlchemy Core, with the meaning of each column
+views           definition: views, the contract with operators
 statements      definition: statements in SQLAlchemy Core
-generate        generator of `sql` from the two definitions
+generate        generator of `sql` from the definitions
+document        generator of the tables in docs/schema.md
 
-Only `make sql`, tests and Alembic import the last three modules, which import SQLAlchemy. No other
-module here does.
+Only `make sql`, `browse`, tests and Alembic import the last five modules, which import SQLAlchemy.
+No other module here does.
 """

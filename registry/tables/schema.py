@@ -1,4 +1,4 @@
-"""The tables, triggers and views of a registry: one SQLite file.
+"""The tables of a registry: one SQLite file.
 
     registry                one row: id of the registry, and the levels of code that may use it
     sandboxes               one row for each sandbox: metadata, identities, creator
@@ -7,8 +7,7 @@
     └── sandbox_extensions  one row for each extension: data of the embedding program
     sandbox_transitions     append-only: every change of state, also of deleted sandboxes
 
-    sandbox_overview        view: one row for each sandbox     ┐ the contract with operators:
-    why_not_ready           view: one row for each NOTREADY    ┘ views only gain columns
+`triggers` has the triggers, and `views` the views, which are the contract with operators.
 
 Rules:
 
@@ -21,12 +20,14 @@ Rules:
    If a writer does not change changed_at, the triggers set the time of SQLite and the actor `sql`.
 5. A change here needs a revision in `migrations/`, and increments `LEVEL` in `version`. A test
    proves that the chain of revisions builds this schema. `make sql` then generates `sql.py`, which
-   the package uses: the package never imports this module.
+   the package uses, and the tables of docs/schema.md.
+6. Each table and column has its meaning for people as `comment`, with the unit and the meaning of
+   NULL: `document` writes docs/schema.md from them, and `browse` shows them.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     DDL,
@@ -45,7 +46,8 @@ from sqlalchemy import (
 )
 
 from registry.model.extensions import COUNT_MAX, NAME_MAX, TYPE_URL_MAX, VALUE_MAX
-from registry.tables.version import APPLICATION_ID, BLOCK, HISTORY_MAX, LEVEL, REVISION
+from registry.tables.triggers import NOW, STATES, TRIGGERS
+from registry.tables.version import APPLICATION_ID, HISTORY_MAX, LEVEL, REVISION
 
 metadata: Final = MetaData(
     naming_convention={
@@ -57,7 +59,83 @@ metadata: Final = MetaData(
     }
 )
 
-_STATES = "('SANDBOX_UNKNOWN', 'SANDBOX_READY', 'SANDBOX_NOTREADY')"
+NANOSECONDS: Final = "ns"
+"""Unit of a time: nanoseconds since the Unix epoch, UTC."""
+
+
+def column(
+    name: str,
+    type: type[Any],
+    meaning: str,
+    *of: ForeignKey,
+    null: str = "",
+    unit: str = "",
+    **options: Any,
+) -> Column[Any]:
+    """Return a column that says what it means.
+
+    Args:
+        name: of the column.
+        type: of its values.
+        meaning: for people; Markdown.
+        of: the foreign key.
+        null: what NULL means; "" makes the column NOT NULL.
+        unit: of its values.
+        options: of `Column`.
+    """
+    said = {"null": null, "unit": unit}
+    return Column(name, type, *of, comment=meaning, info=said, nullable=bool(null), **options)
+
+
+def _time(name: str, meaning: str, null: str = "") -> Column[Any]:
+    return column(name, Integer, meaning, null=null, unit=NANOSECONDS)
+
+
+def _text(name: str, meaning: str) -> Column[Any]:
+    """Return a text column that is "" when unset."""
+    return column(name, Text, meaning, server_default="")
+
+
+def _number(name: str, meaning: str, default: int = 0) -> Column[Any]:
+    return column(name, Integer, meaning, server_default=text(str(default)))
+
+
+def _sandbox() -> Column[Any]:
+    """Return the column that names the sandbox of a row."""
+    sandbox = ForeignKey(sandboxes.c.id, ondelete="CASCADE")
+    return column("sandbox_id", Text, "Id of the sandbox.", sandbox, primary_key=True)
+
+
+def _process(prefix: str, whose: str) -> tuple[Column[Any], ...]:
+    """Return the columns that identify a process beside its pid, named with *prefix*."""
+    unread = f"no process is identified, or the value could not be read for {whose}"
+    return (
+        column(
+            f"{prefix}_boot_id", Text, f"Boot id under which {whose} was observed.", null=unread
+        ),
+        column(
+            f"{prefix}_pid_ns", Integer, "Inode of the pid namespace of the observer.", null=unread
+        ),
+        column(
+            f"{prefix}_time_ns",
+            Integer,
+            "Inode of the time namespace of the observer.",
+            null=unread,
+        ),
+        column(
+            f"{prefix}_inode",
+            Integer,
+            f"Inode of the pidfd of {whose}, unique in one boot.",
+            null=f"{unread}; the kernel is older than Linux 6.9",
+        ),
+        column(
+            f"{prefix}_start_time",
+            Integer,
+            f"Start of {whose}.",
+            unit="clock ticks since the boot",
+            null=f"{unread}; /proc hides the process",
+        ),
+    )
 
 
 def _positive(column: str) -> CheckConstraint:
@@ -72,60 +150,89 @@ def _json(column: str, kind: str) -> str:
 registry: Final = Table(
     "registry",
     metadata,
-    Column("one", Integer, primary_key=True, autoincrement=False),
-    Column("registry_id", Text, nullable=False),
-    Column("created_at", Integer, nullable=False),
-    # Newest revision that was applied, and oldest levels of code that may read or write.
-    Column("level", Integer, nullable=False),
-    Column("min_reader", Integer, nullable=False),
-    Column("min_writer", Integer, nullable=False),
-    # Lines of history: each restore of a backup, and each copy that is opened, begins the next one.
-    Column("incarnation", Integer, nullable=False, server_default=text("1")),
-    # When this copy of a registry was made; NULL: it is no copy, or has begun its own incarnation.
-    Column("copied_at", Integer),
+    column("one", Integer, "Always 1.", primary_key=True, autoincrement=False),
+    column(
+        "registry_id", Text, "Random id: 32 hexadecimal digits, a part of the names of namespaces."
+    ),
+    _time("created_at", "Creation of the registry."),
+    column("level", Integer, "Newest revision that was applied."),
+    column("min_reader", Integer, "Lowest level whose code may read the file."),
+    column("min_writer", Integer, "Lowest level whose code may write the file."),
+    _number(
+        "incarnation",
+        "Lines of history: a restored backup, or a copy that is opened, begins the next one.",
+        default=1,
+    ),
+    _time(
+        "copied_at",
+        "When this copy of a registry was made.",
+        null="it is no copy, or has begun its own incarnation",
+    ),
     CheckConstraint("one = 1", name="one_row"),
     _positive("incarnation"),
     _positive("copied_at"),
-    # The id is a part of the names of namespaces.
     CheckConstraint(
         "length(registry_id) = 32 AND registry_id NOT GLOB '*[^0-9a-f]*'", name="registry_id"
     ),
+    comment="one row: what the file is",
     sqlite_strict=True,
 )
 
 sandboxes: Final = Table(
     "sandboxes",
     metadata,
-    # Number of this creation, never reused: an id that is added again is another sandbox.
-    Column("creation", Integer, primary_key=True),
-    Column("id", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("netns_path", Text, nullable=False, server_default=""),
-    Column("ip", Text, nullable=False, server_default=""),
-    Column("additional_ips", Text),
-    Column("runtime_handler", Text, nullable=False, server_default=""),
-    Column("cni_result", Text),
-    Column("process_label", Text, nullable=False, server_default=""),
-    Column("config", LargeBinary),
-    Column("config_json", Text),
-    # Fields of the config, for filters.
-    Column("pod", Text, nullable=False, server_default=""),
-    Column("namespace", Text, nullable=False, server_default=""),
-    Column("uid", Text, nullable=False, server_default=""),
-    Column("attempt", Integer, nullable=False, server_default=text("0")),
-    Column("host_network", Integer, nullable=False, server_default=text("0")),
-    # Identity of the network namespace at netns_path.
-    Column("netns_boot_id", Text),
-    Column("netns_number", Integer),
-    Column("netns_inode", Integer),
-    Column("netns_mount_ns", Integer),
-    # Identity of the creator; NULL for an imported sandbox.
-    Column("creator_pid", Integer),
-    Column("creator_boot_id", Text),
-    Column("creator_pid_ns", Integer),
-    Column("creator_time_ns", Integer),
-    Column("creator_inode", Integer),
-    Column("creator_start_time", Integer),
+    column(
+        "creation",
+        Integer,
+        "Number of this creation, never reused: an id that is added again is another sandbox.",
+        primary_key=True,
+    ),
+    column("id", Text, "Id of the sandbox."),
+    column("name", Text, "Name of the sandbox, unique; the CRI makes it of the pod's fields."),
+    _text("netns_path", "Path of its network namespace; empty on the host network."),
+    _text("ip", "Its first IP address; empty if it has none."),
+    column("additional_ips", Text, "Its other IP addresses, a JSON array.", null="not recorded"),
+    _text("runtime_handler", "Runtime handler of the CRI's RunPodSandbox; empty: the default one."),
+    column("cni_result", Text, "Result of the CNI plugins, a JSON object.", null="not recorded"),
+    _text("process_label", "SELinux label of its process; empty if it has none."),
+    column(
+        "config",
+        LargeBinary,
+        "`PodSandboxConfig` of the CRI, a protobuf message.",
+        null="no config",
+    ),
+    column("config_json", Text, "The same as JSON, with proto names as keys.", null="no config"),
+    _text("pod", "Name of its pod, from the config."),
+    _text("namespace", "Kubernetes namespace of its pod, from the config."),
+    _text("uid", "UID of its pod, from the config."),
+    _number("attempt", "Attempt of the kubelet to create the sandbox of this pod, from 0."),
+    _number("host_network", "1: it uses the network of the host; 0: it has a network namespace."),
+    column(
+        "netns_boot_id",
+        Text,
+        "Boot id under which its network namespace was observed.",
+        null="no namespace was observed, or the boot id could not be read",
+    ),
+    column(
+        "netns_number",
+        Integer,
+        "Kernel id of the namespace: `NS_GET_ID` or `SO_NETNS_COOKIE`.",
+        null="no namespace was observed, or the kernel gives no id",
+    ),
+    column("netns_inode", Integer, "Inode of the namespace.", null="no namespace was observed"),
+    column(
+        "netns_mount_ns",
+        Integer,
+        "Inode of the mount namespace in which its path was observed.",
+        null="no namespace was observed, or the mount namespace is not known",
+    ),
+    column(
+        "creator_pid",
+        Integer,
+        "Process that is responsible for the sandbox while it is UNKNOWN.",
+        null="the sandbox was adopted",
+    ),
+    *_process("creator", "the creator"),
     UniqueConstraint("id"),
     UniqueConstraint("name"),
     CheckConstraint("length(id) BETWEEN 1 AND 76 AND instr(id, '/') = 0", name="id"),
@@ -142,6 +249,7 @@ sandboxes: Final = Table(
     ),
     Index(None, "pod"),
     Index(None, "namespace", "pod"),
+    comment="one row for each sandbox: metadata and identities",
     sqlite_strict=True,
     sqlite_autoincrement=True,
 )
@@ -149,28 +257,34 @@ sandboxes: Final = Table(
 sandbox_statuses: Final = Table(
     "sandbox_statuses",
     metadata,
-    Column("sandbox_id", Text, ForeignKey(sandboxes.c.id, ondelete="CASCADE"), primary_key=True),
-    Column("state", Text, nullable=False),
-    Column("pid", Integer, nullable=False, server_default=text("0")),
-    Column("created_at", Integer),
-    Column("exited_at", Integer),
-    Column("exit_status", Integer),
-    Column("reason", Text, nullable=False, server_default=""),
-    Column("message", Text, nullable=False, server_default=""),
-    # Audit columns: time, author and boot id of the last write.
-    Column("changed_at", Integer),
-    Column("actor", Text, nullable=False, server_default=""),
-    Column("boot_id", Text),
-    # Identity of the process of pid.
-    Column("process_boot_id", Text),
-    Column("process_pid_ns", Integer),
-    Column("process_time_ns", Integer),
-    Column("process_inode", Integer),
-    Column("process_start_time", Integer),
-    # 1 from the announcement of a deletion to the deletion, in one transaction: it tells the
-    # trigger that changed_at and actor are those of the deletion.
-    Column("leaving", Integer, nullable=False, server_default=text("0")),
-    CheckConstraint(f"state IN {_STATES}", name="state"),
+    _sandbox(),
+    column("state", Text, "`SANDBOX_UNKNOWN`, `SANDBOX_READY` or `SANDBOX_NOTREADY`."),
+    _number("pid", "Process of the sandbox; 0: none, or it has ended."),
+    _time("created_at", "Creation of the sandbox, as the shim says.", null="not recorded"),
+    _time("exited_at", "End of its process.", null="it runs, or its end is not known"),
+    column(
+        "exit_status",
+        Integer,
+        "Exit code of its process, as the shim says.",
+        null="it runs, or the exit code is not known",
+    ),
+    _text("reason", "Why it is in its state: one CamelCase word; empty if none is recorded."),
+    _text("message", "The same in a sentence."),
+    # Audit columns.
+    _time(
+        "changed_at", "Last write to the status.", null="only inside the transaction of an insert"
+    ),
+    _text("actor", "Program that made that write: its name and pid, or `sql`."),
+    column(
+        "boot_id",
+        Text,
+        "Boot id of the host at that write.",
+        null="plain SQL wrote it, or the boot id could not be read",
+    ),
+    *_process("process", "the process"),
+    # It tells the trigger that changed_at and actor are those of the deletion.
+    _number("leaving", "1 while one transaction deletes the sandbox, else 0."),
+    CheckConstraint(f"state IN {STATES}", name="state"),
     CheckConstraint("pid BETWEEN 0 AND 2147483647", name="pid"),
     _positive("created_at"),
     _positive("exited_at"),
@@ -181,6 +295,7 @@ sandbox_statuses: Final = Table(
         name="reason",
     ),
     Index(None, "state"),
+    comment="one row for each sandbox: what changes",
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -188,10 +303,11 @@ sandbox_statuses: Final = Table(
 sandbox_labels: Final = Table(
     "sandbox_labels",
     metadata,
-    Column("sandbox_id", Text, ForeignKey(sandboxes.c.id, ondelete="CASCADE"), primary_key=True),
-    Column("key", Text, primary_key=True),
-    Column("value", Text, nullable=False),
+    _sandbox(),
+    column("key", Text, "Key of a label of the config.", primary_key=True),
+    column("value", Text, "Its value."),
     Index(None, "key", "value", "sandbox_id"),
+    comment="one row for each label",
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -200,337 +316,62 @@ sandbox_extensions: Final = Table(
     "sandbox_extensions",
     metadata,
     # With a rowid: values are long, and a B-tree without one holds few such rows on a page.
-    Column("sandbox_id", Text, ForeignKey(sandboxes.c.id, ondelete="CASCADE"), primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("type_url", Text, nullable=False, server_default=""),
-    Column("value", LargeBinary, nullable=False),
+    _sandbox(),
+    column("name", Text, "Name of an extension, chosen by the shim.", primary_key=True),
+    _text("type_url", "Name of the protobuf message that the value is; empty: plain bytes."),
+    column("value", LargeBinary, f"Data of the shim, at most {VALUE_MAX // 1024} KiB."),
     CheckConstraint(f"length(name) BETWEEN 1 AND {NAME_MAX}", name="name"),
     CheckConstraint(f"length(type_url) <= {TYPE_URL_MAX}", name="type_url"),
     CheckConstraint(f"length(value) <= {VALUE_MAX}", name="value"),
+    comment=f"one row for each extension, at most {COUNT_MAX} of a sandbox",
     sqlite_strict=True,
 )
 
 sandbox_transitions: Final = Table(
     "sandbox_transitions",
     metadata,
-    Column("seq", Integer, primary_key=True),
-    Column("sandbox_id", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("pod", Text, nullable=False),
-    Column("namespace", Text, nullable=False),
-    Column("uid", Text, nullable=False),
-    Column("event", Text, nullable=False),
-    Column("from_state", Text),
-    Column("to_state", Text),
-    Column("pid", Integer, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("boot_id", Text),
-    Column("at", Integer, nullable=False),
+    column("seq", Integer, "Number of the change, in the order of commits.", primary_key=True),
+    column("sandbox_id", Text, "Id of the sandbox, which may be deleted."),
+    column("name", Text, "Its name."),
+    column("pod", Text, "Name of its pod."),
+    column("namespace", Text, "Kubernetes namespace of its pod."),
+    column("uid", Text, "UID of its pod."),
+    column("event", Text, "`created`, `changed` (the state) or `deleted`."),
+    column("from_state", Text, "State before the change.", null="the sandbox was created"),
+    column("to_state", Text, "State after the change.", null="the sandbox was deleted"),
+    column("pid", Integer, "Process of the sandbox after the change; 0: none."),
+    column("reason", Text, "Reason that the change recorded; empty: none."),
+    column("message", Text, "Message that the change recorded."),
+    column("actor", Text, "Program that made the change: its name and pid, or `sql`."),
+    column(
+        "boot_id",
+        Text,
+        "Boot id of the host at that time.",
+        null="plain SQL made the change, or the boot id could not be read",
+    ),
+    _time("at", "Time of the change, by the clock of the program that made it."),
     CheckConstraint(
         "CASE event WHEN 'created' THEN from_state IS NULL AND to_state IS NOT NULL"
         " WHEN 'changed' THEN from_state IS NOT NULL AND to_state IS NOT NULL"
         " WHEN 'deleted' THEN from_state IS NOT NULL AND to_state IS NULL ELSE 0 END",
         name="event",
     ),
-    CheckConstraint(f"from_state IN {_STATES}", name="from_state"),
-    CheckConstraint(f"to_state IN {_STATES}", name="to_state"),
+    CheckConstraint(f"from_state IN {STATES}", name="from_state"),
+    CheckConstraint(f"to_state IN {STATES}", name="to_state"),
     Index(None, "sandbox_id", "seq"),
+    comment=f"one row for each change of state; the last {HISTORY_MAX:,} are kept",
     sqlite_strict=True,
     sqlite_autoincrement=True,
 )
 
-_NOW = (
-    "CAST(strftime('%s', 'now') AS INTEGER) * 1000000000"
-    " + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000"
-)
-_FIXED = (
-    "netns_path, ip, additional_ips, runtime_handler, cni_result, process_label, config,"
-    " config_json, pod, namespace, uid, attempt, host_network"
-)
-_NETNS = "netns_boot_id, netns_number, netns_inode, netns_mount_ns"
-_CREATOR = (
-    "creator_pid, creator_boot_id, creator_pid_ns, creator_time_ns, creator_inode,"
-    " creator_start_time"
-)
-_PROCESS = "process_boot_id, process_pid_ns, process_time_ns, process_inode, process_start_time"
-_STATUS = "pid, created_at, exited_at, exit_status, reason, message"
-_TRANSITION = (
-    "INSERT INTO sandbox_transitions (sandbox_id, name, pod, namespace, uid, event, from_state,"
-    " to_state, pid, reason, message, actor, boot_id, at)"
-)
-
-
-def _row(alias: str, columns: str) -> str:
-    """Return *columns* as a row value of OLD or NEW."""
-    return "(" + ", ".join(f"{alias}.{column.strip()}" for column in columns.split(",")) + ")"
-
-
-def _changed(columns: str) -> str:
-    return f"{_row('OLD', columns)} IS NOT {_row('NEW', columns)}"
-
-
-def _state_of(id: str) -> str:
-    """Return the state; NULL while the rows of the sandbox are being deleted one by one."""
-    return f"(SELECT state FROM sandbox_statuses JOIN sandboxes ON id = sandbox_id WHERE id = {id})"
-
-
-def _left(state: str, id: str) -> str:
-    """Return the state before the change; for a damaged state, the last valid one in the history.
-
-    The history accepts only valid states, so a damaged state could not be repaired or deleted.
-    """
-    return (
-        f"iif({state} IN {_STATES}, {state}, coalesce((SELECT to_state FROM sandbox_transitions"
-        f" WHERE sandbox_id = {id} AND to_state IN {_STATES} ORDER BY seq DESC LIMIT 1),"
-        " 'SANDBOX_UNKNOWN'))"
-    )
-
-
-def _labels_fixed(verb: str, alias: str, also: str = "") -> str:
-    """Refuse a change to a label if the metadata of its sandbox is fixed, or if *also* holds."""
-    return f"""
-CREATE TRIGGER sandbox_labels_fixed_{verb.lower()} BEFORE {verb} ON sandbox_labels
-WHEN {_state_of(f"{alias}.sandbox_id")} <> 'SANDBOX_UNKNOWN'{f" OR {also}" if also else ""}
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_labels: fixed once the sandbox is not SANDBOX_UNKNOWN');
-END"""
-
-
-TRIGGERS: Final = (
-    """
-CREATE TRIGGER registry_stays BEFORE DELETE ON registry
-BEGIN
-  SELECT RAISE(ABORT, 'registry: its one row says who may use the file');
-END""",
-    """
-CREATE TRIGGER registry_not_replaced BEFORE INSERT ON registry
-WHEN EXISTS (SELECT 1 FROM registry)
-BEGIN
-  SELECT RAISE(ABORT, 'registry: has its one row');
-END""",
-    # REPLACE deletes the conflicting row and its children without firing a delete trigger.
-    """
-CREATE TRIGGER sandboxes_not_replaced BEFORE INSERT ON sandboxes
-WHEN EXISTS (SELECT 1 FROM sandboxes
-             WHERE creation = NEW.creation OR id = NEW.id OR name = NEW.name)
-BEGIN
-  SELECT RAISE(ABORT, 'sandboxes: the id or the name is taken');
-END""",
-    f"""
-CREATE TRIGGER sandboxes_identity_fixed BEFORE UPDATE ON sandboxes
-WHEN {_changed("creation, id, name, " + _CREATOR)}
-BEGIN
-  SELECT RAISE(ABORT, 'sandboxes: id, name and creator are fixed');
-END""",
-    f"""
-CREATE TRIGGER sandboxes_metadata_fixed BEFORE UPDATE OF {_FIXED} ON sandboxes
-WHEN {_state_of("OLD.id")} <> 'SANDBOX_UNKNOWN' AND {_changed(_FIXED)}
-BEGIN
-  SELECT RAISE(ABORT, 'sandboxes: metadata is fixed once the sandbox is not SANDBOX_UNKNOWN');
-END""",
-    f"""
-CREATE TRIGGER sandboxes_netns_noted_once BEFORE UPDATE OF {_NETNS} ON sandboxes
-WHEN OLD.netns_inode IS NOT NULL AND OLD.netns_path IS NEW.netns_path AND {_changed(_NETNS)}
-BEGIN
-  SELECT RAISE(ABORT, 'sandboxes: the identity of a network namespace is noted once');
-END""",
-    # Another path is another namespace, whichever program wrote it.
-    f"""
-CREATE TRIGGER sandboxes_netns_moved AFTER UPDATE OF netns_path ON sandboxes
-WHEN OLD.netns_path IS NOT NEW.netns_path AND NOT ({_changed(_NETNS)})
-BEGIN
-  UPDATE sandboxes SET netns_boot_id = NULL, netns_number = NULL, netns_inode = NULL,
-    netns_mount_ns = NULL WHERE creation = NEW.creation;
-END""",
-    f"""
-CREATE TRIGGER sandboxes_deleted BEFORE DELETE ON sandboxes
-BEGIN
-  {_TRANSITION}
-  SELECT OLD.id, OLD.name, OLD.pod, OLD.namespace, OLD.uid, 'deleted',
-    {_left("state", "OLD.id")}, NULL, pid, reason, message,
-    iif(leaving, actor, 'sql'), iif(leaving, boot_id, NULL), iif(leaving, changed_at, {_NOW})
-  FROM sandbox_statuses WHERE sandbox_id = OLD.id;
-END""",
-    """
-CREATE TRIGGER sandboxes_rows_follow AFTER DELETE ON sandboxes
-BEGIN
-  DELETE FROM sandbox_statuses WHERE sandbox_id = OLD.id;
-  DELETE FROM sandbox_labels WHERE sandbox_id = OLD.id;
-  DELETE FROM sandbox_extensions WHERE sandbox_id = OLD.id;
-END""",
-    """
-CREATE TRIGGER sandbox_statuses_not_replaced BEFORE INSERT ON sandbox_statuses
-WHEN EXISTS (SELECT 1 FROM sandbox_statuses WHERE sandbox_id = NEW.sandbox_id)
-  OR NOT EXISTS (SELECT 1 FROM sandboxes WHERE id = NEW.sandbox_id)
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_statuses: one row for each sandbox');
-END""",
-    """
-CREATE TRIGGER sandbox_statuses_stay BEFORE DELETE ON sandbox_statuses
-WHEN EXISTS (SELECT 1 FROM sandboxes WHERE id = OLD.sandbox_id)
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_statuses: a sandbox always has a status; delete the sandbox');
-END""",
-    """
-CREATE TRIGGER sandbox_statuses_sandbox_fixed BEFORE UPDATE OF sandbox_id ON sandbox_statuses
-WHEN OLD.sandbox_id IS NOT NEW.sandbox_id
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_statuses: sandbox_id is fixed');
-END""",
-    f"""
-CREATE TRIGGER sandbox_statuses_never_unknown BEFORE UPDATE OF state ON sandbox_statuses
-WHEN NEW.state = 'SANDBOX_UNKNOWN'
-  AND {_left("OLD.state", "NEW.sandbox_id")} <> 'SANDBOX_UNKNOWN'
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_statuses: no way leads back to SANDBOX_UNKNOWN');
-END""",
-    f"""
-CREATE TRIGGER sandbox_statuses_created AFTER INSERT ON sandbox_statuses
-BEGIN
-  UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
-  WHERE sandbox_id = NEW.sandbox_id AND NEW.changed_at IS NULL;
-  {_TRANSITION}
-  SELECT id, name, pod, namespace, uid, 'created', NULL, NEW.state, NEW.pid, NEW.reason,
-    NEW.message, actor, boot_id, changed_at
-  FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
-END""",
-    f"""
-CREATE TRIGGER sandbox_statuses_changed AFTER UPDATE OF state ON sandbox_statuses
-WHEN {_left("OLD.state", "NEW.sandbox_id")} IS NOT NEW.state
-BEGIN
-  UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
-  WHERE sandbox_id = NEW.sandbox_id AND OLD.changed_at IS NEW.changed_at;
-  {_TRANSITION}
-  SELECT id, name, pod, namespace, uid, 'changed',
-    {_left("OLD.state", "NEW.sandbox_id")}, NEW.state, NEW.pid, NEW.reason,
-    NEW.message, actor, boot_id, changed_at
-  FROM sandboxes JOIN sandbox_statuses ON sandbox_id = id WHERE id = NEW.sandbox_id;
-END""",
-    # The same audit columns for a write that keeps the state, so that changed_at is never older
-    # than the row.
-    f"""
-CREATE TRIGGER sandbox_statuses_written AFTER UPDATE OF state, {_STATUS} ON sandbox_statuses
-WHEN {_left("OLD.state", "NEW.sandbox_id")} IS NEW.state AND OLD.changed_at IS NEW.changed_at
-BEGIN
-  UPDATE sandbox_statuses SET changed_at = {_NOW}, actor = 'sql', boot_id = NULL
-  WHERE sandbox_id = NEW.sandbox_id;
-END""",
-    f"""
-CREATE TRIGGER sandbox_statuses_process_noted_once BEFORE UPDATE OF {_PROCESS} ON sandbox_statuses
-WHEN (OLD.process_inode IS NOT NULL OR OLD.process_start_time IS NOT NULL)
-  AND OLD.pid IS NEW.pid AND {_changed(_PROCESS)} AND coalesce({_row("NEW", _PROCESS)[1:-1]})
-  IS NOT NULL
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_statuses: the identity of a process is noted once');
-END""",
-    # A new pid is a new process: if a writer kept the old identity beside it, a running process
-    # would seem gone.
-    f"""
-CREATE TRIGGER sandbox_statuses_new_process AFTER UPDATE OF pid ON sandbox_statuses
-WHEN OLD.pid IS NOT NEW.pid AND NOT ({_changed(_PROCESS)})
-BEGIN
-  UPDATE sandbox_statuses SET process_boot_id = NULL, process_pid_ns = NULL,
-    process_time_ns = NULL, process_inode = NULL, process_start_time = NULL
-  WHERE sandbox_id = NEW.sandbox_id;
-END""",
-    # The first labels come before the status; without a sandbox the next one would inherit them.
-    _labels_fixed("INSERT", "NEW", "NEW.sandbox_id NOT IN (SELECT id FROM sandboxes)"),
-    _labels_fixed("UPDATE", "OLD", "OLD.sandbox_id IS NOT NEW.sandbox_id"),
-    _labels_fixed("DELETE", "OLD"),
-    # Without a sandbox the next one of that id would inherit it.
-    f"""
-CREATE TRIGGER sandbox_extensions_bounded BEFORE INSERT ON sandbox_extensions
-WHEN NEW.sandbox_id NOT IN (SELECT id FROM sandboxes)
-  OR (SELECT count(*) FROM sandbox_extensions WHERE sandbox_id = NEW.sandbox_id) >= {COUNT_MAX}
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_extensions: at most {COUNT_MAX}, of a sandbox that exists');
-END""",
-    """
-CREATE TRIGGER sandbox_extensions_sandbox_fixed BEFORE UPDATE OF sandbox_id ON sandbox_extensions
-WHEN OLD.sandbox_id IS NOT NEW.sandbox_id
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_extensions: sandbox_id is fixed');
-END""",
-    """
-CREATE TRIGGER sandbox_transitions_not_replaced BEFORE INSERT ON sandbox_transitions
-WHEN EXISTS (SELECT 1 FROM sandbox_transitions WHERE seq = NEW.seq)
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
-END""",
-    """
-CREATE TRIGGER sandbox_transitions_fixed BEFORE UPDATE ON sandbox_transitions
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
-END""",
-    # A transition with a far greater seq may come only after a jump of a new incarnation, which has
-    # set the AUTOINCREMENT counter: see `incarnation.begin`.
-    f"""
-CREATE TRIGGER sandbox_transitions_in_turn AFTER INSERT ON sandbox_transitions
-WHEN NEW.seq <> 1 AND NEW.seq - 1 NOT IN (SELECT seq FROM sandbox_transitions)
-  AND (NEW.seq % {BLOCK} <> 1 OR NEW.seq - 1 NOT IN (
-    SELECT seq FROM sqlite_sequence WHERE name = 'sandbox_transitions'))
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
-END""",
-    # The history is bounded by its count, which the seq tells within a block. Older blocks stay
-    # until the block of the newest transition has that many; then a few go with each new one.
-    f"""
-CREATE TRIGGER sandbox_transitions_stay BEFORE DELETE ON sandbox_transitions
-WHEN OLD.seq > (SELECT max(seq) FROM sandbox_transitions) - {HISTORY_MAX}
-  OR ((SELECT max(seq) FROM sandbox_transitions) - 1) % {BLOCK} < {HISTORY_MAX}
-BEGIN
-  SELECT RAISE(ABORT, 'sandbox_transitions: append-only');
-END""",
-    f"""
-CREATE TRIGGER sandbox_transitions_bounded AFTER INSERT ON sandbox_transitions
-WHEN (NEW.seq - 1) % {BLOCK} >= {HISTORY_MAX}
-BEGIN
-  DELETE FROM sandbox_transitions WHERE seq IN (
-    SELECT seq FROM sandbox_transitions WHERE seq <= NEW.seq - {HISTORY_MAX} ORDER BY seq LIMIT 64);
-END""",
-)
-
-
-def _iso(column: str) -> str:
-    """Render nanoseconds as ISO 8601 UTC; NULL stays NULL."""
-    return (
-        f"strftime('%Y-%m-%dT%H:%M:%S', {column} / 1000000000, 'unixepoch')"
-        f" || printf('.%09dZ', {column} % 1000000000)"
-    )
-
-
-VIEWS: Final = (
-    f"""
-CREATE VIEW sandbox_overview AS
-SELECT s.id, s.name, s.namespace, s.pod, t.state, t.pid, s.ip, s.netns_path, t.reason, t.message,
-  {_iso("t.created_at")} AS created_at,
-  {_iso("t.changed_at")} AS changed_at
-FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
-ORDER BY t.created_at, s.id""",
-    # If the history no longer has the change, the last write is the best approximation.
-    f"""
-CREATE VIEW why_not_ready AS
-SELECT s.id, s.name, t.reason, t.message,
-  {_iso("coalesce(h.at, t.changed_at)")} AS since,
-  h.from_state AS previous_state,
-  coalesce(h.actor, t.actor) AS actor
-FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
-LEFT JOIN sandbox_transitions AS h ON h.seq = (
-  SELECT max(seq) FROM sandbox_transitions WHERE sandbox_id = s.id)
-WHERE t.state = 'SANDBOX_NOTREADY'
-ORDER BY coalesce(h.at, t.changed_at), s.id""",
-)
-
-for _statement in (*TRIGGERS, *VIEWS):
+for _statement in TRIGGERS:
     event.listen(metadata, "after_create", DDL(_statement.strip().replace("%", "%%")))
 
 INITIAL: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     (
         "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer)"
-        f" VALUES (1, lower(hex(randomblob(16))), {_NOW}, {LEVEL}, 1, 1)"
+        f" VALUES (1, lower(hex(randomblob(16))), {NOW}, {LEVEL}, 1, 1)"
     ),
     (
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL,"

@@ -810,20 +810,44 @@ SELECT s.id, s.name, s.namespace, s.pod, t.state, t.pid, s.ip, s.netns_path, t.r
   strftime('%Y-%m-%dT%H:%M:%S', t.created_at / 1000000000, 'unixepoch') || printf('.%09dZ',
     t.created_at % 1000000000) AS created_at,
   strftime('%Y-%m-%dT%H:%M:%S', t.changed_at / 1000000000, 'unixepoch') || printf('.%09dZ',
-    t.changed_at % 1000000000) AS changed_at
+    t.changed_at % 1000000000) AS changed_at,
+  strftime('%Y-%m-%dT%H:%M:%S', coalesce(h.at, t.changed_at) / 1000000000, 'unixepoch') ||
+    printf('.%09dZ', coalesce(h.at, t.changed_at) % 1000000000) AS since,
+  (SELECT json_group_object(key, value) FROM sandbox_labels WHERE sandbox_id = s.id) AS
+    labels,
+  s.uid, s.attempt, s.host_network, s.runtime_handler,
+  strftime('%Y-%m-%dT%H:%M:%S', t.exited_at / 1000000000, 'unixepoch') || printf('.%09dZ',
+    t.exited_at % 1000000000) AS exited_at,
+  t.exit_status,
+  (SELECT json_group_array(name) FROM sandbox_extensions WHERE sandbox_id = s.id) AS
+    extensions
 FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
+LEFT JOIN sandbox_transitions AS h ON h.seq = (
+  SELECT max(seq) FROM sandbox_transitions WHERE sandbox_id = s.id)
 ORDER BY t.created_at, s.id""",
     """CREATE VIEW why_not_ready AS
 SELECT s.id, s.name, t.reason, t.message,
   strftime('%Y-%m-%dT%H:%M:%S', coalesce(h.at, t.changed_at) / 1000000000, 'unixepoch') ||
     printf('.%09dZ', coalesce(h.at, t.changed_at) % 1000000000) AS since,
   h.from_state AS previous_state,
-  coalesce(h.actor, t.actor) AS actor
+  coalesce(h.actor, t.actor) AS actor,
+  s.namespace, s.pod, t.pid, s.netns_path,
+  strftime('%Y-%m-%dT%H:%M:%S', t.exited_at / 1000000000, 'unixepoch') || printf('.%09dZ',
+    t.exited_at % 1000000000) AS exited_at,
+  t.exit_status
 FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
 LEFT JOIN sandbox_transitions AS h ON h.seq = (
   SELECT max(seq) FROM sandbox_transitions WHERE sandbox_id = s.id)
 WHERE t.state = 'SANDBOX_NOTREADY'
 ORDER BY coalesce(h.at, t.changed_at), s.id""",
+    """CREATE VIEW sandbox_history AS
+SELECT seq,
+  strftime('%Y-%m-%dT%H:%M:%S', at / 1000000000, 'unixepoch') || printf('.%09dZ', at %
+    1000000000) AS at,
+  sandbox_id AS id, name, namespace, pod, uid, event, from_state, to_state, reason, message,
+  actor, pid, boot_id
+FROM sandbox_transitions
+ORDER BY seq DESC""",
 )
 
 INITIAL: Final = (
@@ -831,11 +855,11 @@ INITIAL: Final = (
     (
         "INSERT INTO registry (one, registry_id, created_at, level, min_reader, min_writer) VALUES "
         "(1, lower(hex(randomblob(16))), CAST(strftime('%s', 'now') AS INTEGER) * 1000000000 + "
-        "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 3, 1, 1)"
+        "CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000000, 4, 1, 1)"
     ),
     (
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT "
         "alembic_version_pkc PRIMARY KEY (version_num))"
     ),
-    "INSERT INTO alembic_version (version_num) VALUES ('0003')",
+    "INSERT INTO alembic_version (version_num) VALUES ('0004')",
 )

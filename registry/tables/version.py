@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 """Alembic's name of the newest revision."""
-LEVEL: Final = 3
+LEVEL: Final = 4
 """The newest revision as a number: `registry.level` holds it, and older code can compare it."""
 APPLICATION_ID: Final = 0x53524442
 """`SRDB`: distinguishes a registry from any other SQLite file (PRAGMA application_id)."""

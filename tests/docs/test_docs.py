@@ -15,6 +15,7 @@ import registry
 from benchmarks import report
 from registry import State, Status, Store, Verdict
 from registry.tables import version
+from registry.tables.document import page
 from tests import needs
 from tests.documents import DOCUMENTS, blocks, text_of
 from tests.tools import ROOT, environment, execute, pod, query, sandbox
@@ -145,22 +146,35 @@ def test_every_make_target_of_the_documents_exists() -> None:
 
 
 def test_docs_schema_lists_every_table_and_view(store: Store, path: str) -> None:
-    """With every column, in order."""
+    """With every column, in order; the drawing shows all of them."""
     store.list()
     text = text_of("docs/schema.md")
     assert f"Revision {version.REVISION}." in text
-    listed = {
-        cells[0].strip("` "): re.findall(r"`(\w+)`", cells[-1])
-        for line in text.splitlines()
-        if line.startswith("| `")
-        for cells in [line.strip("|\n ").split("|")]
-    }
+    assert f"| {version.REVISION} |" in text
+    sections = re.findall(r"^### `(\w+)`$(.*?)(?=^#|^<)", text, re.DOTALL | re.MULTILINE)
+    listed = {name: re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE) for name, rows in sections}
     found = {}
     for (name,) in query(path, "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"):
         if name != "alembic_version" and not name.startswith("sqlite_"):
             columns = query(path, f"SELECT name FROM pragma_table_info('{name}')")
             found[name] = [column for (column,) in columns]
+            assert f" {name} " in text.split("```")[1]
     assert found == listed
+
+
+def test_docs_schema_is_what_make_sql_generates() -> None:
+    """From the comments of the schema; otherwise run `make sql`."""
+    assert text_of("docs/schema.md") == page(text_of("docs/schema.md"))
+
+
+def test_docs_schema_names_every_trigger(store: Store, path: str) -> None:
+    """Beside the rule that it enforces."""
+    store.list()
+    rules = text_of("docs/schema.md").split("## Rules")[1].split("## The file")[0]
+    triggers = query(path, "SELECT name FROM sqlite_master WHERE type = 'trigger'")
+    assert {name for (name,) in triggers} == set(
+        re.findall(r"`((?:sandbox|registry)\w*_\w+)`", rules)
+    )
 
 
 def test_docs_reconcile_lists_every_verdict() -> None:

@@ -35,7 +35,7 @@ TABLES = ("sandboxes", "sandbox_statuses", "sandbox_labels", "sandbox_transition
 """Tables of revision 0001 beside `registry`."""
 
 
-REVISIONS = ["0001", "0002"]
+REVISIONS = ["0001", "0002", "0003"]
 """Older revisions, whose code is in tests/data."""
 
 
@@ -254,6 +254,43 @@ def test_an_upgrade_that_fails_leaves_the_registry_and_its_backup(path: str) -> 
     Store.open(path).close()
     assert [] == query(
         f"{path}{SUFFIX}", "SELECT name FROM sqlite_master WHERE name = 'sandbox_extensions'"
+    )
+
+
+@pytest.mark.parametrize("revision", ["0003"], indirect=True)
+@pytest.mark.parametrize("kind", ["TABLE sandbox_history (a)", "VIEW sandbox_history AS SELECT 1"])
+def test_an_upgrade_leaves_a_table_of_another_tool_that_has_the_name_of_a_new_view(
+    path: str, kind: str
+) -> None:
+    """The error names it; once it has another name, the registry is upgraded."""
+    execute(path, f"CREATE {kind}")
+    objects = query(path, integrity.OBJECTS)
+    with pytest.raises(DataLossError, match="sandbox_history already exists"):
+        Store.open(path)
+    assert objects == query(path, integrity.OBJECTS)
+    execute(path, f"DROP {kind.split(maxsplit=1)[0]} sandbox_history")
+    with Store.open(path) as store:
+        assert [] == store.check()
+
+
+@of_each_revision
+def test_the_views_of_an_upgraded_registry_show_what_older_code_has_written(path: str) -> None:
+    """Also of a sandbox that was added by hand, and of one that is deleted."""
+    execute(
+        path,
+        "INSERT INTO sandboxes (id, name) VALUES ('hand', 'hand')",
+        "INSERT INTO sandbox_statuses (sandbox_id, state, changed_at)"
+        " VALUES ('hand', 'SANDBOX_READY', 8)",
+    )
+    Store.open(path, reconcile=False).close()
+    epoch = "1970-01-01T00:00:00.00000000"
+    columns = "id, since, labels, host_network, extensions"
+    assert [
+        ("hand", f"{epoch}8Z", "{}", 0, "[]"),
+        *((f"s{n}", f"{epoch}7Z", f'{{"app":"app-{n}"}}', 0, "[]") for n in range(3)),
+    ] == query(path, f"SELECT {columns} FROM sandbox_overview")
+    assert [("deleted", f"{epoch}8Z"), ("created", f"{epoch}7Z")] == query(
+        path, "SELECT event, at FROM sandbox_history WHERE id = 's3'"
     )
 
 

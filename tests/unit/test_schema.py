@@ -198,43 +198,6 @@ def test_half_a_sandbox_added_by_plain_sql_is_told_and_can_be_taken_away(
     assert [] == store.check()
 
 
-def test_why_not_ready_says_since_when_from_what_and_by_whom(
-    shell: sqlite3.Connection, store: Store
-) -> None:
-    """For NOTREADY sandboxes only, with ISO 8601 times in UTC."""
-    shell.execute(
-        "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', reason = 'NetNSClosed',"
-        " message = 'm', changed_at = 1700000000123456789, actor = 'shim[7]'"
-        " WHERE sandbox_id = 'ready'"
-    )
-    assert [
-        (
-            "ready",
-            "name-ready",
-            "NetNSClosed",
-            "m",
-            "2023-11-14T22:13:20.123456789Z",
-            "SANDBOX_READY",
-            "shim[7]",
-        )
-    ] == shell.execute("SELECT * FROM why_not_ready").fetchall()
-    assert 2 == len(store.list(include_unknown=True))
-
-
-def test_the_overview_has_every_sandbox_and_the_columns_of_the_contract(
-    shell: sqlite3.Connection,
-) -> None:
-    """UNKNOWN ones too; unset times are NULL."""
-    cursor = shell.execute("SELECT * FROM sandbox_overview")
-    assert (
-        "id name namespace pod state pid ip netns_path reason message created_at changed_at"
-    ) == " ".join(column[0] for column in cursor.description)
-    found = {row[0]: row for row in cursor.fetchall()}
-    assert {"ready", "unknown"} == found.keys()
-    assert None is found["unknown"][10]
-    assert "1970-01-01T00:00:00.000001000Z" == found["ready"][10]
-
-
 def test_the_config_can_be_asked_with_json_extract(shell: sqlite3.Connection) -> None:
     """Keys are proto names."""
     assert [("default", "web")] == shell.execute(
