@@ -13,6 +13,7 @@ lock_file      file that is locked by one process at a time, and names the holde
 process_lock   fair lock between processes
 deadline       deadline of the calls in the body of a `with`
 owner          the task or thread that owns a transaction
+measurements   durations and sizes of the writes, for metrics
 transaction    the open write transaction, and the group that shares its commit
 hooks          what the engine asks about the schema
 lock_holder    the holder of the write lock, as errors name it

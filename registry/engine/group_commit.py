@@ -33,6 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from registry.engine.lock_holder import group_failure, timeout_error
+from registry.engine.measurements import Measurements
 from registry.engine.transaction import Group, Transaction
 from registry.errors import FailedPreconditionError, RegistryError
 from registry.sync.interrupts import run_to_end
@@ -73,6 +74,7 @@ class GroupCommit:
         self.transaction: Transaction | None = None
         """The transaction that runs."""
         self.mutex: Final = Mutex()
+        self.measurements: Final = Measurements()
         self._writer: Final = writer
         self._hooks: Final = hooks
         self._state: Final = state
@@ -92,30 +94,41 @@ class GroupCommit:
             FailedPreconditionError: called in a signal handler that interrupted another write.
             RegistryError: the database cannot be written.
         """
-        transaction.timeout = timeout
-        deadline = transaction.deadline = time.monotonic() + timeout
+        transaction.timeout, transaction.began = timeout, time.monotonic()
+        transaction.deadline = transaction.began + timeout
         if self.mutex.queue:
             self._require_no_write_in_progress(transaction)
-        if not self.mutex.acquire(transaction, deadline):
-            raise self.timed_out(transaction.doing, timeout)
-        if self._state.closed:
-            self._state.require(transaction.doing)
-        group = self._group
-        if group is not None and not self._may_join(transaction, group):
-            self._finish(group)
-            group = None
+        try:
+            group = self._acquire_locks(transaction)
+        finally:
+            transaction.waited_until = time.monotonic()
+            self.measurements.waited(transaction.waited_until - transaction.began)
         if group is None:
-            self._begin_first(transaction, deadline, timeout)
+            self._begin_first(transaction)
         else:
             group.runs += 1
             transaction.execute("SAVEPOINT member")
             transaction.joined = True
         self.transaction = transaction
 
-    def _begin_first(self, transaction: Transaction, deadline: float, timeout: float) -> None:
+    def _acquire_locks(self, transaction: Transaction) -> Group | None:
+        """Acquire the mutex, and return the group to join; without one, the process lock too."""
+        doing, deadline, timeout = transaction.doing, transaction.deadline, transaction.timeout
+        if not self.mutex.acquire(transaction, deadline):
+            raise self.timed_out(doing, timeout)
+        if self._state.closed:
+            self._state.require(doing)
+        group = self._group
+        if group is not None and not self._may_join(transaction, group):
+            self._finish(group)
+            group = None
+        if group is None:
+            self._writer.acquire_lock(doing, deadline, timeout)
+        return group
+
+    def _begin_first(self, transaction: Transaction) -> None:
         writer = self._writer
-        writer.acquire_lock(transaction.doing, deadline, timeout)
-        writer.begin(transaction.doing, deadline, timeout)
+        writer.begin(transaction.doing, transaction.deadline, transaction.timeout)
         (version,) = transaction.fetch("PRAGMA data_version")[0]
         foreign = version != self._version  # another connection has committed
         if foreign:
@@ -241,9 +254,13 @@ class GroupCommit:
         if self._state.closed and not self._writer.committing:
             self._state.require(doing)
         before = self._own_commits.commit_begins()
+        group.commit_began = time.monotonic()
         try:
             self._writer.commit(doing)
             self._writer.confirm(doing, group.deadline)
+            group.commit_ended = time.monotonic()
+            seconds = group.commit_ended - group.commit_began
+            self.measurements.committed(seconds, len(group.members))
             changes = list[object]()
             for member in group.members:
                 changes += member.changes

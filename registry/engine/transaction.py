@@ -88,6 +88,8 @@ class Transaction:
         """Time at which it was made, in nanoseconds since the Unix epoch."""
         self.timeout = self.deadline = 0.0
         """Seconds for which it may wait in all, and the monotonic time at which waiting stops."""
+        self.began = self.waited_until = 0.0
+        """Monotonic times in seconds at which it began to wait for the locks, and had them."""
         self.committed = False
         self.ended_by: BaseException | None = None
         """The error with which SQLite ended the whole transaction."""
@@ -268,6 +270,8 @@ class Group:
         self.join_deadline = math.inf
         """Monotonic time in seconds after which no transaction joins: a tenth of the timeout after
         the first member has run, so that the function of the last one has the rest."""
+        self.commit_began = self.commit_ended = 0.0
+        """Monotonic times in seconds of its COMMIT, and of the end of what follows it."""
         self.failure: RegistryError | None = None
         self.held_up_by: Transaction | None = None
         """The transaction whose function was running when the earliest deadline passed."""

@@ -64,6 +64,7 @@ ORDER = [
     "engine.process_lock",
     "engine.deadline",
     "engine.owner",
+    "engine.measurements",
     "engine.transaction",
     "engine.hooks",
     "engine.lock_holder",
