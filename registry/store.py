@@ -527,7 +527,7 @@ class Store:
         doing = f"update metadata of sandbox {id!r}"
         prefix = check_prefix(doing, id)
         check_function(doing, fn)
-        with self._session.write(doing) as transaction:
+        with self._session.write(doing, sandbox_id=prefix) as transaction:
             self._session.require_space(doing, grows=True)
             row = writes.find(prefix, doing, transaction.fetch)
             if row is not None:
@@ -548,7 +548,7 @@ class Store:
         """
         doing = f"delete sandbox {id!r}"
         prefix = check_prefix(doing, id)
-        with self._session.write(doing) as transaction:
+        with self._session.write(doing, sandbox_id=prefix) as transaction:
             row = writes.find(prefix, doing, transaction.fetch)
             if row is not None:
                 self._session.delete(transaction, row)

@@ -57,15 +57,19 @@ class Call(Generic[T]):
     alone: bool = False
     """Whether it shares no transaction with other calls."""
 
-    def __init__(self, fn: Callable[[], T], doing: str, timeout: float = 0.0) -> None:
+    def __init__(
+        self, fn: Callable[[], T], doing: str, timeout: float = 0.0, sandbox_id: str = ""
+    ) -> None:
         """Belong to the running task, and keep its context.
 
         Args:
             fn: called once, in a copy of the context, or never.
             doing: operation, for messages.
             timeout: seconds for which it may wait in all.
+            sandbox_id: full id or prefix with which *doing* ends; "" if it ends otherwise.
         """
         self.doing: Final = doing
+        self.sandbox_id: Final = sandbox_id
         self.loop: Final = asyncio.get_running_loop()
         self.futures = [self.loop.create_future()]
         """Set one after the other by `wake`."""
@@ -253,7 +257,12 @@ class Worker:
         transaction: Transaction | None = None
         try:
             # The first call stays in the queue, and may be withdrawn, while the lock is waited for.
-            write = session.write(first.doing, exclusive=True, timeout=first.remaining())
+            write = session.write(
+                first.doing,
+                sandbox_id=first.sandbox_id,
+                exclusive=True,
+                timeout=first.remaining(),
+            )
             with write as transaction:
                 self._run_members(transaction, ran)
         except BaseException as error:  # noqa: BLE001 - of each call that has run
@@ -275,6 +284,7 @@ class Worker:
             if call.claim():
                 ran.append(call)
                 call.run()
+                transaction.calls = len(ran)
             if transaction.ended_by is not None or not calls or calls[0].alone:
                 return
             if len(ran) >= BATCH_MAX or time.monotonic() >= latest:
@@ -334,15 +344,19 @@ class Calls:
 
     # Calls.
 
-    async def write(self, fn: Callable[[], T], doing: str) -> T:
+    async def write(self, fn: Callable[[], T], doing: str, sandbox_id: str) -> T:
         """Return what *fn* returns, a write, once that is committed, or in the task's transaction.
 
+        Args:
+            fn: called in the thread of the writes.
+            doing: operation and object, for messages.
+            sandbox_id: full id or prefix with which *doing* ends.
         Raises:
             UnavailableError: the store's timeout passed while it was queued.
             FailedPreconditionError: the transaction that the task was started in awaits it.
         """
         self.require_open(doing)
-        return await self.submit(Call(fn, doing, self.session.wait()))
+        return await self.submit(Call(fn, doing, self.session.wait(), sandbox_id))
 
     async def submit(self, call: Call[T]) -> T:
         """Queue *call* in the task's open transaction, or else for the worker; as `write`."""

@@ -86,7 +86,7 @@ def _write(
         operation = f"{doing} {id!r}"
         _refuse_coroutine_functions(operation, args, kwargs)
         bound = getattr(self._sync, name)
-        return await self._calls.write(lambda: bound(*args, **kwargs), operation)
+        return await self._calls.write(lambda: bound(*args, **kwargs), operation, str(id))
 
     return call
 

@@ -27,6 +27,7 @@ wal            growth of the write-ahead log: its bound, and preallocation
 writer         the connection that writes, step by step
 group_commit   several writes committed by one COMMIT
 engine         the writer, the readers and the group commit of one database file
+spans          OpenTelemetry spans of a write; imported where the embedder traces
 write          a write transaction as the body of a `with`
 open_files     the files that this process has open: Stores of one file share one engine
 """

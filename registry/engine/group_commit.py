@@ -173,6 +173,7 @@ class GroupCommit:
         self.transaction = None
         transaction.group = group
         group.members.append(transaction)
+        group.calls += transaction.calls
         if len(self.mutex.queue) > 1 and self._next_may_join(transaction, group):
             self._wait_for_outcome(transaction, group)
         else:
@@ -258,15 +259,15 @@ class GroupCommit:
         try:
             self._writer.commit(doing)
             self._writer.confirm(doing, group.deadline)
-            group.commit_ended = time.monotonic()
-            seconds = group.commit_ended - group.commit_began
-            self.measurements.committed(seconds, len(group.members))
+            seconds = time.monotonic() - group.commit_began
+            self.measurements.committed(seconds, group.calls)
             changes = list[object]()
             for member in group.members:
                 changes += member.changes
             self._own_commits.committed(self._writer.connection, self._version, before, changes)
         finally:
             self._own_commits.is_committing = False
+            group.commit_ended = time.monotonic()
 
     def _fail(self, group: Group, transaction: Transaction, cause: BaseException | None) -> None:
         """Fail *group*, whose SQLite transaction was ended by *cause* in *transaction*."""

@@ -44,7 +44,7 @@ class Measurements:
         self.commit_seconds: Final = Histogram(SECONDS)
         """For COMMIT and what follows it before the members return, of each group."""
         self.group_writes: Final = Histogram(WRITES)
-        """Transactions that share a commit, of each group."""
+        """Writes that share a commit, of each group; those of an AsyncStore's batch count each."""
 
     def waited(self, seconds: float) -> None:
         """Count a wait of one write."""
@@ -53,7 +53,7 @@ class Measurements:
         wait.sum += seconds
 
     def committed(self, seconds: float, writes: int) -> None:
-        """Count a commit that took *seconds*, of a group of *writes* members."""
+        """Count a commit that took *seconds*, of *writes* writes."""
         commit, group = self.commit_seconds, self.group_writes
         commit.counts[bisect_left(SECONDS, seconds)] += 1
         commit.sum += seconds

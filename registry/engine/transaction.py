@@ -60,7 +60,13 @@ class Transaction:
     """Open write transaction, as the calls of its owner see it."""
 
     def __init__(
-        self, connection: Connection, state: OpenState, doing: str, *, exclusive: bool
+        self,
+        connection: Connection,
+        state: OpenState,
+        doing: str,
+        *,
+        exclusive: bool,
+        sandbox_id: str = "",
     ) -> None:
         """Note its owner; the engine begins and ends it.
 
@@ -69,8 +75,10 @@ class Transaction:
             state: of the database file.
             doing: operation and object, for messages.
             exclusive: whether it shares no commit with others.
+            sandbox_id: as the caller gave it, possibly a prefix, with which *doing* ends; "": none.
         """
         self.exclusive = exclusive
+        self.sandbox_id = sandbox_id
         self.joined = False
         """Whether it has a savepoint in a group that another transaction began."""
         self.group: Group | None = None
@@ -79,6 +87,8 @@ class Transaction:
         self._state = state
         self.doing = doing
         """Operation and object of the innermost part, for messages."""
+        self.calls = 1
+        """Writes of the embedder that it consists of; more in a batch of an AsyncStore."""
         self._outer: list[str] = []
         self.owner = current_owner()
         self.scope = object()
@@ -263,6 +273,8 @@ class Group:
     def __init__(self) -> None:
         """Begin without members."""
         self.members: list[Transaction] = []
+        self.calls = 0
+        """Number of writes of the embedder that *members* consist of."""
         self.runs = 1
         """Number of transactions that have run in it, including those that failed."""
         self.deadline = math.inf

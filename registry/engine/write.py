@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +12,13 @@ from typing import Final
 from registry.engine import owner
 from registry.engine.engine import Engine
 from registry.engine.transaction import Transaction
-from registry.errors import FailedPreconditionError
+from registry.errors import FailedPreconditionError, ResourceExhaustedError
+from registry.sync.imports import late_import
 from registry.sync.interrupts import call_then
+
+TRACING: Final = "opentelemetry.trace"
+"""Module without which no program has set a tracer provider."""
+_modules: Final = sys.modules
 
 
 class _End(partial[None]):
@@ -50,7 +56,13 @@ class Write:
     _scopes: tuple[object, ...] = ()
 
     def __init__(
-        self, engine: Engine, doing: str, timeout: float, *, exclusive: bool = False
+        self,
+        engine: Engine,
+        doing: str,
+        timeout: float,
+        *,
+        exclusive: bool = False,
+        sandbox_id: str = "",
     ) -> None:
         """Remember the arguments.
 
@@ -59,9 +71,10 @@ class Write:
             doing: operation and object, for messages.
             timeout: seconds that it may wait in all.
             exclusive: whether it shares no commit with others: it has many parts, or takes long.
+            sandbox_id: full id or prefix with which *doing* ends; "" if it ends otherwise.
         """
         self._engine, self._doing, self._timeout = engine, doing, timeout
-        self._exclusive = exclusive
+        self._exclusive, self._sandbox_id = exclusive, sandbox_id
 
     def __enter__(self) -> Transaction:
         engine, doing = self._engine, self._doing
@@ -70,7 +83,13 @@ class Write:
                 f"{doing}: this transaction was entered before; call transaction() for each `with`"
             )
         connection = engine.require_writer(doing).connection
-        self._transaction = Transaction(connection, engine.state, doing, exclusive=self._exclusive)
+        self._transaction = Transaction(
+            connection,
+            engine.state,
+            doing,
+            exclusive=self._exclusive,
+            sandbox_id=self._sandbox_id,
+        )
         self.entered = True
         outer = engine.writes.transaction
         if outer is not None and outer.owner is self._transaction.owner:
@@ -81,8 +100,10 @@ class Write:
         try:
             engine.writes.begin(self._transaction, self._timeout)
             self._scopes = owner.enter_scope(self._transaction.scope)
-        except BaseException:
+        except BaseException as error:
             engine.end(self._transaction)
+            if TRACING in _modules:
+                _trace(self._transaction, error)
             raise
         return self._transaction
 
@@ -121,18 +142,21 @@ class Write:
             self._engine.require_open(self._doing)
             self._transaction.end_nested(error)
         else:
-            call_then(partial(self._commit, error), self._finish)
+            call_then(partial(self._commit, error), partial(self._finish, error))
 
     def _commit(self, error: BaseException | None) -> None:
         owner.leave_scope(self._scopes)
         if error is None:
             self._engine.writes.commit(self._transaction)
 
-    def _finish(self) -> None:
+    def _finish(self, error: BaseException | None) -> None:
         """Roll back what is not committed, and call what waits for the outcome; idempotent."""
         transaction = self._transaction
         self._engine.end(transaction)
         transaction.run_callbacks()
+        if TRACING in _modules and not self.ended:
+            self.ended = True  # an interrupt loses the spans, rather than repeating them
+            _trace(transaction, error)
         self.ended = True
         transaction.group = None  # which refers to it: no work for the garbage collector
 
@@ -142,6 +166,16 @@ class Write:
             self._engine.abandon(self._transaction)
 
     __del__ = abandon
+
+
+def _trace(transaction: Transaction, error: BaseException | None) -> None:
+    """Make the spans of *transaction*; none if no descriptor is left to import the module."""
+    try:
+        with late_import("registry.engine.spans"):
+            from registry.engine import spans  # noqa: PLC0415 - where the embedder traces
+    except ResourceExhaustedError:
+        return
+    spans.record(transaction, error)
 
 
 class CallerWrite(Write):

@@ -81,7 +81,8 @@ def insert(session: Session, addition: Addition, container: Container | None = N
         ResourceExhaustedError: the disk is full.
         UnavailableError: the store's timeout passed before the write could begin.
     """
-    with session.write(addition.doing) as transaction:
+    id = str(addition.columns["id"])
+    with session.write(addition.doing, sandbox_id=id) as transaction:
         session.require_space(addition.doing, grows=True)
         since = transaction.connection.total_changes
         row = writes.insert(

@@ -83,7 +83,7 @@ class Extensions(Mapping[str, Extension]):
         doing = f"update extensions of sandbox {self._handle.id!r}"
         check_function(doing, fn)
         session, handle = self._session, self._handle
-        with session.write(doing) as transaction:
+        with session.write(doing, sandbox_id=handle.id) as transaction:
             self._reading = None  # the next use of this object reads what is stored
             before = self._find(transaction.fetch)
             if before is not None:

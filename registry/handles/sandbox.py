@@ -265,7 +265,7 @@ class Sandbox:
         """Delete this creation of the sandbox; return False if it was already deleted."""
         doing = f"delete sandbox {self.id!r}"
         session, creation = self._session, self._entry.row.creation
-        with session.write(doing) as transaction:
+        with session.write(doing, sandbox_id=self.id) as transaction:
             row = writes.find_creation(creation, transaction.fetch)
             if row is not None:
                 self._last = row
@@ -315,7 +315,7 @@ class _StoredStatus:
         doing = f"update status of sandbox {self._handle.id!r}"
         check_function(doing, fn)
         session, handle = self._session, self._handle
-        with session.write(doing) as transaction:
+        with session.write(doing, sandbox_id=handle.id) as transaction:
             row = writes.find_changeable(handle.creation, transaction.fetch)
             if row is not None:
                 status = validate(session.ask(transaction, row, fn, rows.load_status(row)), doing)

@@ -108,18 +108,24 @@ class Session:
         return Deadline(self.engine.path, seconds)
 
     def write(
-        self, doing: str, *, exclusive: bool = False, timeout: float | None = None
+        self,
+        doing: str,
+        *,
+        sandbox_id: str = "",
+        exclusive: bool = False,
+        timeout: float | None = None,
     ) -> AbstractContextManager[Transaction]:
         """Return a context manager whose body is a write transaction, or a part of one.
 
         Args:
             doing: operation and object, for messages.
+            sandbox_id: full id or prefix with which *doing* ends; "" if it ends otherwise.
             exclusive: whether it shares no commit: it has many parts, or takes long.
             timeout: seconds that it may wait in all; None: as `wait`.
         """
         self.require_open(doing)
         timeout = self.wait() if timeout is None else timeout
-        return Write(self.engine, doing, timeout, exclusive=exclusive)
+        return Write(self.engine, doing, timeout, exclusive=exclusive, sandbox_id=sandbox_id)
 
     def caller_write(
         self, doing: str, *, timeout: float | None = None

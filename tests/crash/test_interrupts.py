@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(TIMEOUT + 60)]
 IN_A_WRITE = {"Mutex.acquire", "ProcessLock.acquire", "Writer.commit", "Write.__exit__"}
 INTERRUPTED = {
     "update": {*IN_A_WRITE, "_record"},
+    "traced": {*IN_A_WRITE, "_trace", "_record.<locals>.at"},
     "nested": {*IN_A_WRITE, "Transaction.end_nested", "_record"},
     "deadline": {*IN_A_WRITE, "Deadline.__enter__", "Deadline.__exit__"},
     "add": {*IN_A_WRITE, "identify", "observe"},

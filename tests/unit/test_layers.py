@@ -78,6 +78,7 @@ ORDER = [
     "engine.writer",
     "engine.group_commit",
     "engine.engine",
+    "engine.spans",
     "engine.write",
     "engine.open_files",
     "engine",
