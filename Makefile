@@ -120,6 +120,10 @@ sql: $(installed) ## generate the SQL that the package runs, and docs/schema.md,
 	@generated=$$($(python) -m registry.tables.generate); echo "$$generated" >registry/tables/sql.py
 	@page=$$($(python) -m registry.tables.document docs/schema.md); echo "$$page" >docs/schema.md
 
+.PHONY: questions
+questions: $(installed) ## generate docs/questions.md: thirty questions with their SQL and its answers
+	@page=$$($(python) -m docs.tools.questions); echo "$$page" >docs/questions.md
+
 .PHONY: ci
 ci: lint type test wheel demo ## run all that must pass before a change is merged
 

@@ -23,6 +23,7 @@ Packages, each importing only from those before it; the docstring of each lists 
     maintenance   restore of a backup, salvage of a damaged registry; imported by those who use it
     cli           the command line
     shim          a runtime shim that serves the CRI on a unix socket
+    browse        a page that shows a registry in a browser, with Datasette
 """
 
 from __future__ import annotations

@@ -173,6 +173,8 @@ ORDER = [
     "shim.server",
     "shim.command",
     "shim",
+    "browse.questions",
+    "browse",
     "__main__",
 ]
 LATE = {
