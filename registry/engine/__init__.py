@@ -11,6 +11,7 @@ beside         whether each file beside a database may be one of its registry
 disk_space     limits of a transaction, by the free space of the disk
 lock_file      file that is locked by one process at a time, and names the holder
 process_lock   fair lock between processes
+usage          use of a database file by the processes of the host
 deadline       deadline of the calls in the body of a `with`
 owner          the task or thread that owns a transaction
 measurements   durations and sizes of the writes, for metrics

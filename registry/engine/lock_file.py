@@ -37,6 +37,17 @@ class Holder(NamedTuple):
     since: int
 
 
+def holder_of(fd: int) -> Holder | None:
+    """Return the other process that is recorded in the file *fd*; None if there is none."""
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_GETLK, _ANY)
+    except (OSError, ValueError) as error:  # the file is closed
+        reraise_interrupt(error)
+        return None
+    kind, _, start, length, pid = _RECORD_LOCK.unpack(found)
+    return None if kind == fcntl.F_UNLCK else Holder(pid, start + length)
+
+
 class LockFile:
     """File beside a database that is locked by one process at a time."""
 
@@ -105,13 +116,7 @@ class LockFile:
 
     def holder(self) -> Holder | None:
         """Return the other process that is recorded; None if there is none."""
-        try:
-            found = fcntl.fcntl(self.fd, fcntl.F_GETLK, _ANY)
-        except (OSError, ValueError) as error:  # the file is closed
-            reraise_interrupt(error)
-            return None
-        kind, _, start, length, pid = _RECORD_LOCK.unpack(found)
-        return None if kind == fcntl.F_UNLCK else Holder(pid, start + length)
+        return holder_of(self.fd)
 
     def release(self) -> None:
         """Unlock the file, or close it if the system refuses; idempotent."""

@@ -13,6 +13,7 @@ part_file       new content of a file, put in place when it is whole
 directory_lock  flock of a directory of network namespaces
 netns           network namespaces: created, entered and removed
 pidfd           pidfds, and the entry of a process in /proc
+file_users      processes that have files open
 process         identity of the process that a pid names
 held_process    Process: a process held by a pidfd
 """

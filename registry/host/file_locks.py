@@ -44,8 +44,13 @@ class FileLock(NamedTuple):
     last: float
 
 
-def locks_on(path: str) -> Iterator[FileLock]:
-    """Yield the locks of the visible processes on the file at *path*."""
+def locks_on(path: str, *, waiting: bool = False) -> Iterator[FileLock]:
+    """Yield the locks of the visible processes on the file at *path*.
+
+    Args:
+        path: of the file.
+        waiting: yield the locks that processes wait for instead of those that they hold.
+    """
     try:
         found = paths.identity(path)
     except RegistryError:  # the list serves only to name a process
@@ -55,9 +60,10 @@ def locks_on(path: str) -> Iterator[FileLock]:
     try:
         with open("/proc/locks", encoding="ascii") as locks:
             for line in locks:
-                if "->" in line:  # a process that waits for the lock of the line before
+                _, *fields = line.split()
+                if ("->" in fields) is not waiting:  # it waits for a lock of a line before
                     continue
-                _, kind, _, access, pid, file, first, last, *_ = line.split()
+                kind, _, access, pid, file, first, last, *_ = fields[waiting:]
                 device, _, inode = file.rpartition(":")
                 if int(inode) == found[1]:
                     end = math.inf if last == "EOF" else int(last)
@@ -93,7 +99,20 @@ def reader_blocker(database: str) -> int | None:
     return min(blockers - {os.getpid()}, default=None)
 
 
+def waiters(path: str) -> list[int]:
+    """Return the pids of the processes that wait for the flock of the file at *path*, in order."""
+    return [lock.pid for lock in locks_on(path, waiting=True) if lock.kind == "FLOCK"]
+
+
 def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
+    """Return the processes of `snapshot_pids` as messages name them."""
+    return [
+        "this process" if pid == os.getpid() else named(pid)
+        for pid in snapshot_pids(database, ours=ours)
+    ]
+
+
+def snapshot_pids(database: str, *, ours: int = 0) -> list[int]:
     """Return the processes whose snapshots keep the WAL of *database* from being reset.
 
     The snapshot of a write transaction does not count. The list of locks is read twice: the kernel
@@ -113,11 +132,7 @@ def snapshot_holders(database: str, *, ours: int = 0) -> list[str]:
             marks[lock.pid] = marks.get(lock.pid, 0) + count
     for pid in _holders(locks, WRITE_LOCK, "WRITE") - _holders(locks, CHECKPOINT_LOCK, "WRITE"):
         marks[pid] = marks.get(pid, 0) - 1
-    return [
-        "this process" if pid == os.getpid() else f"process {pid}{process_name(pid)}"
-        for pid, count in sorted(marks.items())
-        if count > 0
-    ]
+    return [pid for pid, count in sorted(marks.items()) if count > 0]
 
 
 def _holders(locks: list[FileLock], byte: int, access: str) -> set[int]:

@@ -91,6 +91,28 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
     )
 
 
+def decide_on(session: Session, creation: int) -> tuple[Observation, Decision] | None:
+    """Observe one sandbox, and return what a reconcile would decide now.
+
+    None: it was deleted. Nothing is written. If it was recorded under another boot id, all
+    sandboxes are observed: the evidence for any of them holds for all of that boot.
+    """
+    doing = "observe a sandbox"
+    inventory = HostInventory(HostContext.current())
+    with session.snapshot(doing) as fetch:
+        row = writes.find_changeable(creation, fetch)
+        if row is None:
+            return None
+        pending: Iterable[AnyRow] = [row]
+        if not rows.damage(row) and verdicts.names_other_boot(row, inventory.context):
+            pending = _AsRead(unknown=fetch(sql.UNKNOWNS, {}), others=fetch(sql.PAST_UNKNOWN, {}))
+    observed = list(_observe_all(session, pending, inventory, set()))
+    evidence = _evidence_of_creators(session, inventory)
+    decisions = verdicts.decide(observed, inventory.context, session.author.clock(), evidence)
+    decision = next(each for each in decisions if each.row.creation == creation)
+    return next(seen for row, seen in observed if row.creation == creation), decision
+
+
 class _Results(NamedTuple):
     """Decisions so far, by creation.
 

@@ -13,6 +13,7 @@ incarnation     line of the history that a restored backup begins
 copies          copies by SQLite's backup API
 upgrade_backup  copy beside a file, made before its upgrade
 migrations      schema of a file: verified, created, upgraded
+upgrade_sql     SQL that an upgrade would run
 inspection      file at a path, inspected before anything is changed
 backup          backup of a registry that is in use
 writes          all writes, inside the transaction of the caller
