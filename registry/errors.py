@@ -15,7 +15,10 @@ from registry.visible import visible
 
 
 class RegistryError(Exception):
-    """Base of all errors of this package; itself raised for a driver error of unknown code."""
+    """Base of all errors of this package; itself raised for a driver error of unknown code.
+
+    To do: report it; the code of SQLite is in `sqlite_code`.
+    """
 
     def __init__(self, message: str, /, **operands: object) -> None:
         """Keep *message* for people, and each operand, a declared attribute, for programs."""
@@ -30,7 +33,10 @@ class RegistryError(Exception):
 
 
 class NotFoundError(RegistryError):
-    """A sandbox, or the registry at a path, does not exist. gRPC: NOT_FOUND."""
+    """A sandbox, or the registry at a path, does not exist. gRPC: NOT_FOUND.
+
+    To do: a stop or a removal has succeeded; else tell the caller.
+    """
 
     id: str = ""
     """Id, or prefix of an id, of the sandbox."""
@@ -41,14 +47,20 @@ class NotFoundError(RegistryError):
 
 
 class AlreadyExistsError(RegistryError):
-    """The id is taken. gRPC: ALREADY_EXISTS."""
+    """The id is taken. gRPC: ALREADY_EXISTS.
+
+    To do: take another id, or `get` the sandbox: an earlier call may have added it.
+    """
 
     id: str = ""
     """Id that was requested for the new sandbox."""
 
 
 class NameReservedError(AlreadyExistsError):
-    """The name is taken."""
+    """The name is taken.
+
+    To do: remove the sandbox `holder` first, or increment the attempt.
+    """
 
     name: str = ""
     """Name that was requested for sandbox `id`."""
@@ -57,7 +69,10 @@ class NameReservedError(AlreadyExistsError):
 
 
 class InvalidArgumentError(RegistryError):
-    """A value cannot be accepted, now or later. gRPC: INVALID_ARGUMENT."""
+    """A value cannot be accepted, now or later. gRPC: INVALID_ARGUMENT.
+
+    To do: correct `field`; it is a fault of the caller.
+    """
 
     field: str = ""
     """Name of the argument, or path of the field in it."""
@@ -68,7 +83,10 @@ class InvalidArgumentError(RegistryError):
 
 
 class AmbiguousPrefixError(InvalidArgumentError):
-    """Several ids begin with the prefix."""
+    """Several ids begin with the prefix.
+
+    To do: pass more characters, or one of `ids`.
+    """
 
     prefix: str = ""
     """Prefix that was looked up."""
@@ -77,7 +95,10 @@ class AmbiguousPrefixError(InvalidArgumentError):
 
 
 class MetadataError(InvalidArgumentError):
-    """Stored or encoded metadata cannot be read."""
+    """Stored or encoded metadata cannot be read.
+
+    To do: skip the sandbox; use `Sandbox.stored`; delete it, or restore a backup.
+    """
 
     id: str = ""
     """Id of the sandbox, if it is known."""
@@ -89,6 +110,8 @@ class FailedPreconditionError(RegistryError):
     """The present state does not permit the call; a retry alone does not help.
 
     gRPC: FAILED_PRECONDITION.
+
+    To do: read the state, and decide again.
     """
 
     id: str = ""
@@ -100,11 +123,17 @@ class FailedPreconditionError(RegistryError):
 
 
 class StoreClosedError(FailedPreconditionError):
-    """The store was closed, or belongs to the process that forked this one."""
+    """The store was closed, or belongs to the process that forked this one.
+
+    To do: open a store; in a forked child open another file, or spawn a process.
+    """
 
 
 class SchemaVersionError(FailedPreconditionError):
-    """The schema of the registry is newer or older than this code may use."""
+    """The schema of the registry is newer or older than this code may use.
+
+    To do: upgrade this program, or open with `upgrade=True`.
+    """
 
     found: str = ""
     """Revision of the registry."""
@@ -113,18 +142,26 @@ class SchemaVersionError(FailedPreconditionError):
 
 
 class ReadOnlyError(FailedPreconditionError):
-    """A write to a store, or to a file, that is read-only."""
+    """A write to a store, or to a file, that is read-only.
+
+    To do: open it for writing; check the mount and the mode of the file.
+    """
 
 
 class ClosedNetNSError(FailedPreconditionError):
     """No network namespace is at `path`: it was removed, or never created.
 
     Source: containerd pkg/netns, ErrClosedNetNS.
+
+    To do: the sandbox has ended: record NOTREADY, and clean up.
     """
 
 
 class CompactedError(FailedPreconditionError):
-    """The history no longer holds all transitions after a number."""
+    """The history no longer holds all transitions after a number.
+
+    To do: list the sandboxes, and go on from `oldest`.
+    """
 
     after: int = 0
     """Number of the transition after which the caller wanted to read."""
@@ -137,6 +174,9 @@ class UnavailableError(RegistryError):
 
     The deadline passed, or another write of the same group ended the transaction of both.
     gRPC: UNAVAILABLE.
+
+    To do: retry with a delay; if it repeats, end the process `holder`, which writes since
+    `since`.
     """
 
     path: str = ""
@@ -153,6 +193,9 @@ class ResourceExhaustedError(RegistryError):
     """A disk, its inodes, descriptors, threads or memory are used up, or a value is too large.
 
     gRPC: RESOURCE_EXHAUSTED.
+
+    To do: free what `errno` names, then retry; shorten `field` to `limit` bytes. What has ended
+    can still be marked and deleted on a full disk.
     """
 
     path: str = ""
@@ -168,7 +211,10 @@ class ResourceExhaustedError(RegistryError):
 
 
 class DataLossError(RegistryError):
-    """The file is damaged, is not a registry, or was replaced while open. gRPC: DATA_LOSS."""
+    """The file is damaged, is not a registry, or was replaced while open. gRPC: DATA_LOSS.
+
+    To do: stop writing; follow docs/operators.md, or restore a backup.
+    """
 
     path: str = ""
     """Path of the registry."""
@@ -179,12 +225,17 @@ class DataLossError(RegistryError):
 class CommitUnknownError(DataLossError):
     """A commit failed, and it is unknown whether a crash will make it appear.
 
-    The store accepts no more writes. Open the registry again, and read the state.
+    The store accepts no more writes.
+
+    To do: close the store, open it, and read what is stored.
     """
 
 
 class NetNSError(RegistryError):
-    """The kernel refused an operation on a network namespace."""
+    """The kernel refused an operation on a network namespace.
+
+    To do: act on `errno`; docs/reconcile.md has a table.
+    """
 
     path: str = ""
     """Path of the network namespace."""

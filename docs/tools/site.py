@@ -20,6 +20,8 @@ from mkdocs.structure.pages import Page
 ROOT: Final = str(Path(__file__).resolve().parents[2])
 LINK: Final = re.compile(r"(?<=\]\()([^)#:\s]+)")
 """The path in a link `[text](path#section)`."""
+ERROR: Final = re.compile(r"^## (\w+Error)$", re.MULTILINE)
+"""The heading of an error."""
 AS_IT_IS: Final = (".md", ".svg", ".png")
 """Files that the site has as they are; any other file is shown in a code block."""
 
@@ -51,7 +53,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[1]
         return posixpath.relpath(target, posixpath.dirname(uri))
 
-    return LINK.sub(replaced, markdown)
+    markdown = LINK.sub(replaced, markdown)
+    if uri == "errors.md":  # the reference of the calls links to these places
+        markdown = ERROR.sub(r"[](){#registry.errors.\1}\n\n\g<0>", markdown)
+    return markdown
 
 
 def _linked(document: str) -> Iterator[str]:

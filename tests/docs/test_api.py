@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, get_overloads
 
 import pytest
 
-import registry
+from docs.tools.errors import INTERNAL, raised
 from registry import StatusStorage, Store
 from registry.handles.sandbox import _StoredStatus
 from registry.handles.watch import Watch
@@ -32,8 +32,6 @@ MODULES: Final = [
 ]
 CONSTRUCTED: Final = {"Exits"}
 """Classes that an embedder constructs, beside the dataclasses."""
-INTERNAL: Final = {"Process.of_identity", "Transition.load"}
-"""Methods that other packages of the registry call: an embedder has no such arguments."""
 RETURNED: Final = [Watch]
 """Classes of objects that calls return, which are not exported."""
 WIDTH: Final = 100
@@ -98,10 +96,7 @@ def called(name: str, function: Callable[..., Any]) -> str:
 
 def errors_of(documented: object) -> frozenset[str]:
     """Return the errors that the section "Raises" of a docstring names."""
-    docstring = inspect.getdoc(documented) or ""
-    found = re.search(r"^Raises:\n((?:    .*\n?|\n)*)", docstring, re.MULTILINE)
-    lines = re.findall(r"^    (\w+Error(?:, \w+Error)*)\b", found[1], re.MULTILINE) if found else []
-    return frozenset(name for line in lines for name in line.split(", "))
+    return frozenset(name for name, _ in raised(inspect.getdoc(documented) or ""))
 
 
 def members(name: str, cls: type) -> Iterator[Entry]:
@@ -218,15 +213,3 @@ def test_api_lists_every_option_of_open() -> None:
     found = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", table, re.MULTILINE)
     options = [*inspect.signature(Store.open).parameters.values()][1:]
     assert [(each.name, literal(each.default)) for each in options] == found
-
-
-def test_api_lists_every_error_with_its_attributes() -> None:
-    """Each that the class itself declares."""
-    table = TEXT.split("| error |")[1].split("\n\n")[0]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
-    found = {re.findall(r"`(\w+)`", row[0])[0]: re.findall(r"`(\w+)`", row[-1]) for row in rows}
-    classes = [
-        value for name in registry.__all__ if inspect.isclass(value := getattr(registry, name))
-    ]
-    errors = [each for each in classes if issubclass(each, registry.RegistryError)]
-    assert {each.__name__: [*vars(each).get("__annotations__", {})] for each in errors} == found
