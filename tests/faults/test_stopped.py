@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -81,7 +82,8 @@ def stop_at(call: Call, working: Server, others: Server, path: str) -> tuple[lis
     tracer.communicate()
     begun = paths.size(f"{path}-lock") > 0
     found = others.ask("probe", path)
-    os.kill(child, signal.SIGCONT)
+    with suppress(ProcessLookupError):  # this run has ended before it came to the call
+        os.kill(child, signal.SIGCONT)
     run = working.ended()
     read, write = found.get("read", ["hangs"]), found.get("write", ["hangs"])
     wrong = [f"{write}"] if not is_in_time(write, child) else []
