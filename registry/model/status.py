@@ -48,7 +48,7 @@ class State(IntEnum):
         """
         state = _BY_TEXT.get(text)
         if state is None:
-            raise ValueError(f"{text!r} is not a sandbox state")
+            raise ValueError(f"{text!r} is not a sandbox state; pass one of {', '.join(_TEXTS)}")
         return state
 
 

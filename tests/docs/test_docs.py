@@ -141,7 +141,7 @@ def test_every_make_target_of_the_documents_exists() -> None:
     for document in DOCUMENTS:
         text = text_of(document)
         for named in re.findall(
-            r"`make ([a-z]+)`|^\$ make ([a-z ]+?)(?: +#|$)", text, re.MULTILINE
+            r"`make ([a-z]+)`|^ *\$ make ([a-z ]+?)(?: +#| [A-Z]+=|$)", text, re.MULTILINE
         ):
             assert set(" ".join(named).split()) <= targets, named
 

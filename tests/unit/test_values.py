@@ -37,7 +37,8 @@ def test_state_has_the_cris_names_and_the_seeds_numbers() -> None:
         state.value: str(state) for state in State
     }
     assert all(state is State.parse(str(state)) for state in State)
-    with pytest.raises(ValueError, match="'READY'"):
+    names = "SANDBOX_UNKNOWN, SANDBOX_READY, SANDBOX_NOTREADY"
+    with pytest.raises(ValueError, match=f"'READY' is not a sandbox state; pass one of {names}"):
         State.parse("READY")
 
 
