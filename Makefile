@@ -124,6 +124,10 @@ sql: $(installed) ## generate the SQL that the package runs, and docs/schema.md,
 questions: $(installed) ## generate docs/questions.md: thirty questions with their SQL and its answers
 	@page=$$($(python) -m docs.tools.questions); echo "$$page" >docs/questions.md
 
+.PHONY: metrics
+metrics: $(installed) ## generate the table in docs/metrics.md
+	@page=$$($(python) -m docs.tools.metrics); echo "$$page" >docs/metrics.md
+
 .PHONY: ci
 ci: lint type test wheel demo ## run all that must pass before a change is merged
 

@@ -6,7 +6,7 @@ import gc
 import sys
 from typing import Final
 
-EXTRAS: Final = {"click": "cli", "grpc": "shim"}
+EXTRAS: Final = {"click": "cli", "grpc": "shim", "prometheus_client": "metrics"}
 """Optional dependencies, and the extra that installs each."""
 SHIM: Final = {"serve": "registry.shim.command:serve"}
 """Verbs of the shim, which stands above the command line; see `registry.cli.program.VERBS`."""

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self, overload
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, overload
 
 from registry.engine import SchemaHooks, attach, detach
 from registry.engine.sqlite_errors import RESTORE
@@ -68,6 +68,20 @@ HIDDEN: Final = str(State.UNKNOWN)
 """The stored state of a sandbox that is being created."""
 
 
+class Reconciled(NamedTuple):
+    """Reconcile of a store, for its metrics.
+
+    Attributes:
+        report: result of the reconcile.
+        seconds: duration of the reconcile.
+        at: time of its end, in ns since the Unix epoch.
+    """
+
+    report: Report
+    seconds: float
+    at: int
+
+
 class Store:
     """Sandboxes of one registry file, for any thread and any number of processes.
 
@@ -82,6 +96,7 @@ class Store:
         if not isinstance(session, Session):
             raise TypeError(f"Store({session!r}): use Store.open(path)")
         self._session = session
+        self._reconciled: Reconciled | None = None
         self.recovery = None
 
     @classmethod
@@ -570,7 +585,10 @@ class Store:
         """
         with late_import("registry.recovery.reconcile"):
             from registry.recovery.reconcile import run  # noqa: PLC0415 - a reader does without
-        return run(self._session, self._registry_id, dry_run=dry_run)
+        began = time.monotonic()
+        report = run(self._session, self._registry_id, dry_run=dry_run)
+        self._reconciled = Reconciled(report, time.monotonic() - began, time.time_ns())
+        return report
 
     def remove_orphans(self, paths: Iterable[str]) -> builtins.list[str]:
         """Remove the namespaces at *paths* that are still orphans, and return their paths.

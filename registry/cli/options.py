@@ -88,11 +88,16 @@ def open_to_show(db: str) -> Store:
         if not error.damage:
             raise
         complain(f"{error}; shown is what can be read, which may be wrong", FOUND)
-    context, log, complaints = click.get_current_context(), logging.getLogger("registry"), Warner()
-    log.addHandler(complaints)
-    context.call_on_close(lambda: log.removeHandler(complaints))
-    context.meta[DAMAGED] = True
+    show_warnings()
+    click.get_current_context().meta[DAMAGED] = True
     return Store.open(db, damaged="read")
+
+
+def show_warnings() -> None:
+    """Have the warnings of the library written to stderr until the end of the verb."""
+    log, complaints = logging.getLogger("registry"), Warner()
+    log.addHandler(complaints)
+    click.get_current_context().call_on_close(lambda: log.removeHandler(complaints))
 
 
 class Warner(logging.Handler):

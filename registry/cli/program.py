@@ -42,6 +42,7 @@ VERBS: Final = {
     "history": "registry.cli.verbs.history:history",
     "reconcile": "registry.cli.verbs.reconcile:reconcile",
     "check": "registry.cli.verbs.check:check",
+    "metrics": "registry.cli.verbs.metrics:metrics",
     "delete": "registry.cli.verbs.delete:delete",
     "backup": "registry.cli.verbs.backup:backup",
     "restore": "registry.cli.verbs.restore:restore",

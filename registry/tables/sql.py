@@ -174,6 +174,16 @@ STOPS: Final = (
     "sandbox_transitions.to_state = 'SANDBOX_NOTREADY')"
 )
 
+COUNTS: Final = (
+    "SELECT sandboxes.namespace, sandbox_statuses.state, sandbox_statuses.reason, count(*) AS "
+    "count_1, min(coalesce(sandbox_transitions.at, sandbox_statuses.changed_at)) AS min_1 FROM "
+    "sandboxes LEFT OUTER JOIN sandbox_statuses ON sandbox_statuses.sandbox_id = sandboxes.id "
+    "LEFT OUTER JOIN sandbox_transitions ON sandbox_transitions.seq = (SELECT "
+    "max(of_sandbox.seq) AS max_1 FROM sandbox_transitions AS of_sandbox WHERE "
+    "of_sandbox.sandbox_id = sandboxes.id) GROUP BY sandboxes.namespace, sandbox_statuses.state, "
+    "sandbox_statuses.reason"
+)
+
 INSERT_SANDBOX: Final = (
     "INSERT INTO sandboxes (creation, id, name, netns_path, ip, additional_ips, runtime_handler, "
     "cni_result, process_label, config, config_json, pod, namespace, uid, attempt, host_network, "

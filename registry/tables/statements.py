@@ -160,6 +160,17 @@ def _last_seq() -> ScalarSelect[Any]:
     )
 
 
+def _latest_seq() -> ScalarSelect[Any]:
+    """Return the seq of the latest transition of a sandbox: that to its state."""
+    of_sandbox = sandbox_transitions.alias("of_sandbox")
+    return (
+        select(func.max(of_sandbox.c.seq))
+        .where(of_sandbox.c.sandbox_id == sandboxes.c.id)
+        .correlate(sandboxes)
+        .scalar_subquery()
+    )
+
+
 def _of_registry(name: str) -> ScalarSelect[Any]:
     """Return a column of the one row of `registry`; NULL if a damaged one has none."""
     return select(registry.c[name]).scalar_subquery()
@@ -237,6 +248,22 @@ STATEMENTS: Final[Mapping[str, Core]] = {
                 sandbox_transitions.c.to_state == _literal(str(State.NOTREADY)),
             )
         )
+    ),
+    # For metrics: the number of sandboxes of each kind, and since when the oldest is in its state.
+    "COUNTS": (
+        select(
+            sandboxes.c.namespace,
+            sandbox_statuses.c.state,
+            sandbox_statuses.c.reason,
+            func.count(),
+            func.min(func.coalesce(sandbox_transitions.c.at, sandbox_statuses.c.changed_at)),
+        )
+        .select_from(
+            sandboxes.outerjoin(
+                sandbox_statuses, sandbox_statuses.c.sandbox_id == sandboxes.c.id
+            ).outerjoin(sandbox_transitions, sandbox_transitions.c.seq == _latest_seq())
+        )
+        .group_by(sandboxes.c.namespace, sandbox_statuses.c.state, sandbox_statuses.c.reason)
     ),
     # Writes.
     "INSERT_SANDBOX": insert(sandboxes).values(_parameters(sandboxes)),

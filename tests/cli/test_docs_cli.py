@@ -89,7 +89,7 @@ def test_docs_have_one_section_for_each_verb() -> None:
 def test_docs_have_exactly_the_options_of_each_verb(verb: str) -> None:
     """Options that verbs share are documented once, others in the section of their verb."""
     common = documented_options("Options that verbs share")
-    if verb in {"export", "serve"}:  # it prints nothing else, or nothing
+    if verb in {"export", "metrics", "serve"}:  # it prints nothing else, or nothing
         common -= {"--json"}
     if verb == "salvage":  # its arguments name the registries
         common -= {"--db"}

@@ -15,6 +15,7 @@ from typing import Any as AnyType
 from typing import assert_type
 
 from google.protobuf.any_pb2 import Any
+from prometheus_client.registry import Collector
 
 import registry
 from registry import (
@@ -48,6 +49,7 @@ from registry import (
 from registry.aio import AsyncSandbox, AsyncStore
 from registry.cri import PodSandboxConfig
 from registry.handles.watch import Watch
+from registry.metrics import collector
 
 
 class Task:
@@ -308,6 +310,7 @@ async def tasks(path: str, metadata: Metadata, status: Status) -> None:
     assert_type(await sandbox.extensions.update(lambda _: {}), Mapping[str, Extension])
     async for transition in store.watch():
         assert_type(transition, Transition)
+    assert_type(collector(store, check=True), Collector)
     await store.add(metadata)  # type: ignore[call-arg]
     _ = store.get("4a33").status  # type: ignore[attr-defined] # it was not awaited
     with store.transaction():  # type: ignore[attr-defined]

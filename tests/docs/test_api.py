@@ -27,7 +27,7 @@ from tests.tools import ROOT
 TEXT: Final = text_of("docs/api.md")
 MODULES: Final = [
     importlib.import_module(name)
-    for name in ("registry", "registry.aio")
+    for name in ("registry", "registry.aio", "registry.metrics")
     if importlib.util.find_spec(name) is not None
 ]
 CONSTRUCTED: Final = {"Exits"}
@@ -73,11 +73,12 @@ def parameters(signature: inspect.Signature) -> Iterator[str]:
     for each in signature.parameters.values():
         if before == inspect.Parameter.POSITIONAL_ONLY != each.kind:
             yield "/"
-        if each.kind == inspect.Parameter.KEYWORD_ONLY != before:
+        several = each.kind == inspect.Parameter.VAR_POSITIONAL
+        if each.kind == inspect.Parameter.KEYWORD_ONLY and before not in {each.kind, "several"}:
             yield "*"
-        before = each.kind
+        before = "several" if several else each.kind
         if each.name not in {"self", "cls"}:
-            yield parameter(each)
+            yield f"{'*' if several else ''}{parameter(each)}"
     if before == inspect.Parameter.POSITIONAL_ONLY:
         yield "/"
 

@@ -7,6 +7,7 @@ inspect    inspect
 history    history
 reconcile  reconcile
 check      check
+metrics    metrics
 delete     delete
 backup     backup
 restore    restore
