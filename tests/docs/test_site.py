@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -68,13 +69,13 @@ def test_site_is_built_without_a_warning(site: Path) -> None:
 
 
 def test_pages_load_nothing_from_another_site(site: Path) -> None:
-    """No font, style sheet, script or picture; the style sheets import none either."""
+    """No font, style sheet, script or picture; style sheets and pictures load none either."""
     for file in site.rglob("*.html"):
         outside = [each for each in Page(file).loaded if each.startswith(("http", "//"))]
         assert not outside, (file, outside)
-    for file in site.rglob("*.css"):
+    for file in [*site.rglob("*.css"), *site.rglob("*.svg")]:
         text = file.read_text(encoding="utf-8")
-        assert "url(http" not in text, file
+        assert not re.search(r"""(?:url\(|href=|src=)["']?(?:https?:)?//""", text), file
         assert "@import" not in text, file
 
 
