@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -39,6 +41,9 @@ PARTS = {
     ("README.md", "console"): {
         MAKE: 1,
         "installs from an index of packages; `make wheel` installs what was built": 1,
+    },
+    ("docs/metrics.md", "sh"): {
+        "tests/docs/test_blocks.py::test_the_command_of_the_textfile_collector_runs": 1
     },
     ("docs/operators.md", "sh"): {
         "tests/cli/test_backups.py::test_the_recipes_of_the_document_work": 3,
@@ -142,6 +147,17 @@ def test_the_command_of_the_questions_runs(shim: Path) -> None:
     assert "ProcessExited" in run(
         "docs/questions.md", "sqlite3 -readonly -box", {"/var/lib/shim": str(shim)}
     )
+
+
+def test_the_command_of_the_textfile_collector_runs(shim: Path, tmp_path: Path) -> None:
+    """Of docs/metrics.md: the file says that the registry is up."""
+    places = {
+        "sandbox-registry --db /var/lib/shim": f'"{sys.executable}" -m registry --db {shim}',
+        "/var/lib/prometheus/node-exporter": str(tmp_path),
+    }
+    run("docs/metrics.md", "--output-file", places)
+    text = tmp_path.joinpath("sandbox-registry.prom").read_text(encoding="utf-8")
+    assert re.search(r"^sandbox_registry_up(\{.*\})? 1.0$", text, re.MULTILINE)
 
 
 @needs.program("systemd-analyze")
