@@ -83,9 +83,7 @@ def _file(path: str, config: MkDocsConfig) -> File:
     """Return the file at *path* as a file of the site."""
     absolute, uri = os.path.join(ROOT, path), _uri(path)
     if uri == path:
-        return File.generated(
-            config, uri, abs_src_path=absolute, inclusion=InclusionLevel.NOT_IN_NAV
-        )
+        return File.generated(config, uri, abs_src_path=absolute)
     code = Path(absolute).read_text(encoding="utf-8")
     language = {".py": "python"}.get(posixpath.splitext(path)[1], "text")
     content = f"# {posixpath.basename(path)}\n\n`{path}`\n\n````{language}\n{code}````\n"
