@@ -56,7 +56,7 @@ class Entry:
         """Return the status that *row* has.
 
         Raises:
-            MetadataError: its state is none that is known here.
+            MetadataError: this version does not know its state.
         """
         if self._status is None:
             self._status = load_status(self.row)

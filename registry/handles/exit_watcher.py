@@ -153,7 +153,7 @@ class Exits:
         """Watch *process*, which is closed when its end is noted. Idempotent.
 
         Raises:
-            InvalidArgumentError: *process* is none: it has ended, or no pid is recorded.
+            InvalidArgumentError: *process* is None: it has ended, or no pid is recorded.
             FailedPreconditionError: this watcher or *process* is closed.
         """
         self.watch_all([(sandbox, process)])

@@ -148,7 +148,7 @@ class Sandbox:
         """The status when this handle was read, at the same moment as its neighbours in a list.
 
         Raises:
-            MetadataError: its state is none that is known here.
+            MetadataError: this version does not know its state.
         """
         return self._entry.status()
 
@@ -286,7 +286,7 @@ class _StoredStatus:
 
         Raises:
             NotFoundError: the sandbox has been deleted.
-            MetadataError: its state is none that is known here.
+            MetadataError: this version does not know its state.
         """
         handle = self._handle
         doing = f"read status of sandbox {handle.id!r}"
@@ -305,7 +305,7 @@ class _StoredStatus:
         Raises:
             NotFoundError: the sandbox has been deleted.
             InvalidArgumentError: what *fn* returned cannot be stored.
-            MetadataError: the latest state is none that is known here.
+            MetadataError: this version does not know the latest state.
             FailedPreconditionError: it leads back to UNKNOWN, or *fn* changed this status itself.
             ResourceExhaustedError: the disk is full; NOTREADY is stored all the same, as long as
                 what is kept for that goes.
