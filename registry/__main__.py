@@ -6,7 +6,13 @@ import gc
 import sys
 from typing import Final
 
-EXTRAS: Final = {"click": "cli", "grpc": "shim", "prometheus_client": "metrics"}
+EXTRAS: Final = {
+    "click": "cli",
+    "rich": "cli",
+    "yaml": "cli",
+    "grpc": "shim",
+    "prometheus_client": "metrics",
+}
 """Optional dependencies, and the extra that installs each."""
 SHIM: Final = {"serve": "registry.shim.command:serve"}
 """Verbs of the shim, which stands above the command line; see `registry.cli.program.VERBS`."""
@@ -20,6 +26,8 @@ INTERRUPTED: Final = 130
 def main() -> int:
     """Run the command line and return its exit code; see docs/cli.md."""
     gc.set_threshold(YOUNG_OBJECTS)
+    if sys.argv[1:] == ["--version"]:  # as `program` does, without importing click
+        return _show_version()
     try:
         from registry.cli import program  # noqa: PLC0415 - click is an extra
 
@@ -38,6 +46,21 @@ def main() -> int:
     finally:
         # The process ends. Python would search all that was imported for garbage three times.
         gc.freeze()
+
+
+def _show_version() -> int:
+    """Print the version and return the exit code; the program reports what goes wrong."""
+    from registry.version import __version__  # noqa: PLC0415 - only here
+
+    try:
+        print(f"sandbox-registry {__version__}", flush=True)  # noqa: T201
+    except OSError as error:
+        from registry.cli import program  # noqa: PLC0415
+        from registry.sync.interrupts import reraise_interrupt  # noqa: PLC0415
+
+        reraise_interrupt(error)
+        return program.main()
+    return 0
 
 
 if __name__ == "__main__":

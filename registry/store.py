@@ -307,32 +307,20 @@ class Store:
             InvalidArgumentError: a filter has the wrong type, *id* is empty, *selector* cannot be
                 read (`.position` is the character), or it and *labels* are too many for one query.
         """
-        doing = "list sandboxes"
-        params: dict[str, object] = {}
-        for field, value in (("name", name), ("pod", pod), ("namespace", namespace)):
-            if value is not None:
-                params[field] = check_text(doing, field, value, sys.maxsize)
-        named = set(params)
-        if state is not None:
-            params |= filters.state_params(doing, state)
-            named.add("state")
-        if id is not None:
-            params |= queries.prefix_params(check_prefix(doing, id))
-            named.add("id")
-        if not include_unknown:
-            named.add("hide_unknown")
-        requirements = filters.requirements(doing, labels, selector)
-        params |= queries.requirement_params(requirements)
-        if limit is not None:
-            params["limit"] = check_integer(doing, "limit", limit, 1, 2**63 - 1)
-        query = queries.list_sandboxes(
-            frozenset(named),
-            tuple([(each.operator, len(each.values)) for each in requirements]),
-            newest_first=bool(newest_first),
-            limited=limit is not None,
+        query, params = filters.list_query(
+            include_unknown=include_unknown,
+            id=id,
+            name=name,
+            state=state,
+            labels=labels,
+            selector=selector,
+            pod=pod,
+            namespace=namespace,
+            newest_first=newest_first,
+            limit=limit,
         )
         session, by_state = self._session, state is not None
-        found = session.list(query, params, doing, by_state=by_state)
+        found = session.list(query, params, filters.LISTING, by_state=by_state)
         return [Sandbox(session, each) for each in found]
 
     def history(

@@ -1,8 +1,10 @@
 """The program `sandbox-registry`: the content of a registry, as tables and as JSON.
 
+output      output on stdout: tables, JSON and other formats
 containerd  sandboxes from and to the JSON that containerd stores
-output      output on stdout: tables and JSON
 failures    exit codes, and errors on stderr
+moments     points in time as operators write them
+lookup      sandboxes by id, name or pod
 options     options that several verbs share, and the registry that they name
 verbs       the verbs, one module for each
 program     group of all verbs, each imported when it is run

@@ -2,38 +2,80 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 import click
 
 from registry.cli.failures import DAMAGED, FOUND, PROGRAM, complain
-from registry.errors import DataLossError, RegistryError
-from registry.handles.sandbox import Sandbox
+from registry.cli.output.formats import CUSTOM, KINDS, Format, View, read_columns
+from registry.errors import DataLossError
 from registry.store import TIMEOUT, Store
-from registry.visible import visible
 
+Verb = Callable[..., int]
+Kind = tuple[str, Mapping[str, str]]
+"""A format: its name, and its columns if it is `custom-columns`."""
+DEFAULT: Final[Kind] = ("table", {})
+"""Format without an option."""
 TIMEOUT_MAX: Final = 86_400.0
 """Seconds that a timeout may have; a longer one, infinity included, is refused."""
 
 
+class Given(NamedTuple):
+    """Options before the verb, which those after it take precedence over."""
+
+    db: str | None = None
+    form: Kind | None = None
+
+
 def _name_registry(ctx: click.Context, _: click.Parameter, value: str | None) -> str:
     """Return the path of the registry: given after the verb, before it, or by the environment."""
-    path: str | None = ctx.obj if value is None else value
+    given = ctx.obj.db if isinstance(ctx.obj, Given) else None
+    path: str | None = given if value is None else value
     if path is None:
         raise click.BadParameter("no registry is named, and SANDBOX_REGISTRY_DB is not set")
     return path
 
 
-class Count(click.IntRange):
-    """An integer of at least *least*, without an upper bound."""
+class Count(click.ParamType[int]):
+    """An integer of at least *least*, as SQLite can hold it."""
 
     name = "integer"
 
     def __init__(self, least: int = 0) -> None:
         """Refuse what is below *least*."""
-        super().__init__(min=least)
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return *value*, a text or a number, as a number."""
+        try:
+            count = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        if not self._least <= count < 2**63:  # SQLite has 64 bits
+            self.fail(f"{count} is not between {self._least} and {2**63 - 1}", param, ctx)
+        return count
+
+
+class FormatName(click.ParamType[Kind]):
+    """A format, and the columns of `custom-columns=`."""
+
+    name = "format"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Kind:
+        """Return the name of the format and its columns."""
+        kind, equals, columns = value.partition("=")
+        if kind in KINDS and not equals:
+            return kind, {}
+        if kind != CUSTOM:
+            self.fail(f"{value!r} is none of {', '.join(KINDS)}, {CUSTOM}=...", param, ctx)
+        try:
+            return kind, read_columns(columns)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Seconds(click.ParamType[float]):
@@ -60,7 +102,70 @@ db = click.option(
     callback=_name_registry,
     help="The registry; takes precedence over --db before the verb.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+form = click.option(
+    *("--output", "-o"),
+    metavar="FORMAT",
+    type=FormatName(),
+    help="table, wide, json, yaml, jsonl, name; or custom-columns=TITLE:FIELD,TITLE:FIELD",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Short for -o json.")
+_OF_TABLES: Final = (
+    click.option("--no-headers", is_flag=True, help="Leave out the titles of a table."),
+    click.option("--no-trunc", is_flag=True, help="Show ids and values whole."),
+)
+_OF_LISTS: Final = (
+    click.option("--quiet", "-q", is_flag=True, help="Print only ids, whole ones."),
+    click.option(
+        "--sort", metavar="FIELD", default="", help="Sort by a field; -FIELD in reverse order."
+    ),
+    click.option(
+        *("--limit", "--last", "-n"),
+        metavar="N",
+        type=Count(1),
+        help="At most N, the first in the order.",
+    ),
+)
+
+
+def output(view: View, *, lists: bool = False) -> Callable[[Verb], Verb]:
+    """Return the decorator that gives a verb its `Format`, as the parameter *form*.
+
+    Args:
+        view: what the verb prints.
+        lists: whether it prints a list of any length, to be sorted and limited.
+    """
+
+    def decorate(verb: Verb) -> Verb:
+        @functools.wraps(verb)
+        def run(**params: Any) -> int:
+            return verb(form=_format_of(params, view), **params)
+
+        of_lists = _OF_LISTS if lists else ()
+        for option in reversed((form, as_json, *of_lists, *_OF_TABLES)):
+            option(run)
+        return run
+
+    return decorate
+
+
+def _format_of(params: dict[str, Any], view: View) -> Format:
+    """Take the options of the format from *params*, and return what they ask for."""
+    given, json = params.pop("output"), params.pop("as_json")
+    before = click.get_current_context().obj
+    kind, columns = ("json", {}) if json else given or getattr(before, "form", None) or DEFAULT
+    found = Format(
+        kind,
+        columns,
+        headers=not params.pop("no_headers"),
+        trunc=not params.pop("no_trunc"),
+        quiet=params.pop("quiet", False),
+        sort=params.pop("sort", ""),
+        limit=params.pop("limit", None),
+    )
+    found.require_fields(view)
+    return found
+
+
 timeout = click.option(
     "--timeout",
     metavar="SECONDS",
@@ -70,6 +175,14 @@ timeout = click.option(
     help="Longest time to wait for other writers.",
 )
 id = click.argument("id", metavar="ID", help="Full id, or a unique prefix.")
+sandbox = click.argument(
+    "sandbox", metavar="SANDBOX", help="Id or unique prefix, name, NAMESPACE/POD, or a unique pod."
+)
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a help text: *lines* of a shell, which click does not wrap."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def open_to_read(db: str) -> Store:
@@ -118,22 +231,3 @@ def open_to_write(db: str, timeout: float, *, create: bool = False) -> Store:
     """
     actor = f"{PROGRAM}[{os.getpid()}]"
     return Store.open(db, create=create, reconcile=False, timeout=timeout, actor=actor)
-
-
-def find(store: Store, id: str, doing: str) -> Sandbox:
-    """Return the sandbox with *id*, a full id or a unique prefix, an UNKNOWN one too.
-
-    Args:
-        store: has the sandbox.
-        id: as the operator has typed it.
-        doing: operation and object, which begin the message of an error.
-    Raises:
-        NotFoundError: there is no such sandbox.
-        InvalidArgumentError: *id* is empty, or several ids begin with it.
-    """
-    try:
-        return store.get(id, include_unknown=True)
-    except RegistryError as error:
-        # The same error with its operands: the operator has not asked to "get" a sandbox.
-        error.args = (str(error).replace(visible(f"get sandbox {id!r}"), visible(doing), 1),)
-        raise

@@ -20,6 +20,7 @@ from typing import Final
 
 import click
 
+from registry.cli import options
 from registry.cli.failures import (
     CLOSED_PIPE,
     DAMAGED,
@@ -36,13 +37,19 @@ from registry.errors import RegistryError
 from registry.sync.interrupts import reraise_interrupt
 from registry.version import __version__
 
+SECTIONS: Final = {
+    "Look": ("list", "inspect", "history", "check", "metrics"),
+    "Change": ("reconcile", "delete"),
+    "Move": ("backup", "restore", "salvage", "import", "export"),
+}
+"""Names of the verbs under the headings of the help."""
 VERBS: Final = {
     "list": "registry.cli.verbs.listing:list_sandboxes",
     "inspect": "registry.cli.verbs.inspect:inspect",
     "history": "registry.cli.verbs.history:history",
-    "reconcile": "registry.cli.verbs.reconcile:reconcile",
     "check": "registry.cli.verbs.check:check",
     "metrics": "registry.cli.verbs.metrics:metrics",
+    "reconcile": "registry.cli.verbs.reconcile:reconcile",
     "delete": "registry.cli.verbs.delete:delete",
     "backup": "registry.cli.verbs.backup:backup",
     "restore": "registry.cli.verbs.restore:restore",
@@ -50,7 +57,13 @@ VERBS: Final = {
     "import": "registry.cli.verbs.importing:import_sandboxes",
     "export": "registry.cli.verbs.export:export_sandboxes",
 }
-"""Verbs in the order of the help; of each the module and the name of its click command there."""
+"""Module of each verb, and the name of its click command there."""
+ALIASES: Final = {"ls": "list", "ps": "list"}
+"""Names that other programs have for a verb; the help does not list them."""
+LAST: Final = "Serve"
+"""Heading of the verbs of packages above this one."""
+WHOLE: Final = 1000
+"""Characters of a sentence of the help, which click would cut."""
 OUTPUT: Final = {"registry.cli.output.streams", "click.utils"}
 """Modules that write the output."""
 
@@ -64,8 +77,19 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the verb *cmd_name*, None if there is no such verb."""
-        verb = super().get_command(ctx, cmd_name)
+        verb = super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
         return verb.load() if isinstance(verb, Deferred) else verb
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs under their headings, each with the first sentence of its help."""
+        known = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in self.commands if name not in known)
+        for heading, names in (*SECTIONS.items(), (LAST, others)):
+            found = ((name, self.get_command(ctx, name)) for name in names)
+            lines = [(name, verb.get_short_help_str(WHOLE)) for name, verb in found if verb]
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl(lines)
 
 
 class Deferred(click.Command):
@@ -98,10 +122,15 @@ def group(more: Mapping[str, str]) -> click.Group:
         commands={name: Deferred(name, place) for name, place in {**VERBS, **more}.items()},
         no_args_is_help=False,
         context_settings={"help_option_names": ["-h", "--help"]},
+        epilog=options.examples(
+            f"{PROGRAM} --db /var/lib/shim/registry.db list", f"{PROGRAM} history --since 1h"
+        ),
     )
     @click.option(
         "--db", metavar="PATH", envvar="SANDBOX_REGISTRY_DB", show_envvar=True, help="The registry."
     )
+    @options.form
+    @options.as_json
     @click.option(
         "--version",
         is_flag=True,
@@ -111,13 +140,15 @@ def group(more: Mapping[str, str]) -> click.Group:
         help="Show the version and exit.",
     )
     @click.pass_context
-    def program(ctx: click.Context, db: str | None) -> None:
+    def program(
+        ctx: click.Context, *, db: str | None, output: options.Kind | None, as_json: bool
+    ) -> None:
         """See, check and recover a registry of pod sandboxes.
 
         Exit codes: 0 success, 1 an object is missing or wrong, 2 usage, 3 the registry is
         unavailable.
         """
-        ctx.obj = db
+        ctx.obj = options.Given(db, ("json", {}) if as_json else output)
 
     return program
 

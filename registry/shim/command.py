@@ -31,7 +31,9 @@ class OneLine(logging.Formatter):
         return "\n".join(f"\t{visible(line)}" for line in lines)
 
 
-@click.command()
+@click.command(
+    epilog=options.examples("sandbox-registry --db registry.db serve --listen unix:///run/sr.sock"),
+)
 @click.option(
     "--listen",
     metavar="unix:///PATH",

@@ -76,6 +76,18 @@ class Shape:
             self._words.add(self._words_of(row))
         return damage
 
+    def are_sound(self, rows: Sequence[Sequence[Any]]) -> bool:
+        """Return whether no row is damaged: column by column, as a list has thousands of rows."""
+        columns = zip(self._fields, self._allowed, zip(*rows, strict=True), strict=False)
+        for field, allowed, column in columns:
+            tests = [test for covers, test, _ in _RANGES if covers(field)]
+            values = set(column) if tests else set[object]()
+            if not set(map(type, column)).issubset(allowed):
+                return False
+            if not all(test(value) for test in tests for value in values - {None}):
+                return False
+        return True
+
     def _is_valid(self, row: Sequence[Any]) -> bool:
         """Return whether *row* is valid, as far as the cache can tell."""
         numbers = self._types.get(tuple(map(type, row)))

@@ -25,9 +25,13 @@ def metadata_columns(metadata: Metadata) -> dict[str, object]:
         "process_label": metadata.process_label,
         "config": None if config is None else config.SerializeToString(deterministic=True),
         "config_json": None if config is None else config_json(config),
-        **_pod_columns(config),
-        "host_network": int(metadata.host_network),
+        **filter_columns(metadata),
     }
+
+
+def filter_columns(metadata: Metadata) -> dict[str, object]:
+    """Return the columns of `sandboxes` by which people filter, and that repeat the config."""
+    return {**_pod_columns(metadata.config), "host_network": int(metadata.host_network)}
 
 
 def _pod_columns(config: cri.PodSandboxConfig | None) -> dict[str, object]:

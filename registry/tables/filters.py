@@ -4,14 +4,72 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from registry.model.metadata import check_prefix
 from registry.model.status import State
-from registry.model.validation import check_text, invalid
+from registry.model.validation import check_integer, check_text, invalid
 from registry.sync.imports import late_import
+from registry.tables import queries
 
 if TYPE_CHECKING:
     from registry.model.selector import Requirement
+
+LISTING: Final = "list sandboxes"
+"""The operation, for messages."""
+
+
+def list_query(
+    *,
+    include_unknown: bool = False,
+    id: str | None = None,
+    state: State | Collection[State] | None = None,
+    labels: Mapping[str, str] | None = None,
+    selector: str | None = None,
+    created_since: int | None = None,
+    newest_first: bool = False,
+    limit: int | None = None,
+    summaries: tuple[str, ...] = (),
+    **texts: str | None,
+) -> tuple[str, dict[str, object]]:
+    """Return the SQL of a list and its parameters; the filters are those of `Store.list`.
+
+    Args:
+        created_since: time in ns since the Unix epoch; leave out what was created before.
+        summaries: fields of `Summary` that a row has, instead of those of a `Row`.
+        texts: exact values of columns, by the name of the filter; None is no filter.
+    Raises:
+        InvalidArgumentError: a filter is of no use, see `Store.list`.
+    """
+    doing = LISTING
+    given = {name: value for name, value in texts.items() if value is not None}
+    params: dict[str, object] = {
+        name: check_text(doing, name, value, sys.maxsize) for name, value in given.items()
+    }
+    named = set(params)
+    if state is not None:
+        params |= state_params(doing, state)
+        named.add("state")
+    if id is not None:
+        params |= queries.prefix_params(check_prefix(doing, id))
+        named.add("id")
+    if created_since is not None:
+        params["created_since"] = created_since
+        named.add("created_since")
+    if not include_unknown:
+        named.add("hide_unknown")
+    required = requirements(doing, labels, selector)
+    params |= queries.requirement_params(required)
+    if limit is not None:
+        params["limit"] = check_integer(doing, "limit", limit, 1, 2**63 - 1)
+    query = queries.list_sandboxes(
+        frozenset(named),
+        tuple([(each.operator, len(each.values)) for each in required]),
+        newest_first=bool(newest_first),
+        limited=limit is not None,
+        summaries=summaries,
+    )
+    return query, params
 
 
 def state_params(doing: str, state: object) -> dict[str, object]:

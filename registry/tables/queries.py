@@ -34,6 +34,7 @@ def list_sandboxes(
     *,
     newest_first: bool = False,
     limited: bool = False,
+    summaries: tuple[str, ...] = (),
 ) -> str:
     """Return the SQL that lists the sandboxes which match all of *filters*.
 
@@ -46,6 +47,7 @@ def list_sandboxes(
         requirements: operator and number of values of each requirement.
         newest_first: whether the order is reversed.
         limited: whether the number of sandboxes is limited.
+        summaries: fields of `Summary` that a row has, instead of those of a `Row`.
     """
     conditions = [text for name, text in sql.LIST_FILTERS.items() if name in filters]
     for n, (operator, count) in enumerate(requirements):
@@ -53,7 +55,9 @@ def list_sandboxes(
         conditions.append(sql.LIST_REQUIREMENTS[operator].format(n=n, values=values))
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     order = sql.LIST_NEWEST_FIRST if newest_first else sql.LIST_ORDER
-    return sql.LIST + where + order + (sql.LIMIT if limited else "")
+    columns = ", ".join([sql.SUMMARY_COLUMNS[name] for name in summaries])
+    head = sql.SUMMARIES.format(columns=columns) if summaries else sql.LIST
+    return head + where + order + (sql.LIMIT if limited else "")
 
 
 def of_one(query: str) -> str:
@@ -63,14 +67,17 @@ def of_one(query: str) -> str:
 
 
 @cache
-def history(filters: frozenset[str]) -> str:
+def history(filters: frozenset[str], *, newest_first: bool = False) -> str:
     """Return the SQL of the transitions after `:after`.
 
-    *filters* may contain `id`, for the transitions of one sandbox, and `limit`, for their maximum.
+    Args:
+        filters: names of `sql.HISTORY_FILTERS`, each of which is a parameter, and up to `limit`.
+        newest_first: whether the order is reversed.
     """
-    of_id = sql.HISTORY_ID if "id" in filters else ""
+    conditions = [text for name, text in sql.HISTORY_FILTERS.items() if name in filters]
+    order = sql.HISTORY_NEWEST_FIRST if newest_first else sql.HISTORY_ORDER
     limit = sql.LIMIT if "limit" in filters else ""
-    return sql.HISTORY + of_id + sql.HISTORY_ORDER + limit
+    return sql.HISTORY + "".join(conditions) + order + limit
 
 
 def prefix_params(prefix: str) -> dict[str, object]:

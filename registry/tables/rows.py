@@ -147,6 +147,32 @@ class StatusRow(NamedTuple):
     process_start_time: int | None
 
 
+class Summary(NamedTuple):
+    """A sandbox as a list for people shows it, without what has to be decoded.
+
+    *since* is the time of its last change of state, in ns since the Unix epoch.
+    """
+
+    id: str
+    name: str
+    namespace: str
+    pod: str
+    uid: str
+    attempt: int
+    state: str
+    pid: int
+    created_at: int | None
+    exited_at: int | None
+    exit_status: int | None
+    reason: str
+    message: str
+    since: int | None
+    netns_path: str
+    host_network: int
+    ip: str
+    runtime_handler: str
+
+
 AnyRow = Row | StatusRow
 """Columns that can be changed: the whole row while the sandbox is UNKNOWN."""
 
@@ -166,6 +192,23 @@ def damage(row: AnyRow) -> str:
     If one value is damaged, any other may be damaged too: the row allows no conclusion.
     """
     return _SHAPES[type(row)].damage(row)
+
+
+def summary_damages(
+    fields: tuple[str, ...], found: Sequence[tuple[Any, ...]]
+) -> list[MetadataError]:
+    """Return an error for each of *found* that contradicts the schema.
+
+    Args:
+        fields: of `Summary`, in the order of the values.
+        found: summaries with these fields.
+    """
+    hints = get_type_hints(Summary)
+    shape, place = Shape({name: hints[name] for name in fields}), fields.index("id")
+    if shape.are_sound(found):
+        return []
+    damages = [(row[place], shape.damage(row)) for row in found]
+    return [_damaged("read sandbox", id, damage) for id, damage in damages if damage]
 
 
 def require_sound(row: AnyRow, doing: str) -> None:

@@ -135,6 +135,13 @@ TAKEN: Final = (
     "= :name"
 )
 
+IDS: Final = "SELECT sandboxes.id FROM sandboxes"
+
+LABELS: Final = (
+    'SELECT sandbox_labels.sandbox_id, sandbox_labels."key", sandbox_labels.value FROM '
+    'sandbox_labels ORDER BY sandbox_labels.sandbox_id, sandbox_labels."key"'
+)
+
 CREATIONS: Final = "SELECT sandboxes.creation FROM sandboxes"
 
 EXISTING: Final = "SELECT sandboxes.creation FROM sandboxes WHERE sandboxes.creation = :creation"
@@ -166,6 +173,13 @@ POSITION: Final = (
     "sandbox_transitions.seq = :after) AS anon_4, EXISTS (SELECT * FROM sandbox_transitions "
     "WHERE sandbox_transitions.seq = :after + 1) AS anon_5, (SELECT registry.registry_id FROM "
     "registry) AS anon_6"
+)
+
+PAST_IDS: Final = (
+    "SELECT DISTINCT sandbox_transitions.sandbox_id FROM sandbox_transitions WHERE "
+    "sandbox_transitions.sandbox_id >= :prefix AND sandbox_transitions.sandbox_id < CAST(:end AS "
+    "TEXT) OR sandbox_transitions.name = :name OR sandbox_transitions.pod = :pod AND "
+    "sandbox_transitions.namespace = coalesce(:namespace, sandbox_transitions.namespace)"
 )
 
 STOPS: Final = (
@@ -291,12 +305,44 @@ LIST: Final = (
     "sandbox_statuses.sandbox_id = sandboxes.id"
 )
 
+SUMMARIES: Final = (
+    "SELECT {columns} FROM sandboxes JOIN sandbox_statuses ON sandbox_statuses.sandbox_id = "
+    "sandboxes.id"
+)
+
+SUMMARY_COLUMNS: Final = {
+    "id": "sandboxes.id",
+    "name": "sandboxes.name",
+    "namespace": "sandboxes.namespace",
+    "pod": "sandboxes.pod",
+    "uid": "sandboxes.uid",
+    "attempt": "sandboxes.attempt",
+    "state": "sandbox_statuses.state",
+    "pid": "sandbox_statuses.pid",
+    "created_at": "sandbox_statuses.created_at",
+    "exited_at": "sandbox_statuses.exited_at",
+    "exit_status": "sandbox_statuses.exit_status",
+    "reason": "sandbox_statuses.reason",
+    "message": "sandbox_statuses.message",
+    "since": (
+        "coalesce((SELECT sandbox_transitions.at FROM sandbox_transitions WHERE "
+        "sandbox_transitions.sandbox_id = sandboxes.id ORDER BY sandbox_transitions.seq DESC "
+        "LIMIT 1 OFFSET 0), sandbox_statuses.changed_at) AS since"
+    ),
+    "netns_path": "sandboxes.netns_path",
+    "host_network": "sandboxes.host_network",
+    "ip": "sandboxes.ip",
+    "runtime_handler": "sandboxes.runtime_handler",
+}
+
 LIST_FILTERS: Final = {
     "hide_unknown": "sandbox_statuses.state IS NOT 'SANDBOX_UNKNOWN'",
     "id": "sandboxes.id >= :prefix AND sandboxes.id < CAST(:end AS TEXT)",
     "name": "sandboxes.name = :name",
     "namespace": "sandboxes.namespace = :namespace",
     "pod": "sandboxes.pod = :pod",
+    "reason": "sandbox_statuses.reason = :reason",
+    "created_since": "sandbox_statuses.created_at >= :created_since",
     "state": "sandbox_statuses.state IN (:state0, :state1, :state2)",
 }
 
@@ -353,9 +399,14 @@ HISTORY: Final = (
     "sandbox_transitions WHERE sandbox_transitions.seq > :after"
 )
 
-HISTORY_ID: Final = " AND sandbox_transitions.sandbox_id = :id"
+HISTORY_FILTERS: Final = {
+    "id": " AND sandbox_transitions.sandbox_id = :id",
+    "since": " AND sandbox_transitions.at >= :since",
+}
 
 HISTORY_ORDER: Final = " ORDER BY sandbox_transitions.seq"
+
+HISTORY_NEWEST_FIRST: Final = " ORDER BY sandbox_transitions.seq DESC"
 
 LIMIT: Final = " LIMIT :limit OFFSET 0"
 

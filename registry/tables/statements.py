@@ -62,11 +62,24 @@ AUDIT_FIELDS: Final = ("changed_at", "actor", "boot_id")
 
 def select_rows(fields: Collection[str] = Row._fields) -> Select[Any]:
     """Return the query for *fields* of all sandboxes, one row for each sandbox and status."""
-    tables = (sandboxes.c, sandbox_statuses.c)
+    tables = (sandboxes.c, sandbox_statuses.c, {"since": _since()})
     columns = [next(c[name] for c in tables if name in c) for name in fields]
     return select(*columns).select_from(
         sandboxes.join(sandbox_statuses, sandbox_statuses.c.sandbox_id == sandboxes.c.id)
     )
+
+
+def _since() -> ColumnElement[Any]:
+    """Return the time of the last change of state; of the last write if none is kept."""
+    last = (
+        select(sandbox_transitions.c.at)
+        .where(sandbox_transitions.c.sandbox_id == sandboxes.c.id)
+        .order_by(sandbox_transitions.c.seq.desc())
+        .limit(literal_column("1"))
+        .offset(literal_column("0"))
+        .scalar_subquery()
+    )
+    return func.coalesce(last, sandbox_statuses.c.changed_at).label("since")
 
 
 def _in_order(fields: Collection[str] = Row._fields) -> Select[Any]:
@@ -207,6 +220,12 @@ STATEMENTS: Final[Mapping[str, Core]] = {
     "TAKEN": select(sandboxes.c.id, sandboxes.c.name).where(
         or_(sandboxes.c.id == bindparam("id"), sandboxes.c.name == bindparam("name"))
     ),
+    "IDS": select(sandboxes.c.id),
+    "LABELS": (
+        select(sandbox_labels.c.sandbox_id, sandbox_labels.c.key, sandbox_labels.c.value).order_by(
+            sandbox_labels.c.sandbox_id, sandbox_labels.c.key
+        )
+    ),
     "CREATIONS": select(sandboxes.c.creation),
     "EXISTING": select(sandboxes.c.creation).where(sandboxes.c.creation == bindparam("creation")),
     "NETNS_PATHS": select(sandboxes.c.netns_path).where(sandboxes.c.netns_path != _literal("")),
@@ -238,6 +257,22 @@ STATEMENTS: Final[Mapping[str, Core]] = {
         exists().where(sandbox_transitions.c.seq == bindparam("after")),
         exists().where(sandbox_transitions.c.seq == bindparam("after") + literal_column("1")),
         _of_registry("registry_id"),
+    ),
+    # Sandboxes that the history knows, for people: by a prefix of the id, the name, or the pod.
+    "PAST_IDS": (
+        select(sandbox_transitions.c.sandbox_id)
+        .distinct()
+        .where(
+            or_(
+                _begins(sandbox_transitions.c.sandbox_id),
+                sandbox_transitions.c.name == bindparam("name"),
+                and_(
+                    sandbox_transitions.c.pod == bindparam("pod"),
+                    sandbox_transitions.c.namespace
+                    == func.coalesce(bindparam("namespace"), sandbox_transitions.c.namespace),
+                ),
+            )
+        )
     ),
     "STOPS": (
         select(sandbox_transitions.c.seq, sandbox_transitions.c.sandbox_id)
@@ -325,6 +360,8 @@ LIST_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
     "hide_unknown": _is_past_unknown(),
     "id": _begins(sandboxes.c.id),
     **{name: sandboxes.c[name] == bindparam(name) for name in ("name", "namespace", "pod")},
+    "reason": sandbox_statuses.c.reason == bindparam("reason"),
+    "created_since": sandbox_statuses.c.created_at >= bindparam("created_since"),
     "state": sandbox_statuses.c.state.in_([bindparam(f"state{n}") for n, _ in enumerate(State)]),
 }
 """Conditions of a list by the names of its filters, in the order in which they are joined."""
@@ -338,6 +375,7 @@ def list_sandboxes(
     *,
     newest_first: bool = False,
     limited: bool = False,
+    summaries: Collection[str] = (),
 ) -> Select[Any]:
     """Return the list of the sandboxes that match *filters* and meet *requirements*.
 
@@ -346,10 +384,11 @@ def list_sandboxes(
         requirements: operator and number of values of each.
         newest_first: whether the order is reversed.
         limited: whether at most `:limit` are listed.
+        summaries: fields of `Summary` that a row has, instead of those of a `Row`.
     """
     order = (sandbox_statuses.c.created_at, sandboxes.c.id)
     statement = (
-        select_rows()
+        select_rows(summaries or Row._fields)
         .where(*(condition for name, condition in LIST_FILTERS.items() if name in filters))
         .where(*(meets(n, *each) for n, each in enumerate(requirements)))
         .order_by(*(each.desc() if newest_first else each for each in order))
@@ -362,14 +401,25 @@ def _limited(statement: Select[Any]) -> Select[Any]:
     return statement.limit(bindparam("limit")).offset(literal_column("0"))
 
 
-def history(filters: Collection[str]) -> Select[Any]:
-    """Return the transitions after `:after`; *filters*: of `id`, and up to `limit`."""
-    transition = sandbox_transitions.c
+def history(filters: Collection[str], *, newest_first: bool = False) -> Select[Any]:
+    """Return the transitions after `:after`.
+
+    Args:
+        filters: of `HISTORY_FILTERS`, and up to `limit`.
+        newest_first: whether the order is reversed.
+    """
+    seq = sandbox_transitions.c.seq
     statement = (
-        select(*(transition[name] for name in Transition.__dataclass_fields__))
-        .where(transition.seq > bindparam("after"))
-        .order_by(transition.seq)
+        select(*(sandbox_transitions.c[name] for name in Transition.__dataclass_fields__))
+        .where(seq > bindparam("after"))
+        .where(*(condition for name, condition in HISTORY_FILTERS.items() if name in filters))
+        .order_by(seq.desc() if newest_first else seq)
     )
-    if "id" in filters:
-        statement = statement.where(transition.sandbox_id == bindparam("id"))
     return _limited(statement) if "limit" in filters else statement
+
+
+HISTORY_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
+    "id": sandbox_transitions.c.sandbox_id == bindparam("id"),
+    "since": sandbox_transitions.c.at >= bindparam("since"),
+}
+"""Conditions of a history by the names of its filters, in the order in which they are joined."""

@@ -75,7 +75,7 @@ def test_the_readable_part_of_a_damaged_registry_is_shown(
     out, err = show("list --json")
     shown = [each["id"] for each in json.loads(out)]
     assert 200 < len(shown) < 300
-    assert shown == sorted(shown)
+    assert shown == sorted(shown, reverse=True)
     assert "the database is damaged" in err
     assert f"{300 - len(shown)} sandboxes cannot be read" in err
     for command in ("list", f"inspect {shown[-1]}", "history --json", "history"):

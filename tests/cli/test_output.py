@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import Store
+from registry import Metadata, Store
 from registry.cli import program
 from tests.cli.program import (
     HOSTILE,
@@ -28,7 +28,7 @@ from tests.cli.program import (
     run,
     shell,
 )
-from tests.tools import NOTREADY, environment, pod, python, sandbox
+from tests.tools import NOTREADY, READY, environment, pod, python, sandbox
 
 # Hostile text.
 
@@ -61,7 +61,12 @@ def test_json_is_ascii_and_keeps_the_text(call: Call) -> None:
 
 def test_every_error_is_one_printable_line(call: Call) -> None:
     """Control characters of an argument are escaped."""
-    for args in (["inspect", HOSTILE], ["list", f"--state={HOSTILE}"], [HOSTILE], [f"--{HOSTILE}"]):
+    for args in (
+        ["inspect", f"{HOSTILE}?"],
+        ["list", f"--state={HOSTILE}"],
+        [HOSTILE],
+        [f"--{HOSTILE}"],
+    ):
         code, out, err = call(*args)
         assert (True, "") == (code in {1, 2}, out)
         assert err.startswith("sandbox-registry: error: ")
@@ -78,20 +83,56 @@ def test_output_escapes_characters_that_the_encoding_lacks(path: str) -> None:
     assert r"web-\xfc" in done.out
 
 
-def test_on_a_terminal_only_the_last_column_is_folded(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ids stay whole, and only titles and states are coloured."""
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    out = call("history").out
-    assert f"  {LONG}  " in out
-    assert "\x1b[33mSANDBOX_NOTREADY" in out
-    assert "\x1b[31m" not in out
-    assert r"one\ntwo \x1b[31mred" not in out
+def test_on_a_terminal_a_table_is_cut_to_its_width(path: str) -> None:
+    """Titles and states are coloured; what the table has no room for ends with an ellipsis."""
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("77ab", config=pod("p" * 70, "n" * 30)), NOTREADY)
+    lines = on_terminal(path, 80, "list", TERM="xterm")
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", each) for each in lines]
+    assert max(map(len, plain)) <= 80
+    assert "ppp…" in plain[3]
+    assert "\x1b[33mNOTREADY" in lines[3]
+    assert "\x1b[1mREASON" in lines[0]
+    whole = on_terminal(path, 80, "list", "--no-trunc", TERM="xterm")
+    assert "p" * 70 in whole[3]
+    assert "p" * 70 in run("--db", path, "list").out
+
+
+def test_hostile_text_is_escaped_on_a_terminal(path: str) -> None:
+    """It sets no colour."""
+    out = "\n".join(on_terminal(path, 200, "history", "-o", "wide", TERM="xterm"))
     assert r"\x1b[31mred" in out
+    assert "\x1b[31m" not in out
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_path_is_never_folded(path: str, columns: int) -> None:
+    """It can be copied from a terminal of any width, from a finding too."""
+    netns_path = "/run/netns/" + "long-" * 20
+    with Store.open(path, reconcile=False) as store:
+        store.add(Metadata("77ab", "name", None, netns_path=netns_path), READY)
+    for args in (("inspect", "77ab"), ("reconcile",)):
+        lines = on_terminal(path, columns, *args, TERM="xterm", PAGER="cat")
+        assert any(netns_path in each for each in lines)
+
+
+def test_long_output_on_a_terminal_goes_through_the_pager(path: str, tmp_path: Path) -> None:
+    """Not what fits on it, and not into a pipe; a pager that does not exist is left out."""
+    with Store.open(path, reconcile=False) as store, store.transaction():
+        for n in range(30):
+            store.add(sandbox(f"s{n:03}"), READY)
+    program = tmp_path / "pager"
+    program.write_text("#!/bin/sh\necho paged; exec cat\n")
+    program.chmod(0o755)
+    for pager, args, is_paged in (
+        (str(program), ("list",), True),
+        (str(program), ("list", "-n", "3"), False),
+        ("/no/such/pager", ("list",), False),
+    ):
+        lines = on_terminal(path, 80, *args, TERM="xterm", PAGER=pager)
+        assert is_paged == ("paged" in lines)
+        assert "s029" in "".join(lines)
+    assert "paged" not in run("--db", path, "list", PAGER=str(program)).out
 
 
 TERMINALS = {
@@ -102,9 +143,8 @@ TERMINALS = {
 }
 
 
-@pytest.mark.parametrize("terminal", ["", "xterm"], ids=["pipe", "terminal"])
 def test_one_wide_cell_does_not_widen_every_line(
-    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], terminal: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The cell is whole: the table is as long as its cells, not as its lines times the widest."""
     wide, db = "n" * 1_000_000, str(tmp_path / "wide.db")
@@ -112,21 +152,20 @@ def test_one_wide_cell_does_not_widen_every_line(
         for n in range(300):
             config = pod(namespace=wide if n == 7 else "default")
             store.add(sandbox(f"s{n:03}", config=config), NOTREADY)
-    if terminal:
-        lines = on_terminal(db, 100, "list", TERM=terminal)
-    else:
-        assert 0 == program.main(["--db", db, "list"])
-        lines = capsys.readouterr().out.splitlines()
-    assert 301 <= len(lines)
+    assert 0 == program.main(["--db", db, "list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert 301 == len(lines)
     (long,) = (line for line in lines if len(line) > 1000)
     assert wide in long
+    shown = on_terminal(db, 100, "list", TERM="xterm", PAGER="cat")
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", each)) for each in shown) <= 100
 
 
 def on_terminal(path: str, columns: int, *args: str, **variables: str) -> list[str]:
     """Return the lines that the real program writes to a terminal of so many columns."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, columns))
-    names = {"TERM", "NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"}
+    names = {"TERM", "NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR", "PAGER", "LESS"}
     env = {name: value for name, value in environment().items() if name not in names}
     env |= {name: value for name, value in variables.items() if value}
     command = [sys.executable, "-m", "registry", "--db", path, *args]
@@ -144,12 +183,12 @@ def on_terminal(path: str, columns: int, *args: str, **variables: str) -> list[s
 @pytest.mark.parametrize("columns", [1, 40, 200])
 def test_field_names_are_never_folded(path: str, terminal: str, columns: int) -> None:
     """Every field of `inspect` begins a line of its own, on any terminal."""
-    lines = on_terminal(path, columns, "inspect", "3f2a", **TERMINALS[terminal])
-    plain = [re.sub(r"\x1b\[[0-9;]*m", "", each) for each in lines]
+    variables = TERMINALS[terminal] | {"PAGER": "cat"}
+    lines = on_terminal(path, columns, "inspect", "3f2a", **variables)
     names = json.loads(run("--db", path, "inspect", "3f2a", "--json").out)
-    assert ["FIELD            VALUE"] == plain[:1]
-    shown = [each.split()[0] for each in plain[1 : plain.index("config:")] if each[:1] != " "]
-    assert [name for name in names if name not in {"config", "extensions"}] == shown
+    shown = [each.split()[0] for each in lines[: lines.index("config:")]]
+    left_out = {"config", "extensions", "created_at_ns", "exited_at_ns", "since_ns"}
+    assert [name for name in names if name not in left_out] == shown
 
 
 @pytest.mark.parametrize(("terminal", "styled"), [
@@ -159,9 +198,10 @@ def test_only_a_terminal_with_escape_sequences_gets_colours(
     path: str, terminal: str, styled: bool
 ) -> None:
     """NO_COLOR turns them off; a dumb terminal gets the same output as a pipe."""
-    lines = on_terminal(path, 30, "list", "--all", **TERMINALS[terminal])
+    command = ("list", "--all", "-o", "wide")
+    lines = on_terminal(path, 30, *command, **TERMINALS[terminal])
     assert styled == any("\x1b" in each for each in lines)
-    piped = run("--db", path, "list", "--all").out.splitlines()
+    piped = run("--db", path, *command).out.splitlines()
     if TERMINALS[terminal]["TERM"] in {"", "dumb"}:
         assert piped == lines
 
@@ -223,11 +263,14 @@ def test_closed_and_full_streams_do_not_change_the_exit_code(path: str, redirect
 
 
 def test_help_lists_every_verb_and_no_completion(path: str) -> None:
-    """In plain text."""
+    """In plain text, under headings, each with its whole sentence."""
     code, out, err = run("--help")
     assert (0, "") == (code, err)
-    verbs = "list inspect history reconcile check delete backup restore salvage import export serve"
-    assert verbs.split() == re.findall(r"^  (\w+) {2,}\w", out, re.MULTILINE)[-12:]
+    listed = re.findall(r"^(\w+):\n((?:  .*\n)+)", out, re.MULTILINE)
+    found = {name: re.findall(r"^  (\w+) {2,}\w", text, re.MULTILINE) for name, text in listed}
+    assert found.pop("Serve") == ["serve"]
+    assert program.SECTIONS == {name: tuple(found[name]) for name in program.SECTIONS}
+    assert "..." not in out.replace("[ARGS]...", "")
     assert "completion" not in out
     assert (code, out, err) == run("-h")
 

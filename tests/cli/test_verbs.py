@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store
+from registry.cli.verbs import listing, summary
 from registry.cli.verbs.report import ORPHANS
 from tests.cli.program import (
     CREATED,
@@ -22,38 +23,37 @@ from tests.cli.program import (
     ids,
     run,
 )
-from tests.tools import NOTREADY, execute, query, sandbox
+from tests.tools import NOTREADY, execute, pod, query, sandbox
 
 # One real run of each verb.
 
 
 def test_list_prints_a_line_for_each_sandbox(path: str) -> None:
-    """Whole ids, states as in SQL; UNKNOWN ones are left out."""
+    """The newest first, with short ids and ages; UNKNOWN ones are left out."""
     code, out, err = run("--db", path, "list")
     assert (0, "") == (code, err)
-    assert [
-        ["ID", "STATE", "NAMESPACE", "POD", "PID", "IP", "CREATED_AT", "REASON"],
-        ["3f2a", "SANDBOX_READY", "shop", "web", "-", "10.0.0.7", SHOWN_CREATED, "-"],
-    ] == [line.split() for line in out.splitlines()[:2]]
-    assert out.splitlines()[2].startswith(f"{LONG}  SANDBOX_NOTREADY")
-    assert 3 == len(out.splitlines())
+    header, long, short = out.splitlines()
+    assert ["ID", "STATE", "SINCE", "AGE", "NAMESPACE", "POD", "REASON"] == header.split()
+    assert ["3f2a", "READY", "shop", "web", "-"] == [*short.split()[:2], *short.split()[4:]]
+    assert re.fullmatch(r"\d+[smhdy]", short.split()[2])
+    assert long.startswith(f"{LONG[:8]}  NOTREADY")
 
 
 def test_inspect_prints_everything_about_one_sandbox(path: str) -> None:
     """The sandbox is found by a prefix; the config is JSON."""
     code, out, err = run("--db", path, "inspect", "3f")
     assert (0, "") == (code, err)
-    assert re.search(r"^created_at +2023-11-14T22:13:20\.123456789Z$", out, re.MULTILINE)
+    assert re.search(rf"^created_at +{SHOWN_CREATED} \(\d+[dy] ago\)$", out, re.MULTILINE)
     assert re.search(r"^host_network +yes$", out, re.MULTILINE)
     _, _, config = out.partition("config:\n")
     assert {"app": "web", "tier": "front"} == json.loads(config)["labels"]
 
 
 def test_history_prints_a_line_for_each_transition(path: str) -> None:
-    """In the order of their seq."""
+    """The newest first."""
     code, out, err = run("--db", path, "history")
     assert (0, "") == (code, err)
-    assert [("SEQ", "SANDBOX_ID"), ("1", "3f2a"), ("2", LONG), ("3", "5abc")] == [
+    assert [("SEQ", "ID"), ("3", "5abc"), ("2", LONG[:8]), ("1", "3f2a")] == [
         (line.split()[0], line.split()[2]) for line in out.splitlines()
     ]
 
@@ -92,20 +92,38 @@ def test_delete_deletes_one_sandbox(path: str) -> None:
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ("", ["3f2a", LONG]),
-        ("--all", ["5abc", "3f2a", LONG]),
+        ("", [LONG, "3f2a"]),
+        ("--all", [LONG, "3f2a", "5abc"]),
         ("--state READY", ["3f2a"]),
         ("--state sandbox_notready", [LONG]),
         ("--state UNKNOWN", ["5abc"]),
-        ("--state READY --state NOTREADY", ["3f2a", LONG]),
-        ("--state READY --state UNKNOWN --state READY", ["5abc", "3f2a"]),
+        ("-s READY --state NOTREADY", [LONG, "3f2a"]),
+        ("--state READY --state UNKNOWN --state READY", ["3f2a", "5abc"]),
         ("--selector app=web,tier!=back,!canary", ["3f2a"]),
         ("-l app!=web", [LONG]),
         ("-l app -l !app", [LONG]),
         ("-l app --label tier=front", ["3f2a"]),
-        ("--newest-first", [LONG, "3f2a"]),
-        ("--limit 1", ["3f2a"]),
-        ("--limit 1 --newest-first --all", [LONG]),
+        ("--oldest-first", ["3f2a", LONG]),
+        ("--limit 1", [LONG]),
+        ("--latest", [LONG]),
+        ("-l", [LONG]),
+        ("-l --state READY", ["3f2a"]),
+        ("-l app=web", ["3f2a"]),
+        ("-l app=web --selector tier=back", []),
+        ("-n 1 --oldest-first --all", ["5abc"]),
+        ("--last 2 -a", [LONG, "3f2a"]),
+        ("--sort id", ["3f2a", LONG]),
+        ("--sort -id -n 1", [LONG]),
+        ("--sort created_at", ["3f2a", LONG]),
+        ("--sort reason", [LONG, "3f2a"]),
+        ("--since 2023-11-14", [LONG, "3f2a"]),
+        ("--since 2023-11-14T22:13:20.123457Z", []),
+        ("--since 1h", []),
+        ("--reason Broken", [LONG]),
+        ("--filter state=ready", ["3f2a"]),
+        ("--filter label=app --filter label=tier=front", ["3f2a"]),
+        ("-f namespace=shop -f pod=web -f id=3 -f name=name-3f2a", ["3f2a"]),
+        ("-f reason=Broken -f status=ready", []),
         ("--label app=web --label tier=front", ["3f2a"]),
         ("--label app=web --label tier=back", []),
         ("--label app=", []),
@@ -135,14 +153,14 @@ def test_list_shows_sandboxes_as_they_were_when_read(
     path: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list is one snapshot: no state that the filter excludes, no error after a deletion."""
-    listed = Store.list
+    read = summary.summaries
 
-    def change_then_return(store: Store, **filters: Any) -> Any:
-        found = listed(store, **filters)
+    def change_then_return(*args: Any, **filters: Any) -> Any:
+        found = read(*args, **filters)
         execute(path, *statements)
         return found
 
-    monkeypatch.setattr(Store, "list", change_then_return)
+    monkeypatch.setattr(listing, "summaries", change_then_return)
     statements = ["UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', changed_at = 9"]
     before = call("list", "--state", "READY", "--json")
     assert {"SANDBOX_READY"} == {each["state"] for each in json.loads(before.out)}
@@ -153,15 +171,14 @@ def test_list_shows_sandboxes_as_they_were_when_read(
 
 
 def test_list_includes_a_sandbox_whose_config_cannot_be_read(path: str, call: Call) -> None:
-    """One line on stderr has the cause, and the code is 1, for inspect too."""
+    """A list has the columns alone; inspect writes the cause to stderr, and its code is 1."""
     execute(path, "UPDATE sandboxes SET config = x'ff', config_json = '{}' WHERE id = '5abc'")
     code, out, err = call("list", "--all", "--json")
-    assert (1, ["5abc", "3f2a", LONG]) == (code, [each["id"] for each in json.loads(out)])
-    assert (None, None) == (json.loads(out)[0]["pod"], json.loads(out)[0]["namespace"])
-    assert re.fullmatch(r"sandbox-registry: error: read metadata of sandbox '5abc': .*\n", err)
-    code, out, again = call("inspect", "5abc", "--json")
+    assert (0, [LONG, "3f2a", "5abc"], "") == (code, [each["id"] for each in json.loads(out)], err)
+    code, out, err = call("inspect", "5abc", "--json")
     assert (1, "5abc", None) == (code, json.loads(out)["id"], json.loads(out)["config"])
-    assert f"sandbox-registry: error: {json.loads(out)['error']}\n" == again == err
+    assert re.fullmatch(r"sandbox-registry: error: read metadata of sandbox '5abc': .*\n", err)
+    assert f"sandbox-registry: error: {json.loads(out)['error']}\n" == err
 
 
 def test_inspect_finds_a_sandbox_under_creation(call: Call) -> None:
@@ -186,24 +203,56 @@ def test_inspect_prints_every_field_of_the_metadata(path: str, call: Call) -> No
     assert '["10.0.0.8", "::1"]\n' in call("inspect", "6").out
 
 
-def test_history_takes_a_prefix_or_the_full_id_of_a_deleted_sandbox(call: Call) -> None:
-    """A prefix of the id of a deleted sandbox finds nothing."""
-    assert [LONG] == [
-        each["sandbox_id"] for each in json.loads(call("history", "4f", "--json").out)
-    ]
-    call("delete", LONG)
-    found = json.loads(call("history", LONG, "--json").out)
-    assert [(None, "SANDBOX_NOTREADY"), ("SANDBOX_NOTREADY", None)] == [
-        (each["from_state"], each["to_state"]) for each in found
-    ]
-    assert Done(0, "[]\n", "") == call("history", LONG, "--after", "99", "--json")
-    assert 1 == call("history", "4f").code
+def test_history_takes_an_id_a_name_or_a_pod_also_of_a_deleted_sandbox(call: Call) -> None:
+    """The same that inspect takes; of a deleted sandbox as the history has them."""
+    for named in ("3f", "3f2a", "name-3f2a", "shop/web", "web"):
+        found = json.loads(call("history", named, "--json").out)
+        assert ["3f2a"] == [each["sandbox_id"] for each in found]
+    call("delete", "3f2a")
+    for named in ("3f", "3f2a", "name-3f2a", "shop/web", "web"):
+        found = json.loads(call("history", named, "--json").out)
+        assert [("SANDBOX_READY", None), (None, "SANDBOX_READY")] == [
+            (each["from_state"], each["to_state"]) for each in found
+        ]
+    assert Done(0, "[]\n", "") == call("history", "3f2a", "--after", "99", "--json")
+    for named in ("nope", "shop/nope", "nope/web"):
+        assert 1 == call("history", named).code
+
+
+def test_history_of_several_deleted_sandboxes_lists_them(path: str, call: Call) -> None:
+    """An error with their ids."""
+    for id in ("6a", "6b"):
+        with Store.open(path, reconcile=False) as store:
+            store.add(sandbox(id, config=pod("job", "shop")), NOTREADY)
+            store.delete(id)
+    code, out, err = call("history", "shop/job")
+    assert (2, "") == (code, out)
+    assert "read history of sandbox 'shop/job': 2 sandboxes match: 6a, 6b" in err
+
+
+def test_inspect_takes_an_id_a_name_or_a_pod(path: str, call: Call) -> None:
+    """Several matches are an error that lists them; a full id or name wins."""
+    for named in ("3f", "3f2a", "name-3f2a", "shop/web", "web"):
+        assert "3f2a" == json.loads(call("inspect", named, "--json").out)["id"]
+    with Store.open(path, reconcile=False) as store:
+        store.add(Metadata("9e", "3f2a", pod("web", "other")), NOTREADY)
+    assert "3f2a" == json.loads(call("inspect", "3f2a", "--json").out)["id"]
+    assert "3f2a" == json.loads(call("inspect", "shop/web", "--json").out)["id"]
+    code, out, err = call("inspect", "web")
+    assert (2, "") == (code, out)
+    assert "2 sandboxes match: 9e (3f2a, NOTREADY), 3f2a (name-3f2a, READY)" in err
+    assert 2 == call("inspect", "").code
 
 
 def test_history_obeys_after_and_limit(call: Call) -> None:
     """UNKNOWN, whose value is 0, is printed as a state."""
-    found = json.loads(call("history", "--after", "1", "--limit", "1", "--json").out)
-    assert [2] == [each["seq"] for each in found]
+
+    def seqs(*args: str) -> list[int]:
+        return [each["seq"] for each in json.loads(call("history", *args, "--json").out)]
+
+    assert [3, 2] == seqs("--after", "1") == seqs("-n", "2") == seqs("--limit", "2")
+    assert [2] == seqs("--after", "1", "--limit", "1", "--oldest-first")
+    assert ([3, 2, 1], []) == (seqs("--since", "1h"), seqs("--since", "2999-01-01"))
     (last,) = json.loads(call("history", "--after", "2", "--json").out)
     assert ("SANDBOX_UNKNOWN", None) == (last["to_state"], last["from_state"])
 

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine
 
 from registry.model.selector import Operator
 from registry.tables import encoding, generate, integrity, queries, schema, sql, statements
-from registry.tables.rows import STATUS_FIELDS
+from registry.tables.rows import STATUS_FIELDS, Summary
 
 
 def subsets(names: tuple[str, ...]) -> list[frozenset[str]]:
@@ -29,12 +29,16 @@ def test_sql_module_is_what_make_sql_generates() -> None:
 def test_list_query_equals_the_statement_of_core() -> None:
     """All combinations of filters, with and without an order and a limit."""
     for filters in subsets(tuple(statements.LIST_FILTERS)):
-        for newest_first, limited in product([False, True], repeat=2):
-            expected = generate.text_of(
-                statements.list_sandboxes(filters, newest_first=newest_first, limited=limited)
+        for newest_first, limited, fields in (
+            (False, False, ()),
+            (False, True, ("id", "since")),
+            (True, True, tuple(Summary.__annotations__)),
+        ):
+            statement = statements.list_sandboxes(
+                filters, newest_first=newest_first, limited=limited, summaries=fields
             )
-            assert expected == queries.list_sandboxes(
-                filters, newest_first=newest_first, limited=limited
+            assert generate.text_of(statement) == queries.list_sandboxes(
+                filters, newest_first=newest_first, limited=limited, summaries=fields
             )
 
 
@@ -61,8 +65,9 @@ def test_status_update_equals_the_statement_of_core() -> None:
 
 def test_history_query_equals_the_statement_of_core() -> None:
     """All combinations of filters."""
-    for filters in subsets(("id", "limit")):
-        assert generate.text_of(statements.history(filters)) == queries.history(filters)
+    for filters, newest in product(subsets(("id", "since", "limit")), [False, True]):
+        expected = generate.text_of(statements.history(filters, newest_first=newest))
+        assert expected == queries.history(filters, newest_first=newest)
 
 
 def test_generated_schema_builds_what_core_builds() -> None:

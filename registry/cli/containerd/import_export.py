@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from registry.cli.containerd import extensions
 from registry.cli.containerd.documents import Document, open_binary
+from registry.cli.output.values import EXACT, TIMES
 from registry.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -137,13 +138,30 @@ def _status_of(entry: Mapping[str, Any]) -> Status:
     Raises:
         MetadataError: *entry* has no known state.
     """
-    fields = {name: entry.get(name) for name in Status.__dataclass_fields__}
+    fields = {name: _field(entry, name) for name in Status.__dataclass_fields__}
     name = str(fields.pop("state")).removeprefix("SANDBOX_")
     if name not in State.__members__:
         known = ", ".join(map(str, State))
         raise MetadataError(f"status: state {entry.get('state')!r} is none of {known}")
     given = {field: value for field, value in fields.items() if value is not None}
     return Status(State[name], **given)
+
+
+def _field(entry: Mapping[str, Any], name: str) -> Any:
+    """Return the field *name*; of a time its integer, which `list -o json` has as text.
+
+    Raises:
+        MetadataError: the text of a time is no integer.
+    """
+    exact = entry.get(f"{name}{EXACT}") if name in TIMES else None
+    value = entry.get(name) if exact is None else exact
+    if name not in TIMES or not isinstance(value, str):
+        return value
+    try:
+        return int(value)
+    except ValueError as error:
+        message = f"status: {name} {value!r} is not an integer of ns since the Unix epoch"
+        raise MetadataError(f"{message}; give {name}{EXACT} too", value=value) from error
 
 
 # Importing.

@@ -2,7 +2,9 @@
 
 streams   text and bytes, written whole
 values    values as JSON, and as people read them
-cells     widths of text on a terminal
-terminal  tables on a terminal: folding and colours
-formats   objects as tables and as JSON
+cells     cells as lines of text, whose columns are aligned
+ids       short ids
+terminal  tables on a terminal: their width, and colours
+pager     pager for long output
+formats   objects as tables, as JSON and in other formats
 """

@@ -1,9 +1,9 @@
-"""Width of text on a terminal: combining characters have no column, wide ones two."""
+"""Cells of a table as lines of text, whose columns are aligned."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 GAP: Final = "  "
@@ -20,25 +20,53 @@ def width(text: str) -> int:
 
 
 def _width_of(char: str) -> int:
+    """Combining characters have no column, wide ones two."""
     if unicodedata.category(char).startswith("M") or ord(char) in JAMO:
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def widths(lines: Sequence[Sequence[str]]) -> list[int]:
-    """Return the width of each column of a table; *lines* are its rows of cells.
+def widths(columns: Iterable[Sequence[str]]) -> list[int]:
+    """Return the width of each of *columns*, which are given by their cells.
 
     A cell that is wider than `COLUMN_MAX` is not cut: it moves the rest of its line to the right.
     """
-    return [min(max(map(width, column)), COLUMN_MAX) for column in zip(*lines, strict=True)]
+    return [
+        min(max(map(len if _is_ascii(column) else width, column), default=0), COLUMN_MAX)
+        for column in columns
+    ]
 
 
-def padding(text: str, columns: int) -> str:
-    """Return the spaces that fill *text* up to a width of *columns*."""
-    return " " * (columns - width(text))
+def padded(text: str, columns: int) -> str:
+    """Return *text* with spaces up to a width of *columns*."""
+    return text.ljust(columns) if text.isascii() else text + " " * (columns - width(text))
 
 
-def row(cells: Sequence[str], columns: Sequence[int]) -> str:
-    """Return a line of a table: *cells* filled up to the widths *columns*."""
-    padded = (cell + padding(cell, size) for cell, size in zip(cells, columns, strict=True))
-    return GAP.join(padded).rstrip() + "\n"
+def lines(columns: Sequence[Sequence[str]]) -> str:
+    """Return the lines of a table, which is given by the cells of its columns."""
+    sizes = widths(columns)
+    if all(map(_is_ascii, columns)):
+        template = GAP.join([f"%-{size}s" for size in sizes])
+        return "".join([(template % row).rstrip() + "\n" for row in zip(*columns, strict=True)])
+    filled = [
+        [padded(cell, size) for cell in column] for column, size in zip(columns, sizes, strict=True)
+    ]
+    return "".join([f"{GAP.join(row).rstrip()}\n" for row in zip(*filled, strict=True)])
+
+
+def _is_ascii(column: Sequence[str]) -> bool:
+    """Return whether all cells are ASCII, which a table of thousands of cells asks at once."""
+    return "".join(column).isascii()
+
+
+def cut(text: str, columns: int) -> str:
+    """Return *text*, cut to a width of *columns*, with an ellipsis at its end if it was wider."""
+    if width(text) <= columns:
+        return text
+    kept, left = "", columns - 1
+    for char in text:
+        left -= _width_of(char)
+        if left < 0:
+            break
+        kept += char
+    return f"{kept}…"

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Final, TextIO
+
+DUMB: Final = "dumb"
+"""Value of TERM for a terminal without escape sequences, which one without TERM is taken for."""
+
+
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Return whether *stream*, stdout by default, is a terminal that knows escape sequences."""
+    stream = stream or sys.stdout
+    return stream.isatty() and os.environ.get("TERM", DUMB) not in {DUMB, ""}
 
 
 def write(text: str) -> None:

@@ -8,19 +8,28 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE
-from registry.cli.output.formats import write_json
-from registry.cli.output.streams import write
+from registry.cli.output.formats import Format, View, show
 from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
 
+VIEW: Final = View(
+    ("path", "bytes", "removed"), table={"PATH": "path", "BYTES": "bytes"}, name="path", id="path"
+)
 
-@click.command()
+
+@click.command(
+    epilog=options.examples(
+        "sandbox-registry backup /backup/registry.db",
+        "sandbox-registry backup /backup --keep 7",
+    ),
+)
 @click.argument("path", metavar="PATH", help="File for the copy; with --keep, a directory.")
 @click.option(
     "--keep",
@@ -28,9 +37,9 @@ from registry.visible import visible
     type=options.Count(1),
     help="PATH is a directory: name the backup after the time, and keep this many of them.",
 )
+@options.output(VIEW)
 @options.db
-@options.as_json
-def backup(*, path: str, keep: int | None, db: str, as_json: bool) -> int:
+def backup(*, path: str, keep: int | None, db: str, form: Format) -> int:
     """Copy the registry to PATH, while it is in use.
 
     PATH may have an earlier backup, which is replaced, and nothing else.
@@ -44,11 +53,10 @@ def backup(*, path: str, keep: int | None, db: str, as_json: bool) -> int:
         store.backup(target, progress=_progress())
     if keep is not None:
         removed = _remove_oldest(target, _stem(db), keep)
-    if as_json:
-        write_json({"path": target, "bytes": paths.size(target), "removed": removed})
-    else:
-        lines = [f"backed up {db} to {target}", *(f"removed {each}" for each in removed)]
-        write("".join(f"{visible(each)}\n" for each in lines))
+    found = {"path": target, "bytes": paths.size(target), "removed": removed}
+    lines = [f"backed up {db} to {target}", *(f"removed {each}" for each in removed)]
+    text = "".join(f"{visible(each)}\n" for each in lines)
+    show([found], VIEW, form, whole=found, text=text)
     return FINE
 
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Final
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND
-from registry.cli.output.formats import write_all
-from registry.cli.output.streams import write
+from registry.cli.output.formats import Format, View, show
 from registry.store import Store
 
+VIEW: Final = View(
+    ("rule", "sandbox_id", "found", "expected"),
+    table={"RULE": "rule", "SANDBOX_ID": "sandbox_id", "FOUND": "found", "EXPECTED": "expected"},
+    name="rule",
+    id="sandbox_id",
+    folds=True,
+    paged=True,
+)
 
-@click.command()
+
+@click.command(
+    epilog=options.examples("sandbox-registry check", "sandbox-registry check -o jsonl"),
+)
+@options.output(VIEW)
 @options.db
-@options.as_json
-def check(*, db: str, as_json: bool) -> int:
+def check(*, db: str, form: Format) -> int:
     """Report every violated invariant of the registry; exit code 1 if there is one."""
     with Store.open(db, damaged="read") as store:
         found = [asdict(violation) for violation in store.check()]
-    if found or as_json:
-        write_all(found, ("rule", "sandbox_id", "found", "expected"), as_json=as_json)
-    else:
-        write("no violations\n")
+    show(found, VIEW, form, text=None if found else "no violations\n")
     return FOUND if found else FINE

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import click
 
-from registry.cli import options
+from registry.cli import lookup, options
 from registry.cli.failures import UNAVAILABLE, complain, complain_all
 from registry.cli.output.streams import write_bytes
 from registry.errors import MetadataError
@@ -18,7 +18,10 @@ from registry.sync.interrupts import reraise_interrupt
 T = TypeVar("T")
 
 
-@click.command("export")
+@click.command(
+    "export",
+    epilog=options.examples("sandbox-registry export --status statuses.jsonl > sandboxes.jsonl"),
+)
 @click.argument("ids", metavar="[ID...]", nargs=-1, help="Full ids, or unique prefixes.")
 @options.db
 @click.option(
@@ -35,7 +38,7 @@ def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
         if status is not None and _is_of(store.path, os.path.realpath(status)):
             message = f"{status!r} is the registry, or a file of it"
             raise click.BadParameter(message, param_hint="'--status'")
-        found = [options.find(store, id, f"export sandbox {id!r}") for id in ids]
+        found = [lookup.find_by_id(store, id, f"export sandbox {id!r}") for id in ids]
         sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
         failed: list[str] = []
         if status is not None:

@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from registry.cli import options
-from registry.cli.failures import complain_all
-from registry.cli.output.formats import write_all
-from registry.errors import MetadataError, NotFoundError
+from registry.cli import lookup, options
+from registry.cli.failures import DAMAGED, complain_all
+from registry.cli.moments import Moment
+from registry.cli.output.formats import Format, View, show
+from registry.errors import MetadataError
 from registry.store import Store
+from registry.tables import queries
 from registry.tables.rows import Transition
 
-PAGE: Final = 1000
-"""Transitions per read of a history that has damaged ones."""
-COLUMNS: Final = (
-    *("seq", "at", "sandbox_id", "from_state", "to_state"),
-    *("pid", "reason", "actor", "message"),
+VIEW: Final = View(
+    tuple(Transition.__dataclass_fields__),
+    table={
+        "SEQ": "seq",
+        "AGE": "at",
+        "ID": "sandbox_id",
+        "POD": "pod",
+        "FROM": "from_state",
+        "TO": "to_state",
+        "REASON": "reason",
+    },
+    wide={
+        "SEQ": "seq",
+        "AT": "at",
+        "ID": "sandbox_id",
+        "NAMESPACE": "namespace",
+        "POD": "pod",
+        "FROM": "from_state",
+        "TO": "to_state",
+        "PID": "pid",
+        "ACTOR": "actor",
+        "REASON": "reason",
+        "MESSAGE": "message",
+    },
+    name="name",
+    id="sandbox_id",
+    cuts=True,
+    paged=True,
 )
-"""Fields that the table shows."""
 
 
-@click.command()
+@click.command(
+    epilog=options.examples(
+        "sandbox-registry history --since 1h",
+        "sandbox-registry history shop/web -o wide",
+    ),
+)
 @click.argument(
-    "id", metavar="[ID]", required=False, help="Full id; or a unique prefix, unless deleted."
+    "sandbox",
+    metavar="[SANDBOX]",
+    required=False,
+    help="Id or unique prefix, name, NAMESPACE/POD, or a unique pod; also a deleted one.",
 )
-@options.db
+@click.option("--since", metavar="TIME", type=Moment(), help="Since 1h, or 2026-11-27T09:12:03Z.")
 @click.option(
     "--after",
     metavar="SEQ",
@@ -39,80 +68,63 @@ COLUMNS: Final = (
     show_default=True,
     help="Only transitions with a greater seq.",
 )
-@click.option(
-    "--limit", metavar="N", type=options.Count(), help="At most N transitions, the oldest."
-)
-@options.as_json
-def history(*, id: str | None, db: str, after: int, limit: int | None, as_json: bool) -> int:
-    """Show every change of state, oldest first, of all sandboxes or of one, even if deleted."""
-    failed: list[str] = []
+@click.option("--oldest-first", is_flag=True, help="Reverse the order.")
+@options.output(VIEW, lists=True)
+@options.db
+def history(
+    *,
+    sandbox: str | None,
+    db: str,
+    form: Format,
+    since: int | None,
+    after: int,
+    oldest_first: bool,
+) -> int:
+    """Show every change of state, newest first, of all sandboxes or of one, even if deleted."""
+    params: dict[str, Any] = {"after": after}
+    doing = "read history" if sandbox is None else f"read history of sandbox {sandbox!r}"
+    if since is not None:
+        params["since"] = since
+    if form.limit is not None and not form.sort:
+        params["limit"] = form.limit
     with options.open_to_show(db) as store:
-        full = None if id is None else _full_id(store, id)
-        most = sys.maxsize if limit is None else limit
-        transitions = _readable_history(store, full, after, most, failed)
-    found = [asdict(each) | _states(each) for each in transitions]
+        if sandbox is not None:
+            params["id"] = lookup.find_in_history(store, sandbox, doing)
+        found, failed = transitions(store, params, doing, oldest_first=oldest_first)
+        ids = lookup.ids(store) if form.shortens else ()
     code = complain_all(failed)
-    write_all(found, COLUMNS, as_json=as_json)
+    show([asdict(each) | _states(each) for each in found], VIEW, form, ids=ids)
     return code
+
+
+def transitions(
+    store: Store, params: dict[str, Any], doing: str, *, oldest_first: bool
+) -> tuple[list[Transition], list[str]]:
+    """Return the readable transitions, and why each of the others is not.
+
+    Args:
+        store: of the history.
+        params: `after`, and any of `id`, `since` and `limit`.
+        doing: operation and object, for messages.
+        oldest_first: whether the order is reversed.
+    """
+    is_damaged = click.get_current_context().meta.get(DAMAGED)
+    limit = params.pop("limit", None) if is_damaged else None  # read from one end, then the other
+    names = frozenset(params) - {"after"}
+    query = queries.history(names, newest_first=not (oldest_first or is_damaged))
+    rows = store._session.history(query, params, doing)  # noqa: SLF001
+    if is_damaged:
+        rows = (rows if oldest_first else rows[::-1])[:limit]
+    found, failed = list[Transition](), list[str]()
+    for row in rows:
+        try:
+            found.append(Transition.load(row))
+        except MetadataError as error:
+            failed.append(str(error))
+    return found, failed
 
 
 def _states(transition: Transition) -> dict[str, str | None]:
     """Return both states of *transition* as text."""
     states = {"from_state": transition.from_state, "to_state": transition.to_state}
     return {name: None if state is None else str(state) for name, state in states.items()}
-
-
-def _readable_history(
-    store: Store, id: str | None, after: int, limit: int, failed: list[str]
-) -> list[Transition]:
-    """Return the readable transitions, and append to *failed* why each of the others is not."""
-    try:
-        return store.history(id, after=after, limit=limit)
-    except MetadataError:  # at least one transition is damaged: find out which, step by step
-        return list(_history_by_pages(store, id, after, limit, failed))
-
-
-def _history_by_pages(
-    store: Store, id: str | None, after: int, left: int, failed: list[str]
-) -> Iterator[Transition]:
-    """Yield page after page; of a page with a damaged transition one after the other."""
-    page = PAGE
-    while left > 0:
-        size, before = min(page, left), after
-        try:
-            found = store.history(id, after=after, limit=size)
-        except MetadataError as error:
-            if size > 1:
-                page = 1
-                continue
-            failed.append(str(error))
-            after, page = error.seq, PAGE
-        else:
-            yield from found
-            if len(found) < size:
-                return
-            after = found[-1].seq
-        left -= size
-        if after <= before:  # the next page would be this one again
-            failed.append(
-                f"read history: the transitions after seq {before} are not in order, and the rest "
-                "is not shown; the registry is damaged"
-            )
-            return
-
-
-def _full_id(store: Store, id: str) -> str:
-    """Return *id* if the history has it, else the id of the sandbox that it is a prefix of."""
-    with contextlib.suppress(MetadataError):  # the history has it, with damage
-        if not store.history(id, limit=1):
-            return _id_of_prefix(store, id)
-    return id
-
-
-def _id_of_prefix(store: Store, id: str) -> str:
-    doing = f"read history of sandbox {id!r}"
-    try:
-        return options.find(store, id, doing).id
-    except NotFoundError as error:
-        message = f"{doing}: there is no such sandbox, and no history of one is kept"
-        raise NotFoundError(message, id=id) from error

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain
-from registry.cli.output.formats import table, write_json
-from registry.cli.output.streams import write
+from registry.cli.output.formats import Format, View, show
 from registry.errors import NotFoundError
 
 if TYPE_CHECKING:
     from registry.cli.containerd.import_export import Outcome
 
 
-@click.command("import")
+VIEW: Final = View(
+    ("source", "id", "name", "state", "imported", "holder", "error"),
+    table={
+        "SOURCE": "source",
+        "ID": "id",
+        "STATE": "state",
+        "IMPORTED": "imported",
+        "HOLDER": "holder",
+        "ERROR": "error",
+    },
+    name="name",
+    folds=True,
+)
+
+
+@click.command(
+    "import",
+    epilog=options.examples(
+        "sandbox-registry import sandboxes.jsonl --status statuses.jsonl",
+        "sandbox-registry export | sandbox-registry --db other.db import --create -",
+    ),
+)
 @click.argument(
     *("files",),
     metavar="FILE...",
@@ -33,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--keep-going", is_flag=True, help="Import the others when some are refused.")
 @click.option("--create", is_flag=True, help="Create the registry if there is none.")
 @options.timeout
-@options.as_json
+@options.output(VIEW)
 def import_sandboxes(
     *,
     files: Sequence[str],
@@ -42,7 +62,7 @@ def import_sandboxes(
     keep_going: bool,
     create: bool,
     timeout: float,
-    as_json: bool,
+    form: Format,
 ) -> int:
     """Import sandboxes from the JSON that containerd stores, all or none; this writes.
 
@@ -67,7 +87,7 @@ def import_sandboxes(
     with store:
         outcomes = import_export.load(store, candidates, keep_going=keep_going)
     unused = len(statuses.keys() - {outcome.id for outcome in outcomes})
-    _write_outcomes(outcomes, unused, len(statuses), as_json=as_json)
+    _show(outcomes, unused, len(statuses), form)
     return _code_of(outcomes, keep_going=keep_going)
 
 
@@ -82,26 +102,24 @@ def _code_of(outcomes: Sequence[Outcome], *, keep_going: bool) -> int:
     return complain(f"import: {refused} of {len(outcomes)} refused, {left}", FOUND)
 
 
-def _write_outcomes(
-    outcomes: Sequence[Outcome], unused: int, statuses: int, *, as_json: bool
-) -> None:
-    """Write the outcome of each document.
+def _show(outcomes: Sequence[Outcome], unused: int, statuses: int, form: Format) -> None:
+    """Print the outcome of each document.
 
     Args:
         outcomes: one for each document, in order.
         unused: number of statuses that belong to no document.
         statuses: number of all statuses.
-        as_json: print JSON instead of a table.
+        form: the format.
     """
-    found = [asdict(each) | {"state": each.state and str(each.state)} for each in outcomes]
+    found = [
+        asdict(each) | {"state": None if each.state is None else str(each.state)}
+        for each in outcomes
+    ]
     imported = sum(outcome.imported for outcome in outcomes)
-    if as_json:
-        refused = sum(bool(outcome.error) for outcome in outcomes)
-        counts = {"imported": imported, "refused": refused, "unused_statuses": unused}
-        write_json({"sandboxes": found} | counts)
-        return
-    columns = ("source", "id", "state", "imported", "holder", "error")
-    write(table(found, columns) if found else "")
-    write(f"imported {imported} of {len(found)}\n")
+    refused = sum(bool(outcome.error) for outcome in outcomes)
+    counts = {"imported": imported, "refused": refused, "unused_statuses": unused}
+    after = f"imported {imported} of {len(found)}\n"
     if unused:
-        write(f"{unused} of {statuses} statuses belong to no document\n")
+        after += f"{unused} of {statuses} statuses belong to no document\n"
+    text = None if found else ""
+    show(found, VIEW, form, whole={"sandboxes": found} | counts, text=text, after=after)

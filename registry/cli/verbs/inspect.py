@@ -2,74 +2,112 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from registry import cri
-from registry.cli import options
+from registry.cli import lookup, options
 from registry.cli.failures import complain_all
-from registry.cli.output.formats import table, write_json
-from registry.cli.output.streams import write
-from registry.cli.output.values import shown, to_json
-from registry.cli.verbs.summary import pod_of, pod_of_config, summary, unreadable
+from registry.cli.output.formats import Format, View, show
+from registry.cli.output.values import age_of, shown, to_json
+from registry.cli.verbs.summary import (
+    FIELDS,
+    labels_of,
+    latest_summary,
+    row_of,
+    summary_of,
+    unreadable,
+)
 from registry.errors import MetadataError
 from registry.handles.sandbox import Sandbox
 from registry.model import cni
+from registry.store import Store
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import encoding
 from registry.visible import visible
 
+NESTED: Final = ("config", "extensions")
+"""Fields that the text for people shows as JSON, below the others."""
+VIEW: Final = View(
+    (
+        *FIELDS,
+        *("additional_ips", "process_label", "cni_result", "error", "config", "extensions"),
+    ),
+    table={"ID": "id"},
+    name="name",
+    paged=True,
+)
 
-@click.command()
-@options.id
+
+@click.command(
+    epilog=options.examples(
+        "sandbox-registry inspect 3f2a9c41",
+        "sandbox-registry inspect shop/web -o yaml",
+    ),
+)
+@options.sandbox
+@options.output(VIEW)
 @options.db
-@options.as_json
-def inspect(*, id: str, db: str, as_json: bool) -> int:
+def inspect(*, sandbox: str, db: str, form: Format) -> int:
     """Show everything about one sandbox, even if it is UNKNOWN."""
     with options.open_to_show(db) as store:
-        sandbox = options.find(store, id, f"inspect sandbox {id!r}")
-        errors = list(unreadable(sandbox))
-        decoded = _extensions(sandbox, errors)
-    found = _details(sandbox) | {"error": "; ".join(errors) or None, "extensions": decoded}
+        handle = lookup.find(store, sandbox, f"inspect sandbox {sandbox!r}")
+        errors = list(unreadable(handle))
+        found = _summary(store, handle) | _details(handle)
+        found |= {"error": None, "extensions": _extensions(handle, errors)}
+        found["error"] = "; ".join(errors) or None
+        found = {name: found[name] for name in VIEW.fields}
     code = complain_all(errors)
-    if as_json:
-        write_json(found)
-        return code
-    parts = {name: found.pop(name) for name in ("config", "extensions")}
-    fields = [{"field": name, "value": shown(name, value)} for name, value in found.items()]
-    write(table(fields, ("field", "value")))
-    for name, part in parts.items():
-        if part or name == "config":
-            lines = to_json(part, indent=2, ascii=False).split("\n")
-            write(f"{name}:\n" + "".join(f"{visible(line)}\n" for line in lines))
+    show([found], VIEW, form, whole=found, text=_text(found))
     return code
 
 
-def _extensions(sandbox: Sandbox, errors: list[str]) -> dict[str, Any] | None:
+def _summary(store: Store, handle: Sandbox) -> dict[str, Any]:
+    """Return the fields of `list`."""
+    return row_of(latest_summary(store, handle) or summary_of(handle)) | {
+        "labels": labels_of(handle)
+    }
+
+
+def _text(found: dict[str, Any]) -> str:
+    """Return *found* for people: a line for each field, and then the nested ones as JSON."""
+    size = max(map(len, VIEW.fields))
+    lines = [
+        f"{name:{size}}  {shown(name, found[name])}{age_of(name, found[name])}"
+        for name in VIEW.fields
+        if name not in NESTED
+    ]
+    for name in NESTED:
+        if found[name] or name == "config":
+            text = to_json(found[name], indent=2, ascii=False)
+            lines += [f"{name}:", *map(visible, text.split("\n"))]
+    return "\n".join(lines) + "\n"
+
+
+def _extensions(handle: Sandbox, errors: list[str]) -> dict[str, Any] | None:
     """Return the extensions as JSON values; None if one is damaged, which *errors* then has."""
     from registry.cli.containerd import extensions  # noqa: PLC0415 - `list` does without
 
     try:
-        return {name: extensions.decode(each) for name, each in sandbox.extensions.items()}
+        return {name: extensions.decode(each) for name, each in handle.extensions.items()}
     except MetadataError as error:
         errors.append(str(error))
         return None
 
 
-def _details(sandbox: Sandbox) -> dict[str, Any]:
-    """Return the fields of `inspect`."""
+def _details(handle: Sandbox) -> dict[str, Any]:
+    """Return the fields that `list` does not have."""
     try:
-        metadata = sandbox.metadata
+        metadata = handle.metadata
     except MetadataError:
-        return _undecoded(sandbox)
+        return _undecoded(handle)
     config, result = metadata.config, metadata.cni_result
-    return summary(sandbox, pod_of(sandbox)) | {
+    return {
         "host_network": metadata.host_network,
         "additional_ips": metadata.additional_ips,
         "process_label": metadata.process_label,
         "cni_result": None if result is None else cni.dump(result),
-        "error": None,
         "config": None if config is None else _fields_of(config),
     }
 
@@ -81,15 +119,14 @@ def _fields_of(config: cri.PodSandboxConfig) -> Any:
     return json.loads(encoding.config_json(config))
 
 
-def _undecoded(sandbox: Sandbox) -> dict[str, Any]:
-    """Return the fields of `inspect` as stored, for metadata that cannot be decoded."""
-    stored = sandbox.stored
-    stored["host_network"] = bool(stored["host_network"])
-    data, pod = stored.pop("config"), None
-    config = None
+def _undecoded(handle: Sandbox) -> dict[str, Any]:
+    """Return the fields as stored, for metadata that cannot be decoded."""
+    stored = handle.stored
+    fields = {name: stored[name] for name in ("additional_ips", "process_label", "cni_result")}
+    fields["host_network"] = bool(stored["host_network"])
     try:
-        decoded = cri.PodSandboxConfig.FromString(data)
-        config, pod = _fields_of(decoded), pod_of_config(decoded)
+        fields["config"] = _fields_of(cri.PodSandboxConfig.FromString(stored["config"]))
     except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
         reraise_interrupt(error)
-    return summary(sandbox, pod) | stored | {"error": None, "config": config}
+        fields["config"] = None
+    return fields

@@ -3,91 +3,199 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import click
 
-from registry.cli import options
+from registry.cli import lookup, options
 from registry.cli.failures import complain_all
-from registry.cli.output.formats import write_all
-from registry.cli.verbs.summary import pod_of, summary, unreadable
+from registry.cli.moments import Moment
+from registry.cli.output.formats import Format, Records, View, show
+from registry.cli.verbs.summary import FIELDS, labels, row_of, summaries
 from registry.model.status import State
+from registry.tables.rows import Summary, summary_damages
 
-COLUMNS: Final = ("id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
-"""Fields that the table of `list` shows."""
+LATEST: Final = "\0"
+"""Value of `-l` without a selector."""
+VIEW: Final = View(
+    FIELDS,
+    table={
+        "ID": "id",
+        "STATE": "state",
+        "SINCE": "since",
+        "AGE": "created_at",
+        "NAMESPACE": "namespace",
+        "POD": "pod",
+        "REASON": "reason",
+    },
+    wide={
+        "ID": "id",
+        "STATE": "state",
+        "SINCE": "since",
+        "CREATED": "created_at",
+        "NAMESPACE": "namespace",
+        "POD": "pod",
+        "ATTEMPT": "attempt",
+        "PID": "pid",
+        "IP": "ip",
+        "RUNTIME": "runtime_handler",
+        "NAME": "name",
+        "NETNS": "netns_path",
+        "REASON": "reason",
+        "MESSAGE": "message",
+    },
+    name="name",
+    cuts=True,
+    paged=True,
+)
 
 
-def _parse_states(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> set[State]:
+def _states(texts: Iterable[str]) -> set[State]:
     names = {text: text.upper().removeprefix("SANDBOX_") for text in texts}
     for text, name in names.items():
         if name not in State.__members__:
-            raise click.BadParameter(f"{text!r} is none of {', '.join(State.__members__)}")
+            known = ", ".join(State.__members__)
+            raise click.BadParameter(f"{text!r} is none of {known}", param_hint="--state")
     return {State[name] for name in names.values()}
 
 
-def _parse_labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+def _labels(texts: Iterable[str]) -> dict[str, str]:
     """Return the labels in *texts*; refuse a selector with operators, which would match nothing."""
-    labels: dict[str, str] = {}
-    if texts:
-        from registry.model.selector import KEY  # noqa: PLC0415 - most lists have no labels
+    found: dict[str, str] = {}
     for text in texts:
+        from registry.model.selector import KEY  # noqa: PLC0415 - most lists have no labels
+
         key, equals, value = text.partition("=")
         if not equals or not re.fullmatch(KEY, key) or value.startswith("=") or "," in value:
             why = "is not KEY=VALUE with a label key of Kubernetes; use --selector for all else"
-            raise click.BadParameter(f"{text!r} {why}")
-        if labels.setdefault(key, value) != value:
-            raise click.BadParameter(f"{key!r} cannot have two values")
-    return labels
+            raise click.BadParameter(f"{text!r} {why}", param_hint="--label")
+        if found.setdefault(key, value) != value:
+            raise click.BadParameter(f"{key!r} cannot have two values", param_hint="--label")
+    return found
 
 
-@click.command("list")
-@options.db
-@click.option("--all", "every", is_flag=True, help="Include UNKNOWN sandboxes.")
+class Filters:
+    """Filters of a list, given by options of their own or by `--filter`."""
+
+    EXACT: Final = ("id", "name", "namespace", "pod", "reason")
+    """Filters that have one value."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        """Take the filters from *params*, the options of the verb."""
+        self._states = list(params.pop("states"))
+        self._labels = list(params.pop("labels"))
+        self._selectors = [each for each in params.pop("selectors") if each]
+        self._exact = {name: params.pop(name) for name in self.EXACT}
+        for text in params.pop("filters"):
+            self._add(text)
+
+    def _add(self, text: str) -> None:
+        """Add a filter as `KEY=VALUE`."""
+        key, equals, value = text.partition("=")
+        if key == "label":
+            (self._labels if "=" in value else self._selectors).append(value)
+        elif key in {"state", "status"}:
+            self._states.append(value)
+        elif key not in self.EXACT or not equals:
+            known = ", ".join(sorted((*self.EXACT, "label", "state")))
+            why = f"{text!r} is not KEY=VALUE with a KEY of {known}"
+            raise click.BadParameter(why, param_hint="--filter")
+        elif self._exact[key] not in {None, value}:
+            raise click.BadParameter(f"{key!r} cannot have two values", param_hint="--filter")
+        else:
+            self._exact[key] = value
+
+    def params(self, *, every: bool) -> dict[str, Any]:
+        """Return the parameters of `summaries`; *every*: include UNKNOWN sandboxes."""
+        states = _states(self._states)
+        return dict(
+            self._exact,
+            include_unknown=every or State.UNKNOWN in states,
+            state=states or None,
+            labels=_labels(self._labels),
+            selector=",".join(self._selectors) or None,
+        )
+
+
+@click.command(
+    "list",
+    epilog=options.examples(
+        "sandbox-registry list --state notready --since 1h",
+        "sandbox-registry list -l app=web -o wide",
+    ),
+)
+@click.option("--all", "-a", "every", is_flag=True, help="Include UNKNOWN sandboxes.")
 @click.option(
-    *("--state", "states"),
+    *("--state", "-s", "states"),
     metavar="STATE",
     multiple=True,
-    callback=_parse_states,
     help="UNKNOWN, READY or NOTREADY; may be repeated.",
 )
-@click.option(
-    *("--selector", "-l"),
-    metavar="SELECTOR",
-    help="Label selector of Kubernetes: 'app=web,tier!=db,env in (a,b),!canary'.",
-)
+@click.option("--namespace", metavar="NAME", help="Kubernetes namespace of the pod.")
+@click.option("--pod", metavar="NAME", help="Name of the pod.")
+@click.option("--name", metavar="NAME", help="Name of the sandbox.")
+@click.option("--id", metavar="PREFIX", help="Beginning of the id.")
+@click.option("--reason", metavar="WORD", help="Reason of the state.")
 @click.option(
     *("--label", "labels"),
     metavar="KEY=VALUE",
     multiple=True,
-    callback=_parse_labels,
-    help="Label of the pod; may be repeated.",
+    help="A label of the pod; may be repeated.",
 )
-@click.option("--pod", metavar="NAME", help="Name of the pod.")
-@click.option("--namespace", metavar="NAME", help="Kubernetes namespace of the pod.")
-@click.option("--name", metavar="NAME", help="Name of the sandbox.")
-@click.option("--id", metavar="PREFIX", help="Beginning of the id.")
-@click.option("--newest-first", is_flag=True, help="List the newest sandbox first.")
 @click.option(
-    "--limit",
-    metavar="N",
-    type=options.Count(1),
-    help="Maximum number of sandboxes, the first in the order.",
+    "--selector",
+    metavar="SELECTOR",
+    help="A label selector of Kubernetes, such as 'app=web,tier in (a,b),!canary'.",
 )
-@options.as_json
+@click.option(
+    *("-l", "short"),
+    metavar="[SELECTOR]",
+    is_flag=False,
+    flag_value=LATEST,
+    help="Short for --selector; without SELECTOR, for --latest.",
+)
+@click.option(
+    *("--filter", "-f", "filters"),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="KEY: id, label, name, namespace, pod, reason or state; may be repeated.",
+)
+@click.option("--since", metavar="TIME", type=Moment(), help="Created since 1h, or 2026-11-27.")
+@click.option("--latest", is_flag=True, help="Only the newest of them.")
+@click.option("--oldest-first", is_flag=True, help="Reverse the order.")
+@options.output(VIEW, lists=True)
+@options.db
 def list_sandboxes(
     *,
     db: str,
+    form: Format,
     every: bool,
-    states: set[State],
-    as_json: bool,
-    **filters: Any,
+    selector: str | None,
+    short: str | None,
+    since: int | None,
+    latest: bool,
+    oldest_first: bool,
+    **params: Any,
 ) -> int:
-    """List the sandboxes that match every filter, oldest first."""
+    """List the sandboxes that match every filter, newest first."""
+    params["selectors"] = [selector, None if short == LATEST else short]
+    wanted = Filters(params).params(every=every) | {"created_since": since}
+    limit = 1 if latest or short == LATEST else form.limit
+    fields = tuple(each for each in form.fields(VIEW) if each != "labels")
     with options.open_to_show(db) as store:
-        sandboxes = store.list(
-            include_unknown=every or State.UNKNOWN in states, state=states or None, **filters
+        found = summaries(
+            store,
+            fields,
+            newest_first=not oldest_first,
+            limit=None if form.sort else limit,
+            **wanted,
         )
-    code = complain_all(error for each in sandboxes for error in unreadable(each))
-    write_all([summary(each, pod_of(each)) for each in sandboxes], COLUMNS, as_json=as_json)
+        ids = lookup.ids(store) if form.shortens else ()
+        of_pods = labels(store) if fields == Summary._fields else {}
+    code = complain_all(map(str, summary_damages(fields, found)))
+    rows: Records | list[dict[str, Any]] = Records(fields, found)
+    if fields == Summary._fields:
+        rows = [row_of(each) | {"labels": of_pods.get(each[0], {})} for each in found]
+    show(rows, VIEW, form, ids=ids)
     return code

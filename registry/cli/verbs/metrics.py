@@ -21,7 +21,11 @@ MODE: Final = 0o644
 """Mode of such a file: node_exporter runs as a user of its own."""
 
 
-@click.command()
+@click.command(
+    epilog=options.examples(
+        "sandbox-registry metrics", "sandbox-registry metrics --output-file registry.prom"
+    ),
+)
 @click.option("--check", is_flag=True, help="Also check the invariants, as `check` does.")
 @click.option(
     "--reconcile", is_flag=True, help="Also observe the host, as `reconcile --dry-run` does."

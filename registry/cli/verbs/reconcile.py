@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import click
 
-from registry.cli import options
+from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
-from registry.cli.output.formats import write_json
-from registry.cli.output.streams import write
-from registry.cli.verbs.report import report_for_people, report_for_programs
+from registry.cli.output.formats import Format, show
+from registry.cli.verbs.report import VIEW, findings, lines_of, whole
 from registry.errors import InvalidArgumentError, NetNSError
 
 
-@click.command()
-@options.db
+@click.command(
+    epilog=options.examples(
+        "sandbox-registry reconcile --dry-run", "sandbox-registry reconcile --remove-orphans"
+    ),
+)
 @click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
 @click.option("--remove-orphans", is_flag=True, help="Remove namespaces that no sandbox owns.")
 @options.timeout
-@options.as_json
-def reconcile(
-    *, db: str, dry_run: bool, remove_orphans: bool, timeout: float, as_json: bool
-) -> int:
+@options.output(VIEW)
+@options.db
+def reconcile(*, db: str, dry_run: bool, remove_orphans: bool, timeout: float, form: Format) -> int:
     """Observe every sandbox, and mark those that are gone as NOTREADY; this writes.
 
     It also brings the schema of an older registry up to date.
@@ -35,8 +36,14 @@ def reconcile(
                 removed += store.remove_orphans([path])
             except (NetNSError, InvalidArgumentError) as error:  # the others can be removed
                 code = complain(str(error), FOUND)
-    if as_json:
-        write_json(report_for_programs(report) | {"removed": removed, "dry_run": dry_run})
-    else:
-        write(report_for_people(report, removed, dry_run=dry_run, tried=remove))
+        ids = lookup.ids(store) if form.shortens else ()
+    show(
+        findings(report),
+        VIEW,
+        form,
+        whole=whole(report) | {"removed": removed, "dry_run": dry_run},
+        ids=ids,
+        text=None if report.findings else "",
+        after=lines_of(report, removed, dry_run=dry_run, tried=remove),
+    )
     return code

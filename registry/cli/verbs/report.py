@@ -1,4 +1,4 @@
-"""The report of a reconcile, for people and for programs."""
+"""The report of a reconcile: its findings as rows, the whole of it, and the lines after them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
-from registry.cli.output.formats import table
+from registry.cli.output.formats import View
 from registry.recovery.findings import Report, Verdict
 from registry.visible import visible
 
@@ -17,20 +17,40 @@ ORPHANS: Final = (
 """Line after the orphans: a copy, or a backup, does not record what was created later."""
 
 
-def report_for_programs(report: Report) -> dict[str, object]:
-    """Return *report* for JSON, with the count of each verdict."""
+VIEW: Final = View(
+    ("sandbox_id", "verdict", "reason", "message", "changed"),
+    table={
+        "ID": "sandbox_id",
+        "VERDICT": "verdict",
+        "CHANGED": "changed",
+        "REASON": "reason",
+        "MESSAGE": "message",
+    },
+    name="sandbox_id",
+    id="sandbox_id",
+    folds=True,
+)
+
+
+def whole(report: Report) -> dict[str, object]:
+    """Return *report* as one object, with the count of each verdict."""
     counts = {verdict: report.counts.get(verdict, 0) for verdict in Verdict}
     return asdict(report) | {"counts": counts}
 
 
-def report_for_people(
+def findings(report: Report) -> list[dict[str, object]]:
+    """Return the findings of *report* as rows of `VIEW`."""
+    return [asdict(finding) for finding in report.findings]
+
+
+def lines_of(
     report: Report,
     removed: Sequence[str] = (),
     *,
     dry_run: bool = False,
     tried: bool = False,
 ) -> str:
-    """Return *report* as a table of findings, the counts, and a line for each orphan.
+    """Return the counts of *report*, and a line for each orphan.
 
     Args:
         report: of a reconcile.
@@ -38,8 +58,6 @@ def report_for_people(
         dry_run: nothing was changed.
         tried: the orphans were to be removed.
     """
-    findings = [asdict(finding) for finding in report.findings]
-    columns = ("sandbox_id", "verdict", "changed", "reason", "message")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(report.counts.items()))
     lines = [f"sandboxes: {counts or 'none'}"]
     if dry_run:
@@ -51,4 +69,4 @@ def report_for_people(
     ]
     if report.orphans and not tried:
         lines.append(ORPHANS)
-    return (table(findings, columns) if findings else "") + "".join(f"{x}\n" for x in lines)
+    return "".join(f"{line}\n" for line in lines)

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE
-from registry.cli.output.formats import write_json
-from registry.cli.output.streams import write
-from registry.cli.verbs.report import report_for_people, report_for_programs
+from registry.cli.output import formats
+from registry.cli.output.formats import Format, View, show
+from registry.cli.verbs import report
 from registry.visible import visible
 
 if TYPE_CHECKING:
     from registry.maintenance.restore import Restoration
 
 
-@click.command()
+VIEW: Final = View(
+    ("path", "backup", "incarnation", "replaced", "lost", "recovery"),
+    table={"PATH": "path", "BACKUP": "backup", "INCARNATION": "incarnation"},
+    name="path",
+    id="path",
+)
+
+
+@click.command(epilog=options.examples("sandbox-registry --db registry.db restore copy.db"))
 @click.argument("backup", metavar="BACKUP", help="File that `backup` has made.")
 @click.option("--force", is_flag=True, help="Replace newer history, or another registry.")
+@options.output(VIEW)
 @options.db
-@options.as_json
-def restore(*, backup: str, force: bool, db: str, as_json: bool) -> int:
+def restore(*, backup: str, force: bool, db: str, form: Format) -> int:
     """Put BACKUP in the place of the registry, and reconcile it; this writes.
 
     The registry may be in use, damaged or gone. What is replaced is kept beside it.
@@ -31,27 +39,36 @@ def restore(*, backup: str, force: bool, db: str, as_json: bool) -> int:
     from registry.maintenance.restore import restore as put_in_place  # noqa: PLC0415
 
     done = put_in_place(backup, db, force=force)
-    if as_json:
-        lost = done.lost and [{"first": each[0], "last": each[-1]} for each in done.lost]
-        write_json(
-            {
-                "path": done.path,
-                "backup": done.backup,
-                "incarnation": done.incarnation,
-                "replaced": done.replaced,
-                "lost": None if done.lost is None else lost or [],
-                "recovery": report_for_programs(done.recovery),
-            }
-        )
-        return FINE
+    found = _whole(done)
+    show([found], VIEW, form, whole=found, text=_text(done))
+    return FINE
+
+
+def _whole(done: Restoration) -> dict[str, Any]:
+    """Return *done* as one object."""
+    lost = done.lost and [{"first": each[0], "last": each[-1]} for each in done.lost]
+    return {
+        "path": done.path,
+        "backup": done.backup,
+        "incarnation": done.incarnation,
+        "replaced": done.replaced,
+        "lost": None if done.lost is None else lost or [],
+        "recovery": report.whole(done.recovery),
+    }
+
+
+def _text(done: Restoration) -> str:
+    """Return *done* for people."""
     lines = [f"restored {done.path} from {done.backup}, as incarnation {done.incarnation}"]
     lines.append(_loss(done))
     if done.replaced:
-        whole = os.path.lexists(done.replaced)
-        lines.append(f"what was replaced is kept as {done.replaced}{'' if whole else '-*'}")
+        there = os.path.lexists(done.replaced)
+        lines.append(f"what was replaced is kept as {done.replaced}{'' if there else '-*'}")
     text = "".join(f"{visible(each)}\n" for each in lines)
-    write(text + report_for_people(done.recovery))
-    return FINE
+    found = report.findings(done.recovery)
+    return (
+        text + (formats.table(found, report.VIEW) if found else "") + report.lines_of(done.recovery)
+    )
 
 
 def _loss(done: Restoration) -> str:

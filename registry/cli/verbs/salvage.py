@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Final
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND
-from registry.cli.output.formats import write_json
-from registry.cli.output.streams import write
+from registry.cli.output.formats import Format, View, show
+
+VIEW: Final = View(
+    ("table", "sandbox_id", "source", "reason", "record"),
+    table={"TABLE": "table", "ID": "sandbox_id", "SOURCE": "source", "REASON": "reason"},
+    name="sandbox_id",
+    id="sandbox_id",
+)
 
 
-@click.command()
+@click.command(
+    epilog=options.examples("sandbox-registry salvage registry.db salvaged.db"),
+)
 @click.argument("old", metavar="OLD", help="The damaged registry; it stays as it is.")
 @click.argument("new", metavar="NEW", help="Path of the copy, where no file is.")
 @options.timeout
-@options.as_json
-def salvage(*, old: str, new: str, timeout: float, as_json: bool) -> int:
+@options.output(VIEW)
+def salvage(*, old: str, new: str, timeout: float, form: Format) -> int:
     """Copy every readable record of the damaged registry OLD into a new one; this writes NEW.
 
     OLD stays as it is. Exit code 1 if anything was lost.
@@ -25,8 +34,6 @@ def salvage(*, old: str, new: str, timeout: float, as_json: bool) -> int:
     from registry.maintenance.salvage import salvage as copy  # noqa: PLC0415 - only here
 
     found = copy(old, new, timeout=timeout)
-    if as_json:
-        write_json(asdict(found))
-    else:
-        write("".join(f"{line}\n" for line in found.lines()))
+    text = "".join(f"{line}\n" for line in found.lines())
+    show([asdict(each) for each in found.losses], VIEW, form, whole=asdict(found), text=text)
     return FINE if found.complete else FOUND

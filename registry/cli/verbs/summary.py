@@ -1,22 +1,92 @@
-"""Fields of a sandbox, as it is stored, that several verbs show."""
+"""Fields of sandboxes that `list` and `inspect` show."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final
+
+import click
 
 from registry import cri
-from registry.errors import MetadataError
+from registry.cli.failures import DAMAGED
+from registry.errors import DataLossError, MetadataError
 from registry.handles.sandbox import Sandbox
-from registry.model.status import Status
+from registry.store import Store
+from registry.tables import filters, sql
+from registry.tables.rows import Summary, as_text
+
+FIELDS: Final = (*Summary._fields, "labels")
+"""Fields of a sandbox in a list."""
 
 
-class Pod(NamedTuple):
-    """Pod of a sandbox; both names are empty for a sandbox without a config."""
+def summaries(store: Store, fields: tuple[str, ...], **wanted: Any) -> list[tuple[Any, ...]]:
+    """Return *fields* of the sandboxes that match the filters of `filters.list_query`.
 
-    namespace: str = ""
-    name: str = ""
+    Of a damaged registry, which is read sandbox by sandbox, `since` is None.
+    """
+    if not click.get_current_context().meta.get(DAMAGED):
+        query, params = filters.list_query(summaries=fields, **wanted)
+        return store._session.fetch(query, params, filters.LISTING)  # noqa: SLF001
+    created_since, reason = wanted.pop("created_since", None), wanted.pop("reason", None)
+    handles = [summary_of(each) for each in store.list(**wanted)]
+    return [
+        tuple(getattr(each, name) for name in fields)
+        for each in handles
+        if (created_since is None or (each.created_at or 0) >= created_since)
+        and (reason is None or each.reason == reason)
+    ]
+
+
+def latest_summary(store: Store, sandbox: Sandbox) -> tuple[Any, ...] | None:
+    """Return the `Summary` of *sandbox*; None if it was just deleted, or cannot be read."""
+    columns = ", ".join(sql.SUMMARY_COLUMNS.values())
+    query = f"{sql.SUMMARIES.format(columns=columns)} WHERE {sql.LIST_ONE}"
+    params = {"creation": sandbox._entry.row.creation}  # noqa: SLF001 - a damaged id names none
+    with contextlib.suppress(DataLossError):
+        for found in store._session.fetch(query, params, filters.LISTING):  # noqa: SLF001
+            return found
+    return None
+
+
+def summary_of(sandbox: Sandbox) -> Summary:
+    """Return the summary of *sandbox* without `since`, which its record does not have."""
+    stored = sandbox.stored
+    metadata = cri.PodSandboxConfig().metadata
+    with contextlib.suppress(MetadataError):
+        if sandbox.config is not None:
+            metadata = sandbox.config.metadata
+    fields: dict[str, Any] = {name: stored.get(name) for name in Summary._fields}
+    fields |= {"id": sandbox.id, "pod": metadata.name, "since": None}
+    fields |= {name: getattr(metadata, name) for name in ("namespace", "uid", "attempt")}
+    return Summary(**fields)
+
+
+def row_of(values: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the fields of a `Summary`, with text for what should be text and is damaged."""
+    row = dict(zip(Summary._fields, values, strict=True))
+    row["host_network"] = bool(row["host_network"])
+    for name, value in row.items():
+        if isinstance(value, bytes):
+            row[name] = as_text(value)
+    return row
+
+
+def labels(store: Store) -> dict[str, dict[str, str]]:
+    """Return the labels of all pods, by the id of the sandbox, sorted by key."""
+    found: dict[str, dict[str, str]] = {}
+    with contextlib.suppress(DataLossError):
+        for id, key, value in store._session.fetch(sql.LABELS, {}, "read labels"):  # noqa: SLF001
+            found.setdefault(id, {})[as_text(key)] = as_text(value)
+    return found
+
+
+def labels_of(sandbox: Sandbox) -> dict[str, str] | None:
+    """Return the labels in the config of *sandbox*, sorted by key; None if it cannot be read."""
+    with contextlib.suppress(MetadataError):
+        config = sandbox.config
+        return {} if config is None else dict(sorted(config.labels.items()))
+    return None
 
 
 def unreadable(sandbox: Sandbox) -> Iterator[str]:
@@ -26,30 +96,3 @@ def unreadable(sandbox: Sandbox) -> Iterator[str]:
             getattr(sandbox, part)
         except MetadataError as error:
             yield str(error)
-
-
-def pod_of(sandbox: Sandbox) -> Pod | None:
-    """Return the pod of *sandbox*; None if its metadata cannot be read."""
-    with contextlib.suppress(MetadataError):
-        return pod_of_config(sandbox.config)
-    return None
-
-
-def pod_of_config(config: cri.PodSandboxConfig | None) -> Pod:
-    """Return the pod of *config*."""
-    return Pod() if config is None else Pod(config.metadata.namespace, config.metadata.name)
-
-
-def summary(sandbox: Sandbox, pod: Pod | None) -> dict[str, Any]:
-    """Return the fields that `list` and `inspect` have in common, with the status as stored."""
-    stored = sandbox.stored
-    return {
-        "id": sandbox.id,
-        "name": sandbox.name,
-        "namespace": None if pod is None else pod.namespace,
-        "pod": None if pod is None else pod.name,
-        **{name: stored[name] for name in Status.__dataclass_fields__},
-        "netns_path": sandbox.netns_path,
-        "ip": sandbox.ip,
-        "runtime_handler": sandbox.runtime_handler,
-    }

@@ -1,0 +1,120 @@
+"""Sandboxes by what an operator types: an id, a name or a pod."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Final
+
+from registry.errors import AmbiguousPrefixError, InvalidArgumentError, MetadataError, NotFoundError
+from registry.handles.sandbox import Sandbox
+from registry.store import Store
+from registry.tables import queries, sql
+
+LISTED: Final = 10
+"""Sandboxes that an error lists."""
+
+
+def find(store: Store, text: str, doing: str) -> Sandbox:
+    """Return the sandbox that *text* names, an UNKNOWN one too.
+
+    A full id or a full name wins. Else *text* is a prefix of an id, a pod (`NAMESPACE/POD`), or the
+    name of a pod.
+
+    Args:
+        store: has the sandbox.
+        text: as the operator has typed it.
+        doing: operation and object, which begin the message of an error.
+    Raises:
+        NotFoundError: there is no such sandbox.
+        InvalidArgumentError: *text* is empty, or several sandboxes match.
+    """
+    _require_text(text, doing)
+    with contextlib.suppress(AmbiguousPrefixError, NotFoundError):
+        found = store.get(text, include_unknown=True)
+        if found.id == text:
+            return found
+    with contextlib.suppress(NotFoundError):
+        return store.get(name=text, include_unknown=True)
+    matches = {each.id: each for each in _matches(store, text)}
+    if len(matches) > 1:
+        raise _several(doing, [_shown(each) for each in matches.values()], text)
+    if not matches:
+        raise NotFoundError(f"{doing}: there is no such sandbox", id=text)
+    return next(iter(matches.values()))
+
+
+def find_by_id(store: Store, text: str, doing: str) -> Sandbox:
+    """Return the sandbox whose id is *text* or, alone, begins with it; otherwise as `find`."""
+    _require_text(text, doing)
+    found = store.list(include_unknown=True, id=text)
+    exact = [each for each in found if each.id == text]
+    if len(exact or found) > 1:
+        raise _several(doing, [_shown(each) for each in found], text)
+    if not found:
+        raise NotFoundError(f"{doing}: there is no such sandbox", id=text)
+    return (exact or found)[0]
+
+
+def find_in_history(store: Store, text: str, doing: str) -> str:
+    """Return the id of the sandbox that *text* names, as `find` does; also of a deleted one.
+
+    A sandbox that exists wins over deleted ones.
+
+    Raises:
+        NotFoundError: there is no such sandbox, and no history of one is kept.
+        InvalidArgumentError: *text* is empty, or several sandboxes match.
+    """
+    _require_text(text, doing)
+    with contextlib.suppress(MetadataError):  # the history has it, with damage
+        if not store.history(text, limit=1):
+            return _find_past(store, text, doing)
+    return text
+
+
+def _find_past(store: Store, text: str, doing: str) -> str:
+    with contextlib.suppress(NotFoundError):
+        return find(store, text, doing).id
+    namespace, slash, pod = text.partition("/")
+    pods = {"namespace": namespace, "pod": pod} if slash else {"namespace": None, "pod": text}
+    params = {"name": text, **pods, **queries.prefix_params(text)}
+    found = [id for (id,) in store._session.fetch(sql.PAST_IDS, params, doing)]  # noqa: SLF001
+    if len(found) > 1:
+        raise _several(doing, found, text)
+    if not found:
+        message = f"{doing}: there is no such sandbox, and no history of one is kept"
+        raise NotFoundError(message, id=text)
+    return str(found[0])
+
+
+def ids(store: Store) -> list[str]:
+    """Return the ids of all sandboxes, which a short id must not begin."""
+    return [str(id) for (id,) in store._session.fetch(sql.IDS, {}, "list ids")]  # noqa: SLF001
+
+
+def _require_text(text: str, doing: str) -> None:
+    if not text:
+        message = f"{doing}: the id is empty; give an id, a name or NAMESPACE/POD"
+        raise InvalidArgumentError(message, field="id", value=text)
+
+
+def _matches(store: Store, text: str) -> list[Sandbox]:
+    """Return the sandboxes whose id begins with *text*, and those of the pod."""
+    namespace, slash, pod = text.partition("/")
+    if slash:
+        return store.list(include_unknown=True, namespace=namespace, pod=pod)
+    by_id = store.list(include_unknown=True, id=text)
+    return [*by_id, *store.list(include_unknown=True, pod=text)]
+
+
+def _shown(sandbox: Sandbox) -> str:
+    """Return how an error names *sandbox*."""
+    state = str(sandbox.stored["state"]).removeprefix("SANDBOX_")
+    return f"{sandbox.id} ({sandbox.name}, {state})"
+
+
+def _several(doing: str, found: Sequence[str], text: str) -> InvalidArgumentError:
+    listed = ", ".join(found[:LISTED])
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    message = f"{doing}: {len(found)} sandboxes match: {listed}{more}; give one of these ids"
+    return InvalidArgumentError(message, field="id", value=text)
