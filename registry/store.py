@@ -572,10 +572,12 @@ class Store:
             UnavailableError: the store's timeout passed before the changes could be written.
         """
         with late_import("registry.recovery.reconcile"):
-            from registry.recovery.reconcile import run  # noqa: PLC0415 - a reader does without
+            from registry.recovery.reconcile import log_report, run  # noqa: PLC0415 - as `open`
         began = time.monotonic()
         report = run(self._session, self._registry_id, dry_run=dry_run)
-        self._reconciled = Reconciled(report, time.monotonic() - began, time.time_ns())
+        latest = Reconciled(report, time.monotonic() - began, time.time_ns())
+        self._reconciled = latest
+        log_report(self.path, report, latest.seconds, dry_run=dry_run)
         return report
 
     def remove_orphans(self, paths: Iterable[str]) -> builtins.list[str]:

@@ -12,11 +12,14 @@ The reserve is two files beside the database. When the disk is full:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from typing import Final
 
 from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
+
+log = logging.getLogger("registry")
 
 SIZES: Final = {"-spare": 128 * 1024, "-reserve": 256 * 1024}
 """Bytes of the files, by suffix: for some deletions, and for some tens of changes."""
@@ -43,6 +46,12 @@ class DiskReserve:
         except OSError as error:
             reraise_interrupt(error)
             return error.errno not in paths.NO_SPACE
+        if self.released:
+            log.info(
+                "allocated disk reserve of %r again",
+                self._database,
+                extra={"event": "disk_reserve_allocated", "path": self._database},
+            )
         self.released = False
         return True
 
@@ -87,6 +96,12 @@ class DiskReserve:
         """Remove the files with *suffixes*; return whether there was one."""
         removed = [_remove(f"{self._database}{suffix}") for suffix in suffixes]
         self.released |= any(removed)
+        if any(removed):
+            log.warning(
+                "released disk reserve of %r: its disk is full; free some space or some inodes",
+                self._database,
+                extra={"event": "disk_reserve_released", "path": self._database},
+            )
         return any(removed)
 
 

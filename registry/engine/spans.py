@@ -44,7 +44,15 @@ def record(transaction: Transaction, error: BaseException | None) -> None:
     except Exception as failure:
         if is_interrupt(failure):
             raise
-        log.exception("%s: record spans", transaction.doing)  # the write itself is stored
+        log.exception(  # the write itself is stored
+            "%s: record spans",
+            transaction.doing,
+            extra={
+                "event": "spans_not_recorded",
+                "path": transaction.path,
+                "operation": transaction.doing,
+            },
+        )
 
 
 def _record(transaction: Transaction, error: BaseException | None) -> None:

@@ -11,6 +11,7 @@ the end is idempotent.
 
 from __future__ import annotations
 
+import logging
 import math
 import sqlite3
 import threading
@@ -26,6 +27,9 @@ from registry.errors import FailedPreconditionError, RegistryError, StoreClosedE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+
+log = logging.getLogger("registry")
 
 
 class OpenState:
@@ -45,6 +49,12 @@ class OpenState:
         """Refuse all further writes if *error* tells that the database is damaged."""
         if self.unwritable is None and tells_damage(error):
             self.unwritable = retold(error, f"write refused, since damage was found: {error}")
+            log.error(
+                "writes to %r are refused from now on: %s",
+                self.path,
+                error,
+                extra={"event": "writes_refused", "path": self.path, "error": type(error).__name__},
+            )
 
     def require(self, doing: str) -> None:
         """Raise unless the file may be used.

@@ -71,7 +71,15 @@ class Wal:
             wait = min(RESET_WAIT, deadline - time.monotonic())
             with contextlib.suppress(sqlite3.Error):
                 if _is_kept(connection, wait if is_bound else None) and is_bound:
-                    log.warning("%s", why_long(self._path))
+                    log.warning(
+                        "%s",
+                        why_long(self._path),
+                        extra={
+                            "event": "wal_not_reset",
+                            "path": self._path,
+                            "wal_bytes": self._file_identity.log_size,
+                        },
+                    )
         self._multiple = multiple  # set last: an interrupted call is called again
 
     def preallocate(self, connection: driver.Connection) -> None:

@@ -261,7 +261,11 @@ class Writer:
             try:
                 self.connection.execute("ROLLBACK")
             except sqlite3.Error:
-                log.exception("write to %r: rolling back failed", self._path)
+                log.exception(
+                    "write to %r: rolling back failed",
+                    self._path,
+                    extra={"event": "rollback_failed", "path": self._path},
+                )
         self.committing, self._refusal, self._number = False, None, None
         if self._holds_lock:
             self.release_lock()

@@ -66,7 +66,12 @@ class _Task:
         """Have it tried again later; log *error* unless one was logged a short while ago."""
         now = time.monotonic()
         if now >= self.log_at:
-            log.warning("%s; trying again", error, exc_info=not isinstance(error, RegistryError))
+            log.warning(
+                "%s; trying again",
+                error,
+                exc_info=not isinstance(error, RegistryError),
+                extra={"event": "exit_retried", "error": type(error).__name__},
+            )
             self.log_at = now + LOG_EVERY
         self.failed, self.again_at = True, now + RETRY
 
@@ -219,7 +224,7 @@ class Exits:
                 try:
                     self._step()
                 except Exception:
-                    log.exception("watch exits")
+                    log.exception("watch exits", extra={"event": "exit_watcher_failed"})
                     self._waking.wait(lambda: self._closing, time.monotonic() + RETRY)
         finally:
             self._closing = True
@@ -318,7 +323,15 @@ class Exits:
                 for each in ended:
                     self._note_together([each])
             elif isinstance(error, StoreClosedError) and _is_of_closed_store(ended[0].sandbox):
-                log.warning("%s; the end is not noted", error)
+                log.warning(
+                    "%s; the end is not noted",
+                    error,
+                    extra={
+                        "event": "exit_not_noted",
+                        "sandbox_id": ended[0].sandbox.id,
+                        "error": type(error).__name__,
+                    },
+                )
                 ended[0].done = True
             else:
                 ended[0].fail(error)
@@ -335,7 +348,11 @@ class Exits:
             try:
                 each.run()
             except StoreClosedError as error:
-                log.warning("%s; it is not tried again", error)
+                log.warning(
+                    "%s; it is not tried again",
+                    error,
+                    extra={"event": "retry_ended", "error": type(error).__name__},
+                )
             except BaseException as error:  # noqa: BLE001 - whatever it is, the rest goes on
                 each.fail(error)
                 left.append(each)

@@ -87,7 +87,16 @@ def _record(session: Session, transaction: Transaction) -> None:
         except (RegistryError, OSError) as error:
             reraise_interrupt(error)
             # The writes themselves are stored; the next write of each sandbox tries again.
-            log.warning("%s: %r", DOING, error)
+            log.warning(
+                "%s: %r",
+                DOING,
+                error,
+                extra={
+                    "event": "identities_not_recorded",
+                    "path": session.engine.path,
+                    "error": type(error).__name__,
+                },
+            )
 
 
 def _observe(session: Session, creation: int, path: str) -> _Found | None:
@@ -110,6 +119,15 @@ def _observe(session: Session, creation: int, path: str) -> _Found | None:
         of_process = process.identify(row.pid, context) if row.pid else None
     except (RegistryError, OSError) as error:
         reraise_interrupt(error)
-        log.warning("%s: %r", DOING, error)
+        log.warning(
+            "%s: %r",
+            DOING,
+            error,
+            extra={
+                "event": "identities_not_recorded",
+                "path": session.engine.path,
+                "error": type(error).__name__,
+            },
+        )
         return None
     return None if of_netns is None and of_process is None else (row, of_netns, of_process)

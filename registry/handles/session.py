@@ -26,7 +26,7 @@ from registry.model.validation import invalid
 from registry.sync.imports import late_import
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import sql, writes
-from registry.tables.rows import AnyRow, Row
+from registry.tables.rows import AnyRow, Row, as_text
 from registry.tables.writes import Author
 
 T = TypeVar("T")
@@ -347,7 +347,16 @@ class Session:
             self.mark_deleted_elsewhere(doing)
         except RegistryError as error:
             reraise_interrupt(error)
-            log.warning("%s: %s", doing, error)
+            log.warning(
+                "%s: %s",
+                doing,
+                error,
+                extra={
+                    "event": "deletions_not_looked_for",
+                    "path": self.engine.path,
+                    "error": type(error).__name__,
+                },
+            )
 
     def delete(self, transaction: Transaction, row: Row) -> None:
         """Delete the sandbox of *row*, and set its StopCh after the commit."""
@@ -444,6 +453,13 @@ class Session:
                     "do slow work before or after it",
                     doing,
                     took,
+                    extra={
+                        "event": "slow_function",
+                        "path": self.engine.path,
+                        "operation": doing,
+                        "sandbox_id": as_text(row.id),
+                        "seconds": took,
+                    },
                 )
         if self.engine.state.closed:  # by *fn* itself
             self.engine.require_open(doing)

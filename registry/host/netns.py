@@ -239,7 +239,11 @@ class _Removal(NamedTuple):
     def run(self, directory: int, name: bytes) -> None:
         """Remove the namespace from the entry *name* of the open *directory*."""
         if _is_of_process(directory, name):
-            log.info("%s: nothing to remove, it lasts as long as its process", self.doing)
+            log.info(
+                "%s: nothing to remove, it lasts as long as its process",
+                self.doing,
+                extra={"event": "netns_of_process", "netns_path": self.path},
+            )
             return
         unmounted = self._unmount(directory, name)
         self._unlink(directory, name, unmounted=unmounted)

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sqlite3
@@ -55,6 +56,8 @@ from registry.tables.backup import mark_and_check
 from registry.tables.copies import copy_pages
 from registry.tables.inspection import inspect
 from registry.tables.version import BLOCK
+
+log = logging.getLogger("registry")
 
 PREPARED: Final = "-restore"
 """Added to the path of a registry: the file with the content that it gets."""
@@ -126,6 +129,19 @@ def restore(
     with Store.open(real, create=False) as store:
         report = store.recovery
     assert report is not None, "it was reconciled"
+    log.info(
+        "restored registry %r from %r",
+        real,
+        source,
+        extra={
+            "event": "registry_restored",
+            "path": real,
+            "backup": source,
+            "incarnation": number,
+            "replaced": replaced,
+            "lost": None if lost is None else sum(map(len, lost)),
+        },
+    )
     return Restoration(real, source, number, replaced, lost, report)
 
 

@@ -8,6 +8,7 @@ only when `check` finds nothing in it.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -27,6 +28,8 @@ from registry.maintenance.salvage_report import Losses, Salvage
 from registry.model.validation import check_seconds
 from registry.sync.interrupts import call_then, reraise_interrupt, suppress_os_errors
 from registry.tables import integrity, sql
+
+log = logging.getLogger("registry")
 
 SCRATCH: Final = "-found"
 """Added to the path of the part: the scratch database. A killed salvage leaves it to the next."""
@@ -78,7 +81,22 @@ def salvage(
             raise paths.refused(doing, target, f"write {part.path!r}", error) from error
         return Salvage(source, target, read, written, tuple(losses.found), losses.omitted)
 
-    return call_then(copy, part.discard)
+    done = call_then(copy, part.discard)
+    log.info(
+        "salvaged registry %r to %r: %d sandboxes, %d losses",
+        source,
+        target,
+        done.written["sandboxes"],
+        len(done.losses) + done.omitted,
+        extra={
+            "event": "registry_salvaged",
+            "path": source,
+            "copy": target,
+            "sandboxes": done.written["sandboxes"],
+            "losses": len(done.losses) + done.omitted,
+        },
+    )
+    return done
 
 
 def _require_free(source: str, target: str, doing: str) -> None:

@@ -110,7 +110,12 @@ class StoreCollector(Collector):
         """Count a failed scrape, and log the first one of several."""
         self._errors[path] += 1
         if path not in self._failing:
-            log.warning("scrape metrics of %r: %s", path, error)
+            log.warning(
+                "scrape metrics of %r: %s",
+                path,
+                error,
+                extra={"event": "scrape_failed", "path": path, "error": type(error).__name__},
+            )
         self._failing.add(path)
 
 

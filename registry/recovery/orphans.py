@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterable
 
@@ -15,6 +16,8 @@ from registry.host.namespaces import Observer, Presence
 from registry.model.identity import NetNSIdentity
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import rows, sql
+
+log = logging.getLogger("registry")
 
 
 def find_orphans(session: Session, registry_id: str, directories: Iterable[str]) -> list[str]:
@@ -116,6 +119,16 @@ def remove_orphans(session: Session, registry_id: str, paths: Iterable[str]) -> 
                 errors.append(error)
                 if error.errno == errno.ETIMEDOUT:
                     break
+    for path in removed:
+        log.info(
+            "removed orphaned network namespace %r",
+            path,
+            extra={
+                "event": "orphan_removed",
+                "path": session.engine.path,
+                "netns_path": path,
+            },
+        )
     if errors:
         raise errors[0]
     return removed

@@ -58,7 +58,15 @@ def load_containers(session: Session, loader: ContainerLoader) -> None:
         except Exception as error:
             if is_interrupt(error):
                 raise
-            log.exception("load container of sandbox %r", sandbox.id)
+            log.exception(
+                "load container of sandbox %r",
+                sandbox.id,
+                extra={
+                    "event": "container_not_loaded",
+                    "path": session.engine.path,
+                    "sandbox_id": sandbox.id,
+                },
+            )
 
 
 def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
@@ -111,6 +119,47 @@ def decide_on(session: Session, creation: int) -> tuple[Observation, Decision] |
     decisions = verdicts.decide(observed, inventory.context, session.author.clock(), evidence)
     decision = next(each for each in decisions if each.row.creation == creation)
     return next(seen for row, seen in observed if row.creation == creation), decision
+
+
+def log_report(path: str, report: Report, seconds: float, *, dry_run: bool) -> None:
+    """Log the sandboxes that a reconcile has marked, and its result.
+
+    Args:
+        path: of the registry.
+        report: of the reconcile.
+        seconds: duration of the reconcile.
+        dry_run: whether it wrote nothing.
+    """
+    marked = [finding for finding in report.findings if finding.changed]
+    for finding in marked:
+        log.info(
+            "%s",
+            finding,
+            extra={
+                "event": "sandbox_marked",
+                "path": path,
+                "sandbox_id": finding.sandbox_id,
+                "verdict": str(finding.verdict),
+                "reason": finding.reason,
+            },
+        )
+    sandboxes = sum(report.counts.values())
+    log.info(
+        "reconciled %r: %d sandboxes, %d marked, %d orphans",
+        path,
+        sandboxes,
+        len(marked),
+        len(report.orphans),
+        extra={
+            "event": "reconciled",
+            "path": path,
+            "sandboxes": sandboxes,
+            "marked": len(marked),
+            "orphans": len(report.orphans),
+            "seconds": seconds,
+            "dry_run": dry_run,
+        },
+    )
 
 
 class _Results(NamedTuple):
@@ -204,7 +253,15 @@ def _observe_one(
         return observations.observe(row, inventory, observer, _ask_container(container))
     except Exception as error:
         reraise_interrupt(error)
-        log.exception("observe sandbox %r", row.id)
+        log.exception(
+            "observe sandbox %r",
+            row.id,
+            extra={
+                "event": "sandbox_not_observed",
+                "path": session.engine.path,
+                "sandbox_id": rows.as_text(row.id),
+            },
+        )
         return Observation(failure=f"it could not be observed: {error!r}")
 
 
@@ -306,7 +363,18 @@ def _mark(session: Session, asked: list[Decision], commit: int | None, doing: st
                 except (ValueError, MetadataError, FailedPreconditionError) as error:
                     # The row has no text, no state, or contradicts the schema: only this sandbox
                     # stays unmarked.
-                    log.warning("mark sandbox %r: %s", row.id, error)
+                    log.warning(
+                        "mark sandbox %r: %s",
+                        row.id,
+                        error,
+                        extra={
+                            "event": "sandbox_not_marked",
+                            "path": session.engine.path,
+                            "sandbox_id": rows.as_text(row.id),
+                            "verdict": str(decision.verdict),
+                            "error": type(error).__name__,
+                        },
+                    )
                     marked.refused[creation] = str(error)
                 else:
                     marked.done.add(creation)

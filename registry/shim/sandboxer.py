@@ -149,7 +149,16 @@ class Sandboxer:
         try:
             self._undo_steps(sandbox, _killed_by())
         except RegistryError as error:
-            log.warning("undo run of sandbox %r: %s; trying again", sandbox.id, error)
+            log.warning(
+                "undo run of sandbox %r: %s; trying again",
+                sandbox.id,
+                error,
+                extra={
+                    "event": "undo_retried",
+                    "sandbox_id": sandbox.id,
+                    "error": type(error).__name__,
+                },
+            )
             with suppress(FailedPreconditionError):  # closing: the next server undoes the run
                 self._exits.retry(partial(self._undo_steps, sandbox, AT_ONCE))
             # Until then clients can list the sandbox and remove it.
@@ -189,7 +198,16 @@ class Sandboxer:
                 sandbox.status.update(intent)
             except InvalidArgumentError as error:
                 # No status can follow a damaged one. Process and namespace are ended all the same.
-                log.warning("close down sandbox %r without recording it: %s", sandbox.id, error)
+                log.warning(
+                    "close down sandbox %r without recording it: %s",
+                    sandbox.id,
+                    error,
+                    extra={
+                        "event": "stop_not_recorded",
+                        "sandbox_id": sandbox.id,
+                        "error": type(error).__name__,
+                    },
+                )
             # Read again, since a run may have recorded more meanwhile.
             sandbox = self._store.get(sandbox.id, include_unknown=True)
         except NotFoundError:
@@ -228,7 +246,16 @@ class Sandboxer:
         except NotFoundError:
             return  # the sandbox was removed
         except InvalidArgumentError as error:  # a damaged status; the other ends are recorded
-            log.warning("record the end of sandbox %r: %s", sandbox.id, error)
+            log.warning(
+                "record the end of sandbox %r: %s",
+                sandbox.id,
+                error,
+                extra={
+                    "event": "end_not_recorded",
+                    "sandbox_id": sandbox.id,
+                    "error": type(error).__name__,
+                },
+            )
 
     def _recover(self) -> None:
         """Finish or undo each interrupted call; one that fails does not stop the rest.
@@ -279,7 +306,16 @@ class Sandboxer:
         try:
             work(sandbox, deadline)
         except RegistryError as error:
-            log.warning("recover sandbox %r: %s; trying again", sandbox.id, error)
+            log.warning(
+                "recover sandbox %r: %s; trying again",
+                sandbox.id,
+                error,
+                extra={
+                    "event": "recovery_retried",
+                    "sandbox_id": sandbox.id,
+                    "error": type(error).__name__,
+                },
+            )
             self._exits.retry(partial(work, sandbox, AT_ONCE))
 
     def _clean_up_and_delete(self, sandbox: Sandbox, deadline: float) -> None:
@@ -355,7 +391,12 @@ def _logged(doing: str) -> Iterator[None]:
     try:
         yield
     except RegistryError as error:
-        log.warning("%s: %s", doing, error)
+        log.warning(
+            "%s: %s",
+            doing,
+            error,
+            extra={"event": "step_failed", "operation": doing, "error": type(error).__name__},
+        )
 
 
 def _killed_by() -> float:

@@ -85,9 +85,15 @@ def _serve(store: Store, sandboxer: Sandboxer, path: str) -> None:
     )
     _bind(server, path)
     server.start()
-    log.info("serving %r at %s", store, path)
+    log.info(
+        "serving %r at %s",
+        store,
+        path,
+        extra={"event": "serving", "path": store.path, "socket": path},
+    )
     number = signal.sigwait(ENDS)
-    log.info("ending on %s", signal.Signals(number).name)
+    name = signal.Signals(number).name
+    log.info("ending on %s", name, extra={"event": "ending", "signal": name})
     server.stop(GRACE).wait()
 
 

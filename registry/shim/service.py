@@ -108,7 +108,16 @@ def _unary(
         except RegistryError as error:
             code = next(code for kind, code in _CODES if isinstance(error, kind))
             if pool is not None:
-                log.warning("%s: %s", code.name, error)
+                log.warning(
+                    "%s: %s",
+                    code.name,
+                    error,
+                    extra={
+                        "event": "call_failed",
+                        "code": code.name,
+                        "error": type(error).__name__,
+                    },
+                )
             context.abort(code, _shortened(str(error)))
             raise
 
@@ -243,7 +252,15 @@ class RuntimeService:
         except MetadataError as error:
             if str(error) not in self._damages:
                 self._damages.add(str(error))
-                log.warning("list sandboxes: %s", error)
+                log.warning(
+                    "list sandboxes: %s",
+                    error,
+                    extra={
+                        "event": "config_unreadable",
+                        "sandbox_id": sandbox.id,
+                        "error": type(error).__name__,
+                    },
+                )
             return api.PodSandbox(**self._fields(sandbox, _config_of(sandbox), None))
         if len(self._items) >= ITEMS_MAX:
             self._items.clear()

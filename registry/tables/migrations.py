@@ -7,6 +7,7 @@ and inside it when installed.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from registry.tables.version import APPLICATION_ID, LEVEL, REVISION
 
 if TYPE_CHECKING:
     import sqlalchemy
+
+log = logging.getLogger("registry")
 
 
 class Version(NamedTuple):
@@ -55,16 +58,41 @@ def prepare(
     """
     if verify(connection, path, create=create, upgrade=upgrade):
         doing = f"open registry {path!r}"
-        if not _is_empty(connection):
+        before = None if _is_empty(connection) else int(connection.fetch(sql.VERSION)[0][0])
+        if before is not None:
             with late_import("registry.tables.upgrade_backup"):
                 from registry.tables.upgrade_backup import back_up  # noqa: PLC0415 - as Alembic
 
             back_up(connection, path)
         _upgrade(connection, doing, path)
         admit(connection.fetch, doing, path)
+        _log_upgrade(path, before)
     is_copy = not read_only and connection.fetch(sql.INCARNATION)[0][2] is not None
     if is_copy and admit(connection.fetch, f"open registry {path!r}", path):
-        _begin_own_incarnation(connection)
+        _begin_own_incarnation(connection, path)
+
+
+def _log_upgrade(path: str, before: int | None) -> None:
+    """Log that the registry at *path* was upgraded from level *before*; None: created."""
+    if before is None:
+        log.info(
+            "created registry %r",
+            path,
+            extra={"event": "registry_created", "path": path, "schema_level": LEVEL},
+        )
+    else:
+        log.info(
+            "upgraded registry %r from level %d to %d",
+            path,
+            before,
+            LEVEL,
+            extra={
+                "event": "schema_upgraded",
+                "path": path,
+                "from_schema_level": before,
+                "schema_level": LEVEL,
+            },
+        )
 
 
 def verify(connection: Connection, path: str, *, create: bool, upgrade: bool) -> bool:
@@ -228,8 +256,8 @@ def _upgrade(connection: Connection, doing: str, path: str) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _begin_own_incarnation(connection: Connection) -> None:
-    """Make the copy that *connection* has open a registry of its own."""
+def _begin_own_incarnation(connection: Connection, path: str) -> None:
+    """Make the copy at *path*, which *connection* has open, a registry of its own."""
     with late_import("registry.tables.incarnation"):
         from registry.tables import incarnation  # noqa: PLC0415 - rare
 
@@ -242,6 +270,11 @@ def _begin_own_incarnation(connection: Connection) -> None:
     except BaseException:
         _roll_back(connection)
         raise
+    log.info(
+        "copy %r has become a registry of its own",
+        path,
+        extra={"event": "incarnation_begun", "path": path, "incarnation": now.number + 1},
+    )
 
 
 def _not_upgraded(error: BaseException, doing: str, path: str) -> sqlite3.Error | DataLossError:

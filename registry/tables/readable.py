@@ -33,7 +33,17 @@ def sandboxes(
         rows += [Row._make(each) for each in found]
         lost += not readable
     if lost:
-        log.warning("%s: %d sandboxes cannot be read, the registry is damaged", doing, lost)
+        log.warning(
+            "%s: %d sandboxes cannot be read, the registry is damaged",
+            doing,
+            lost,
+            extra={
+                "event": "sandboxes_unreadable",
+                "path": _path(connection),
+                "operation": doing,
+                "sandboxes": lost,
+            },
+        )
     rows.sort(key=_order, reverse=sql.LIST_NEWEST_FIRST in query)
     limit: Any = params.get("limit")
     return rows[:limit]
@@ -69,7 +79,20 @@ def transitions(
     if whole:
         return before
     after, _ = connection.fetch_readable(newest_first, {**params, "limit": -1})
-    log.warning("%s: transitions are missing, the registry is damaged", doing)
+    log.warning(
+        "%s: transitions are missing, the registry is damaged",
+        doing,
+        extra={
+            "event": "transitions_unreadable",
+            "path": _path(connection),
+            "operation": doing,
+        },
+    )
     found = {row[0]: row for row in (*before, *after)}
     limit: Any = params.get("limit")
     return [found[seq] for seq in sorted(found)][:limit]
+
+
+def _path(connection: Connection) -> str:
+    """Return the path of the database that *connection* has open."""
+    return str(connection.fetch("PRAGMA database_list")[0][2])
