@@ -30,10 +30,10 @@ def options_of(command: click.Command, context: click.Context) -> set[str]:
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS)
 def test_a_command_in_the_text_exists(document: str, command: str) -> None:
-    """Its verb is the first word that is neither an option nor the value of `--db`."""
+    """Its verb is the first word in lower case that is neither an option nor a value of `--db`."""
     words = re.sub(r"--db \S+", "", command).split()
     options = {word.partition("=")[0] for word in words if word.startswith("-")}
-    verbs = [word for word in words if not word.startswith("-")]
+    verbs = [word for word in words if word[0] != "-" and word.islower()]
     verb = GROUP.get_command(CONTEXT, verbs[0]) if verbs else GROUP
     assert verb is not None, (document, command)
     assert options <= options_of(verb, click.Context(verb, parent=CONTEXT)), (document, command)
