@@ -128,6 +128,10 @@ questions: $(installed) ## generate docs/questions.md: thirty questions with the
 metrics: $(installed) ## generate the table in docs/metrics.md
 	@page=$$($(python) -m docs.tools.metrics); echo "$$page" >docs/metrics.md
 
+.PHONY: screenshots
+screenshots: $(installed) ## take the screenshots of docs/browse.md again, by Chromium
+	@$(python) -m docs.tools.screenshots
+
 .PHONY: ci
 ci: lint type test wheel demo ## run all that must pass before a change is merged
 

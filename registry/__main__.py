@@ -8,14 +8,19 @@ from typing import Final
 
 EXTRAS: Final = {
     "click": "cli",
-    "rich": "cli",
-    "yaml": "cli",
+    "datasette": "browse",
     "grpc": "shim",
     "prometheus_client": "metrics",
+    "rich": "cli",
+    "uvicorn": "browse",
+    "yaml": "cli",
 }
 """Optional dependencies, and the extra that installs each."""
-SHIM: Final = {"serve": "registry.shim.command:serve"}
-"""Verbs of the shim, which stands above the command line; see `registry.cli.program.VERBS`."""
+ABOVE: Final = {
+    "serve": "registry.shim.command:serve",
+    "browse": "registry.browse.command:browse",
+}
+"""Verbs of packages that stand above the command line; see `registry.cli.program.VERBS`."""
 YOUNG_OBJECTS: Final = 100_000
 """Objects that are made before Python searches them for garbage, instead of 700: nothing that is
 imported is garbage, and the server imports 50,000 objects."""
@@ -31,7 +36,7 @@ def main() -> int:
     try:
         from registry.cli import program  # noqa: PLC0415 - click is an extra
 
-        return program.main(more=SHIM)
+        return program.main(more=ABOVE)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = EXTRAS.get(missing)

@@ -42,6 +42,8 @@ def contents() -> None:
         "migrations/env.py",
         "cri/sandbox_config_pb2.pyi",
         "shim/runtime.proto",
+        "browse/questions.toml",
+        "browse/templates/node.html",
     ):
         assert os.path.exists(os.path.join(PACKAGE, name)), name
     requirements = importlib.metadata.requires("sandbox-registry") or []

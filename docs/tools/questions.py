@@ -18,8 +18,9 @@ from tests import node
 HEAD: Final = """\
 # Thirty questions
 
-Find below the query for what you want to know. Run it with `sqlite3` or any other program, also
-while the registry is in use:
+Find below the query for what you want to know. The page of `sandbox-registry browse` has the same
+questions as links: see [browse.md](browse.md). Or run a query with `sqlite3` or any other program,
+also while the registry is in use:
 
 ```sh
 sqlite3 -readonly -box /var/lib/shim/registry.db "SELECT pod, reason, since FROM why_not_ready"

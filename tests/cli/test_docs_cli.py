@@ -17,7 +17,7 @@ import click
 import pytest
 
 from registry import Metadata, State, Status, Store
-from registry.__main__ import SHIM
+from registry.__main__ import ABOVE
 from registry.cli import failures, program
 from registry.cri import LinuxPodSandboxConfig, NamespaceMode
 from tests.tools import ROOT, environment, execute, pod, tamper
@@ -28,7 +28,7 @@ SECTIONS = dict(
 )
 EXAMPLES = re.findall(r"^```console\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 
-GROUP = program.group(SHIM)
+GROUP = program.group(ABOVE)
 CONTEXT = click.Context(GROUP, help_option_names=["-h", "--help"])
 COMMANDS: dict[str, click.Command] = {}
 for verb in GROUP.list_commands(CONTEXT):
@@ -95,7 +95,7 @@ def test_docs_have_one_section_for_each_verb() -> None:
 def test_docs_have_exactly_the_options_of_each_verb(verb: str) -> None:
     """Options that verbs share are documented once, others in the section of their verb."""
     common = documented_options("Options that verbs share")
-    if verb in {"export", "metrics", "serve"}:  # it prints nothing else, or nothing
+    if verb in {"browse", "export", "metrics", "serve"}:  # it prints nothing else, or nothing
         common -= {"--json", "--output", "-o", "--no-headers", "--no-trunc"}
     if verb == "salvage":  # its arguments name the registries
         common -= {"--db"}

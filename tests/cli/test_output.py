@@ -268,7 +268,7 @@ def test_help_lists_every_verb_and_no_completion(path: str) -> None:
     assert (0, "") == (code, err)
     listed = re.findall(r"^(\w+):\n((?:  .*\n)+)", out, re.MULTILINE)
     found = {name: re.findall(r"^  (\w+) {2,}\w", text, re.MULTILINE) for name, text in listed}
-    assert found.pop("Serve") == ["serve"]
+    assert found.pop("Serve") == ["serve", "browse"]
     assert program.SECTIONS == {name: tuple(found[name]) for name in program.SECTIONS}
     assert "..." not in out.replace("[ARGS]...", "")
     assert "completion" not in out

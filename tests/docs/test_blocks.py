@@ -42,6 +42,9 @@ PARTS = {
         MAKE: 1,
         "installs from an index of packages; `make wheel` installs what was built": 1,
     },
+    ("docs/browse.md", "sh"): {
+        "tests/browse/test_server.py::test_the_command_of_the_document_serves_the_page": 1
+    },
     ("docs/metrics.md", "sh"): {
         "tests/docs/test_blocks.py::test_the_command_of_the_textfile_collector_runs": 1
     },

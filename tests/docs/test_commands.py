@@ -7,11 +7,11 @@ import re
 import click
 import pytest
 
-from registry.__main__ import SHIM
+from registry.__main__ import ABOVE
 from registry.cli import program
 from tests.documents import DOCUMENTS, text_of
 
-GROUP = program.group(SHIM)
+GROUP = program.group(ABOVE)
 CONTEXT = click.Context(GROUP, help_option_names=["-h", "--help"])
 COMMANDS = sorted(
     {

@@ -187,6 +187,13 @@ ORDER = [
     "shim.command",
     "shim",
     "browse.questions",
+    "browse.metadata",
+    "browse.timeline",
+    "browse.drawing",
+    "browse.database",
+    "browse.plugin",
+    "browse.server",
+    "browse.command",
     "browse",
     "__main__",
 ]
