@@ -4,6 +4,8 @@ questions  thirty questions of an operator, with their SQL
 metadata   what Datasette says of the views, tables and questions
 timeline   states of sandboxes over time, from their changes
 drawing    a timeline as SVG
+readings   queries of the pages
+cells      values as HTML
 database   read-only connections, each for one query
 plugin     pages and cells, as hooks of Datasette
 server     server on 127.0.0.1

@@ -6,7 +6,8 @@ each query has a connection of its own, opened as the package's readers are and 
 - No snapshot outlives its query: SQLite can move the whole WAL into the database, and reset it.
 - A registry that was moved away and replaced is read at its path by the next query.
 
-A query ends after a second at most (`sql_time_limit_ms`). There is no connection that writes.
+The queries of a page of ours share a transaction. All end after a second at most
+(`sql_time_limit_ms`). There is no connection that writes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from datasette.database import Database
+from datasette.utils import sqlite_timelimit
 
 from registry.engine import driver
 from registry.errors import ReadOnlyError
@@ -42,6 +44,16 @@ class RegistryDatabase(Database):  # type: ignore[misc] # Datasette has no types
     async def execute(self, *args: Any, **options: Any) -> Any:
         """Return the rows of a query; the page shows an error of its SQL, and stderr does not."""
         return await super().execute(*args, **{**options, "log_sql_errors": False})
+
+    async def read(self, reading: Callable[..., Any], *args: Any) -> Any:
+        """Return what *reading* returns for a connection in a transaction, and *args*."""
+
+        def in_transaction(connection: sqlite3.Connection) -> Any:
+            with sqlite_timelimit(connection, self.ds.sql_time_limit_ms):
+                connection.execute("BEGIN")
+                return reading(connection, *args)
+
+        return await self.execute_fn(in_transaction)
 
     async def execute_fn(self, fn: Callable[[sqlite3.Connection], Any]) -> Any:
         """Return what *fn* returns, which a thread calls with a connection of its own."""

@@ -1,16 +1,16 @@
 """Pages of a sandbox and of the node, and cells that are easy to read, as hooks of Datasette.
 
-All text of the registry is data: templates escape it for HTML, and `_shown` shows each character
+All text of the registry is data: templates escape it for HTML, and `shown` shows each character
 that is not seen, such as one that changes the direction of writing, as an escape.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -19,10 +19,11 @@ from datasette.utils import tilde_decode
 from datasette.utils.asgi import BadRequest
 from markupsafe import Markup
 
-from registry.browse import drawing, timeline
+from registry.browse import drawing, readings, timeline
+from registry.browse.cells import JSON, as_json, shown
 from registry.browse.metadata import DATABASE
 from registry.browse.questions import load
-from registry.browse.timeline import ROWS_MAX, Change
+from registry.browse.timeline import ROWS_MAX
 from registry.errors import RegistryError
 from registry.visible import visible
 
@@ -37,26 +38,13 @@ POLICY: Final = (
 partly inline."""
 HOURS: Final = (1, 6, 24, 7 * 24)
 """Widths of the node's timeline that the page offers."""
-CHANGES_MAX: Final = 5_000
-"""Changes that one timeline shows."""
-_JSON: Final = {"labels", "extensions", "additional_ips", "cni_result", "config_json"}
 _IDS: Final = {"id", "sandbox_id"}
-_CHANGE: Final = "id, namespace, pod, at, from_state, to_state, reason, actor"
-_KEPT: Final = {"\n", "\t", "\r"}
 
 
 @hookimpl
 def prepare_jinja2_environment(env: Any) -> None:
     """Show what is not seen in each text that a template contains."""
-    env.finalize = _shown
-
-
-def _shown(value: Any) -> Any:
-    """Return *value* with an escape for each character that is not seen, but for white space."""
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    parts = (char if char in _KEPT else visible(char) for char in value)
-    return type(value)("".join(parts))
+    env.finalize = shown
 
 
 @hookimpl
@@ -65,28 +53,10 @@ def render_cell(value: Any, column: str, database: str) -> Any:
     if database != DATABASE or not isinstance(value, str) or not value:
         return None
     if column in _IDS:
-        return Markup('<a href="{}">{}</a>').format(drawing.address(value), _shown(value))
-    if column in _JSON:
+        return Markup('<a href="{}">{}</a>').format(drawing.address(value), shown(value))
+    if column in JSON:
         return as_json(value)
     return None
-
-
-def as_json(text: str) -> Any:
-    """Return JSON *text* as HTML: a list of the fields of a flat object, else indented."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    if value in ({}, []):
-        return "none"
-    if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()):
-        fields = (
-            Markup("<li><code>{}</code>={}</li>").format(_shown(name), _shown(each))
-            for name, each in value.items()
-        )
-        return Markup('<ul class="labels">{}</ul>').format(Markup("").join(fields))
-    shown = json.dumps(value, indent=2, ensure_ascii=False)
-    return Markup('<pre class="json">{}</pre>').format(_shown(shown))
 
 
 @hookimpl
@@ -127,9 +97,10 @@ def handle_exception(request: Any, exception: Exception) -> Any:
     """
     status = getattr(exception, "status", 500)
     text = visible(str(getattr(exception, "message", exception)))
-    if getattr(exception, "message_is_html", False):  # Datasette says so of this alone
-        text = "the query takes longer than a second"
-    if isinstance(exception, (sqlite3.Error, RegistryError)):
+    # Datasette says it in HTML, which no other of its errors is.
+    if getattr(exception, "message_is_html", False) or text == "interrupted":
+        status, text = 400, "the query takes longer than a second"
+    if isinstance(exception, (sqlite3.Error, RegistryError)) and text != "interrupted":
         status, text = 503, f"the registry cannot be read: {text}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("browse: %s: %s (%s)", request.path, text, type(exception).__name__)
@@ -158,20 +129,9 @@ def extra_template_vars(datasette: Any, view_name: str) -> Any:
         public = {"private": False}  # a lock beside each title would say nothing: all is private
         if view_name != "index":
             return public
-        states = await _rows(
-            datasette,
-            "SELECT state, count(*) AS sandboxes FROM sandbox_overview GROUP BY state",
-        )
-        not_ready = await _rows(
-            datasette, "SELECT * FROM why_not_ready ORDER BY since DESC LIMIT 10"
-        )
-        return {
-            **public,
-            "states": states,
-            "not_ready": not_ready,
-            "questions": load(),
-            "address": drawing.address,
-        }
+        read = await _read(datasette, readings.start)
+        more = {"questions": load(), "address": drawing.address}
+        return {**public, **read._asdict(), **more}
 
     return found
 
@@ -180,32 +140,24 @@ async def sandbox_page(datasette: Any, request: Any) -> Any:
     """Show one sandbox: its columns, its config, its states over time, and its history."""
     await _admit(datasette, request)
     id = tilde_decode(request.url_vars["id"])
-    found = await _rows(datasette, "SELECT * FROM sandbox_overview WHERE id = :id", id=id)
-    config = await _rows(datasette, "SELECT config_json FROM sandboxes WHERE id = :id", id=id)
-    history = await _rows(
-        datasette,
-        f"SELECT * FROM sandbox_history WHERE id = :id LIMIT {CHANGES_MAX}",  # noqa: S608
-        id=id,
-    )
-    if not found and not history:
-        raise NotFound(f"No sandbox, and no history of one, has the id {id}")
-    changes = [_change(each) for each in reversed(history)]
+    record = await _read(datasette, readings.record, id)
+    changes = record.changes()
+    standing = [] if record.sandbox is None else [readings.stands(record.sandbox)]
+    if not changes and not standing:
+        raise NotFound(f"no sandbox, and no history of one, has the id {id}")
     until = request.args.get("until") or ""
-    begin = timeline.seconds(changes[0].at if changes else found[0]["since"])
+    begin = timeline.seconds([*changes, *standing][0].at)
     end = max(_end(until), begin)
-    lines = timeline.lines(changes, map(_standing, found), begin, end)
+    lines = timeline.lines(changes, standing, begin, end)
+    tables = datasette.metadata("databases")[DATABASE]["tables"]
     values = {
+        **record._asdict(),
+        "id": id,
         "path": request.path,
         "until": until,
-        "id": id,
-        "sandbox": found[0] if found else None,
-        "columns": datasette.metadata("databases")[DATABASE]["tables"]["sandbox_overview"][
-            "columns"
-        ],
-        "config": config[0]["config_json"] if config else None,
-        "history": history,
+        "columns": tables["sandbox_overview"]["columns"],
         "as_json": as_json,
-        "json_columns": _JSON,
+        "json_columns": JSON,
         "drawing": Markup(drawing.svg(lines, begin, end)),  # noqa: S704 - it escapes its text
     }
     return await _page(datasette, request, "sandbox.html", values)
@@ -214,13 +166,18 @@ async def sandbox_page(datasette: Any, request: Any) -> Any:
 async def node_page(datasette: Any, request: Any) -> Any:
     """Show the states of all sandboxes over some hours, up to now or to the time `until`."""
     await _admit(datasette, request)
-    until, hours = request.args.get("until") or "", request.args.get("hours") or "24"
+    names = ("until", "hours", "namespace")
+    until, hours, namespace = (request.args.get(name) or "" for name in names)
+    hours = hours or "24"
     end = _end(until)
     begin = max(0.0, end - 3600 * _hours(hours))
-    lines, begin = await _node(datasette, begin, end, past=bool(until))
+    found = await _read(datasette, readings.node, begin, end, namespace, past=bool(until))
+    begin = found.begin
+    lines = timeline.lines(found.changes, found.standing, begin, end)
     values = {
         "hours": hours,
         "until": until,
+        "namespace": namespace,
         "offered": HOURS,
         "begin": timeline.iso(begin),
         "end": timeline.iso(end),
@@ -246,52 +203,6 @@ def _hours(text: str) -> float:
         raise BadRequest(f"hours={text} is no number") from error
 
 
-async def _node(
-    datasette: Any, begin: float, end: float, *, past: bool
-) -> tuple[list[timeline.Line], float]:
-    """Return the states of all sandboxes, and the begin, which is later if there are too many."""
-    times = {"begin": timeline.iso(begin), "end": timeline.iso(end)}
-    rows = await _rows(
-        datasette,
-        f"SELECT {_CHANGE} FROM sandbox_history WHERE at > :begin AND at <= :end"  # noqa: S608
-        f" LIMIT {CHANGES_MAX}",
-        **times,
-    )
-    changes = [_change(each) for each in reversed(rows)]
-    if len(rows) == CHANGES_MAX:
-        begin = timeline.seconds(changes[0].at)
-    standing = [
-        _standing(each)
-        for each in await _rows(
-            datasette, "SELECT * FROM sandbox_overview WHERE since <= :begin", **times
-        )
-    ]
-    if past:  # what has changed since, or is deleted, was in the state before its next change
-        later = await _rows(
-            datasette,
-            f"SELECT {_CHANGE}, min(seq) FROM sandbox_history"  # noqa: S608
-            " WHERE at > :end GROUP BY id",
-            **times,
-        )
-        standing += [
-            _change(each)._replace(to_state=each["from_state"], reason="", actor="")
-            for each in later
-            if each["from_state"] is not None
-        ]
-    return timeline.lines(changes, standing, begin, end), begin
-
-
-def _change(row: Mapping[str, Any]) -> Change:
-    return Change(*(row[name] for name in Change._fields))
-
-
-def _standing(row: Mapping[str, Any]) -> Change:
-    """Return the present state of a row of the overview."""
-    return Change(
-        row["id"], row["namespace"], row["pod"], row["since"], None, row["state"], row["reason"], ""
-    )
-
-
 async def _admit(datasette: Any, request: Any) -> None:
     """Raise Forbidden unless the request is of the user that has started the page."""
     allowed = await datasette.permission_allowed(request.actor, "view-instance", default=False)
@@ -299,10 +210,10 @@ async def _admit(datasette: Any, request: Any) -> None:
         raise Forbidden("view-instance")
 
 
-async def _rows(datasette: Any, query: str, **params: object) -> list[dict[str, Any]]:
-    """Return the rows of *query*."""
-    found = await datasette.get_database(DATABASE).execute(query, params)
-    return [dict(row) for row in found.rows]
+async def _read(datasette: Any, reading: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return what *reading*, a function of `readings`, reads in one snapshot."""
+    database = datasette.get_database(DATABASE)
+    return await database.read(partial(reading, **options), *args)
 
 
 async def _page(datasette: Any, request: Any, template: str, values: Mapping[str, Any]) -> Any:

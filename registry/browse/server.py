@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import webbrowser
 from types import FrameType
 from typing import Any, Final
@@ -77,7 +78,8 @@ def serve(path: str, port: int, *, open_browser: bool, say: Any) -> None:
         address = f"http://{HOST}:{listener.getsockname()[1]}/-/auth-token?token={app._root_token}"  # noqa: SLF001 - as Datasette's own command
         say(f"{address}\nOpen this address, which works once. Ctrl-C ends the page.\n")
         if open_browser:
-            webbrowser.open(address)
+            # In a thread: a browser in the terminal returns when it is closed.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
             app.app(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2

@@ -20,11 +20,11 @@ from urllib.parse import urlencode
 import pytest
 
 from registry import Metadata, Store
-from registry.browse import drawing, questions
+from registry.browse import drawing, questions, readings, timeline
 from tests import node
 from tests.browser import Visitor, page
 from tests.documents import all_blocks
-from tests.tools import READY, contents, environment, execute, pod, query, sandbox
+from tests.tools import READY, contents, environment, execute, pod, query, sandbox, until
 
 EVIL = '<script>hacked = 1</script><img src=/x onerror="hacked=1">\'\u202egnp'
 ENDLESS = "with recursive n(a) as (select 1 union all select a + 1 from n) select"
@@ -140,6 +140,33 @@ def test_the_node_is_shown_as_it_was_at_a_time(visitor: Visitor) -> None:
     assert 1 == len(re.findall('<rect class="notready"', text))
     assert "/-/sandbox/0a1b2c3d4e5f" in text
     assert "/-/sandbox/0a1b2c3d4e60" not in text
+
+
+def test_the_node_is_shown_by_namespace(visitor: Visitor) -> None:
+    """Also sandboxes that have not changed, and at any time."""
+    for end in ("", "2026-03-01T12:00Z", "2026-03-01T18:00Z"):
+        _, text = visitor.get(f"/-/node?until={end}&hours=5&namespace=kube-system")
+        assert {"kube-system/coredns", "kube-system/kube-proxy"} == set(
+            re.findall(r"<text x=\"0\" y=\"\d+\">([^<\n]+)", text)
+        )
+
+
+def test_a_node_with_many_changes_is_shown_from_a_later_time(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sandboxes of that time are there, with the states that they had."""
+    monkeypatch.setattr(readings, "CHANGES_MAX", 6)
+    begin, end = (timeline.seconds(f"2026-03-01T{hour}:00Z") for hour in ("08", "14"))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        found = readings.node(connection, begin, end, "", past=True)
+    lines = timeline.lines(found.changes, found.standing, found.begin, end)
+    assert (6, "2026-03-01T13:07:00") == (len(found.changes), timeline.iso(found.begin)[:19])
+    states = {line.id: line.spans[0].state for line in lines}
+    assert "SANDBOX_NOTREADY" == states["0a1b2c3d4e5f"]  # deleted at 13:10
+    assert "SANDBOX_READY" == states["5ca1ab1e0002"]  # NOTREADY since 16:10
+    assert "facade000000" not in states  # deleted before
+    assert 12 == len(states)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +289,22 @@ def test_the_command_of_the_document_serves_the_page(path: str) -> None:
     assert ("sandbox-registry", "/var/lib/shim/registry.db") == (program, of_document)
     with page(path, command) as (_, address):
         assert 200 == Visitor(address).get("/")[0]
+
+
+def test_a_browser_opens_the_address(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in the terminal may stay: the page is served meanwhile."""
+    opened = f"{path}.opened"
+    Path(f"{path}.browser").write_text(
+        f'#!/bin/sh\necho "$1" >{opened}.part\nmv {opened}.part {opened}\ncat\n'
+    )
+    os.chmod(f"{path}.browser", 0o700)
+    monkeypatch.setenv("BROWSER", f"{path}.browser %s")
+    with page(path, "browse --open --db") as (process, address):
+        until(lambda: os.path.exists(opened))
+        assert f"{address}\n" == Path(opened).read_text()
+        assert 200 == Visitor(address).get("/")[0]
+        process.send_signal(signal.SIGTERM)
+        assert 0 == process.wait()
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])

@@ -190,6 +190,8 @@ ORDER = [
     "browse.metadata",
     "browse.timeline",
     "browse.drawing",
+    "browse.readings",
+    "browse.cells",
     "browse.database",
     "browse.plugin",
     "browse.server",
