@@ -25,6 +25,7 @@ from dataclasses import asdict, replace
 from statistics import median
 
 from benchmarks import (
+    commands,
     counted,
     lists,
     mixed,
@@ -70,6 +71,7 @@ class Bench:
     def run(self) -> Iterator[Figure]:
         """Yield each figure as it is measured."""
         yield from starts.measure(self._ours, self._plain, self._rounds)
+        yield from commands.measure(self._folder, self._rounds)
         yield from self.as_root()
         yield from self.calls()
         yield from mixed.measure(self._folder, self._rounds, 1.0 if self._quick else 2.0)

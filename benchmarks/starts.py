@@ -37,12 +37,10 @@ with open("/proc/self/statm", encoding="ascii") as file:
     print(file.read().split()[1])
 """
 """Prints the resident set of the process, in pages."""
-LISTED = 50
-"""Sandboxes that the command line lists."""
 
 
 def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
-    """Yield the figures of processes that import the package, use it, and list sandboxes."""
+    """Yield the figures of processes that import the package and use it."""
     compileall.compile_dir(os.path.dirname(registry.__file__), quiet=1)  # as pip does
     yield single(
         "import registry / import sqlite3, protobuf",
@@ -61,17 +59,6 @@ def measure(path: str, plain_path: str, rounds: int) -> Iterator[Figure]:
         calls=3,
     )
     yield memory(path, rounds)
-
-    listed = os.path.join(os.path.dirname(path), "listed.db")
-    samples.fill(listed, LISTED)
-    yield single(
-        f"sandbox-registry list of {LISTED} / import click, sqlite3",
-        lambda _: _run("-m", "registry", "--db", listed, "list"),
-        lambda _: _python("import click, sqlite3"),
-        "at most 2.5",
-        rounds=rounds,
-        calls=3,
-    )
 
 
 def memory(path: str, rounds: int) -> Figure:

@@ -381,13 +381,19 @@ class Store:
             timeout = check_seconds(doing, "timeout", timeout)
         return Watch(self._session, after, timeout)
 
-    def check(self) -> builtins.list[Violation]:
-        """Return every violated invariant of the registry, without writing."""
+    def check(
+        self, *, progress: Callable[[int, int], object] | None = None
+    ) -> builtins.list[Violation]:
+        """Return every violated invariant of the registry, without writing.
+
+        Args:
+            progress: called after each rule with the number of rules that are checked, and of all.
+        """
         from registry.tables import integrity  # noqa: PLC0415 - rarely used
 
         self._session.require_open("check registry")
         with self._session.engine.snapshot("check registry") as connection:
-            return integrity.run(connection)
+            return integrity.run(connection, progress)
 
     def backup(
         self, path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import registry
@@ -111,6 +112,8 @@ def command_line(path: str) -> None:
     """Read with the installed program what the library wrote."""
     assert "reconcile" in run("sandbox-registry", "--help")
     assert "SANDBOX_NOTREADY" in run("sandbox-registry", "--db", path, "list", "--json")
+    assert "exited_at_ns" in run("sandbox-registry", "--db", path, "list", "-o", "yaml")
+    assert resources.files("registry.cli.output").joinpath("schema.json").is_file()
     assert "no violations" in run("sandbox-registry", "--db", path, "check")
 
 

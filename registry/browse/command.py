@@ -11,7 +11,9 @@ from registry.cli.failures import FINE
 from registry.cli.output.streams import write
 
 
-@click.command()
+@click.command(
+    epilog=options.examples("sandbox-registry --db registry.db browse --open"),
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

@@ -54,16 +54,25 @@ class Violation:
 Rule = Callable[[Connection], Iterator[Violation]]
 
 
-def run(connection: Connection) -> list[Violation]:
-    """Return every violation that *connection* sees in one snapshot; writes nothing."""
+def run(
+    connection: Connection, progress: Callable[[int, int], object] | None = None
+) -> list[Violation]:
+    """Return every violation that *connection* sees in one snapshot; writes nothing.
+
+    Args:
+        connection: to the registry.
+        progress: called after each rule with the number of rules that are checked, and of all.
+    """
     violations: list[Violation] = []
-    for rule in RULES:
+    for number, rule in enumerate(RULES, 1):
         name = rule.__name__
         try:
             violations.extend(map(_with_text, rule(connection)))
         except Exception as error:  # noqa: BLE001 - a damaged value has any type
             reraise_interrupt(error)
             violations.append(Violation(name, "", f"not checked: {error}", "rows that can be read"))
+        if progress is not None:
+            progress(number, len(RULES))
     return violations
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counted, lists, orm, plain, report, samples, watching
+from benchmarks import commands, counted, lists, orm, plain, report, samples, watching
 from benchmarks.measure import Figure, count, of_rounds, single
 from registry import Store
 
@@ -69,6 +69,15 @@ def test_lists_by_selector_find_what_plain_sql_finds(tmp_path: Path) -> None:
     figures = list(lists.measure(f"{tmp_path}", 1, 100))
     assert [f"list by selector over 100, {count} match / plain SQL" for count in (2, 50, 100)] == [
         each.work for each in figures
+    ]
+    assert all(each.ratios for each in figures)
+
+
+def test_commands_are_measured_beside_their_references(tmp_path: Path) -> None:
+    """Each row is one run of the program, and one of what it is compared with."""
+    figures = list(commands.measure(f"{tmp_path}", 1, 20))
+    assert ["--version", "list of 50"] == [
+        each.work.partition(" / ")[0].removeprefix("sandbox-registry ") for each in figures[:2]
     ]
     assert all(each.ratios for each in figures)
 

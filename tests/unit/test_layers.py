@@ -151,6 +151,7 @@ ORDER = [
     "cli.output.cells",
     "cli.output.ids",
     "cli.output.terminal",
+    "cli.output.progress",
     "cli.output.pager",
     "cli.output.formats",
     "cli.output",

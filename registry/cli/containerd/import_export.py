@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -208,18 +208,27 @@ def _prepare(
         return Candidate(replace(outcome, error=_short(str(error))), None, {})
 
 
-def load(store: Store, candidates: Sequence[Candidate], *, keep_going: bool) -> list[Outcome]:
+def load(
+    store: Store,
+    candidates: Sequence[Candidate],
+    *,
+    keep_going: bool,
+    progress: Callable[[int, int], object] = lambda _done, _total: None,
+) -> list[Outcome]:
     """Adopt *candidates* in one transaction, and return the outcome of each.
 
     Args:
         store: the registry that adopts them.
         candidates: as `prepare` returns them.
         keep_going: adopt the others when some are refused, instead of none.
+        progress: called with the number of documents that are done, and of all.
     """
     outcomes: list[Outcome] = []
     sources: dict[str, str] = {}
     with contextlib.suppress(_RefusedError), store.transaction():
-        outcomes.extend(_adopt(store, candidate, sources) for candidate in candidates)
+        for number, candidate in enumerate(candidates, 1):
+            outcomes.append(_adopt(store, candidate, sources))
+            progress(number, len(candidates))
         if not keep_going and any(outcome.error for outcome in outcomes):
             raise _RefusedError
         return outcomes

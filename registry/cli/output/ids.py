@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from os.path import commonprefix
 from typing import Final
 
 LEAST: Final = 8
@@ -17,6 +18,9 @@ def shortened(ids: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     left, length = set(ids), LEAST
     while left:
+        ends = [min(left), max(left)]
+        shared = len(commonprefix(ends)) if len(left) > 1 else 0  # noqa: RUF071 - of characters
+        length = max(length, shared + STEP - shared % STEP)
         if len({id[:length] for id in left}) == len(left):  # nearly always
             return found | {id: id[:length] for id in left}
         counts = Counter([id[:length] for id in left])

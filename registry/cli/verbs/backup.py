@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 import click
@@ -15,6 +12,7 @@ import click
 from registry.cli import options
 from registry.cli.failures import FINE
 from registry.cli.output.formats import Format, View, show
+from registry.cli.output.progress import Progress
 from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
@@ -49,8 +47,8 @@ def backup(*, path: str, keep: int | None, db: str, form: Format) -> int:
         if not os.path.isdir(path):
             raise click.BadParameter(f"{path!r} is no directory, which --keep needs")
         target = os.path.join(path, f"{_stem(db)}-{time.strftime(_TIME, time.gmtime())}.db")
-    with options.open_to_read(db) as store:
-        store.backup(target, progress=_progress())
+    with options.open_to_read(db) as store, Progress("backup") as progress:
+        store.backup(target, progress=progress)
     if keep is not None:
         removed = _remove_oldest(target, _stem(db), keep)
     found = {"path": target, "bytes": paths.size(target), "removed": removed}
@@ -66,19 +64,6 @@ _TIME = "%Y%m%dT%H%M%SZ"
 def _stem(db: str) -> str:
     """Return the beginning of the names of the backups of the registry at *db*."""
     return os.path.basename(os.path.realpath(db)).removesuffix(".db")
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    """Return a function that shows the progress on stderr, if that is a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        with suppress(ValueError):  # it was closed
-            sys.stderr.write(f"\r{100 * done // total} %" + ("\r     \r" if done == total else ""))
-            sys.stderr.flush()
-
-    return show
 
 
 def _remove_oldest(newest: str, stem: str, keep: int) -> list[str]:

@@ -10,6 +10,7 @@ import click
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND
 from registry.cli.output.formats import Format, View, show
+from registry.cli.output.progress import Progress
 from registry.store import Store
 
 VIEW: Final = View(
@@ -29,7 +30,7 @@ VIEW: Final = View(
 @options.db
 def check(*, db: str, form: Format) -> int:
     """Report every violated invariant of the registry; exit code 1 if there is one."""
-    with Store.open(db, damaged="read") as store:
-        found = [asdict(violation) for violation in store.check()]
+    with Store.open(db, damaged="read") as store, Progress("check") as progress:
+        found = [asdict(violation) for violation in store.check(progress=progress)]
     show(found, VIEW, form, text=None if found else "no violations\n")
     return FOUND if found else FINE

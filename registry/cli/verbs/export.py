@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import click
 
 from registry.cli import lookup, options
 from registry.cli.failures import UNAVAILABLE, complain, complain_all
+from registry.cli.output.progress import Progress
 from registry.cli.output.streams import write_bytes
 from registry.errors import MetadataError
 from registry.handles.sandbox import Sandbox
@@ -47,8 +49,11 @@ def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
             except OSError as error:
                 reraise_interrupt(error)
                 return complain(f"write statuses {status!r}: {error.strerror}", UNAVAILABLE)
-    for line in _readable(lambda each: each.metadata.marshal_json() + b"\n", sandboxes, failed):
-        write_bytes(line)
+    lines = _readable(lambda each: each.metadata.marshal_json() + b"\n", sandboxes, failed)
+    with Progress("export", shown=not sys.stdout.isatty()) as progress:
+        for number, line in enumerate(lines, 1):
+            write_bytes(line)
+            progress(number, len(sandboxes))
     return complain_all(failed)
 
 

@@ -11,6 +11,7 @@ import click
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain
 from registry.cli.output.formats import Format, View, show
+from registry.cli.output.progress import Progress
 from registry.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def import_sandboxes(
         raise click.BadParameter(message, param_hint="FILE")
     statuses = {} if status is None else import_export.read_statuses(status)
     given = (document for path in files for document in documents.read(path))
-    candidates = import_export.prepare(given, statuses)
+    with Progress("read documents"):
+        candidates = import_export.prepare(given, statuses)
     try:
         store = options.open_to_write(db, timeout, create=create)
     except NotFoundError as error:
@@ -84,8 +86,8 @@ def import_sandboxes(
         message = str(error)  # which may end with a question
         joined = f"{message} if so," if message.endswith("?") else f"{message};"
         return complain(f"{joined} --create makes a registry", UNAVAILABLE)
-    with store:
-        outcomes = import_export.load(store, candidates, keep_going=keep_going)
+    with store, Progress("import") as progress:
+        outcomes = import_export.load(store, candidates, keep_going=keep_going, progress=progress)
     unused = len(statuses.keys() - {outcome.id for outcome in outcomes})
     _show(outcomes, unused, len(statuses), form)
     return _code_of(outcomes, keep_going=keep_going)

@@ -7,6 +7,7 @@ import click
 from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output.formats import Format, show
+from registry.cli.output.progress import Progress
 from registry.cli.verbs.report import VIEW, findings, lines_of, whole
 from registry.errors import InvalidArgumentError, NetNSError
 
@@ -30,7 +31,8 @@ def reconcile(*, db: str, dry_run: bool, remove_orphans: bool, timeout: float, f
     remove = remove_orphans and not dry_run
     opened = options.open_to_read(db) if dry_run else options.open_to_write(db, timeout)
     with opened as store:
-        report = store.reconcile(dry_run=dry_run)
+        with Progress("reconcile"):
+            report = store.reconcile(dry_run=dry_run)
         for path in report.orphans if remove else ():
             try:
                 removed += store.remove_orphans([path])

@@ -11,6 +11,7 @@ from registry.cli import options
 from registry.cli.failures import FINE
 from registry.cli.output import formats
 from registry.cli.output.formats import Format, View, show
+from registry.cli.output.progress import Progress
 from registry.cli.verbs import report
 from registry.visible import visible
 
@@ -38,7 +39,8 @@ def restore(*, backup: str, force: bool, db: str, form: Format) -> int:
     """
     from registry.maintenance.restore import restore as put_in_place  # noqa: PLC0415
 
-    done = put_in_place(backup, db, force=force)
+    with Progress("restore"):
+        done = put_in_place(backup, db, force=force)
     found = _whole(done)
     show([found], VIEW, form, whole=found, text=_text(done))
     return FINE

@@ -10,6 +10,7 @@ import click
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND
 from registry.cli.output.formats import Format, View, show
+from registry.cli.output.progress import Progress
 
 VIEW: Final = View(
     ("table", "sandbox_id", "source", "reason", "record"),
@@ -33,7 +34,8 @@ def salvage(*, old: str, new: str, timeout: float, form: Format) -> int:
     """
     from registry.maintenance.salvage import salvage as copy  # noqa: PLC0415 - only here
 
-    found = copy(old, new, timeout=timeout)
+    with Progress("salvage"):
+        found = copy(old, new, timeout=timeout)
     text = "".join(f"{line}\n" for line in found.lines())
     show([asdict(each) for each in found.losses], VIEW, form, whole=asdict(found), text=text)
     return FINE if found.complete else FOUND
