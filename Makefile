@@ -132,6 +132,10 @@ metrics: $(installed) ## generate the table in docs/metrics.md
 screenshots: $(installed) ## take the screenshots of docs/browse.md again, by Chromium
 	@$(python) -m docs.tools.screenshots
 
+.PHONY: man
+man: $(installed) ## generate the man page from the help texts of the commands
+	@page=$$($(python) -m docs.tools.man); echo "$$page" >docs/sandbox-registry.1
+
 .PHONY: ci
 ci: lint type test wheel demo ## run all that must pass before a change is merged
 

@@ -47,6 +47,7 @@ def contents() -> None:
         "browse/templates/node.html",
     ):
         assert os.path.exists(os.path.join(PACKAGE, name)), name
+    assert os.path.exists(f"{sys.prefix}/share/man/man1/sandbox-registry.1")
     requirements = importlib.metadata.requires("sandbox-registry") or []
     needed = {item.split(">")[0].split("<")[0] for item in requirements if "extra" not in item}
     assert needed == {"alembic", "protobuf", "pyroute2", "sqlalchemy"}, needed

@@ -5,6 +5,7 @@ containerd  sandboxes from and to the JSON that containerd stores
 failures    exit codes, and errors on stderr
 moments     points in time as operators write them
 lookup      sandboxes by id, name or pod
+complete    completion in a shell: values of the registry
 options     options that several verbs share, and the registry that they name
 verbs       the verbs, one module for each
 program     group of all verbs, each imported when it is run

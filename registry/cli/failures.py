@@ -34,7 +34,7 @@ ADVICE: Final = {
         "reconcile --dry-run work"
     ),
     "restore it with force=True": "give --force",
-    "open it for writing with upgrade=True": f"`{PROGRAM} reconcile` brings it up to date",
+    "open it for writing with upgrade=True": f"`{PROGRAM} upgrade` brings it up to date",
 }
 """Advice for operators, by the library's advice for programs, which it replaces in messages."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import click
 
+from registry.cli import complete
 from registry.cli.failures import DAMAGED, FOUND, PROGRAM, complain
 from registry.cli.output.formats import CUSTOM, KINDS, Format, View, read_columns
 from registry.errors import DataLossError
@@ -20,6 +22,8 @@ Kind = tuple[str, Mapping[str, str]]
 """A format: its name, and its columns if it is `custom-columns`."""
 DEFAULT: Final[Kind] = ("table", {})
 """Format without an option."""
+VARIABLE: Final = "SANDBOX_REGISTRY_DB"
+"""Variable of the environment that names the registry."""
 TIMEOUT_MAX: Final = 86_400.0
 """Seconds that a timeout may have; a longer one, infinity included, is refused."""
 
@@ -36,8 +40,13 @@ def _name_registry(ctx: click.Context, _: click.Parameter, value: str | None) ->
     given = ctx.obj.db if isinstance(ctx.obj, Given) else None
     path: str | None = given if value is None else value
     if path is None:
-        raise click.BadParameter("no registry is named, and SANDBOX_REGISTRY_DB is not set")
+        raise click.BadParameter(f"no registry is named, and {VARIABLE} is not set")
     return path
+
+
+def command(db: str) -> str:
+    """Return the beginning of a command on the registry *db*, to be copied by the operator."""
+    return PROGRAM if os.environ.get(VARIABLE) == db else f"{PROGRAM} --db {shlex.quote(db)}"
 
 
 class Count(click.ParamType[int]):
@@ -127,11 +136,11 @@ _OF_LISTS: Final = (
 )
 
 
-def output(view: View, *, lists: bool = False) -> Callable[[Verb], Verb]:
+def output(view: View | None, *, lists: bool = False) -> Callable[[Verb], Verb]:
     """Return the decorator that gives a verb its `Format`, as the parameter *form*.
 
     Args:
-        view: what the verb prints.
+        view: what the verb prints; None: the verb finds out which fields there are.
         lists: whether it prints a list of any length, to be sorted and limited.
     """
 
@@ -148,7 +157,7 @@ def output(view: View, *, lists: bool = False) -> Callable[[Verb], Verb]:
     return decorate
 
 
-def _format_of(params: dict[str, Any], view: View) -> Format:
+def _format_of(params: dict[str, Any], view: View | None) -> Format:
     """Take the options of the format from *params*, and return what they ask for."""
     given, json = params.pop("output"), params.pop("as_json")
     before = click.get_current_context().obj
@@ -162,7 +171,8 @@ def _format_of(params: dict[str, Any], view: View) -> Format:
         sort=params.pop("sort", ""),
         limit=params.pop("limit", None),
     )
-    found.require_fields(view)
+    if view is not None:
+        found.require_fields(view)
     return found
 
 
@@ -174,9 +184,16 @@ timeout = click.option(
     show_default=True,
     help="Longest time to wait for other writers.",
 )
-id = click.argument("id", metavar="ID", help="Full id, or a unique prefix.")
+id = click.argument(
+    "id", metavar="ID", help="Full id, or a unique prefix.", shell_complete=complete.values("id")
+)
+NAMES: Final = "Id or unique prefix, name, NAMESPACE/POD, or a unique pod."
+"""Help text of an argument that names a sandbox."""
 sandbox = click.argument(
-    "sandbox", metavar="SANDBOX", help="Id or unique prefix, name, NAMESPACE/POD, or a unique pod."
+    "sandbox",
+    metavar="SANDBOX",
+    help=NAMES,
+    shell_complete=complete.values("id", "name", "pod"),
 )
 
 

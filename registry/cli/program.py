@@ -20,7 +20,7 @@ from typing import Final
 
 import click
 
-from registry.cli import options
+from registry.cli import complete, options
 from registry.cli.failures import (
     CLOSED_PIPE,
     DAMAGED,
@@ -38,24 +38,32 @@ from registry.sync.interrupts import reraise_interrupt
 from registry.version import __version__
 
 SECTIONS: Final = {
-    "Look": ("list", "inspect", "history", "check", "metrics"),
-    "Change": ("reconcile", "delete"),
+    "Look": ("list", "inspect", "why", "history", "watch", "who", "sql", "check", "metrics"),
+    "Change": ("reconcile", "delete", "upgrade"),
     "Move": ("backup", "restore", "salvage", "import", "export"),
+    "Learn": ("demo", "completion"),
 }
 """Names of the verbs under the headings of the help."""
 VERBS: Final = {
     "list": "registry.cli.verbs.listing:list_sandboxes",
     "inspect": "registry.cli.verbs.inspect:inspect",
+    "why": "registry.cli.verbs.why:why",
     "history": "registry.cli.verbs.history:history",
+    "watch": "registry.cli.verbs.watch:watch",
+    "who": "registry.cli.verbs.who:who",
+    "sql": "registry.cli.verbs.sql:run_sql",
     "check": "registry.cli.verbs.check:check",
     "metrics": "registry.cli.verbs.metrics:metrics",
     "reconcile": "registry.cli.verbs.reconcile:reconcile",
     "delete": "registry.cli.verbs.delete:delete",
+    "upgrade": "registry.cli.verbs.upgrade:upgrade",
     "backup": "registry.cli.verbs.backup:backup",
     "restore": "registry.cli.verbs.restore:restore",
     "salvage": "registry.cli.verbs.salvage:salvage",
     "import": "registry.cli.verbs.importing:import_sandboxes",
     "export": "registry.cli.verbs.export:export_sandboxes",
+    "demo": "registry.cli.verbs.demo:demo",
+    "completion": "registry.cli.verbs.completion:completion",
 }
 """Module of each verb, and the name of its click command there."""
 ALIASES: Final = {"ls": "list", "ps": "list"}
@@ -108,7 +116,7 @@ class Deferred(click.Command):
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
-    if asked:
+    if asked and not ctx.resilient_parsing:  # which a completion is
         write(f"{PROGRAM} {__version__}\n")
         ctx.exit()
 
@@ -202,6 +210,8 @@ def _run(program: click.Group, args: list[str]) -> int:
 
     Not by `program.main`, which writes to stderr on Ctrl-C, and ends the process itself.
     """
+    if instruction := os.environ.get(complete.VARIABLE):
+        return complete.run(program, PROGRAM, instruction)
     try:
         with program.make_context(PROGRAM, args) as ctx:
             code: int = program.invoke(ctx)

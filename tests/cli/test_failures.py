@@ -159,7 +159,7 @@ def test_error_for_an_older_schema_names_the_verb_that_upgrades(path: str) -> No
     execute(path, "UPDATE registry SET level = 0, min_reader = 0, min_writer = 0")
     done = run("--db", path, "list")
     assert 3 == done.code
-    assert "`sandbox-registry reconcile` brings it up to date" in done.err
+    assert "`sandbox-registry upgrade` brings it up to date" in done.err
 
 
 def test_unknown_verb_is_usage() -> None:

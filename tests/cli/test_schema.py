@@ -63,8 +63,8 @@ def test_views_have_the_fields_of_the_schema(verb: str) -> None:
 
 
 def test_every_verb_that_prints_objects_has_a_schema() -> None:
-    """Export prints containerd's documents, and metrics those of OpenMetrics."""
-    others = {"export", "metrics"}
+    """Export prints containerd's documents, metrics those of OpenMetrics, sql what is queried."""
+    others = {"export", "metrics", "sql", "demo", "completion"}
     assert SCHEMA["properties"].keys() == {verb for verb in VERBS if verb not in others}
     Draft202012Validator.check_schema(SCHEMA)
 
@@ -85,13 +85,16 @@ def outputs(path: str, tmp_path: Path) -> dict[str, list[list[str]]]:
     return {
         "list": [["list", "--all"], ["list", "--pod", "x"]],
         "inspect": [["inspect", "3f"], ["inspect", "7a"], ["inspect", "5abc"]],
+        "why": [["why", "3f"], ["why", "7a"], ["why", "7b"], ["why", "5abc"]],
         "history": [["history"]],
+        "who": [["who"]],
         "reconcile": [["reconcile", "--dry-run"], ["reconcile"]],
         "delete": [["delete", "5abc"], ["delete", "5abc"]],
         "backup": [["backup", backup]],
         "restore": [["restore", backup]],
         "salvage": [["salvage", damaged, str(tmp_path / "new.db")]],
         "import": [["import", str(document)], ["import", str(document)]],
+        "upgrade": [["upgrade"], ["upgrade", "--dry-run"]],
         "check": [["check"]],
     }
 

@@ -22,6 +22,8 @@ from registry.visible import visible
 Row = Mapping[str, Any]
 """An object: its fields by name."""
 KINDS: Final = ("table", "wide", "json", "yaml", "jsonl", "name")
+PEOPLE: Final = frozenset({"table", "wide"})
+"""Formats that are tables for people."""
 CUSTOM: Final = "custom-columns"
 """Format whose columns the operator names."""
 SERIAL: Final = frozenset({"json", "yaml", "jsonl"})
@@ -42,6 +44,7 @@ class View:
         id: field that `--quiet` prints.
         cuts: whether a table on a terminal is cut to its width.
         folds: whether the last column of a table on a terminal is folded.
+        raw: whether values are shown as they are: no field is an id or a time.
         paged: whether long output on a terminal goes through a pager.
     """
 
@@ -52,6 +55,7 @@ class View:
     id: str = "id"
     cuts: bool = False
     folds: bool = False
+    raw: bool = False
     paged: bool = False
 
     def columns(self, kind: str) -> Mapping[str, str]:
@@ -149,20 +153,23 @@ def show(
         name = view.id if form.quiet else view.name
         output = "".join([f"{visible(str(value))}\n" for value in _values(rows, name)])
     elif form.kind in SERIAL:
-        output = _serial(cast("Sequence[Row]", rows), whole, form.kind)
+        output = _serial(cast("Sequence[Row]", rows), whole, form.kind, raw=view.raw)
     elif form.kind == CUSTOM:
         output = _table(rows, form.columns, form, view, {})
     else:
-        columns = view.columns(form.kind)
-        if text is None:
-            text = _table(rows, columns, form, view, _short_ids(rows, columns, form, ids))
-        output = text + after
+        output = (drawn(rows, view, form, ids) if text is None else text) + after
     if view.paged and is_terminal():
         from registry.cli.output.pager import write_paged  # noqa: PLC0415 - only on terminals
 
         write_paged(output)
     else:
         write(output)
+
+
+def drawn(rows: Sequence[Row] | Records, view: View, form: Format, ids: Iterable[str] = ()) -> str:
+    """Return the table of *rows* for people; *ids* are further ids, as of `show`."""
+    columns = view.columns(form.kind)
+    return _table(rows, columns, form, view, _short_ids(rows, columns, form, ids))
 
 
 def table(rows: Sequence[Row], view: View) -> str:
@@ -211,10 +218,10 @@ def value_of(row: Row, path: str) -> Any:
     return found if not path else None
 
 
-def _serial(rows: Sequence[Row], whole: Row | None, kind: str) -> str:
+def _serial(rows: Sequence[Row], whole: Row | None, kind: str, *, raw: bool) -> str:
     """Return the objects as JSON or YAML; *kind* is one of `SERIAL`."""
     given: Any = rows if whole is None else [whole]
-    found = [for_programs(each) for each in given]
+    found = list(given) if raw else [for_programs(each) for each in given]
     if kind == "jsonl":
         return "".join([f"{to_json(each)}\n" for each in found])
     value = found if whole is None else found[0]
@@ -256,7 +263,7 @@ def _table(
     found: list[list[str]] = []
     for title, path in columns.items():
         titles = [visible(title)] if form.headers else []
-        found.append(titles + _cells(path, _values(rows, path), short, now))
+        found.append(titles + _cells("" if view.raw else path, _values(rows, path), short, now))
     if not found[0]:
         return ""
     if is_terminal():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Final, TextIO
@@ -14,6 +15,19 @@ def is_terminal(stream: TextIO | None = None) -> bool:
     """Return whether *stream*, stdout by default, is a terminal that knows escape sequences."""
     stream = stream or sys.stdout
     return stream.isatty() and os.environ.get("TERM", DUMB) not in {DUMB, ""}
+
+
+def require_reader() -> None:
+    """Raise BrokenPipeError if the pipe at stdout has no reader.
+
+    A program that has nothing to write would not notice it.
+    """
+    import select  # noqa: PLC0415 - only what goes on and on needs it
+
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if any(events & select.POLLERR for _, events in poll.poll(0)):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def write(text: str) -> None:

@@ -55,6 +55,14 @@ def render(columns: Sequence[Sequence[str]], *, titled: bool, cuts: bool, folds:
     return "".join(found)
 
 
+def folded(text: str) -> str:
+    """Return *text* in lines that fit the terminal."""
+    import textwrap  # noqa: PLC0415 - only reports on a terminal are folded
+
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(text, columns, break_on_hyphens=False, break_long_words=False)
+
+
 def fit(sizes: list[int], room: int) -> None:
     """Make the widest of *sizes* smaller, of several the last, until their sum is *room*."""
     for _ in range(max(0, sum(sizes) - room)):

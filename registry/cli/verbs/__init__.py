@@ -1,17 +1,26 @@
 """The verbs: each module is imported when its verb is run.
 
-summary    fields of a sandbox that several verbs show
-report     the report of a reconcile
-listing    list
-inspect    inspect
-history    history
-reconcile  reconcile
-check      check
-metrics    metrics
-delete     delete
-backup     backup
-restore    restore
-salvage    salvage
-importing  import
-export     export
+summary      fields of a sandbox that several verbs show
+report       the report of a reconcile
+live         a list that goes on
+listing      list
+inspect      inspect
+explanation  sentences on one sandbox
+why          why
+history      history
+watch        watch
+who          who
+sql          sql
+reconcile    reconcile
+check        check
+metrics      metrics
+delete       delete
+upgrade      upgrade
+backup       backup
+restore      restore
+salvage      salvage
+importing    import
+export       export
+demo         demo
+completion   completion
 """

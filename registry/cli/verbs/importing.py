@@ -37,7 +37,7 @@ VIEW: Final = View(
     "import",
     epilog=options.examples(
         "sandbox-registry import sandboxes.jsonl --status statuses.jsonl",
-        "sandbox-registry export | sandbox-registry --db other.db import --create -",
+        "sandbox-registry export | sandbox-registry --db b.db import --create -",
     ),
 )
 @click.argument(

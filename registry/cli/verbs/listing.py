@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import click
 
-from registry.cli import lookup, options
+from registry.cli import complete, lookup, options
 from registry.cli.failures import complain_all
 from registry.cli.moments import Moment
 from registry.cli.output.formats import Format, Records, View, show
 from registry.cli.verbs.summary import FIELDS, labels, row_of, summaries
 from registry.model.status import State
+from registry.store import Store
 from registry.tables.rows import Summary, summary_damages
 
 LATEST: Final = "\0"
@@ -131,12 +132,29 @@ class Filters:
     metavar="STATE",
     multiple=True,
     help="UNKNOWN, READY or NOTREADY; may be repeated.",
+    shell_complete=complete.states,
 )
-@click.option("--namespace", metavar="NAME", help="Kubernetes namespace of the pod.")
-@click.option("--pod", metavar="NAME", help="Name of the pod.")
-@click.option("--name", metavar="NAME", help="Name of the sandbox.")
-@click.option("--id", metavar="PREFIX", help="Beginning of the id.")
-@click.option("--reason", metavar="WORD", help="Reason of the state.")
+@click.option(
+    "--namespace",
+    metavar="NAME",
+    help="Kubernetes namespace of the pod.",
+    shell_complete=complete.values("namespace"),
+)
+@click.option(
+    "--pod", metavar="NAME", help="Name of the pod.", shell_complete=complete.values("pod")
+)
+@click.option(
+    "--name", metavar="NAME", help="Name of the sandbox.", shell_complete=complete.values("name")
+)
+@click.option(
+    "--id", metavar="PREFIX", help="Beginning of the id.", shell_complete=complete.values("id")
+)
+@click.option(
+    "--reason",
+    metavar="WORD",
+    help="Reason of the state.",
+    shell_complete=complete.values("reason"),
+)
 @click.option(
     *("--label", "labels"),
     metavar="KEY=VALUE",
@@ -164,6 +182,7 @@ class Filters:
 @click.option("--since", metavar="TIME", type=Moment(), help="Created since 1h, or 2026-11-27.")
 @click.option("--latest", is_flag=True, help="Only the newest of them.")
 @click.option("--oldest-first", is_flag=True, help="Reverse the order.")
+@click.option("--watch", "-w", is_flag=True, help="Go on until Ctrl-C; list again on a change.")
 @options.output(VIEW, lists=True)
 @options.db
 def list_sandboxes(
@@ -176,26 +195,37 @@ def list_sandboxes(
     since: int | None,
     latest: bool,
     oldest_first: bool,
+    watch: bool,
     **params: Any,
 ) -> int:
     """List the sandboxes that match every filter, newest first."""
     params["selectors"] = [selector, None if short == LATEST else short]
-    wanted = Filters(params).params(every=every) | {"created_since": since}
     limit = 1 if latest or short == LATEST else form.limit
+    wanted = Filters(params).params(every=every) | {
+        "created_since": since,
+        "newest_first": not oldest_first,
+        "limit": None if form.sort else limit,
+    }
     fields = tuple(each for each in form.fields(VIEW) if each != "labels")
     with options.open_to_show(db) as store:
-        found = summaries(
-            store,
-            fields,
-            newest_first=not oldest_first,
-            limit=None if form.sort else limit,
-            **wanted,
-        )
-        ids = lookup.ids(store) if form.shortens else ()
-        of_pods = labels(store) if fields == Summary._fields else {}
-    code = complain_all(map(str, summary_damages(fields, found)))
-    rows: Records | list[dict[str, Any]] = Records(fields, found)
-    if fields == Summary._fields:
-        rows = [row_of(each) | {"labels": of_pods.get(each[0], {})} for each in found]
+        if watch:
+            from registry.cli.verbs import live  # noqa: PLC0415 - only here
+
+            live.follow(store, lambda: _read(store, fields, form, wanted)[:2], VIEW, form)
+        rows, ids, damages = _read(store, fields, form, wanted)
+    code = complain_all(damages)
     show(rows, VIEW, form, ids=ids)
     return code
+
+
+def _read(
+    store: Store, fields: tuple[str, ...], form: Format, wanted: dict[str, Any]
+) -> tuple[Records | list[dict[str, Any]], Iterable[str], list[str]]:
+    """Return the rows, the ids that a short id must not begin, and why a row is damaged."""
+    found = summaries(store, fields, **wanted)
+    ids = lookup.ids(store) if form.shortens else ()
+    rows: Records | list[dict[str, Any]] = Records(fields, found)
+    if fields == Summary._fields:
+        of_pods = labels(store)
+        rows = [row_of(each) | {"labels": of_pods.get(each[0], {})} for each in found]
+    return rows, ids, list(map(str, summary_damages(fields, found)))

@@ -1,0 +1,180 @@
+"""The verb `why`: the state of one sandbox, explained."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, Final
+
+import click
+
+from registry.cli import lookup, options
+from registry.cli.failures import complain_all
+from registry.cli.output.formats import Format, View, show
+from registry.cli.output.streams import is_terminal
+from registry.cli.output.values import for_programs
+from registry.cli.verbs.explanation import Explanation, Facts, explain, pid_of
+from registry.cli.verbs.summary import summary_of, unreadable
+from registry.errors import MetadataError, NotFoundError
+from registry.handles.sandbox import Sandbox
+from registry.host import file_users, kernel, pidfd
+from registry.host.context import HostContext
+from registry.recovery import reconcile
+from registry.store import Store
+from registry.tables.rows import Transition, as_text
+from registry.visible import visible
+
+SLACK: Final = 2.0
+"""Seconds by which a process must have started after a transition not to be its writer: the clock
+of the host may have been set meanwhile."""
+
+
+FIELDS: Final = (
+    *("id", "name", "namespace", "pod", "state", "since", "reason", "message", "pid"),
+    *("netns_path", "transition", "writer", "verdict", "finding", "marks", "left"),
+    *("sentences", "next"),
+)
+VIEW: Final = View(FIELDS, table={"ID": "id"}, name="name")
+
+
+@click.command(
+    epilog=options.examples("sandbox-registry why 3f2a9c41", "sandbox-registry why shop/web")
+)
+@options.sandbox
+@options.output(VIEW)
+@options.db
+def why(*, sandbox: str, db: str, form: Format) -> int:
+    """Explain the state of one sandbox, what is left of it, and what to do next.
+
+    It says what is recorded, what a reconcile would find now, and which commands come next; it runs
+    none of them. A deleted sandbox is explained by the history.
+    """
+    doing = f"explain sandbox {sandbox!r}"
+    with options.open_to_show(db) as store:
+        try:
+            handle = lookup.find(store, sandbox, doing)
+        except NotFoundError:
+            facts, errors = _facts_of_deleted(store, sandbox, doing), list[str]()
+        else:
+            facts, errors = _facts(store, handle), list(unreadable(handle))
+    found = explain(facts, now=time.time_ns(), program=options.command(db))
+    code = complain_all(errors)
+    fields = _fields(facts, found)
+    show([fields], VIEW, form, whole=fields, text=_text(found))
+    return code
+
+
+# Reading.
+
+
+def _facts(store: Store, sandbox: Sandbox) -> Facts:
+    """Return the data on *sandbox*, with what is observed now."""
+    found, last = summary_of(sandbox), None
+    with suppress(MetadataError):  # the last transition may be damaged
+        last = next(reversed(store.history(sandbox.id)), None)
+    if last is not None and found.state != str(last.to_state):
+        last = None  # the transition to this state is not kept
+    creation = sandbox._entry.row.creation  # noqa: SLF001 - the command line observes as the store
+    seen = reconcile.decide_on(store._session, creation)  # noqa: SLF001
+    if seen is None:
+        raise NotFoundError(f"explain sandbox {sandbox.id!r}: it has been deleted", id=sandbox.id)
+    return Facts(
+        id=sandbox.id,
+        name=sandbox.name,
+        namespace=as_text(found.namespace),
+        pod=as_text(found.pod),
+        state=as_text(found.state),
+        pid=found.pid,
+        netns_path=sandbox.netns_path,
+        host_network=bool(found.host_network),
+        reason=as_text(found.reason),
+        message=as_text(found.message),
+        exited_at=found.exited_at or 0,
+        exit_status=found.exit_status,
+        changed_at=seen[1].row.changed_at or 0,
+        transition=last,
+        writer="" if last is None else _writer(last),
+        observation=seen[0],
+        decision=seen[1],
+    )
+
+
+def _facts_of_deleted(store: Store, text: str, doing: str) -> Facts:
+    """Return the data on the deleted sandbox that *text* names.
+
+    Raises:
+        NotFoundError: the history has none.
+        InvalidArgumentError: *text* names several.
+    """
+    id = lookup.find_in_history(store, text, doing)
+    last = store.history(id)[-1]
+    return Facts(
+        id=id,
+        name=last.name,
+        namespace=last.namespace,
+        pod=last.pod,
+        pid=last.pid,
+        reason=last.reason,
+        message=last.message,
+        transition=last,
+        writer=_writer(last),
+    )
+
+
+def _writer(transition: Transition) -> str:
+    """Return whether the process in the name of the writer still runs; "" if it has none."""
+    pid = pid_of(transition.actor)
+    if not pid:
+        return ""
+    if HostContext.current().is_other_boot(transition.boot_id):
+        return "that was before the host was booted"
+    found = pidfd.read_stat(pid)
+    if found is None and not kernel.is_absent(pid):
+        return f"whether process {pid} still runs cannot be seen"
+    if found is None or found.ended:
+        return f"no process {pid} runs here now"
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - found.start_time / os.sysconf("SC_CLK_TCK")
+    if time.time() - age > transition.at / 1e9 + SLACK:
+        return f"process {pid} has ended, and another one has its pid"
+    return f"process {pid} ({file_users.program(pid).name}) still runs"
+
+
+# Output.
+
+
+def _text(found: Explanation) -> str:
+    """Return a paragraph for each sentence, and a line for each command, which is not broken."""
+    lines = [visible(sentence) for sentence in found.sentences]
+    if is_terminal():
+        from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
+
+        lines = [folded(line) for line in lines]
+    if found.steps:
+        size = max(len(visible(step.command)) for step in found.steps)
+        lines += ["", "Next:"]
+        lines += [f"  {visible(step.command):{size}}  # {step.purpose}" for step in found.steps]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _fields(facts: Facts, found: Explanation) -> dict[str, Any]:
+    """Return `FIELDS`."""
+    decision, last = facts.decision, facts.transition
+    fields = {name: getattr(facts, name) for name in FIELDS if hasattr(facts, name)}
+    return fields | {
+        "since": facts.since or None,
+        "transition": None if last is None else for_programs(_transition(last)),
+        "verdict": None if decision is None else decision.verdict,
+        "finding": "" if decision is None else decision.message,
+        "marks": decision is not None and decision.marks,
+        "left": found.left,
+        "sentences": found.sentences,
+        "next": [step._asdict() for step in found.steps],
+    }
+
+
+def _transition(last: Transition) -> dict[str, Any]:
+    states = {"from_state": last.from_state, "to_state": last.to_state}
+    text = {name: None if state is None else str(state) for name, state in states.items()}
+    return asdict(last) | text
