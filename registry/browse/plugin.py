@@ -103,7 +103,17 @@ def handle_exception(request: Any, exception: Exception) -> Any:
     if isinstance(exception, (sqlite3.Error, RegistryError)) and text != "interrupted":
         status, text = 503, f"the registry cannot be read: {text}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("browse: %s: %s (%s)", request.path, text, type(exception).__name__)
+        log.warning(
+            "browse: %s: %s (%s)",
+            request.path,
+            text,
+            type(exception).__name__,
+            extra={
+                "event": "page_failed",
+                "page": request.path,
+                "error": type(exception).__name__,
+            },
+        )
     if request.path.endswith(".json"):
         return Response.json({"ok": False, "error": text, "status": status}, status=status)
     return Response.text(f"{status}: {text}\n", status=status)
