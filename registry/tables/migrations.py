@@ -283,8 +283,9 @@ def _not_upgraded(error: BaseException, doing: str, path: str) -> sqlite3.Error 
     if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode != sqlite3.SQLITE_ERROR:
         return cause
     return DataLossError(
-        f"{doing}: bringing its schema up to date failed, and it is as it was: {error}; "
-        f"if its schema was changed by hand, {RESTORE}",
+        f"{doing}: bringing its schema up to date failed, and it is as it was: {cause or error}; "
+        "if another tool has added a table or view of that name, rename that; if its schema was "
+        f"changed by hand, {RESTORE}",
         path=path,
     )
 

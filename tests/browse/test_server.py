@@ -21,6 +21,7 @@ import pytest
 
 from registry import Metadata, Store
 from registry.browse import drawing, questions, readings, timeline
+from registry.tables.version import LEVEL
 from tests import node
 from tests.browser import Visitor, page
 from tests.documents import all_blocks
@@ -336,10 +337,15 @@ def test_a_missing_extra_is_said_in_a_line(path: str, missing: str) -> None:
     assert (2, "", expected) == (done.returncode, done.stdout, done.stderr)
 
 
-def test_a_registry_that_is_missing_or_damaged_is_said_in_a_line(path: str) -> None:
+def test_a_registry_that_is_missing_old_or_damaged_is_said_in_a_line(path: str) -> None:
     """Before the page is served."""
     done = browse(f"{path}.none")
     assert (3, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n"))
+    execute(path, "UPDATE registry SET level = 3")
+    done = browse(path)
+    assert (3, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n"))
+    assert "`sandbox-registry reconcile` brings it up to date" in done.stderr
+    execute(path, f"UPDATE registry SET level = {LEVEL}")
     with open(path, "r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 8192)

@@ -265,7 +265,7 @@ def test_an_upgrade_leaves_a_table_of_another_tool_that_has_the_name_of_a_new_vi
     """The error names it; once it has another name, the registry is upgraded."""
     execute(path, f"CREATE {kind}")
     objects = query(path, integrity.OBJECTS)
-    with pytest.raises(DataLossError, match="sandbox_history already exists"):
+    with pytest.raises(DataLossError, match="sandbox_history already exists; if another tool"):
         Store.open(path)
     assert objects == query(path, integrity.OBJECTS)
     execute(path, f"DROP {kind.split(maxsplit=1)[0]} sandbox_history")
