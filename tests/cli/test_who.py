@@ -11,6 +11,7 @@ import pytest
 from registry import Store
 from registry.engine import driver
 from tests.cli.program import Call, Done
+from tests.integration.test_deadline import RECOVERY
 from tests.integration.test_stopped import stopped
 from tests.integration.test_usage import BYPASSING, READER, WRITER
 from tests.tools import READY, line, make_old_registry, running, sandbox, say, until
@@ -102,6 +103,22 @@ def test_verb_who_names_the_reader_that_keeps_the_wal(call: Call, path: str) -> 
         with open(f"{path}-wal", "r+b") as wal:
             wal.truncate(driver.WAL_MAX + 1)
         assert "; end the read transaction there\n" in call("who").out
+
+
+def test_verb_who_names_the_process_for_which_readers_wait(call: Call, path: str) -> None:
+    """It recovers the WAL and is stopped meanwhile; the registry itself cannot be read then."""
+    with Store.open(path, reconcile=False), running(RECOVERY, path) as process:
+        assert "held" == line(process)
+        with stopped(process.pid):
+            code, out, err = call("who")
+            assert 3 == code
+            assert f"readers       wait for process {process.pid} (" in out
+            assert ", stopped), which opens, recovers or closes it\n" in out
+            assert f"waiting for process {process.pid} (" in err
+            opener = json.loads(call("who", "--json").out)["opener"]
+            assert (process.pid, True) == (opener["pid"], opener["stopped"])
+        say(process)
+        assert "released" == line(process)
 
 
 def test_verb_who_shows_the_processes_of_a_damaged_registry(call: Call, path: str) -> None:

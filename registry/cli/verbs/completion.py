@@ -11,7 +11,7 @@ from registry.cli.output.streams import write
 
 @click.command(
     epilog=options.examples(
-        "source <(sandbox-registry completion bash)",
+        "sandbox-registry completion bash >> ~/.bash_completion",
         "sandbox-registry completion fish | source",
     )
 )

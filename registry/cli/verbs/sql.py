@@ -63,7 +63,6 @@ DOT: Final = {
     "sql",
     epilog=options.examples(
         "sandbox-registry sql 'SELECT * FROM why_not_ready'",
-        "sandbox-registry sql 'SELECT count(*) FROM sandboxes' -o json",
         "sandbox-registry sql .tables",
     ),
 )

@@ -146,7 +146,8 @@ def _for_people(fields: dict[str, Any], found: Usage, now: int) -> str:
     if found.opener is not None:
         lines["readers"] = f"wait for {_named(found.opener)}, which opens, recovers or closes it"
     if found.hidden:
-        lines["not seen"] = f"what {found.hidden} other processes have open, for want of permission"
+        count = f"{found.hidden} process{'es' if found.hidden > 1 else ''}"
+        lines["not seen"] = f"the open files of {count}, for want of permission"
     size = max(map(len, lines))
     text = "".join(f"{name:{size}}  {visible(value)}\n" for name, value in lines.items())
     if not fields["processes"]:
