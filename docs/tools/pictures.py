@@ -27,7 +27,7 @@ from registry import Metadata, State, Status, Store
 from registry.cri import PodSandboxConfig
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PICTURES: Final = {"terminal.svg": ("list",)}
+PICTURES: Final = {"terminal.svg": ("list", "why cart-5d6f")}
 """Commands of each picture, one below the other."""
 COLUMNS: Final = 80
 ROWS: Final = 60
@@ -43,7 +43,7 @@ SANDBOXES: Final = [
 """Id, Kubernetes namespace and pod of a sandbox, its age in seconds, and the reason of its end."""
 ENDS: Final = {
     "ProcessExited": (1_510, "process 4711 is gone"),
-    "NetNSClosed": (730, "network namespace '/run/netns/cart-5d6f' is gone: nothing is there"),
+    "NetNSClosed": (730, "nothing is at '/run/netns/sr-cart-5d6f'"),
 }
 """Seconds since an end, and its message, by the reason."""
 
@@ -53,14 +53,14 @@ def make_registry(path: str) -> None:
     start = time.time_ns()
     ago = 0
     with Store.open(
-        path, reconcile=False, actor="shim[812]", clock=lambda: start - ago * SECOND
+        path, reconcile=False, actor="pod-shim", clock=lambda: start - ago * SECOND
     ) as store:
         for number, (id, namespace, pod, ago, _) in enumerate(SANDBOXES):
             config = PodSandboxConfig(labels={"app": pod.partition("-")[0]})
             config.metadata.name, config.metadata.namespace = pod, namespace
             name, ip = f"{pod}_{namespace}", f"10.88.0.{7 + number}"
             status = Status(State.READY, created_at=start - ago * SECOND)
-            store.add(Metadata(id=id, name=name, config=config, ip=ip), status)
+            store.add(Metadata(id, name, config, f"/run/netns/sr-{pod}", ip), status)
         for id, *_, reason in SANDBOXES:
             if reason:
                 ago, message = ENDS[reason]
