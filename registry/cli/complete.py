@@ -21,7 +21,8 @@ from registry.sync.interrupts import reraise_interrupt
 VARIABLE: Final = "_SANDBOX_REGISTRY_COMPLETE"
 """Variable by which the script of `sandbox-registry completion` asks for completions."""
 TIME_MAX: Final = 0.3
-"""Seconds that the query of the values may take."""
+"""Seconds of processor time that the queries of the values may take: a machine that is busy with
+other work is no reason to offer nothing."""
 LIMIT: Final = 200
 """Values that are offered at most."""
 SAFE: Final = re.compile(r"[\w.@/+=-]+", re.ASCII)
@@ -91,11 +92,11 @@ def _find(path: str, sources: tuple[str, ...], incomplete: str) -> list[str]:
 
     if file_locks.reader_blocker(path) is not None:
         return []
-    deadline = time.monotonic() + TIME_MAX
+    deadline = time.process_time() + TIME_MAX
     with contextlib.closing(
         driver.connect(path, "ro", driver.READER_SETUP, busy_timeout=0)
     ) as connection:
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
+        connection.set_progress_handler(lambda: time.process_time() > deadline, 1000)
         found: list[str] = []
         for source in sources:
             query = (

@@ -149,7 +149,8 @@ CASES = {
                 "is: nothing is at '/n'."
             ),
             "Transition 7 changed it from READY to NOTREADY; shim[812] wrote it.",
-            "Observed now: nothing is at '/n'; no process is recorded; ",
+            "Observed now: no process is recorded; network namespace is closed: ",
+            "nothing is at '/n'; a reconcile would change nothing.",
             "Nothing is left to clean up but the record.",
         ),
         commands=("delete", "history"),

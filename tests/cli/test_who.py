@@ -37,7 +37,7 @@ def test_verb_who_shows_a_registry_that_no_process_uses(call: Call, path: str) -
     code, out, err = call("who")
     assert (0, "") == (code, err)
     assert f"registry      {path}\n" in out
-    assert "incarnation 1, schema level" in out
+    assert ", incarnation 1\nschema        level " in out
     assert "write lock    free\nqueue         no process waits\n" in out
     assert "disk reserve  allocated (393216 bytes)\n" in out
     assert out.endswith("No other process is seen to have it open.\n")
@@ -72,7 +72,7 @@ def test_verb_who_works_beside_a_stopped_writer(call: Call, path: str) -> None:
             code, out, err = call("who")
             assert (0, "") == (code, err)
             assert f"write lock    held by process {writer.pid} (" in out
-            assert ", stopped) since " in out
+            assert ", stopped) for " in out
             assert "writes, is stopped" in out
             found = json.loads(call("who", "--json").out)
             assert (writer.pid, True) == (found["writer"]["pid"], found["writer"]["stopped"])
@@ -131,7 +131,7 @@ def test_verb_who_shows_the_processes_of_a_damaged_registry(call: Call, path: st
         assert 3 == code
         assert err.startswith("sandbox-registry: error: open registry ")
         assert f"\n{writer.pid}  " in out
-        assert "id            -\n" in out
+        assert "id            -\nschema        -\n" in out
 
 
 def test_verb_who_shows_the_processes_of_an_older_registry(main: Call, path: str) -> None:

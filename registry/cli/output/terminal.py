@@ -55,12 +55,18 @@ def render(columns: Sequence[Sequence[str]], *, titled: bool, cuts: bool, folds:
     return "".join(found)
 
 
-def folded(text: str) -> str:
-    """Return *text* in lines that fit the terminal."""
+def folded(text: str, indent: int = 0) -> str:
+    """Return *text* in lines that fit the terminal; those after the first are indented."""
     import textwrap  # noqa: PLC0415 - only reports on a terminal are folded
 
     columns = shutil.get_terminal_size().columns
-    return textwrap.fill(text, columns, break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(
+        text,
+        columns,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def fit(sizes: list[int], room: int) -> None:

@@ -23,6 +23,7 @@ from registry.cli import options
 from registry.cli.failures import FINE, PROGRAM
 from registry.cli.output.streams import write
 from registry.errors import FailedPreconditionError
+from registry.handles.sandbox import Sandbox
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status
 from registry.store import Store
@@ -133,15 +134,14 @@ def _record(path: str, processes: list[subprocess.Popen[bytes]]) -> None:
         oom = Status(State.NOTREADY, left.pid, reason="OOMKilled", message="out of memory")
         _add(store, "cache-0", oom)
         _add(store, "job-0", Status(State.UNKNOWN), creator=creator.pid)
-        _add(store, "old-0", Status(State.NOTREADY, reason="Evicted"))
-        store.delete("old-0")
+        _add(store, "old-0", Status(State.NOTREADY, reason="Evicted")).delete()
     _end(exited)
     _end(creator)
 
 
 def _add(
     store: Store, pod: str, status: Status, *, netns_path: str = "", creator: int | None = None
-) -> None:
+) -> Sandbox:
     """Add the sandbox of *pod*; it is on the host network unless it has a *netns_path*."""
     from registry.cri import NamespaceMode, PodSandboxConfig  # noqa: PLC0415 - not for its help
 
@@ -150,9 +150,9 @@ def _add(
     config.metadata.uid = f"uid-{pod}"
     if not netns_path:
         config.linux.security_context.namespace_options.network = NamespaceMode.NODE
-    metadata = Metadata(f"{pod}-{os.urandom(4).hex()}", f"{pod}_demo", config, netns_path)
+    metadata = Metadata(os.urandom(6).hex(), f"{pod}_demo_0", config, netns_path)
     now = time.time_ns()
-    store.add(
+    return store.add(
         metadata,
         Status(status.state, status.pid, now, reason=status.reason, message=status.message),
         creator=creator,

@@ -191,7 +191,8 @@ def _observed(facts: Facts) -> str:
     decision, unchanged = facts.decision, "a reconcile would change nothing"
     if decision is None:
         return ""
-    seen = "; ".join(filter(None, (*_seen(facts), decision.message)))
+    parts = [part for part in _seen(facts) if part not in decision.message]
+    seen = "; ".join(filter(None, (*parts, decision.message)))
     if decision.marks:
         would = f"mark it NOTREADY now ({decision.reason})"
         if facts.state == NOTREADY:

@@ -10,7 +10,8 @@ import click
 from registry.cli import options
 from registry.cli.failures import FINE, code_of, complain
 from registry.cli.output.formats import Format, View, show, table
-from registry.cli.output.values import age, for_programs, shown, timestamp
+from registry.cli.output.streams import is_terminal
+from registry.cli.output.values import age, for_programs, timestamp
 from registry.engine import driver, usage
 from registry.engine.usage import Usage
 from registry.errors import NotFoundError, RegistryError
@@ -26,6 +27,8 @@ WAIT: Final = 1.0
 """Seconds to wait for a process that opens or recovers the registry."""
 
 
+SECOND: Final = len("2026-11-27T09:12:03")
+"""Characters of a timestamp without fractions of a second."""
 FIELDS: Final = (
     *("path", "registry_id", "incarnation", "level"),
     *("writer", "queue", "opener", "keepers", "processes", "hidden"),
@@ -131,13 +134,14 @@ def _doing(program: Program, found: Usage) -> str:
 
 def _for_people(fields: dict[str, Any], found: Usage, now: int) -> str:
     """Return the registry and its locks, and a table of the processes."""
-    id = shown("registry_id", fields["registry_id"])
+    id, schema = "-", "-"
     if fields["registry_id"] is not None:
-        id += f", incarnation {fields['incarnation']}, schema level {fields['level']}"
-        id += f" (this program: {LEVEL})"
+        id = f"{fields['registry_id']}, incarnation {fields['incarnation']}"
+        schema = f"level {fields['level']} (this program: {LEVEL})"
     lines = {
         "registry": fields["path"],
         "id": id,
+        "schema": schema,
         "write lock": _write_lock(found, now),
         "queue": ", ".join(map(_named, found.queue)) or "no process waits",
         "WAL": _wal(found),
@@ -148,20 +152,29 @@ def _for_people(fields: dict[str, Any], found: Usage, now: int) -> str:
     if found.hidden:
         count = f"{found.hidden} process{'es' if found.hidden > 1 else ''}"
         lines["not seen"] = f"the open files of {count}, for want of permission"
-    size = max(map(len, lines))
-    text = "".join(f"{name:{size}}  {visible(value)}\n" for name, value in lines.items())
+    text = _aligned(lines)
     if not fields["processes"]:
         return text + "No other process is seen to have it open.\n"
     return f"{text}\n{table(fields['processes'], PROCESSES)}"
+
+
+def _aligned(lines: dict[str, str]) -> str:
+    """Return *lines*, each behind its name; those that do not fit a terminal are folded."""
+    size = max(map(len, lines))
+    text = [f"{name:{size}}  {visible(value)}" for name, value in lines.items()]
+    if is_terminal():
+        from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
+
+        text = [folded(line, size + 2) for line in text]
+    return "".join(f"{line}\n" for line in text)
 
 
 def _write_lock(found: Usage, now: int) -> str:
     writer = found.writer
     if writer is None:
         return "free"
-    since = (
-        f" since {timestamp(writer.since)}, {age(writer.since, now)} ago" if writer.since else ""
-    )
+    when = timestamp(writer.since)[:SECOND]
+    since = f" for {age(writer.since, now)}, since {when}Z" if writer.since else ""
     by = "" if writer.queues else ", which bypasses the queue (a sqlite3 shell, say)"
     return f"held by {_named(writer.program)}{by}{since}"
 
