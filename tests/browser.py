@@ -15,7 +15,6 @@ from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
-from tests import needs
 from tests.tools import environment, line
 
 if TYPE_CHECKING:
@@ -26,7 +25,11 @@ OPTIONS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--hide-scrollbars"),
 )
-needs_chromium = [needs.program("chromium"), needs.program("chromedriver")]
+
+
+def of_page() -> dict[str, str]:
+    """Return an environment for the page: Datasette never closes a connection of its import."""
+    return environment() | {"PYTHONWARNINGS": "error,ignore::ResourceWarning"}
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def page(path: str, command: str = "browse --db") -> Iterator[tuple[subprocess.P
     """Serve the page of the registry at *path*; yield its process and the address to open."""
     with subprocess.Popen(
         [sys.executable, "-m", "registry", *command.split(), path, "--port", "0"],
-        env=environment(),
+        env=of_page(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

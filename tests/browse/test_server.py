@@ -23,9 +23,9 @@ from registry import Metadata, Store
 from registry.browse import drawing, questions, readings, timeline
 from registry.tables.version import LEVEL
 from tests import node
-from tests.browser import Visitor, page
+from tests.browser import Visitor, of_page, page
 from tests.documents import all_blocks
-from tests.tools import READY, contents, environment, execute, pod, query, sandbox, until
+from tests.tools import READY, contents, execute, pod, query, sandbox, until
 
 EVIL = '<script>hacked = 1</script><img src=/x onerror="hacked=1">\'\u202egnp'
 ENDLESS = "with recursive n(a) as (select 1 union all select a + 1 from n) select"
@@ -64,7 +64,7 @@ def browse(path: str, *options: str, before: str = "") -> subprocess.CompletedPr
     code = f"import sys; {before}\nfrom registry.__main__ import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", code, "--db", path, "browse", *options],
-        env=environment(),
+        env=of_page(),
         capture_output=True,
         text=True,
         check=False,
@@ -344,7 +344,7 @@ def test_a_registry_that_is_missing_old_or_damaged_is_said_in_a_line(path: str) 
     execute(path, "UPDATE registry SET level = 3")
     done = browse(path)
     assert (3, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n"))
-    assert "`sandbox-registry reconcile` brings it up to date" in done.stderr
+    assert "`sandbox-registry upgrade` brings it up to date" in done.stderr
     execute(path, f"UPDATE registry SET level = {LEVEL}")
     with open(path, "r+b") as file:
         file.seek(4096)
