@@ -59,6 +59,8 @@ def test_a_cell_is_cut_by_columns_not_by_characters() -> None:
     assert "漢…" == cut("漢字漢字", 4)
     assert 3 == width(cut("漢字漢字", 4))
     assert "e\u0301e\u0301…" == cut("e\u0301" * 5, 3)
+    assert "web-7c…-9l4wq" == cut("web-7c5ddbdf54-9l4wq", 13, middle=True)
+    assert "漢…字" == cut("漢字漢字", 6, middle=True)
 
 
 def test_the_widest_columns_are_cut_first() -> None:

@@ -59,14 +59,25 @@ def _is_ascii(column: Sequence[str]) -> bool:
     return "".join(column).isascii()
 
 
-def cut(text: str, columns: int) -> str:
-    """Return *text*, cut to a width of *columns*, with an ellipsis at its end if it was wider."""
+def cut(text: str, columns: int, *, middle: bool = False) -> str:
+    """Return *text* in a width of *columns*, with an ellipsis for what it has no room for.
+
+    Args:
+        text: to be cut.
+        columns: its width.
+        middle: whether the end stays too: names of pods differ at their ends.
+    """
     if width(text) <= columns:
         return text
-    kept, left = "", columns - 1
-    for char in text:
-        left -= _width_of(char)
-        if left < 0:
-            break
-        kept += char
-    return f"{kept}…"
+    end = (columns - 1) // 2 if middle else 0
+    tail = _beginning(text[::-1], end)[::-1] if end else ""
+    return f"{_beginning(text, columns - 1 - end)}…{tail}"
+
+
+def _beginning(text: str, columns: int) -> str:
+    """Return the beginning of *text* that *columns* have room for."""
+    for place, char in enumerate(text):
+        columns -= _width_of(char)
+        if columns < 0:
+            return text[:place]
+    return text

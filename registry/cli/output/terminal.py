@@ -43,11 +43,7 @@ def render(columns: Sequence[Sequence[str]], *, titled: bool, cuts: bool, folds:
     for number, row in enumerate(zip(*columns, strict=True)):
         style = BOLD if titled and number == 0 else ""
         for cells in _folded(row, sizes[-1]) if folds else [row]:
-            fitted = (
-                [cut(cell, size) for cell, size in zip(cells, sizes, strict=True)]
-                if cuts
-                else cells
-            )
+            fitted = _cut(cells, sizes) if cuts else cells
             filled = [padded(cell, size) for cell, size in zip(fitted, sizes, strict=True)]
             if coloured:
                 filled = [_painted(*each, style) for each in zip(fitted, filled, strict=True)]
@@ -67,6 +63,15 @@ def folded(text: str, indent: int = 0) -> str:
         break_on_hyphens=False,
         break_long_words=False,
     )
+
+
+def _cut(cells: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Return *cells* in the widths *sizes*; the last one is a sentence or a reason."""
+    last = len(cells) - 1
+    return [
+        cut(cell, size, middle=number < last)
+        for number, (cell, size) in enumerate(zip(cells, sizes, strict=True))
+    ]
 
 
 def fit(sizes: list[int], room: int) -> None:
