@@ -6,7 +6,13 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final
 
-from registry.errors import AmbiguousPrefixError, InvalidArgumentError, MetadataError, NotFoundError
+from registry.errors import (
+    AmbiguousPrefixError,
+    DataLossError,
+    InvalidArgumentError,
+    MetadataError,
+    NotFoundError,
+)
 from registry.handles.sandbox import Sandbox
 from registry.store import Store
 from registry.tables import queries, sql
@@ -88,8 +94,10 @@ def _find_past(store: Store, text: str, doing: str) -> str:
 
 
 def ids(store: Store) -> list[str]:
-    """Return the ids of all sandboxes, which a short id must not begin."""
-    return [str(id) for (id,) in store._session.fetch(sql.IDS, {}, "list ids")]  # noqa: SLF001
+    """Return all ids, which a short id must not begin; none if damage hides them."""
+    with contextlib.suppress(DataLossError):
+        return [str(id) for (id,) in store._session.fetch(sql.IDS, {}, "list ids")]  # noqa: SLF001
+    return []
 
 
 def _require_text(text: str, doing: str) -> None:

@@ -129,6 +129,7 @@ def group(more: Mapping[str, str]) -> click.Group:
         cls=Verbs,
         commands={name: Deferred(name, place) for name, place in {**VERBS, **more}.items()},
         no_args_is_help=False,
+        subcommand_metavar="VERB [ARGUMENTS]",
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog=options.examples(
             f"{PROGRAM} --db /var/lib/shim/registry.db list", f"{PROGRAM} history --since 1h"

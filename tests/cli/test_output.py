@@ -270,7 +270,7 @@ def test_help_lists_every_verb(path: str) -> None:
     found = {name: re.findall(r"^  (\w+) {2,}\w", text, re.MULTILINE) for name, text in listed}
     assert found.pop("Serve") == ["serve", "browse"]
     assert program.SECTIONS == {name: tuple(found[name]) for name in program.SECTIONS}
-    assert "..." not in out.replace("[ARGS]...", "")
+    assert "..." not in out
     assert (code, out, err) == run("-h")
 
 

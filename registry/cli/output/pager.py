@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Final
@@ -31,5 +32,8 @@ def write_paged(text: str) -> None:
         reraise_interrupt(error)
         write(text)
         return
-    # It ignores that the reader has seen enough.
-    process.communicate(text.encode(sys.stdout.encoding, "backslashreplace"))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the pager
+    try:  # it ignores that the reader has seen enough
+        process.communicate(text.encode(sys.stdout.encoding, "backslashreplace"))
+    finally:
+        signal.signal(signal.SIGINT, before)

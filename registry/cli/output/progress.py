@@ -59,10 +59,12 @@ class Progress:
 
     def _start(self) -> None:
         """Show the bar; the timer calls this in its thread, and rich draws it in another one."""
-        from rich.console import Console  # noqa: PLC0415 - only long work on a terminal
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-        from rich.progress import Progress as Bar  # noqa: PLC0415
-
+        try:
+            from rich.console import Console  # noqa: PLC0415 - only long work on a terminal
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+            from rich.progress import Progress as Bar  # noqa: PLC0415
+        except ImportError:  # the work does without
+            return
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         bar = Bar(*columns, console=Console(stderr=True), transient=True)
         self._task = bar.add_task(self._doing, completed=self._done, total=self._total or None)

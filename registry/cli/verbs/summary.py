@@ -29,13 +29,14 @@ def summaries(store: Store, fields: tuple[str, ...], **wanted: Any) -> list[tupl
         query, params = filters.list_query(summaries=fields, **wanted)
         return store._session.fetch(query, params, filters.LISTING)  # noqa: SLF001
     created_since, reason = wanted.pop("created_since", None), wanted.pop("reason", None)
+    limit = wanted.pop("limit", None)
     handles = [summary_of(each) for each in store.list(**wanted)]
     return [
         tuple(getattr(each, name) for name in fields)
         for each in handles
         if (created_since is None or (each.created_at or 0) >= created_since)
         and (reason is None or each.reason == reason)
-    ]
+    ][:limit]
 
 
 def latest_summary(store: Store, sandbox: Sandbox) -> tuple[Any, ...] | None:
