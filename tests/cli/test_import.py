@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from registry import State, Status, Store, Verdict
+from registry import Metadata, State, Status, Store, Verdict
 from registry.cli.containerd import documents
 from registry.model.containerd import DOCUMENT_MAX
 from tests.cli.program import KNOWN, MANIFEST, SAMPLES
@@ -181,6 +181,21 @@ def test_statuses_are_read_in_each_form(path: str, tmp_path: Path, text: str) ->
     assert (ended, Status(State.UNKNOWN)) == (now["b"], now["c"])
 
 
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_the_output_of_list_holds_the_statuses_of_an_import(
+    path: str, tmp_path: Path, form: str
+) -> None:
+    """Times are those under `_ns`, to the nanosecond."""
+    status = Status(State.NOTREADY, 0, 1_700_000_000_123_456_789, 2**60 + 1, 1, "Broken", "it is")
+    with Store.open(path, reconcile=False) as store:
+        store.add(Metadata("a", "name-a", None), status)
+    (tmp_path / "s").write_bytes(call(path, "list", "-o", form).out)
+    sandboxes = call(path, "export", "a").out
+    assert 0 == call(path, "delete", "a").code
+    assert 0 == call(path, "import", "-", "--status", tmp_path / "s", stdin=sandboxes).code
+    assert status == found(path)["a"][1]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -210,6 +225,9 @@ def test_file_without_statuses_is_refused(path: str, tmp_path: Path, text: bytes
         {"state": "READY", "pid": -1},
         {"state": "READY", "created_at": 1.5},
         {"state": "READY", "created_at": 2**63},
+        {"state": "READY", "created_at": "2025-10-09T08:53:20Z"},
+        {"state": "READY", "created_at_ns": "five"},
+        {"state": "READY", "created_at_ns": "9" * 5000},
         {"state": "READY", "reason": "two words"},
         {"state": "READY", "message": {}},
     ],
