@@ -156,7 +156,7 @@ async def sandbox_page(datasette: Any, request: Any) -> Any:
     if not changes and not standing:
         raise NotFound(f"no sandbox, and no history of one, has the id {id}")
     until = request.args.get("until") or ""
-    begin = timeline.seconds([*changes, *standing][0].at)
+    begin = timeline.recorded([*changes, *standing][0].at)
     end = max(_end(until), begin)
     lines = timeline.lines(changes, standing, begin, end)
     tables = datasette.metadata("databases")[DATABASE]["tables"]

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from registry.browse.timeline import Change, iso, seconds
+from registry.browse.timeline import Change, iso, recorded
 
 CHANGES_MAX: Final = 5_000
 """Changes that one timeline shows."""
@@ -84,7 +84,7 @@ def node(
     )
     changes = [_change(row) for row in reversed(rows)]
     if len(rows) == CHANGES_MAX:
-        begin, of["begin"] = seconds(changes[0].at), changes[0].at
+        begin, of["begin"] = recorded(changes[0].at), changes[0].at
     overview = f"SELECT * FROM sandbox_overview WHERE since <= :begin AND {only}"  # noqa: S608
     standing = [stands(row) for row in _rows(connection, overview, of)]
     if past:  # what has changed since, or is deleted, was in the state before its next change

@@ -52,6 +52,17 @@ def seconds(iso: str) -> float:
     return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
 
 
+def recorded(iso: str | None) -> float:
+    """Return the Unix time of *iso*, a time of a view; 0 for one that no clock has made.
+
+    Plain SQL can write a time before 1970, which the views render as no time.
+    """
+    try:
+        return max(0.0, seconds(iso or ""))
+    except ValueError:
+        return 0.0
+
+
 def iso(at: float) -> str:
     """Return the Unix time *at* as the views render times, which compares as text."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
@@ -68,11 +79,11 @@ def spans(changes: Sequence[Change], begin: float, end: float) -> list[Span]:
     first = changes[0]
     found = []
     if first.from_state is not None:
-        found.append(Span(begin, seconds(first.at), first.from_state))
+        found.append(Span(begin, recorded(first.at), first.from_state))
     for change, after in zip(changes, [*changes[1:], None], strict=True):
         if change.to_state is not None:
-            until = end if after is None else seconds(after.at)
-            start = seconds(change.at)
+            until = end if after is None else recorded(after.at)
+            start = recorded(change.at)
             # A clock that was set back gives a state that ends before it begins.
             found.append(
                 Span(start, max(start, until), change.to_state, change.reason, change.actor)

@@ -213,6 +213,19 @@ def test_text_of_the_registry_is_escaped_in_each_page(path: str) -> None:
             assert not set(text) & {"\u202e", "\x1b"}, where
 
 
+def test_a_time_before_1970_hides_no_sandbox(path: str) -> None:
+    """Plain SQL may write one; the pages show the other sandboxes, and this one."""
+    execute(
+        path,
+        "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY', changed_at = -1, actor = 'sql'"
+        " WHERE sandbox_id = 'feedface0002'",
+    )
+    with page(path) as (_, address):
+        visitor = Visitor(address)
+        for where in ("/", "/-/node", "/-/node?until=2026-03-01T18:00Z", "/-/sandbox/feedface0002"):
+            assert 200 == visitor.get(where)[0], where
+
+
 # What it holds.
 
 

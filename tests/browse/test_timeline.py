@@ -30,6 +30,14 @@ def test_a_state_lasts_until_the_next_change() -> None:
     assert [(0, 10, READY), (10, 30, NOTREADY)] == [each[:3] for each in found]
 
 
+@pytest.mark.parametrize("at", ["1969-12-31T23:59:59.-00000001Z", "", "1960-01-01T00:00:00Z"])
+def test_a_time_that_no_clock_has_made_is_the_beginning(at: str) -> None:
+    """One row that was written by hand does not hide all others."""
+    odd = change(0, None, READY)._replace(at=at)
+    found = timeline.spans([odd, change(10, READY, NOTREADY)], 0, 30)
+    assert [(0, 10), (10, 30)] == [each[:2] for each in found]
+
+
 def test_a_deleted_sandbox_leaves_a_gap_until_it_is_created_again() -> None:
     """An id may be added again: it is another sandbox."""
     changes = [change(5, None, READY), change(10, READY, None), change(20, None, READY)]
