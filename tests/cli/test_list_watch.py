@@ -82,6 +82,15 @@ def test_filters_hold_for_changes_too(path: str) -> None:
         assert ["a1", "DELETED"] == next_line(process).split()[:2]
 
 
+def test_the_list_is_sorted_and_limited_as_without_watch(path: str) -> None:
+    """Later changes follow in the order in which they are read."""
+    with Store.open(path, reconcile=False) as store:
+        for id in ("c3", "b2"):
+            store.add(sandbox(id), READY)
+    with listing(path, "--sort", "-id", "-n", "2", "-q") as process:
+        assert ["c3", "b2"] == [next_line(process) for _ in range(2)]
+
+
 def test_objects_are_written_one_on_each_line(path: str) -> None:
     """With -o jsonl; each is a whole object of the list."""
     with another(path) as other, listing(path, "-o", "jsonl") as process:

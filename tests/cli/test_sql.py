@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 
 from registry import Store
+from registry.engine import usage
 from tests import needs
 from tests.cli.program import Call, clean, real
 from tests.cli.terminals import terminal
-from tests.tools import READY, contents, query, sandbox, tamper
+from tests.tools import READY, contents, query, sandbox, tamper, until
 
-ENDLESS = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT count(*) FROM n"
+ENDLESS = (
+    "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n)"
+    " SELECT count(*) FROM n, sandboxes"
+)
 WRITES = [
     "UPDATE registry SET level = 9",
     "DELETE FROM sandboxes",
@@ -102,6 +106,15 @@ def test_a_query_that_takes_too_long_is_stopped(call: Call) -> None:
     code, out, err = call("sql", ENDLESS, "--timeout", "0.1")
     assert (3, "") == (code, out)
     assert "stopped after 0.1 s; give a longer --timeout, or a simpler query" in err
+
+
+def test_ctrl_c_ends_a_query(path: str) -> None:
+    """The exit code is 130; the signal arrives while SQLite runs."""
+    with terminal(real("--db", path, "sql", ENDLESS), clean(TERM="dumb")) as shell:
+        until(lambda: usage.read(path).keepers)  # the query has a snapshot
+        shell.press("\x03")
+        assert 130 == shell.wait()
+        assert "error" not in shell.text
 
 
 def test_the_program_keeps_no_snapshot_while_it_writes_its_output(path: str) -> None:

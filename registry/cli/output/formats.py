@@ -148,7 +148,7 @@ def show(
         after: printed for people after the table.
     """
     if not isinstance(rows, Records):
-        rows = _arranged(rows, form)
+        rows = arranged(rows, form)
     if form.quiet or form.kind == "name":
         name = view.id if form.quiet else view.name
         output = "".join([f"{visible(str(value))}\n" for value in _values(rows, name)])
@@ -177,7 +177,7 @@ def table(rows: Sequence[Row], view: View) -> str:
     return _table(rows, view.table, Format(), view, {})
 
 
-def _arranged(rows: Sequence[Row], form: Format) -> Sequence[Row]:
+def arranged(rows: Sequence[Row], form: Format) -> Sequence[Row]:
     """Return *rows*, sorted and limited as *form* asks for; unset values come last."""
     path = form.sort.removeprefix("-")
     if path:

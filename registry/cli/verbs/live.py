@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Final, NoReturn
 
-from registry.cli.output.formats import PEOPLE, Format, Records, Row, View, drawn, show
+from registry.cli.output.formats import PEOPLE, Format, Records, Row, View, arranged, drawn, show
 from registry.cli.output.streams import is_terminal, require_reader, write
 from registry.errors import MetadataError
 from registry.store import Store
@@ -43,7 +43,7 @@ def _redraw(store: Store, read: Read, view: View, form: Format) -> NoReturn:
     console = Console(highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for _ in _moments(store):
-            rows, ids = read()
+            rows, ids = _read(read, form)
             live.update(Text.from_ansi(drawn(rows, view, form, ids), no_wrap=True), refresh=True)
     raise AssertionError  # pragma: no cover - the loop has no end
 
@@ -53,8 +53,8 @@ def _go_on(store: Store, read: Read, view: View, form: Format) -> NoReturn:
     known: dict[str, Row] | None = None
     for _ in _moments(store):
         require_reader()
-        rows, ids = read()
-        now = {row[view.id]: row for row in _objects(rows)}
+        rows, ids = _read(read, form)
+        now = {row[view.id]: row for row in rows}
         if known is None:
             _write(list(now.values()), list(now.values()), view, form, ids)
         else:
@@ -79,10 +79,12 @@ def _write(
         write("".join([*titles, *lines[len(lines) - len(changed) :]]))
 
 
-def _objects(rows: Records | Sequence[Row]) -> Sequence[Row]:
+def _read(read: Read, form: Format) -> tuple[Sequence[Row], Iterable[str]]:
+    """Return what *read* returns, as objects that are sorted and limited as *form* asks for."""
+    rows, ids = read()
     if isinstance(rows, Records):
-        return [dict(zip(rows.fields, row, strict=True)) for row in rows.rows]
-    return rows
+        rows = [dict(zip(rows.fields, row, strict=True)) for row in rows.rows]
+    return arranged(rows, form), ids
 
 
 def _moments(store: Store) -> Iterator[None]:

@@ -17,7 +17,7 @@ from registry.cli.output.formats import Format, View, show
 from registry.cli.output.streams import write
 from registry.engine import driver
 from registry.engine.driver import Connection
-from registry.errors import InvalidArgumentError, UnavailableError
+from registry.errors import InvalidArgumentError, RegistryError, UnavailableError
 from registry.host import paths
 from registry.tables.rows import as_text
 from registry.visible import visible
@@ -117,7 +117,12 @@ def _fetch(connection: Connection, query: str, timeout: float) -> tuple[list[str
         columns = [each[0] for each in cursor.description]
         return _unique(columns), [list(map(_value, row)) for row in cursor]
     except sqlite3.Error as error:
-        raise _refusal(error, query, timeout) from error
+        refusal = _refusal(error, query, timeout)
+        if refusal is None:
+            raise
+        if isinstance(refusal, UnavailableError) and time.monotonic() <= deadline:
+            raise KeyboardInterrupt from error  # raised in the progress handler, and lost by SQLite
+        raise refusal from error
     finally:
         connection.text_factory = str
         connection.set_progress_handler(None, 0)
@@ -133,8 +138,8 @@ def _authorize(action: int, name: str | None, value: str | None, *_: object) -> 
     return sqlite3.SQLITE_OK if is_query else sqlite3.SQLITE_DENY
 
 
-def _refusal(error: sqlite3.Error, query: str, timeout: float) -> Exception:
-    """Return the error of this program for *error*, or *error* itself."""
+def _refusal(error: sqlite3.Error, query: str, timeout: float) -> RegistryError | None:
+    """Return the error of this program for *error*; None: it is an error of the registry."""
     code = getattr(error, "sqlite_errorcode", None)
     doing = f"run SQL {query!r:.200}"
     if code in {sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY}:
@@ -152,7 +157,7 @@ def _refusal(error: sqlite3.Error, query: str, timeout: float) -> Exception:
         )
     if code in {None, sqlite3.SQLITE_ERROR}:  # None: of Python's module, for several statements
         return _unreadable(query, str(error).rstrip("."))
-    return error
+    return None
 
 
 def _unreadable(query: str, why: str) -> InvalidArgumentError:
