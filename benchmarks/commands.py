@@ -90,8 +90,8 @@ def _run(*command: str) -> None:
 
 def main() -> None:
     """Print the rows alone."""
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        for figure in measure(os.path.abspath(folder), 5):
+    with tempfile.TemporaryDirectory() as folder:
+        for figure in measure(folder, 5):
             print(figure, flush=True)
 
 
