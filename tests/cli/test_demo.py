@@ -91,7 +91,9 @@ def test_the_proposed_commands_work_while_the_demo_waits(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_an_interrupted_demo_removes_what_it_made(
     folder: Path, number: signal.Signals, code: int
@@ -103,3 +105,13 @@ def test_an_interrupted_demo_removes_what_it_made(
         assert code == shell.wait()
     assert [] == list(folder.iterdir())
     until(lambda: not sleeping(folder))
+
+
+def test_the_processes_of_a_killed_demo_end(folder: Path) -> None:
+    """Its temporary directory stays: nothing of it runs any more."""
+    with terminal(real("demo"), clean(TMPDIR=str(folder), TERM="dumb")) as shell:
+        shell.expect("Press Enter to remove")
+        assert sleeping(folder)
+        shell.process.kill()
+        shell.wait()
+        until(lambda: not sleeping(folder))

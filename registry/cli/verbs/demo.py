@@ -1,7 +1,8 @@
 """The verb `demo`: a registry with sandboxes in several states, to try the commands on.
 
-It needs no root: its pods are on the host network, and their processes are `sleep`. One names a
-network namespace that was never made.
+It needs no root: its pods are on the host network, and their processes are `cat`, which ends when
+the demo does, even by SIGKILL: its standard input ends then. One pod names a network namespace that
+was never made.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def demo(*, keep: str | None) -> int:
 
     The demo removes what it has made, unless it is to be kept.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     with _folder(keep) as folder, _processes(4) as processes:
         path = os.path.join(folder, NAME)
         _record(path, processes)
@@ -104,24 +106,25 @@ def _processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     found: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
-            found += [_sleep()]
+            found += [_process()]
         yield found
     finally:
         for process in found:
             _end(process)
 
 
-def _sleep() -> subprocess.Popen[bytes]:
+def _process() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["sleep", "infinity"],  # noqa: S607 - as the user finds it
-        stdin=subprocess.DEVNULL,
+        ["cat"],  # noqa: S607 - as the user finds it
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def _record(path: str, processes: list[subprocess.Popen[bytes]]) -> None:
