@@ -26,7 +26,7 @@ def list_query(
     state: State | Collection[State] | None = None,
     labels: Mapping[str, str] | None = None,
     selector: str | None = None,
-    created_since: int | None = None,
+    since: int | None = None,
     newest_first: bool = False,
     limit: int | None = None,
     summaries: tuple[str, ...] = (),
@@ -35,7 +35,7 @@ def list_query(
     """Return the SQL of a list and its parameters; the filters are those of `Store.list`.
 
     Args:
-        created_since: time in ns since the Unix epoch; leave out what was created before.
+        since: time in ns since the Unix epoch; leave out each sandbox whose state began before.
         summaries: fields of `Summary` that a row has, instead of those of a `Row`.
         texts: exact values of columns, by the name of the filter; None is no filter.
     Raises:
@@ -53,9 +53,9 @@ def list_query(
     if id is not None:
         params |= queries.prefix_params(check_prefix(doing, id))
         named.add("id")
-    if created_since is not None:
-        params["created_since"] = created_since
-        named.add("created_since")
+    if since is not None:
+        params["since"] = since
+        named.add("since")
     if not include_unknown:
         named.add("hide_unknown")
     required = requirements(doing, labels, selector)

@@ -88,8 +88,8 @@ def parts() -> dict[str, str | dict[str, str]]:
         "LIST": plain,
         "SUMMARIES": f"{begin}{{columns}}{end}",
         "SUMMARY_COLUMNS": columns,
-        "LIST_FILTERS": {name: text_of(each) for name, each in statements.LIST_FILTERS.items()},
-        "LIST_REQUIREMENTS": {str(each): _requirement(each, plain) for each in Operator},
+        "LIST_FILTERS": {name: _condition((name,)) for name in statements.LIST_FILTERS},
+        "LIST_REQUIREMENTS": {str(each): _requirement(each) for each in Operator},
         "LIST_ONE": text_of(statements.LIST_ONE),
         "LIST_ORDER": ordered.removeprefix(plain),
         "LIST_NEWEST_FIRST": newest.removeprefix(plain),
@@ -106,17 +106,18 @@ def parts() -> dict[str, str | dict[str, str]]:
     }
 
 
-def _requirement(operator: Operator, plain: str) -> str:
-    """Return the condition of *operator*, with `{n}` and `{values}` where it varies.
-
-    Args:
-        operator: of the requirement.
-        plain: the list without conditions, by itself: only inside a list is a subquery correlated.
-    """
+def _requirement(operator: Operator) -> str:
+    """Return the condition of *operator*, with `{n}` and `{values}` where it varies."""
     values = 0 if operator in {Operator.EXISTS, Operator.ABSENT} else 1
-    text = text_of(statements.list_sandboxes((), [(operator, values)]))
-    text = text.removeprefix(f"{plain} WHERE ").partition(" ORDER BY")[0]
+    text = _condition((), [(operator, values)])
     return text.replace(":key0", ":key{n}").replace(":value0_0", "{values}")
+
+
+def _condition(filters: Sequence[str], requirements: Sequence[tuple[Operator, int]] = ()) -> str:
+    """Return the condition of a list; only inside the list is a subquery of it correlated."""
+    plain, ordered = text_of(statements.select_rows()), text_of(statements.list_sandboxes(()))
+    text = text_of(statements.list_sandboxes(filters, requirements))
+    return text.removeprefix(f"{plain} WHERE ").removesuffix(ordered.removeprefix(plain))
 
 
 def source() -> str:

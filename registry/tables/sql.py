@@ -342,8 +342,12 @@ LIST_FILTERS: Final = {
     "namespace": "sandboxes.namespace = :namespace",
     "pod": "sandboxes.pod = :pod",
     "reason": "sandbox_statuses.reason = :reason",
-    "created_since": "sandbox_statuses.created_at >= :created_since",
     "state": "sandbox_statuses.state IN (:state0, :state1, :state2)",
+    "since": (
+        "coalesce((SELECT sandbox_transitions.at FROM sandbox_transitions WHERE "
+        "sandbox_transitions.sandbox_id = sandboxes.id ORDER BY sandbox_transitions.seq DESC "
+        "LIMIT 1 OFFSET 0), sandbox_statuses.changed_at) >= :since"
+    ),
 }
 
 LIST_REQUIREMENTS: Final = {

@@ -361,8 +361,8 @@ LIST_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
     "id": _begins(sandboxes.c.id),
     **{name: sandboxes.c[name] == bindparam(name) for name in ("name", "namespace", "pod")},
     "reason": sandbox_statuses.c.reason == bindparam("reason"),
-    "created_since": sandbox_statuses.c.created_at >= bindparam("created_since"),
     "state": sandbox_statuses.c.state.in_([bindparam(f"state{n}") for n, _ in enumerate(State)]),
+    "since": _since() >= bindparam("since"),
 }
 """Conditions of a list by the names of its filters, in the order in which they are joined."""
 LIST_ONE: Final = sandboxes.c.creation == bindparam("creation")

@@ -18,7 +18,15 @@ from tests.tools import READY, pod, query, sandbox
 SEED = int(os.environ.get("DAMAGE_SEED", "0"))
 FLIPS = 12
 COMMANDS = (
-    *("list --all", "list --json", "inspect bad", "inspect bad --json", "history", "check"),
+    *(
+        "list --all",
+        "list --json",
+        "list --since 1h",
+        "inspect bad",
+        "inspect bad --json",
+        "history",
+        "check",
+    ),
     *("reconcile --dry-run", "reconcile", f"export --status {os.devnull}", "delete good"),
 )
 DAMAGED = 3

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +119,9 @@ def test_delete_deletes_one_sandbox(path: str) -> None:
         ("--sort created_at", ["3f2a", LONG]),
         ("--sort reason", [LONG, "3f2a"]),
         ("--since 2023-11-14", [LONG, "3f2a"]),
-        ("--since 2023-11-14T22:13:20.123457Z", []),
-        ("--since 1h", []),
+        ("--since 2999-01-01T00:00:00.000001Z", []),
+        ("--since 1h", [LONG, "3f2a"]),
+        ("--since 00:00+23:59", [LONG, "3f2a"]),
         ("--reason Broken", [LONG]),
         ("--filter state=ready", ["3f2a"]),
         ("--filter label=app --filter label=tier=front", ["3f2a"]),
@@ -141,6 +144,24 @@ def test_list_returns_sandboxes_that_match_every_filter(
     done = call("list", *args.split(), "--json")
     assert (0, "") == (done.code, done.err)
     assert expected == ids(done)
+
+
+def test_list_since_is_about_the_present_state_and_not_the_creation(
+    tmp_path: Path, main: Call
+) -> None:
+    """All sandboxes are two days old; one failed then, one fails now, one goes on."""
+    path, now = str(tmp_path / "since.db"), time.time_ns()
+    clock = [now - 2 * 86400 * 10**9]
+    with Store.open(path, clock=lambda: clock[0]) as store:
+        created = Status(State.READY, created_at=clock[0])
+        old, fresh, _ = (store.add(sandbox(each, netns_path=""), created) for each in "abc")
+        old.status.update(lambda status: replace(status, state=State.NOTREADY))
+        clock[0] = now
+        fresh.status.update(lambda status: replace(status, state=State.NOTREADY))
+    wanted = ("list", "--db", path, "--json", "--since")
+    assert ["b"] == ids(main(*wanted, "1h")) == ids(main(*wanted, "1d", "--state", "notready"))
+    assert ["c", "b", "a"] == ids(main(*wanted, "3d"))
+    assert ["c"] == ids(main(*wanted, "3d", "--latest"))
 
 
 def test_empty_list_is_a_header_or_an_empty_array(call: Call) -> None:

@@ -179,7 +179,12 @@ class Filters:
     multiple=True,
     help="KEY: id, label, name, namespace, pod, reason or state; may be repeated.",
 )
-@click.option("--since", metavar="TIME", type=Moment(), help="Created since 1h, or 2026-11-27.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    type=Moment(),
+    help="In its present state only since 1h ago, or since 13:05 or 2026-11-27 (UTC).",
+)
 @click.option("--latest", is_flag=True, help="Only the newest of them.")
 @click.option("--oldest-first", is_flag=True, help="Reverse the order.")
 @click.option("--watch", "-w", is_flag=True, help="Go on until Ctrl-C; list again on a change.")
@@ -202,7 +207,7 @@ def list_sandboxes(
     params["selectors"] = [selector, None if short == LATEST else short]
     limit = 1 if latest or short == LATEST else form.limit
     wanted = Filters(params).params(every=every) | {
-        "created_since": since,
+        "since": since,
         "newest_first": not oldest_first,
         "limit": None if form.sort else limit,
     }

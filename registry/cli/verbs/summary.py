@@ -23,20 +23,28 @@ FIELDS: Final = (*Summary._fields, "labels")
 def summaries(store: Store, fields: tuple[str, ...], **wanted: Any) -> list[tuple[Any, ...]]:
     """Return *fields* of the sandboxes that match the filters of `filters.list_query`.
 
-    Of a damaged registry, which is read sandbox by sandbox, `since` is None.
+    A damaged registry is read sandbox by sandbox: `since` is None there, and the filter by it takes
+    the last write for the change of state.
     """
     if not click.get_current_context().meta.get(DAMAGED):
         query, params = filters.list_query(summaries=fields, **wanted)
         return store._session.fetch(query, params, filters.LISTING)  # noqa: SLF001
-    created_since, reason = wanted.pop("created_since", None), wanted.pop("reason", None)
+    since, reason = wanted.pop("since", None), wanted.pop("reason", None)
     limit = wanted.pop("limit", None)
-    handles = [summary_of(each) for each in store.list(**wanted)]
+    handles = [
+        summary_of(each) for each in store.list(**wanted) if since is None or _wrote(each, since)
+    ]
     return [
         tuple(getattr(each, name) for name in fields)
         for each in handles
-        if (created_since is None or (each.created_at or 0) >= created_since)
-        and (reason is None or each.reason == reason)
+        if reason is None or each.reason == reason
     ][:limit]
+
+
+def _wrote(sandbox: Sandbox, since: int) -> bool:
+    """Return whether the status was written since *since*; True if its time is damaged."""
+    changed_at = sandbox._entry.row.changed_at  # noqa: SLF001 - no public column has it
+    return not isinstance(changed_at, int) or changed_at >= since
 
 
 def latest_summary(store: Store, sandbox: Sandbox) -> tuple[Any, ...] | None:
