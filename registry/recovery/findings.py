@@ -43,6 +43,8 @@ class Finding:
         reason: status reason of the verdict; "" if the verdict does not make a sandbox NOTREADY.
         message: observations that led to the verdict.
         changed: True if this reconcile made the sandbox NOTREADY.
+        would_change: True if a reconcile would make the sandbox NOTREADY, and this one did not, as
+            with `dry_run`.
     """
 
     sandbox_id: str
@@ -50,6 +52,7 @@ class Finding:
     reason: str
     message: str
     changed: bool
+    would_change: bool = False
 
     def __str__(self) -> str:
         """Return one line for a log."""

@@ -104,7 +104,10 @@ class Decision(NamedTuple):
     def finding(self, *, changed: bool) -> Finding:
         """Return the finding of the report."""
         message = "; ".join(filter(None, (self.message, self.left)))
-        return Finding(as_text(self.row.id), self.verdict, self.reason, message, changed)
+        would_change = self.marks and self.row.state != _NOTREADY and not changed
+        return Finding(
+            as_text(self.row.id), self.verdict, self.reason, message, changed, would_change
+        )
 
 
 def _printable(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -299,17 +300,37 @@ def test_dry_run_writes_nothing_and_reports_the_same(path: str, call: Call) -> N
     before = query(path, "SELECT * FROM sandbox_statuses ORDER BY sandbox_id")
     dry = json.loads(call("reconcile", "--dry-run", "--remove-orphans", "--json").out)
     assert before == query(path, "SELECT * FROM sandbox_statuses ORDER BY sandbox_id")
-    assert "dry run: nothing was changed" in call("reconcile", "--dry-run").out
+    assert {"5abc": False, "7": True} == {
+        each["sandbox_id"]: each["would_change"] for each in dry["findings"] if not each["changed"]
+    }
+    shown = call("reconcile", "--dry-run").out
+    assert "WOULD_CHANGE" in shown.splitlines()[0]
+    assert re.search(r"^7 +CLOSED +yes +NetNSClosed", shown, re.MULTILINE)
+    assert "dry run: nothing was changed" in shown
     wet = json.loads(call("reconcile", "--json").out)
     assert (dry["counts"], True, False) == (wet["counts"], dry["dry_run"], wet["dry_run"])
-    assert [("7", "CLOSED", True)] == [
-        (each["sandbox_id"], each["verdict"], each["changed"])
+    assert [("7", "CLOSED", True, False)] == [
+        (each["sandbox_id"], each["verdict"], each["changed"], each["would_change"])
         for each in wet["findings"]
         if each["changed"]
     ]
     assert [("SANDBOX_NOTREADY", "NetNSClosed")] == query(
         path, "SELECT state, reason FROM sandbox_statuses WHERE sandbox_id = '7'"
     )
+
+
+def test_dry_run_would_not_change_what_is_not_ready(path: str, call: Call) -> None:
+    """The verdict alone does not tell it."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        with Store.open(path, reconcile=False) as store:
+            store.add(sandbox("7"), Status(State.NOTREADY, process.pid))
+            store.add(sandbox("8"), Status(State.READY, process.pid))
+        process.kill()
+    out = call("reconcile", "--dry-run", "--json").out
+    assert {("7", "EXITED", False), ("8", "EXITED", True)} < {
+        (each["sandbox_id"], each["verdict"], each["would_change"])
+        for each in json.loads(out)["findings"]
+    }
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output.formats import Format, show
 from registry.cli.output.progress import Progress
-from registry.cli.verbs.report import VIEW, findings, lines_of, whole
+from registry.cli.verbs.report import DRY_RUN, VIEW, findings, lines_of, whole
 from registry.errors import InvalidArgumentError, NetNSError
 
 
@@ -17,7 +17,7 @@ from registry.errors import InvalidArgumentError, NetNSError
         "sandbox-registry reconcile --dry-run", "sandbox-registry reconcile --remove-orphans"
     ),
 )
-@click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Report what would change, and write nothing.")
 @click.option("--remove-orphans", is_flag=True, help="Remove namespaces that no sandbox owns.")
 @options.timeout
 @options.output(VIEW)
@@ -41,7 +41,7 @@ def reconcile(*, db: str, dry_run: bool, remove_orphans: bool, timeout: float, f
         ids = lookup.ids(store) if form.shortens else ()
     show(
         findings(report),
-        VIEW,
+        DRY_RUN if dry_run else VIEW,
         form,
         whole=whole(report) | {"removed": removed, "dry_run": dry_run},
         ids=ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final
 
 from registry.cli.output.formats import View
@@ -18,7 +18,7 @@ ORPHANS: Final = (
 
 
 VIEW: Final = View(
-    ("sandbox_id", "verdict", "reason", "message", "changed"),
+    ("sandbox_id", "verdict", "reason", "message", "changed", "would_change"),
     table={
         "ID": "sandbox_id",
         "VERDICT": "verdict",
@@ -30,6 +30,17 @@ VIEW: Final = View(
     id="sandbox_id",
     folds=True,
 )
+DRY_RUN: Final = replace(
+    VIEW,
+    table={
+        "ID": "sandbox_id",
+        "VERDICT": "verdict",
+        "WOULD_CHANGE": "would_change",
+        "REASON": "reason",
+        "MESSAGE": "message",
+    },
+)
+"""View of the report of a dry run, which has changed nothing."""
 
 
 def whole(report: Report) -> dict[str, object]:
