@@ -406,6 +406,8 @@ HISTORY: Final = (
 HISTORY_FILTERS: Final = {
     "id": " AND sandbox_transitions.sandbox_id = :id",
     "since": " AND sandbox_transitions.at >= :since",
+    "until": " AND sandbox_transitions.at < :until",
+    "reason": " AND sandbox_transitions.reason = :reason",
 }
 
 HISTORY_ORDER: Final = " ORDER BY sandbox_transitions.seq"

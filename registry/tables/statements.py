@@ -421,5 +421,7 @@ def history(filters: Collection[str], *, newest_first: bool = False) -> Select[A
 HISTORY_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
     "id": sandbox_transitions.c.sandbox_id == bindparam("id"),
     "since": sandbox_transitions.c.at >= bindparam("since"),
+    "until": sandbox_transitions.c.at < bindparam("until"),
+    "reason": sandbox_transitions.c.reason == bindparam("reason"),
 }
 """Conditions of a history by the names of its filters, in the order in which they are joined."""

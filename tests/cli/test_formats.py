@@ -201,6 +201,15 @@ def test_a_date_without_a_zone_is_utc(text: str) -> None:
     assert 1_700_000_000 * SECOND == Moment().convert(text, None, None)
 
 
+@pytest.mark.parametrize("text", ["13:05", "13:05:00", "13:05Z", "14:05+01:00"])
+def test_a_time_without_a_date_is_of_today_in_utc(text: str) -> None:
+    """Today by UTC, also if it is another day where the operator is."""
+    days = {time.time_ns() // (86400 * SECOND)}
+    found = Moment().convert(text, None, None)
+    days.add(time.time_ns() // (86400 * SECOND))  # it may be midnight
+    assert found in {(day * 86400 + 13 * 3600 + 5 * 60) * SECOND for day in days}
+
+
 # The help, and progress.
 
 

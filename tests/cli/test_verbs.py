@@ -275,6 +275,8 @@ def test_history_obeys_after_and_limit(call: Call) -> None:
     assert [3, 2] == seqs("--after", "1") == seqs("-n", "2") == seqs("--limit", "2")
     assert [2] == seqs("--after", "1", "--limit", "1", "--oldest-first")
     assert ([3, 2, 1], []) == (seqs("--since", "1h"), seqs("--since", "2999-01-01"))
+    assert ([], [3, 2, 1]) == (seqs("--until", "1h"), seqs("--until", "2999-01-01"))
+    assert ([2], []) == (seqs("--reason", "Broken"), seqs("--reason", "Broken", "--until", "1h"))
     (last,) = json.loads(call("history", "--after", "2", "--json").out)
     assert ("SANDBOX_UNKNOWN", None) == (last["to_state"], last["from_state"])
 

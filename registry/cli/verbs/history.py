@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from registry.cli import lookup, options
+from registry.cli import complete, lookup, options
 from registry.cli.failures import DAMAGED, complain_all
 from registry.cli.moments import Moment
 from registry.cli.output.formats import Format, View, show
@@ -49,7 +49,7 @@ VIEW: Final = View(
 
 @click.command(
     epilog=options.examples(
-        "sandbox-registry history --since 1h",
+        "sandbox-registry history --since 13:05 --until 13:30",
         "sandbox-registry history shop/web -o wide",
     ),
 )
@@ -59,7 +59,21 @@ VIEW: Final = View(
     required=False,
     help="Id or unique prefix, name, NAMESPACE/POD, or a unique pod; also a deleted one.",
 )
-@click.option("--since", metavar="TIME", type=Moment(), help="Since 1h, or 2026-11-27T09:12:03Z.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    type=Moment(),
+    help="Only since 1h ago, or since 13:05 or 2026-11-27T09:12:03Z (UTC).",
+)
+@click.option(
+    "--until", metavar="TIME", type=Moment(), help="Only before TIME, which is as for --since."
+)
+@click.option(
+    "--reason",
+    metavar="WORD",
+    help="Only with this reason.",
+    shell_complete=complete.values("reason"),
+)
 @click.option(
     "--after",
     metavar="SEQ",
@@ -77,14 +91,15 @@ def history(
     db: str,
     form: Format,
     since: int | None,
+    until: int | None,
+    reason: str | None,
     after: int,
     oldest_first: bool,
 ) -> int:
     """Show every change of state, newest first, of all sandboxes or of one, even if deleted."""
-    params: dict[str, Any] = {"after": after}
+    filters = {"since": since, "until": until, "reason": reason}
+    params = {"after": after, **{name: each for name, each in filters.items() if each is not None}}
     doing = "read history" if sandbox is None else f"read history of sandbox {sandbox!r}"
-    if since is not None:
-        params["since"] = since
     if form.limit is not None and not form.sort:
         params["limit"] = form.limit
     with options.open_to_show(db) as store:
@@ -104,7 +119,7 @@ def transitions(
 
     Args:
         store: of the history.
-        params: `after`, and any of `id`, `since` and `limit`.
+        params: `after`, and any of `id`, `since`, `until`, `reason` and `limit`.
         doing: operation and object, for messages.
         oldest_first: whether the order is reversed.
     """
