@@ -18,6 +18,7 @@ from tests.cli.program import Call, clean, real
 from tests.cli.terminals import terminal
 from tests.tools import READY, contents, query, sandbox, tamper, until
 
+NAMED = r"sql NOT NULL AND name NOT LIKE 'sqlite\_%' ESCAPE '\'"
 ENDLESS = (
     "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n)"
     " SELECT count(*) FROM n, sandboxes"
@@ -140,6 +141,32 @@ def test_dot_commands_show_the_tables_without_the_shell(call: Call) -> None:
     assert ["name", "type"] == lines[0].split()
     assert "view" == lines[1].split()[1]
     assert "CREATE VIEW why_not_ready AS" in call("sql", ".schema").out
+
+
+def test_the_schema_is_printed_with_its_line_breaks_and_another_sqlite_can_run_it(
+    path: str, tmp_path: Path
+) -> None:
+    """In a pipe, and on a terminal."""
+    command = real("--db", path, "sql", ".schema")
+    out = subprocess.run(command, env=clean(), capture_output=True, text=True, check=True).stdout
+    assert out.startswith("CREATE TABLE registry (\n  one INTEGER NOT NULL,\n")
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.executescript(out)
+    objects = f"SELECT name, sql FROM sqlite_schema WHERE {NAMED} ORDER BY name"
+    assert query(path, objects) == query(str(tmp_path / "other.db"), objects)
+    with terminal(command, clean(TERM="xterm", PAGER="cat")) as shown:
+        assert 0 == shown.wait()
+        shown.expect("\r\nCREATE TABLE sandboxes (\r\n  creation INTEGER")
+
+
+def test_a_text_of_several_lines_keeps_its_line_breaks_alone(call: Call) -> None:
+    """Other control characters are escapes; beside another column the line breaks are, too."""
+    text = "'one' || char(10, 27) || 'two' AS text"
+    assert "text\none\n\\x1btwo\n-\n" == call("sql", f"SELECT {text} UNION ALL SELECT NULL").out
+    assert "text\none\n\\x1btwo\n" == call("sql", "-o", "wide", f"SELECT {text}").out
+    assert "one\n\\x1btwo\n" == call("sql", "--no-headers", f"SELECT {text}").out
+    assert r"one\n\x1btwo" in call("sql", f"SELECT 1, {text}").out
+    assert r"one\n\x1btwo" in call("sql", "-q", f"SELECT {text}").out
 
 
 def test_without_a_query_and_a_terminal_the_views_are_listed(path: str) -> None:

@@ -44,7 +44,8 @@ class View:
         id: field that `--quiet` prints.
         cuts: whether a table on a terminal is cut to its width.
         folds: whether the last column of a table on a terminal is folded.
-        raw: whether values are shown as they are: no field is an id or a time.
+        raw: whether values are shown as they are: no field is an id or a time, and the line breaks
+            of the only column are kept.
         paged: whether long output on a terminal goes through a pager.
     """
 
@@ -259,6 +260,8 @@ def _table(
 
     In a pipe and on a dumb terminal nothing is cut or folded.
     """
+    if view.raw and len(columns) == 1 and (text := _texts(rows, columns, form)):
+        return text
     now = time.time_ns() if form.kind == "table" else None
     found: list[list[str]] = []
     for title, path in columns.items():
@@ -272,6 +275,21 @@ def _table(
         cuts = view.cuts and form.trunc and form.kind == "table"
         return terminal.render(found, titled=form.headers, cuts=cuts, folds=view.folds)
     return cells.lines(found)
+
+
+def _texts(rows: Sequence[Row] | Records, columns: Mapping[str, str], form: Format) -> str:
+    """Return the values of the only column with their line breaks; "" if no value has one.
+
+    The definition of a view has more lines than one, and so may what SQLite's own check reports.
+    """
+    ((title, path),) = columns.items()
+    values = _values(rows, path)
+    if not any(isinstance(each, str) and "\n" in each for each in values):
+        return ""
+    lines = [title] if form.headers else []
+    for each in values:
+        lines += each.split("\n") if isinstance(each, str) else [shown("", each)]
+    return "".join([f"{visible(line)}\n" for line in lines])
 
 
 def _cells(

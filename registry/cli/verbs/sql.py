@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 import click
@@ -52,9 +53,13 @@ TABLES: Final = (
 EXAMPLE: Final = "SELECT * FROM why_not_ready"
 SHELL: Final = ("-readonly", "-safe", "-header", "-column", "-cmd", ".timeout 5000")
 """Options of the `sqlite3` shell: it writes no file, and runs no other program."""
+SCHEMA: Final = ".schema"
 DOT: Final = {
     ".tables": TABLES,
-    ".schema": "SELECT sql || ';' AS sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY rowid",
+    SCHEMA: (
+        "SELECT sql || ';' AS sql FROM sqlite_schema WHERE sql NOT NULL"
+        " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
+    ),
 }
 """Commands of the `sqlite3` shell that work here without it."""
 
@@ -94,6 +99,8 @@ def run_sql(*, query: str | None, db: str, timeout: float, form: Format) -> int:
     first = columns[0] if columns else ""
     view = View(tuple(columns), {name: name for name in columns}, name=first, id=first, raw=True)
     form.require_fields(view)
+    if query.strip() == SCHEMA:
+        form = replace(form, headers=False)  # what is printed can be run by another SQLite
     rows = rows if form.sort else rows[: form.limit]
     show([dict(zip(columns, row, strict=True)) for row in rows], view, form)
     return FINE
