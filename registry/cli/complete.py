@@ -1,4 +1,4 @@
-"""Completion in a shell: values of the registry, for options and arguments.
+"""Completion in a shell: files, and values of the registry, for options and arguments.
 
 A shell runs the program with `VARIABLE` set each time that the user presses TAB. An error of any
 kind yields no values: a message would stand in the middle of the command that is being typed.
@@ -11,12 +11,15 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from registry.model.status import State
 from registry.sync.interrupts import reraise_interrupt
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 VARIABLE: Final = "_SANDBOX_REGISTRY_COMPLETE"
 """Variable by which the script of `sandbox-registry completion` asks for completions."""
@@ -29,13 +32,16 @@ SAFE: Final = re.compile(r"[\w.@/+=-]+", re.ASCII)
 """Values that are offered: a shell would split or expand others."""
 SOURCES: Final = {
     "id": "SELECT id FROM sandboxes",
-    "deleted": "SELECT DISTINCT sandbox_id FROM sandbox_transitions",
+    "deleted": "SELECT DISTINCT sandbox_id FROM"
+    " (SELECT sandbox_id FROM sandbox_transitions ORDER BY seq DESC LIMIT 20000)",
     "name": "SELECT name FROM sandboxes",
     "pod": "SELECT DISTINCT pod FROM sandboxes",
+    "namespace/pod": "SELECT DISTINCT namespace || '/' || pod FROM sandboxes WHERE :text <> ''",
     "namespace": "SELECT DISTINCT namespace FROM sandboxes",
     "reason": "SELECT DISTINCT reason FROM sandbox_statuses",
 }
-"""Queries of the values, each of one column."""
+"""Queries of the values, each of one column. Without a text the pods are offered once; the deleted
+sandboxes are those of the latest transitions, whose number bounds the time."""
 
 Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
@@ -44,12 +50,27 @@ def values(*sources: str) -> Completer:
     """Return a function that completes a parameter by the values of *sources*, in this order."""
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+        found: dict[str, None] = {}
         with _silence():
             path = _registry(ctx)
-            return [] if path is None else _find(path, sources, incomplete)
-        return []
+            for value in () if path is None else _find(path, sources, incomplete):
+                found[value] = None
+        return list(found)[:LIMIT]
 
     return complete
+
+
+sandboxes: Final = values("id", "name", "pod", "namespace/pod")
+"""Completes what names a sandbox."""
+past_sandboxes: Final = values("id", "name", "pod", "namespace/pod", "deleted")
+"""Completes what names a sandbox, or a deleted one."""
+
+
+def files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Have the shell complete *incomplete* as the path of a file."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - only here
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 @contextlib.contextmanager
@@ -85,25 +106,24 @@ def _registry(ctx: click.Context) -> str | None:
     return None
 
 
-def _find(path: str, sources: tuple[str, ...], incomplete: str) -> list[str]:
-    """Return the values in the registry at *path* that begin with *incomplete*."""
+def _find(path: str, sources: tuple[str, ...], incomplete: str) -> Iterator[str]:
+    """Yield the values in the registry at *path* that begin with *incomplete*."""
     from registry.engine import driver  # noqa: PLC0415 - a completion of options does without
     from registry.host import file_locks  # noqa: PLC0415
 
     if file_locks.reader_blocker(path) is not None:
-        return []
+        return
     deadline = time.process_time() + TIME_MAX
     with contextlib.closing(
         driver.connect(path, "ro", driver.READER_SETUP, busy_timeout=0)
     ) as connection:
         connection.set_progress_handler(lambda: time.process_time() > deadline, 1000)
-        found: list[str] = []
         for source in sources:
             query = (
                 f"WITH found(value) AS ({SOURCES[source]}) SELECT value FROM found"  # noqa: S608
                 " WHERE substr(value, 1, length(:text)) = :text AND value <> ''"
                 " ORDER BY value LIMIT :limit"
             )
-            rows = connection.fetch(query, {"text": incomplete, "limit": LIMIT})
-            found += [value for (value,) in rows if SAFE.fullmatch(value)]
-    return list(dict.fromkeys(found))[:LIMIT]
+            with _silence():  # damage, or the deadline, takes the values of one source alone
+                rows = connection.fetch(query, {"text": incomplete, "limit": LIMIT})
+                yield from (value for (value,) in rows if SAFE.fullmatch(value))

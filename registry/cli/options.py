@@ -110,6 +110,7 @@ db = click.option(
     metavar="PATH",
     callback=_name_registry,
     help="The registry; takes precedence over --db before the verb.",
+    shell_complete=complete.files,
 )
 form = click.option(
     *("--output", "-o"),
@@ -193,8 +194,11 @@ sandbox = click.argument(
     "sandbox",
     metavar="SANDBOX",
     help=NAMES,
-    shell_complete=complete.values("id", "name", "pod"),
+    shell_complete=complete.sandboxes,
 )
+
+past_sandbox = functools.partial(click.argument, "sandbox", shell_complete=complete.past_sandboxes)
+"""Return the decorator of an argument that may also name a deleted sandbox."""
 
 
 def examples(*lines: str) -> str:

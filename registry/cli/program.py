@@ -136,7 +136,12 @@ def group(more: Mapping[str, str]) -> click.Group:
         ),
     )
     @click.option(
-        "--db", metavar="PATH", envvar="SANDBOX_REGISTRY_DB", show_envvar=True, help="The registry."
+        "--db",
+        metavar="PATH",
+        envvar="SANDBOX_REGISTRY_DB",
+        show_envvar=True,
+        help="The registry.",
+        shell_complete=complete.files,
     )
     @options.form
     @options.as_json

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from registry import State, Status, Store
-from registry.cli import complete
+from registry.cli import complete, program
 from tests import needs
 from tests.cli.program import clean
 from tests.cli.terminals import terminal
 from tests.integration.test_usage import BYPASSING
-from tests.tools import READY, line, pod, running, sandbox
+from tests.tools import READY, line, pod, query, running, sandbox
 
 IDS = ["77b0d2e5", "7f2a9c41"]
 BASH = """
@@ -111,6 +111,77 @@ def test_completion_does_not_wait_for_a_writer(bash: Ask, path: str) -> None:
 def test_values_that_a_shell_would_expand_are_not_offered(bash: Ask, path: str) -> None:
     """The name `$(touch x)` is not."""
     assert [] == bash("why", "$")
+
+
+def test_bash_completes_the_pods_of_a_namespace(bash: Ask) -> None:
+    """Once a text is typed: before, each pod is offered by its name alone."""
+    assert ["shop/web"] == bash("why", "shop/")
+    assert ["store/db"] == bash("inspect", "st")
+    assert ["shop/web"] == bash("history", "shop/w")
+
+
+def test_why_and_history_complete_deleted_sandboxes(bash: Ask, path: str) -> None:
+    """The other verbs would not find them; a damaged table hides no history."""
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("7gone"), READY).delete()
+    for verb in ("why", "history"):
+        assert [*IDS, "7gone"] == bash(verb, "7")
+    assert IDS == bash("inspect", "7")
+    ((page,),) = query(path, "SELECT rootpage FROM sqlite_schema WHERE name = 'sandboxes'")
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    assert "7gone" in bash("why", "7")
+
+
+FILE_PLACES = [
+    *("--db", "list --db", "restore", "backup", "salvage", "salvage old.db", "import"),
+    *("import --status", "export --status", "metrics --output-file"),
+]
+
+
+@pytest.mark.parametrize("before", FILE_PLACES)
+def test_a_shell_is_asked_to_complete_files(
+    before: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each place that names a file."""
+    words = f"sandbox-registry {before} my"
+    monkeypatch.setenv(complete.VARIABLE, "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words.replace(" ", "\n"))
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert 0 == program.main([])
+    assert "file,my\n" == capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", pytest.param("zsh", marks=needs.program("zsh"))])
+def test_bash_and_zsh_complete_files(shell: str, programs: str, tmp_path: Path) -> None:
+    """The user types the beginning of a path and presses TAB, on a real terminal."""
+    (tmp_path / "my-backup.db").touch()
+    rc = f'eval "$(sandbox-registry completion {shell})"\nPS1="ready> "\n'
+    (tmp_path / ".zshrc").write_text(
+        f'autoload -Uz compinit && compinit -u -d "$ZDOTDIR/dump"\n{rc}'
+    )
+    (tmp_path / "bashrc").write_text(rc)
+    options = ["--rcfile", str(tmp_path / "bashrc")] if shell == "bash" else []
+    environment = clean(PATH=programs, ZDOTDIR=str(tmp_path), TERM="dumb")
+    with terminal([shell, *options, "-i"], environment, columns=500) as running_shell:
+        shown = running_shell.expect("ready> ")
+        running_shell.press(f"sandbox-registry restore {tmp_path}/my-\t")
+        running_shell.expect("my-backup.db", shown)
+
+
+@needs.program("fish")
+def test_fish_completes_files(programs: str, tmp_path: Path) -> None:
+    """By its own command."""
+    (tmp_path / "my-backup.db").touch()
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", FISH, f"sandbox-registry restore {tmp_path}/my-"],
+        env=clean(PATH=programs, HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{tmp_path}/my-backup.db" in [x.split("\t")[0] for x in done.stdout.splitlines()]
 
 
 def test_at_most_some_values_are_offered(bash: Ask, path: str) -> None:

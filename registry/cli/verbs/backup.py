@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from registry.cli import options
+from registry.cli import complete, options
 from registry.cli.failures import FINE
 from registry.cli.output.formats import Format, View, show
 from registry.cli.output.progress import Progress
@@ -28,7 +28,12 @@ VIEW: Final = View(
         "sandbox-registry backup /backup --keep 7",
     ),
 )
-@click.argument("path", metavar="PATH", help="File for the copy; with --keep, a directory.")
+@click.argument(
+    "path",
+    metavar="PATH",
+    help="File for the copy; with --keep, a directory.",
+    shell_complete=complete.files,
+)
 @click.option(
     "--keep",
     metavar="NUMBER",

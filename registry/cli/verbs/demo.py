@@ -20,7 +20,7 @@ from typing import Final
 
 import click
 
-from registry.cli import options
+from registry.cli import complete, options
 from registry.cli.failures import FINE, PROGRAM
 from registry.cli.output.streams import write
 from registry.errors import FailedPreconditionError
@@ -53,7 +53,12 @@ MORE: Final = (
 @click.command(
     epilog=options.examples("sandbox-registry demo", "sandbox-registry demo --keep /tmp/demo")
 )
-@click.option("--keep", metavar="DIR", help="Put the registry into DIR, and keep it.")
+@click.option(
+    "--keep",
+    metavar="DIR",
+    help="Put the registry into DIR, and keep it.",
+    shell_complete=complete.files,
+)
 def demo(*, keep: str | None) -> int:
     """Try the commands on a registry that is made for it; this needs no root and no cluster.
 

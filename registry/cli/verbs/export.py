@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from registry.cli import lookup, options
+from registry.cli import complete, lookup, options
 from registry.cli.failures import UNAVAILABLE, complain, complain_all
 from registry.cli.output.progress import Progress
 from registry.cli.output.streams import write_bytes
@@ -24,10 +24,19 @@ T = TypeVar("T")
     "export",
     epilog=options.examples("sandbox-registry export --status statuses.jsonl > sandboxes.jsonl"),
 )
-@click.argument("ids", metavar="[ID...]", nargs=-1, help="Full ids, or unique prefixes.")
+@click.argument(
+    "ids",
+    metavar="[ID...]",
+    nargs=-1,
+    help="Full ids, or unique prefixes.",
+    shell_complete=complete.values("id"),
+)
 @options.db
 @click.option(
-    "--status", metavar="FILE", help="Write their statuses and extensions to FILE, for import."
+    "--status",
+    metavar="FILE",
+    help="Write their statuses and extensions to FILE, for import.",
+    shell_complete=complete.files,
 )
 def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
     """Write the named sandboxes, or all of them, as the JSON that containerd stores."""

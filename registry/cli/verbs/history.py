@@ -53,8 +53,7 @@ VIEW: Final = View(
         "sandbox-registry history shop/web -o wide",
     ),
 )
-@click.argument(
-    "sandbox",
+@options.past_sandbox(
     metavar="[SANDBOX]",
     required=False,
     help="Id or unique prefix, name, NAMESPACE/POD, or a unique pod; also a deleted one.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from registry.cli import options
+from registry.cli import complete, options
 from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain
 from registry.cli.output.formats import Format, View, show
 from registry.cli.output.progress import Progress
@@ -46,10 +46,14 @@ VIEW: Final = View(
     nargs=-1,
     required=True,
     help="JSON documents, each on a line or several; - is stdin.",
+    shell_complete=complete.files,
 )
 @options.db
 @click.option(
-    "--status", metavar="FILE", help="Statuses and extensions of the sandboxes, as JSON by id."
+    "--status",
+    metavar="FILE",
+    help="Statuses and extensions of the sandboxes, as JSON by id.",
+    shell_complete=complete.files,
 )
 @click.option("--keep-going", is_flag=True, help="Import the others when some are refused.")
 @click.option("--create", is_flag=True, help="Create the registry if there is none.")

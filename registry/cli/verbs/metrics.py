@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from registry.cli import options
+from registry.cli import complete, options
 from registry.cli.failures import FINE, UNAVAILABLE, code_of, complain
 from registry.cli.output.streams import write_bytes
 from registry.errors import RegistryError
@@ -34,6 +34,7 @@ MODE: Final = 0o644
     "--output-file",
     metavar="PATH",
     help="Write to PATH in one step, for the textfile collector of node_exporter.",
+    shell_complete=complete.files,
 )
 @options.db
 def metrics(*, check: bool, reconcile: bool, output_file: str | None, db: str) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from registry.cli import options
+from registry.cli import complete, options
 from registry.cli.failures import FINE
 from registry.cli.output import formats
 from registry.cli.output.formats import Format, View, show
@@ -28,7 +28,12 @@ VIEW: Final = View(
 
 
 @click.command(epilog=options.examples("sandbox-registry --db registry.db restore copy.db"))
-@click.argument("backup", metavar="BACKUP", help="File that `backup` has made.")
+@click.argument(
+    "backup",
+    metavar="BACKUP",
+    help="File that `backup` has made.",
+    shell_complete=complete.files,
+)
 @click.option("--force", is_flag=True, help="Replace newer history, or another registry.")
 @options.output(VIEW)
 @options.db

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from registry.cli import options
+from registry.cli import complete, options
 from registry.cli.failures import FINE, FOUND
 from registry.cli.output.formats import Format, View, show
 from registry.cli.output.progress import Progress
@@ -23,8 +23,18 @@ VIEW: Final = View(
 @click.command(
     epilog=options.examples("sandbox-registry salvage registry.db salvaged.db"),
 )
-@click.argument("old", metavar="OLD", help="The damaged registry; it stays as it is.")
-@click.argument("new", metavar="NEW", help="Path of the copy, where no file is.")
+@click.argument(
+    "old",
+    metavar="OLD",
+    help="The damaged registry; it stays as it is.",
+    shell_complete=complete.files,
+)
+@click.argument(
+    "new",
+    metavar="NEW",
+    help="Path of the copy, where no file is.",
+    shell_complete=complete.files,
+)
 @options.timeout
 @options.output(VIEW)
 def salvage(*, old: str, new: str, timeout: float, form: Format) -> int:

@@ -70,7 +70,7 @@ VIEW: Final = View(
     metavar="[SANDBOX]",
     required=False,
     help=options.NAMES,
-    shell_complete=complete.values("id", "name", "pod"),
+    shell_complete=complete.sandboxes,
 )
 @click.option(
     "--after",

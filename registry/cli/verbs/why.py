@@ -42,7 +42,7 @@ VIEW: Final = View(FIELDS, table={"ID": "id"}, name="name")
 @click.command(
     epilog=options.examples("sandbox-registry why 3f2a9c41", "sandbox-registry why shop/web")
 )
-@options.sandbox
+@options.past_sandbox(metavar="SANDBOX", help=options.NAMES)
 @options.output(VIEW)
 @options.db
 def why(*, sandbox: str, db: str, form: Format) -> int:
