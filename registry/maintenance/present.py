@@ -39,9 +39,12 @@ class History(NamedTuple):
         return cls(Incarnation.read(fetch), frozenset(seq for (seq,) in seqs))
 
 
-def examine(path: str) -> History | None:
+def examine(path: str, *, force: bool = False) -> History | None:
     """Return the history of the registry at *path*; None if it is gone or damaged.
 
+    Args:
+        path: the registry.
+        force: a file that SQLite cannot read is taken for a damaged registry.
     Raises:
         DataLossError: what is there is no registry.
         SchemaVersionError: its schema is too new.
@@ -56,10 +59,15 @@ def examine(path: str) -> History | None:
             return _read_history(path)
     except NotFoundError:
         return None
-    except DataLossError:
-        if not _was_registry(path):
-            raise
-        return None
+    except DataLossError as error:
+        if _is_damaged_registry(path, force=force):
+            return None
+        why = str(error).partition("; ")[0]  # the advice would be: restore a backup
+        raise DataLossError(
+            f"{why}; nothing shows that it was a registry; is the path right? If so, give --force, "
+            "which replaces a damaged file, or move it away",
+            path=path,
+        ) from error
 
 
 def connect_to_backup(path: str) -> driver.Connection:
@@ -82,15 +90,20 @@ def _read_history(path: str) -> History:
         driver.close(connection)
 
 
-def _was_registry(path: str) -> bool:
-    """Return whether the damaged file at *path* is that of a registry, or is empty."""
+def _is_damaged_registry(path: str, *, force: bool) -> bool:
+    """Return whether the file at *path* is that of a damaged registry, or is empty.
+
+    A file that SQLite cannot read is one if what is beside it proves it, or if *force*. A database
+    of another program is none.
+    """
     try:
         found = continuity.read(path)
     except (sqlite3.Error, RegistryError) as error:
         reraise_interrupt(error)
-        return bool(evidence(path, has_wal=False))
+        return force or bool(evidence(path, has_wal=False))
     if found.file is None:
-        return paths.size(path) == 0 or bool(evidence(path, has_wal=found.has_wal))
+        is_empty = paths.size(path) == 0
+        return force or is_empty or bool(evidence(path, has_wal=found.has_wal))
     return found.file.application_id == APPLICATION_ID
 
 

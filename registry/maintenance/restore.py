@@ -98,7 +98,8 @@ def restore(
     Args:
         backup: made by `Store.backup`, or another copy of a registry by SQLite.
         path: the registry; it may be gone, as on another host.
-        force: also replace a registry that has newer history than the backup, or another id.
+        force: also replace a registry that has newer history than the backup, or another id, or a
+            file that SQLite cannot read and that nothing beside it proves to be a registry.
     Raises:
         InvalidArgumentError: *backup* or *path* names no file, or both name the same.
         NotFoundError: there is no backup.
@@ -184,7 +185,7 @@ def _replace(
     with _system_errors(doing, path, "open and lock the lock files"):
         if not lock.acquire(time.monotonic() + TIMEOUT):
             raise timeout_error(doing, path, TIMEOUT, None, lock.holder())
-    present = examine(path)
+    present = examine(path, force=force)
     if present is not None and not force:
         _require_older(doing, path, present, copied)
     number = _prepare(job, _before(copied, present))

@@ -68,7 +68,7 @@ def salvage(
             part.create(source if os.path.exists(source) else f"{source}-wal", doing)
             try:
                 with driver_errors(doing, part.path):
-                    read, written = _write(source, part.path, doing, timeout, losses)
+                    read, written, lost = _write(source, part.path, doing, timeout, losses)
                     _require_valid(part.path, doing)
             finally:
                 _remove(f"{part.path}{SCRATCH}")
@@ -79,7 +79,8 @@ def salvage(
         except OSError as error:
             reraise_interrupt(error)
             raise paths.refused(doing, target, f"write {part.path!r}", error) from error
-        return Salvage(source, target, read, written, tuple(losses.found), losses.omitted)
+        found = tuple(losses.found)
+        return Salvage(source, target, read, written, found, losses.omitted, tuple(sorted(lost)))
 
     done = call_then(copy, part.discard)
     log.info(
@@ -125,8 +126,12 @@ def _remove(path: str) -> None:
 
 def _write(
     source: str, part: str, doing: str, timeout: float, losses: Losses
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Write the copy; return how many records were read, and were written, by table."""
+) -> tuple[dict[str, int], dict[str, int], set[str]]:
+    """Write the copy.
+
+    Returns:
+        how many records were read, and were written, by table; the ids of the lost sandboxes.
+    """
     with closing(driver.connect(part, "rw", (_settings,), busy_timeout=0)) as connection:
         _attach_scratch(connection, f"{part}{SCRATCH}")
         connection.execute("BEGIN")
@@ -145,13 +150,14 @@ def _write(
                 "registry, restore a backup",
                 path=source,
             )
-        Copy(connection, losses.add, doing).run()
+        copy = Copy(connection, losses.add, doing)
+        copy.run()
         connection.execute("BEGIN")
         for statement in _TRIGGERS:
             connection.execute(statement)
         give_number(connection, next_number(connection))
         connection.execute("COMMIT")
-        return read, counts(connection, "main")
+        return read, counts(connection, "main"), copy.lost
 
 
 def _settings(connection: sqlite3.Connection) -> None:

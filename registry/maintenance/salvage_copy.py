@@ -68,7 +68,7 @@ class Copy:
     def __init__(self, connection: sqlite3.Connection, report: Report, doing: str) -> None:
         """Prepare the records; the tables of the copy are empty, and have no triggers."""
         self._connection, self._report, self._doing = connection, report, doing
-        self._told: set[str] = set()
+        self.lost: Final[set[str]] = set()
         """Ids of sandboxes whose loss was reported."""
 
     def run(self) -> None:
@@ -206,7 +206,7 @@ class Copy:
             "SELECT *, max(seq) FROM found.history WHERE sandbox_id NOT IN"
             " (SELECT id FROM sandboxes) GROUP BY sandbox_id"
         ):
-            if row["event"] != "deleted" and row["sandbox_id"] not in self._told:
+            if row["event"] != "deleted" and row["sandbox_id"] not in self.lost:
                 why = f"its record is lost; its last state was {row['to_state']}"
                 self._lose("sandboxes", row["sandbox_id"], None, why, f"transition {row['seq']}")
 
@@ -230,9 +230,9 @@ class Copy:
         """Report the loss of a sandbox; from *source* alone only if it was not reported yet."""
         if row is not None:
             self._report(_loss(table, id, row, why))
-        elif id not in self._told:
+        elif id not in self.lost:
             self._report(Loss(table, id, source, why))
-        self._told.add(id)
+        self.lost.add(id)
 
     # The history.
 

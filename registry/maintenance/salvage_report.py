@@ -72,6 +72,7 @@ class Salvage:
         written: number of records in the copy, by table.
         losses: records that were lost or changed, at most 100,000 of them.
         omitted: number of further losses.
+        lost: ids of the sandboxes that the old file proves, and that are not in the copy.
     """
 
     old: str
@@ -80,6 +81,7 @@ class Salvage:
     written: Mapping[str, int]
     losses: tuple[Loss, ...]
     omitted: int = 0
+    lost: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -103,8 +105,12 @@ class Salvage:
                 yield visible(f"{table}: and {count - SHOWN} more: {reason}")
         if self.omitted:
             yield f"and {self.omitted} more"
-        sandboxes, lost = self.written.get("sandboxes", 0), len(self.losses) + self.omitted
-        yield (
-            f"sandboxes in the copy: {sandboxes}; records lost or changed: {lost}; "
-            "to use the copy, see docs/operators.md, 'Salvage a damaged registry'"
-        )
+        copied, losses = self.written.get("sandboxes", 0), len(self.losses) + self.omitted
+        yield f"records lost or changed: {losses}; sandboxes copied: {copied}, lost: {self._lost()}"
+
+    def _lost(self) -> str:
+        """Return the number of lost sandboxes, and the ids of the first ones."""
+        if not self.lost:
+            return "0"
+        more = f" and {len(self.lost) - SHOWN} more" if len(self.lost) > SHOWN else ""
+        return visible(f"{len(self.lost)} ({', '.join(self.lost[:SHOWN])}{more})")

@@ -448,6 +448,11 @@ def _damaged_page(path: str) -> None:
         file.write(b"\xaa" * 4096)
 
 
+def _first_page(path: str) -> None:
+    with open(path, "r+b") as file:
+        file.write(bytes(4096))
+
+
 def _log_of_another(path: str) -> None:
     """Leave the WAL of a killed process of another registry."""
     other = f"{path}-x"
@@ -556,17 +561,33 @@ def test_a_damaged_registry_that_this_process_has_open_is_left(backup: str, path
 # What is refused.
 
 
-def test_a_file_of_another_kind_is_never_replaced(backup: str, tmp_path: Path) -> None:
-    """A database of another program, and a file that is none, beside which there is no evidence."""
-    other, text = str(tmp_path / "theirs.db"), str(tmp_path / "notes.txt")
+def test_a_database_of_another_program_is_never_replaced(backup: str, tmp_path: Path) -> None:
+    """There is no evidence beside it."""
+    other = str(tmp_path / "theirs.db")
     execute(other, "CREATE TABLE t (a)")
-    Path(text).write_text("mine\n" * 1000)
     before = contents(str(tmp_path))
-    for target in (other, text):
-        with pytest.raises(DataLossError):
-            restore(backup, target, force=True)
+    with pytest.raises(DataLossError, match="nothing shows that it was a registry"):
+        restore(backup, other, force=True)
     after = contents(str(tmp_path))
     assert before == {name: after[name] for name in before}
+
+
+@pytest.mark.parametrize("make", [_text, _first_page])
+def test_an_unreadable_file_without_evidence_is_replaced_by_force_alone(
+    backup: str, path: str, tmp_path: Path, make: Callable[[str], None]
+) -> None:
+    """A copy whose first page is destroyed looks like any other file; it is kept as it is."""
+    copy = str(tmp_path / "copy" / "registry.db")
+    os.mkdir(os.path.dirname(copy))
+    shutil.copyfile(path, copy)
+    make(copy)
+    before = Path(copy).read_bytes()
+    with pytest.raises(DataLossError, match="give --force") as caught:
+        restore(backup, copy)
+    assert (copy, before) == (caught.value.path, Path(copy).read_bytes())
+    done = restore(backup, copy, force=True)
+    assert before == Path(done.replaced).read_bytes()
+    assert [("a",)] == query(copy, "SELECT id FROM sandboxes")
 
 
 def _missing(backup: str) -> None:

@@ -34,7 +34,11 @@ VIEW: Final = View(
     help="File that `backup` has made.",
     shell_complete=complete.files,
 )
-@click.option("--force", is_flag=True, help="Replace newer history, or another registry.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also replace newer history, another registry, or an unreadable file.",
+)
 @options.output(VIEW)
 @options.db
 def restore(*, backup: str, force: bool, db: str, form: Format) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Final
 
@@ -11,6 +12,7 @@ from registry.cli import complete, options
 from registry.cli.failures import FINE, FOUND
 from registry.cli.output.formats import Format, View, show
 from registry.cli.output.progress import Progress
+from registry.visible import visible
 
 VIEW: Final = View(
     ("table", "sandbox_id", "source", "reason", "record"),
@@ -46,6 +48,8 @@ def salvage(*, old: str, new: str, timeout: float, form: Format) -> int:
 
     with Progress("salvage"):
         found = copy(old, new, timeout=timeout)
-    text = "".join(f"{line}\n" for line in found.lines())
+    next_step = f"sandbox-registry --db {shlex.quote(old)} restore {shlex.quote(new)}"
+    lines = [*found.lines(), visible(f"to put the copy in the place of the old one: {next_step}")]
+    text = "".join(f"{line}\n" for line in lines)
     show([asdict(each) for each in found.losses], VIEW, form, whole=asdict(found), text=text)
     return FINE if found.complete else FOUND
