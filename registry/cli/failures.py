@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
-from typing import Final, TextIO
+from typing import Final
 
+from registry.cli.output.streams import note
 from registry.errors import (
     CompactedError,
     InvalidArgumentError,
@@ -15,7 +14,6 @@ from registry.errors import (
     NotFoundError,
     RegistryError,
 )
-from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
 
 PROGRAM: Final = "sandbox-registry"
@@ -52,26 +50,10 @@ def complain(message: str, code: int) -> int:
     """Write *message* as one line on stderr, if there is a stderr, and return *code*."""
     for of_library, of_program in ADVICE.items():
         message = message.replace(of_library, of_program)
-    try:
-        if sys.stderr is not None:
-            sys.stderr.write(f"{PROGRAM}: error: {visible(message)}\n")
-            sys.stderr.flush()
-    except OSError as error:
-        reraise_interrupt(error)
-        discard(sys.stderr)
+    note(f"{PROGRAM}: error: {visible(message)}")
     return code
 
 
 def complain_all(messages: Iterable[str]) -> int:
     """Write each of *messages* on stderr; return FOUND if there is one, else FINE."""
     return max([complain(message, FOUND) for message in messages], default=FINE)
-
-
-def discard(stream: TextIO) -> None:
-    """Discard the buffer of *stream*: Python would write it again at exit, and report the failure.
-
-    The descriptor stays in use; otherwise the next file that is opened would get its number.
-    """
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)

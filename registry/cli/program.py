@@ -30,9 +30,8 @@ from registry.cli.failures import (
     UNAVAILABLE,
     code_of,
     complain,
-    discard,
 )
-from registry.cli.output.streams import write
+from registry.cli.output.streams import discard, write
 from registry.errors import RegistryError
 from registry.sync.interrupts import reraise_interrupt
 from registry.version import __version__

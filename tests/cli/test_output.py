@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import Metadata, Store
+from registry import Metadata, State, Status, Store
 from registry.cli import program
 from tests.cli.program import (
     HOSTILE,
@@ -96,6 +96,26 @@ def test_on_a_terminal_a_table_is_cut_to_its_width(path: str) -> None:
     whole = on_terminal(path, 80, "list", "--no-trunc", TERM="xterm")
     assert "p" * 70 in whole[3]
     assert "p" * 70 in run("--db", path, "list").out
+
+
+def test_a_terminal_tells_how_many_unknown_sandboxes_are_hidden(
+    path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only those that match the other filters, and not where the states are named."""
+
+    def note(*args: str) -> str:
+        on_terminal(path, 80, "list", *args, TERM="xterm")
+        return capfd.readouterr().err
+
+    assert "1 UNKNOWN sandbox is not shown; --all shows it\n" == note()
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("5def", config=pod("job", "shop")), Status(State.UNKNOWN))
+    assert "2 UNKNOWN sandboxes are not shown; --all shows them\n" == note("-n", "1")
+    hidden = "1 UNKNOWN sandbox is not shown; --all shows it\n"
+    assert f"no sandbox matches\n{hidden}" == note("--pod", "job")
+    for args in (["--all"], ["--state", "ready"], ["-q"], ["--json"], ["--id", "3"]):
+        assert "" == note(*args)
+    assert "" == run("--db", path, "list").err
 
 
 def test_hostile_text_is_escaped_on_a_terminal(path: str) -> None:

@@ -165,10 +165,23 @@ def test_list_since_is_about_the_present_state_and_not_the_creation(
     assert ["c"] == ids(main(*wanted, "3d", "--latest"))
 
 
-def test_empty_list_is_a_header_or_an_empty_array(call: Call) -> None:
-    """Neither is an error."""
-    assert (0, 1) == (call("list", "--pod", "x").code, call("list", "--pod", "x").out.count("\n"))
-    assert Done(0, "[]\n", "") == call("list", "--pod", "x", "--json")
+@pytest.mark.parametrize(
+    ("command", "note"),
+    [
+        ("list --pod x", "no sandbox matches\n"),
+        ("list --pod x --sort pod", "no sandbox matches\n"),
+        ("history --since 2999-01-01", "no transition matches\n"),
+    ],
+)
+def test_nothing_that_matches_is_a_header_and_a_note_or_an_empty_array(
+    call: Call, command: str, note: str
+) -> None:
+    """Neither is an error, and programs get no note."""
+    for form in ("table", "wide"):
+        code, out, err = call(*command.split(), "-o", form)
+        assert (0, 1, note) == (code, out.count("\n"), err)
+    assert Done(0, "[]\n", "") == call(*command.split(), "--json")
+    assert Done(0, "", "") == call(*command.split(), "-q") == call(*command.split(), "-o", "name")
 
 
 def test_list_shows_sandboxes_as_they_were_when_read(

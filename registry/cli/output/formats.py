@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from registry.cli.output import cells
 from registry.cli.output.ids import shortened
-from registry.cli.output.streams import is_terminal, write
+from registry.cli.output.streams import is_terminal, note, write
 from registry.cli.output.values import EXACT, TIMES, UNSET, age, for_programs, shown, to_json
 from registry.errors import InvalidArgumentError
 from registry.visible import visible
@@ -47,6 +47,7 @@ class View:
         raw: whether values are shown as they are: no field is an id or a time, and the line breaks
             of the only column are kept.
         paged: whether long output on a terminal goes through a pager.
+        nothing: line on stderr beside a table without objects; "" for none.
     """
 
     fields: tuple[str, ...]
@@ -58,6 +59,7 @@ class View:
     folds: bool = False
     raw: bool = False
     paged: bool = False
+    nothing: str = ""
 
     def columns(self, kind: str) -> Mapping[str, str]:
         """Return the columns of a table of *kind*, which is `table` or `wide`."""
@@ -165,6 +167,9 @@ def show(
         write_paged(output)
     else:
         write(output)
+    is_any = bool(rows.rows if isinstance(rows, Records) else rows)
+    if view.nothing and form.kind in PEOPLE and not (form.quiet or is_any):
+        note(view.nothing)
 
 
 def drawn(rows: Sequence[Row] | Records, view: View, form: Format, ids: Iterable[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""Text and bytes on stdout, written whole."""
+"""Text and bytes on stdout, written whole, and notes on stderr."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 from typing import Final, TextIO
+
+from registry.sync.interrupts import reraise_interrupt
 
 DUMB: Final = "dumb"
 """Value of TERM for a terminal without escape sequences, which one without TERM is taken for."""
@@ -40,3 +42,24 @@ def write_bytes(data: bytes) -> None:
     while data:
         data = data[sys.stdout.buffer.write(data) :]
     sys.stdout.buffer.flush()
+
+
+def note(text: str) -> None:
+    """Write *text*, which has no unseen characters, and a line break on stderr, if there is one."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+    except OSError as error:
+        reraise_interrupt(error)
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Discard the buffer of *stream*: Python would write it again at exit, and report the failure.
+
+    The descriptor stays in use; otherwise the next file that is opened would get its number.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

@@ -44,6 +44,7 @@ VIEW: Final = View(
     id="sandbox_id",
     cuts=True,
     paged=True,
+    nothing="no transition matches",
 )
 
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 import click
 
 from registry.cli import complete, lookup, options
-from registry.cli.failures import complain_all
+from registry.cli.failures import DAMAGED, complain_all
 from registry.cli.moments import Moment
-from registry.cli.output.formats import Format, Records, View, show
+from registry.cli.output.formats import PEOPLE, Format, Records, View, show
+from registry.cli.output.streams import is_terminal, note
 from registry.cli.verbs.summary import FIELDS, labels, row_of, summaries
 from registry.model.status import State
 from registry.store import Store
@@ -49,6 +50,7 @@ VIEW: Final = View(
     name="name",
     cuts=True,
     paged=True,
+    nothing="no sandbox matches",
 )
 
 
@@ -218,9 +220,23 @@ def list_sandboxes(
 
             live.follow(store, lambda: _read(store, fields, form, wanted)[:2], VIEW, form)
         rows, ids, damages = _read(store, fields, form, wanted)
+        hidden = _count_hidden(store, form, wanted)
     code = complain_all(damages)
     show(rows, VIEW, form, ids=ids)
+    if hidden:
+        are = "sandbox is" if hidden == 1 else "sandboxes are"
+        note(f"{hidden} UNKNOWN {are} not shown; --all shows {'it' if hidden == 1 else 'them'}")
     return code
+
+
+def _count_hidden(store: Store, form: Format, wanted: dict[str, Any]) -> int:
+    """Return the number of UNKNOWN sandboxes that match all else; 0 unless a terminal tells it."""
+    if wanted["include_unknown"] or wanted["state"] or form.quiet or form.kind not in PEOPLE:
+        return 0
+    if not is_terminal() or click.get_current_context().meta.get(DAMAGED):
+        return 0
+    of_unknown = {"include_unknown": True, "state": State.UNKNOWN, "limit": None}
+    return len(summaries(store, ("id",), **wanted | of_unknown))
 
 
 def _read(
