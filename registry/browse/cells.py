@@ -15,7 +15,7 @@ _KEPT: Final = {"\n", "\t", "\r"}
 
 
 def shown(value: Any) -> Any:
-    """Return *value* with an escape for each character that is not seen, but for white space."""
+    """Return *value* with an escape for each character that is not seen, except white space."""
     if not isinstance(value, str) or value.isprintable():
         return value
     return type(value)("".join(char if char in _KEPT else visible(char) for char in value))

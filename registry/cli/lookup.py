@@ -52,7 +52,7 @@ def find(store: Store, text: str, doing: str) -> Sandbox:
 
 def find_by_id(store: Store, text: str, doing: str) -> Sandbox:
     """Return the sandbox whose id is *text* or, alone, begins with it; otherwise as `find`."""
-    _require_text(text, doing)
+    _require_text(text, doing, "a full id, or a unique prefix")
     found = store.list(include_unknown=True, id=text)
     exact = [each for each in found if each.id == text]
     if len(exact or found) > 1:
@@ -100,9 +100,9 @@ def ids(store: Store) -> list[str]:
     return []
 
 
-def _require_text(text: str, doing: str) -> None:
+def _require_text(text: str, doing: str, advice: str = "an id, a name or NAMESPACE/POD") -> None:
     if not text:
-        message = f"{doing}: the id is empty; give an id, a name or NAMESPACE/POD"
+        message = f"{doing}: the id is empty; give {advice}"
         raise InvalidArgumentError(message, field="id", value=text)
 
 

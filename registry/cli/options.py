@@ -116,7 +116,8 @@ form = click.option(
     *("--output", "-o"),
     metavar="FORMAT",
     type=FormatName(),
-    help="table, wide, json, yaml, jsonl, name; or custom-columns=TITLE:FIELD,TITLE:FIELD",
+    help="table, wide, json, yaml, jsonl, name; or named fields: "
+    "custom-columns=TITLE:FIELD,TITLE:FIELD",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Short for -o json.")
 _OF_TABLES: Final = (

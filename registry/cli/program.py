@@ -180,7 +180,10 @@ def main(args: Sequence[str] | None = None, *, more: Mapping[str, str] | None = 
         return _run(group(more or {}), list(sys.argv[1:] if args is None else args))
     except click.ClickException as error:
         message = " ".join(error.format_message().split())
-        return complain(f"{message} (see {PROGRAM} --help)", error.exit_code)
+        at = getattr(error, "ctx", None)  # the verb, if it is known
+        return complain(
+            f"{message} (see {at.command_path if at else PROGRAM} --help)", error.exit_code
+        )
     except RegistryError as error:
         return complain(str(error), code_of(error))
     except (OSError, MemoryError) as error:  # the store raises RegistryErrors

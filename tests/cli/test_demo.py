@@ -115,3 +115,11 @@ def test_the_processes_of_a_killed_demo_end(folder: Path) -> None:
         shell.process.kill()
         shell.wait()
         until(lambda: not sleeping(folder))
+
+
+def test_a_demo_cannot_be_kept_where_a_file_is(folder: Path) -> None:
+    """The error names the operation and the path."""
+    (folder / "file").touch()
+    code, _, err = run("demo", "--keep", str(folder / "file"), TMPDIR=str(folder))
+    expected = f"keep the demo in '{folder}/file': File exists; name another directory"
+    assert (3, True) == (code, expected in err), err

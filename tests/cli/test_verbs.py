@@ -109,6 +109,8 @@ def test_delete_deletes_one_sandbox(path: str) -> None:
         ("--oldest-first", ["3f2a", LONG]),
         ("--limit 1", [LONG]),
         ("--latest", [LONG]),
+        ("--latest --sort id", [LONG]),
+        ("--latest --oldest-first", [LONG]),
         ("-l", [LONG]),
         ("-l --state READY", ["3f2a"]),
         ("-l app=web", ["3f2a"]),

@@ -18,7 +18,7 @@ from registry.visible import visible
 TIMES: Final = frozenset({"created_at", "exited_at", "at", "since"})
 """Fields that hold nanoseconds since the Unix epoch."""
 EXACT: Final = "_ns"
-"""Added to the name of a time: the field with its integer, as text, for jq rounds it."""
+"""Added to the name of a time: the field with its integer, as text, since jq rounds integers."""
 STATES: Final = {str(state): state.name for state in State}
 """States as tables show them, by their text in SQL and JSON."""
 UNSET: Final = "-"

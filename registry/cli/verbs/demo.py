@@ -28,6 +28,7 @@ from registry.handles.sandbox import Sandbox
 from registry.model.metadata import Metadata
 from registry.model.status import State, Status
 from registry.store import Store
+from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
 
 NAME: Final = "registry.db"
@@ -90,13 +91,19 @@ def _folder(keep: str | None) -> Iterator[str]:
     """Lend a folder for the registry: a temporary one, or *keep*.
 
     Raises:
-        FailedPreconditionError: a registry is in *keep* already.
+        FailedPreconditionError: a registry is in *keep* already, or *keep* cannot be made.
     """
     if keep is None:
         with tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-demo-") as folder:
             yield folder
         return
-    os.makedirs(keep, mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(keep, mode=0o700, exist_ok=True)
+    except OSError as error:
+        reraise_interrupt(error)
+        raise FailedPreconditionError(
+            f"keep the demo in {keep!r}: {error.strerror}; name another directory", path=keep
+        ) from error
     path = os.path.join(os.path.abspath(keep), NAME)
     if os.path.lexists(path):
         raise FailedPreconditionError(

@@ -207,11 +207,11 @@ def list_sandboxes(
 ) -> int:
     """List the sandboxes that match every filter, newest first."""
     params["selectors"] = [selector, None if short == LATEST else short]
-    limit = 1 if latest or short == LATEST else form.limit
+    newest = latest or short == LATEST
     wanted = Filters(params).params(every=every) | {
         "since": since,
-        "newest_first": not oldest_first,
-        "limit": None if form.sort else limit,
+        "newest_first": newest or not oldest_first,
+        "limit": 1 if newest else None if form.sort else form.limit,
     }
     fields = tuple(each for each in form.fields(VIEW) if each != "labels")
     with options.open_to_show(db) as store:

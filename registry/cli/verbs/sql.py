@@ -85,7 +85,7 @@ DOT: Final = {
 @options.output(None, lists=True)
 @options.db
 def run_sql(*, query: str | None, db: str, timeout: float, form: Format) -> int:
-    """Run a query on the registry, or open the sqlite3 shell on it, read-only.
+    """Run a read-only query on the registry, or open the sqlite3 shell on it.
 
     The views sandbox_overview and why_not_ready are the contract; the tables may change. Without
     QUERY, the sqlite3 shell is opened if it is installed.
