@@ -54,16 +54,16 @@ class Count(click.ParamType[int]):
 
     name = "integer"
 
-    def __init__(self, least: int = 0) -> None:
-        """Refuse what is below *least*."""
-        self._least = least
+    def __init__(self, least: int = 0, hint: str = "") -> None:
+        """Refuse what is below *least*; *hint* is added to the error about what is no number."""
+        self._least, self._hint = least, hint
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return *value*, a text or a number, as a number."""
         try:
             count = int(value)
         except ValueError:
-            self.fail(f"{value!r} is not a whole number", param, ctx)
+            self.fail(f"{value!r} is not a whole number{self._hint}", param, ctx)
         if not self._least <= count < 2**63:  # SQLite has 64 bits
             self.fail(f"{count} is not between {self._least} and {2**63 - 1}", param, ctx)
         return count
@@ -132,7 +132,7 @@ _OF_LISTS: Final = (
     click.option(
         *("--limit", "--last", "-n"),
         metavar="N",
-        type=Count(1),
+        type=Count(1, hint="; -n is the limit, and --namespace the filter of `list`"),
         help="At most N, the first in the order.",
     ),
 )

@@ -20,7 +20,7 @@ from typing import Final
 
 import click
 
-from registry.cli import complete, options
+from registry.cli import complete, options, usage
 from registry.cli.failures import (
     CLOSED_PIPE,
     DAMAGED,
@@ -28,10 +28,11 @@ from registry.cli.failures import (
     INTERRUPTED,
     PROGRAM,
     UNAVAILABLE,
+    USAGE,
     code_of,
     complain,
 )
-from registry.cli.output.streams import discard, write
+from registry.cli.output.streams import discard, note, write
 from registry.errors import RegistryError
 from registry.sync.interrupts import reraise_interrupt
 from registry.version import __version__
@@ -127,7 +128,7 @@ def group(more: Mapping[str, str]) -> click.Group:
         PROGRAM,
         cls=Verbs,
         commands={name: Deferred(name, place) for name, place in {**VERBS, **more}.items()},
-        no_args_is_help=False,
+        no_args_is_help=True,
         subcommand_metavar="VERB [ARGUMENTS]",
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog=options.examples(
@@ -179,11 +180,7 @@ def main(args: Sequence[str] | None = None, *, more: Mapping[str, str] | None = 
     try:
         return _run(group(more or {}), list(sys.argv[1:] if args is None else args))
     except click.ClickException as error:
-        message = " ".join(error.format_message().split())
-        at = getattr(error, "ctx", None)  # the verb, if it is known
-        return complain(
-            f"{message} (see {at.command_path if at else PROGRAM} --help)", error.exit_code
-        )
+        return complain(usage.line_of(error), error.exit_code)
     except RegistryError as error:
         return complain(str(error), code_of(error))
     except (OSError, MemoryError) as error:  # the store raises RegistryErrors
@@ -226,3 +223,6 @@ def _run(program: click.Group, args: list[str]) -> int:
             return max(code, FOUND) if DAMAGED in ctx.meta else code
     except click.exceptions.Exit as done:  # after --help and --version
         return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        note(error.format_message())
+        return USAGE

@@ -169,6 +169,44 @@ def test_unknown_verb_is_usage() -> None:
     assert "sandbox-registry: error: No such command 'lst'. Did you mean 'list'?" in err
 
 
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        ("get", "No such command 'get'. Did you mean 'list'? (see sandbox-registry --help)"),
+        ("rm a", "Did you mean 'delete'?"),
+        ("events", "Did you mean 'watch'?"),
+        ("describe a", "Did you mean 'inspect'?"),
+        ("logs a", "Did you mean 'history'?"),
+        ("help", "Did you mean '--help'?"),
+        ("list -n shop", "'shop' is not a whole number; -n is the limit, and --namespace the"),
+        ("list -A", "The sandboxes of all namespaces are listed, unless --namespace filters them."),
+        ("ls --all-namespaces", "No such option '--all-namespaces'. The sandboxes of all"),
+        ("delete --latest", "No such option '--latest'. (see sandbox-registry delete --help)"),
+    ],
+)
+def test_a_habit_of_another_program_gets_a_hint(call: Call, args: str, hint: str) -> None:
+    """Verbs and options of kubectl, crictl and podman."""
+    code, out, err = call(*args.split())
+    assert (2, "", True) == (code, out, hint in err), err
+
+
+@pytest.mark.parametrize(
+    "args", ["list --foo", "ls surplus", "inspect", "list --state RUNNING", "sql 1 --limit x"]
+)
+def test_an_error_of_usage_names_the_help_of_the_verb(call: Call, args: str) -> None:
+    """Also where the verb itself finds the error, which click does not."""
+    err = call(*args.split()).err
+    verb = args.split(maxsplit=1)[0]
+    assert err.endswith(f" (see sandbox-registry {verb} --help)\n")
+
+
+def test_the_bare_command_prints_the_help_as_an_error(main: Call) -> None:
+    """On stderr: a script that forgot the verb must not take it for output."""
+    code, out, err = main()
+    assert (2, "") == (code, out)
+    assert err == main("--help").out
+
+
 def test_an_ambiguous_prefix_is_usage(path: str, call: Call) -> None:
     """The error names the operation, and all ids that begin with the prefix."""
     with Store.open(path, reconcile=False) as store:

@@ -160,6 +160,7 @@ ORDER = [
     "cli.containerd.import_export",
     "cli.containerd",
     "cli.failures",
+    "cli.usage",
     "cli.moments",
     "cli.lookup",
     "cli.complete",

@@ -220,7 +220,7 @@ def list_sandboxes(
 
             live.follow(store, lambda: _read(store, fields, form, wanted)[:2], VIEW, form)
         rows, ids, damages = _read(store, fields, form, wanted)
-        hidden = _count_hidden(store, form, wanted)
+        hidden = 0 if every else _count_hidden(store, form, wanted)
     code = complain_all(damages)
     show(rows, VIEW, form, ids=ids)
     if hidden:
@@ -231,12 +231,12 @@ def list_sandboxes(
 
 def _count_hidden(store: Store, form: Format, wanted: dict[str, Any]) -> int:
     """Return the number of UNKNOWN sandboxes that match all else; 0 unless a terminal tells it."""
-    if wanted["include_unknown"] or wanted["state"] or form.quiet or form.kind not in PEOPLE:
+    if wanted["state"] or form.quiet or form.kind not in PEOPLE:
         return 0
     if not is_terminal() or click.get_current_context().meta.get(DAMAGED):
         return 0
-    of_unknown = {"include_unknown": True, "state": State.UNKNOWN, "limit": None}
-    return len(summaries(store, ("id",), **wanted | of_unknown))
+    unknown = dict(wanted, include_unknown=True, state=State.UNKNOWN, limit=None)
+    return len(summaries(store, ("id",), **unknown))
 
 
 def _read(
