@@ -438,7 +438,7 @@ def _agrees(config: cri.PodSandboxConfig, text: str | None) -> bool:
     known.DiscardUnknownFields()
     if known.ByteSize() != config.ByteSize():
         return True
-    return bool(loads(text or "null") == loads(encoding.config_json(config)))
+    return bool(loads(text or "null") == encoding.config_value(config))
 
 
 def _why_invalid(values: tuple[Any, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from registry.sync.imports import late_import
@@ -14,9 +15,8 @@ def dumps(value: object) -> str:
         ResourceExhaustedError: no file descriptor is left to import `json`.
         TypeError: JSON cannot hold the value.
     """
-    with late_import("json"):
-        import json  # noqa: PLC0415
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text: str = _json().dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text
 
 
 def loads(text: str) -> Any:
@@ -26,6 +26,11 @@ def loads(text: str) -> Any:
         ResourceExhaustedError: no file descriptor is left to import `json`.
         ValueError: *text* is not JSON.
     """
+    return _json().loads(text)
+
+
+@cache
+def _json() -> Any:
     with late_import("json"):
         import json  # noqa: PLC0415
-    return json.loads(text)
+    return json

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 from registry import cri
 from registry.model import cni, text
 from registry.model.identity import NetNSIdentity, ProcessIdentity
@@ -48,10 +51,20 @@ def _pod_columns(config: cri.PodSandboxConfig | None) -> dict[str, object]:
 
 def config_json(config: cri.PodSandboxConfig) -> str:
     """Return *config* as JSON for people: proto names as keys, enums by name."""
+    return text.dumps(config_value(config))
+
+
+def config_value(config: cri.PodSandboxConfig) -> dict[str, Any]:
+    """Return the value of `config_json`, as a JSON parser returns it."""
+    value: dict[str, Any] = _json_format().MessageToDict(config, preserving_proto_field_name=True)
+    return value
+
+
+@cache
+def _json_format() -> Any:
     with late_import("google.protobuf.json_format"):
         from google.protobuf import json_format  # noqa: PLC0415 - 46 ms that only additions need
-    value = json_format.MessageToDict(config, preserving_proto_field_name=True)
-    return text.dumps(value)
+    return json_format
 
 
 def label_rows(metadata: Metadata) -> list[dict[str, object]]:

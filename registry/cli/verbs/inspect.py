@@ -108,15 +108,8 @@ def _details(handle: Sandbox) -> dict[str, Any]:
         "additional_ips": metadata.additional_ips,
         "process_label": metadata.process_label,
         "cni_result": None if result is None else cni.dump(result),
-        "config": None if config is None else _fields_of(config),
+        "config": None if config is None else encoding.config_value(config),
     }
-
-
-def _fields_of(config: cri.PodSandboxConfig) -> Any:
-    """Return *config* as JSON has it, with proto names as keys."""
-    import json  # noqa: PLC0415 - `list` does without
-
-    return json.loads(encoding.config_json(config))
 
 
 def _undecoded(handle: Sandbox) -> dict[str, Any]:
@@ -125,7 +118,7 @@ def _undecoded(handle: Sandbox) -> dict[str, Any]:
     fields = {name: stored[name] for name in ("additional_ips", "process_label", "cni_result")}
     fields["host_network"] = bool(stored["host_network"])
     try:
-        fields["config"] = _fields_of(cri.PodSandboxConfig.FromString(stored["config"]))
+        fields["config"] = encoding.config_value(cri.PodSandboxConfig.FromString(stored["config"]))
     except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
         reraise_interrupt(error)
         fields["config"] = None
