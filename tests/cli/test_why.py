@@ -166,7 +166,8 @@ def test_why_folds_its_sentences_on_a_terminal_and_no_command(path: str) -> None
     lines = shell.text.replace("\r", "").splitlines()
     sentences = lines[: lines.index("Next:")]
     assert max(map(len, sentences)) <= 80
-    assert any(line.startswith(f"  sandbox-registry --db {long} reconcile") for line in lines)
+    place = lines.index(f"  sandbox-registry --db {long} reconcile")
+    assert lines[place - 1].startswith("  # records this")
 
 
 def test_an_older_schema_is_refused_with_the_way_out(main: Call, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -152,10 +153,18 @@ def _text(found: Explanation) -> str:
 
         lines = [folded(line) for line in lines]
     if found.steps:
-        size = max(len(visible(step.command)) for step in found.steps)
-        lines += ["", "Next:"]
-        lines += [f"  {visible(step.command):{size}}  # {step.purpose}" for step in found.steps]
+        lines += ["", "Next:", *_next(found)]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _next(found: Explanation) -> list[str]:
+    """Return the commands with their purposes, which stand above them on a narrow terminal."""
+    steps = [(visible(step.command), step.purpose) for step in found.steps]
+    size = max(len(command) for command, _ in steps)
+    lines = [f"  {command:{size}}  # {purpose}" for command, purpose in steps]
+    if is_terminal() and max(map(len, lines)) > shutil.get_terminal_size().columns:
+        return [line for command, purpose in steps for line in (f"  # {purpose}", f"  {command}")]
+    return lines
 
 
 def _fields(facts: Facts, found: Explanation) -> dict[str, Any]:
