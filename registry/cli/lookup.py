@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from registry.errors import (
@@ -19,6 +19,15 @@ from registry.tables import queries, sql
 
 LISTED: Final = 10
 """Sandboxes that an error lists."""
+
+
+class SeveralMatchError(InvalidArgumentError):
+    """Several sandboxes match what the operator has typed; the message has them in one line."""
+
+    summary: str = ""
+    """Beginning of the message in more than one line."""
+    matches: tuple[str, ...] = ()
+    """Further lines: a sandbox each, the newest first."""
 
 
 def find(store: Store, text: str, doing: str) -> Sandbox:
@@ -42,23 +51,31 @@ def find(store: Store, text: str, doing: str) -> Sandbox:
             return found
     with contextlib.suppress(NotFoundError):
         return store.get(name=text, include_unknown=True)
-    matches = {each.id: each for each in _matches(store, text)}
+    matches = list({each.id: each for each in _matches(store, text)}.values())
     if len(matches) > 1:
-        raise _several(doing, [_shown(each) for each in matches.values()], text)
+        raise _several(doing, _shown(matches), text)
     if not matches:
         raise NotFoundError(f"{doing}: there is no such sandbox", id=text)
-    return next(iter(matches.values()))
+    return matches[0]
 
 
 def find_by_id(store: Store, text: str, doing: str) -> Sandbox:
-    """Return the sandbox whose id is *text* or, alone, begins with it; otherwise as `find`."""
+    """Return the sandbox whose id is *text* or, alone, begins with it.
+
+    Raises:
+        NotFoundError: `find` finds none either.
+        InvalidArgumentError: *text* is empty, several sandboxes match, or *text* is a name or a
+            pod.
+    """
     _require_text(text, doing, "a full id, or a unique prefix")
     found = store.list(include_unknown=True, id=text)
     exact = [each for each in found if each.id == text]
     if len(exact or found) > 1:
-        raise _several(doing, [_shown(each) for each in found], text)
+        raise _several(doing, _shown(found), text)
     if not found:
-        raise NotFoundError(f"{doing}: there is no such sandbox", id=text)
+        named = find(store, text, doing)
+        why = f"the command takes an id; sandbox {named.name!r} has id {named.id}"
+        raise InvalidArgumentError(f"{doing}: {why}", field="id", value=text)
     return (exact or found)[0]
 
 
@@ -115,14 +132,30 @@ def _matches(store: Store, text: str) -> list[Sandbox]:
     return [*by_id, *store.list(include_unknown=True, pod=text)]
 
 
-def _shown(sandbox: Sandbox) -> str:
-    """Return how an error names *sandbox*."""
-    state = str(sandbox.stored["state"]).removeprefix("SANDBOX_")
-    return f"{sandbox.id} ({sandbox.name}, {state})"
+def _shown(found: Iterable[Sandbox]) -> list[str]:
+    """Return how an error names the sandboxes *found*, the newest first."""
+    lines = []
+    for sandbox in sorted(found, key=_created_at, reverse=True):
+        state = str(sandbox.stored["state"]).removeprefix("SANDBOX_")
+        lines.append(f"{sandbox.id} ({sandbox.name}, {state})")
+    return lines
 
 
-def _several(doing: str, found: Sequence[str], text: str) -> InvalidArgumentError:
-    listed = ", ".join(found[:LISTED])
-    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    message = f"{doing}: {len(found)} sandboxes match: {listed}{more}; give one of these ids"
-    return InvalidArgumentError(message, field="id", value=text)
+def _created_at(sandbox: Sandbox) -> int:
+    """Return the time of the creation of *sandbox*; 0 if it is unset or damaged."""
+    created_at = sandbox.stored["created_at"]
+    return created_at if isinstance(created_at, int) else 0
+
+
+def _several(doing: str, found: Sequence[str], text: str) -> SeveralMatchError:
+    listed = list(found[:LISTED])
+    more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
+    match = f"{doing}: {len(found)} sandboxes match"
+    ids = " ".join([", ".join(listed), *more])
+    return SeveralMatchError(
+        f"{match}, the newest first: {ids}; give one of these ids",
+        field="id",
+        value=text,
+        summary=f"{match}; give one of these ids, the newest first:",
+        matches=(*listed, *more),
+    )

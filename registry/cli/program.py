@@ -32,10 +32,12 @@ from registry.cli.failures import (
     code_of,
     complain,
 )
-from registry.cli.output.streams import discard, note, write
+from registry.cli.lookup import SeveralMatchError
+from registry.cli.output.streams import discard, is_terminal, note, write
 from registry.errors import RegistryError
 from registry.sync.interrupts import reraise_interrupt
 from registry.version import __version__
+from registry.visible import visible
 
 SECTIONS: Final = {
     "Look": ("list", "inspect", "why", "history", "watch", "who", "sql", "check", "metrics"),
@@ -182,12 +184,24 @@ def main(args: Sequence[str] | None = None, *, more: Mapping[str, str] | None = 
     except click.ClickException as error:
         return complain(usage.line_of(error), error.exit_code)
     except RegistryError as error:
-        return complain(str(error), code_of(error))
+        return _report(error)
     except (OSError, MemoryError) as error:  # the store raises RegistryErrors
         reraise_interrupt(error)
         return _fail(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _report(error: RegistryError) -> int:
+    """Report *error* in one line, and return the exit code.
+
+    On a terminal, each sandbox of a `SeveralMatchError` has a line, so that no id is broken.
+    """
+    if sys.stderr and isinstance(error, SeveralMatchError) and is_terminal(sys.stderr):
+        code = complain(error.summary, code_of(error))
+        note("\n".join([f"  {visible(each)}" for each in error.matches]))
+        return code
+    return complain(str(error), code_of(error))
 
 
 def _fail(error: OSError | MemoryError) -> int:

@@ -176,10 +176,11 @@ POSITION: Final = (
 )
 
 PAST_IDS: Final = (
-    "SELECT DISTINCT sandbox_transitions.sandbox_id FROM sandbox_transitions WHERE "
+    "SELECT sandbox_transitions.sandbox_id FROM sandbox_transitions WHERE "
     "sandbox_transitions.sandbox_id >= :prefix AND sandbox_transitions.sandbox_id < CAST(:end AS "
     "TEXT) OR sandbox_transitions.name = :name OR sandbox_transitions.pod = :pod AND "
-    "sandbox_transitions.namespace = coalesce(:namespace, sandbox_transitions.namespace)"
+    "sandbox_transitions.namespace = coalesce(:namespace, sandbox_transitions.namespace) GROUP "
+    "BY sandbox_transitions.sandbox_id ORDER BY max(sandbox_transitions.seq) DESC"
 )
 
 STOPS: Final = (

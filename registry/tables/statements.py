@@ -261,7 +261,8 @@ STATEMENTS: Final[Mapping[str, Core]] = {
     # Sandboxes that the history knows, for people: by a prefix of the id, the name, or the pod.
     "PAST_IDS": (
         select(sandbox_transitions.c.sandbox_id)
-        .distinct()
+        .group_by(sandbox_transitions.c.sandbox_id)
+        .order_by(func.max(sandbox_transitions.c.seq).desc())
         .where(
             or_(
                 _begins(sandbox_transitions.c.sandbox_id),

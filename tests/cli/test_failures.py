@@ -215,7 +215,7 @@ def test_an_ambiguous_prefix_is_usage(path: str, call: Call) -> None:
     for verb, operation in (operations | {"export": "export"}).items():
         code, out, err = call(verb, "3f")
         assert (2, "") == (code, out)
-        assert f"error: {operation} sandbox '3f': 2 sandboxes match" in err
+        assert f"error: {operation} sandbox '3f': 2 sandboxes match, the newest first: " in err
         assert "3f2a" in err
         assert "3f2b" in err
 

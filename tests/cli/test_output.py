@@ -25,9 +25,11 @@ from tests.cli.program import (
     Call,
     Done,
     clean,
+    real,
     run,
     shell,
 )
+from tests.cli.terminals import terminal
 from tests.tools import NOTREADY, READY, environment, pod, python, sandbox
 
 # Hostile text.
@@ -116,6 +118,23 @@ def test_a_terminal_tells_how_many_unknown_sandboxes_are_hidden(
     for args in (["--all"], ["--state", "ready"], ["-q"], ["--json"], ["--id", "3"]):
         assert "" == note(*args)
     assert "" == run("--db", path, "list").err
+
+
+def test_a_terminal_shows_each_of_several_matches_on_a_line(path: str) -> None:
+    """No id is broken at the end of a line; a pipe gets one line."""
+    with Store.open(path, reconcile=False) as store:
+        for n in range(11):
+            created = Status(State.NOTREADY, created_at=n + 1)
+            store.add(sandbox(f"{n:064}", config=pod("many", HOSTILE)), created)
+    with terminal(real("--db", path, "inspect", "many"), clean(TERM="xterm")) as shown:
+        shown.expect("1 more")
+        assert 2 == shown.wait()
+    head, *lines = shown.text.splitlines()
+    assert head.endswith("11 sandboxes match; give one of these ids, the newest first:")
+    assert f"  {10:064} (name-{10:064}, NOTREADY)" == lines[0]
+    assert ["  and 1 more"] == lines[10:]
+    err = run("--db", path, "inspect", "many").err
+    assert (1, True) == (err.count("\n"), f"the newest first: {10:064} (name" in err)
 
 
 def test_hostile_text_is_escaped_on_a_terminal(path: str) -> None:

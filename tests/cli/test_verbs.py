@@ -264,7 +264,7 @@ def test_history_of_several_deleted_sandboxes_lists_them(path: str, call: Call) 
             store.delete(id)
     code, out, err = call("history", "shop/job")
     assert (2, "") == (code, out)
-    assert "read history of sandbox 'shop/job': 2 sandboxes match: 6a, 6b" in err
+    assert "read history of sandbox 'shop/job': 2 sandboxes match, the newest first: 6b, 6a;" in err
 
 
 def test_inspect_takes_an_id_a_name_or_a_pod(path: str, call: Call) -> None:
@@ -272,13 +272,28 @@ def test_inspect_takes_an_id_a_name_or_a_pod(path: str, call: Call) -> None:
     for named in ("3f", "3f2a", "name-3f2a", "shop/web", "web"):
         assert "3f2a" == json.loads(call("inspect", named, "--json").out)["id"]
     with Store.open(path, reconcile=False) as store:
-        store.add(Metadata("9e", "3f2a", pod("web", "other")), NOTREADY)
+        failed = Status(State.NOTREADY, created_at=CREATED + 1)
+        store.add(Metadata("9e", "3f2a", pod("web", "other")), failed)
     assert "3f2a" == json.loads(call("inspect", "3f2a", "--json").out)["id"]
     assert "3f2a" == json.loads(call("inspect", "shop/web", "--json").out)["id"]
     code, out, err = call("inspect", "web")
     assert (2, "") == (code, out)
-    assert "2 sandboxes match: 9e (3f2a, NOTREADY), 3f2a (name-3f2a, READY)" in err
+    assert (
+        "2 sandboxes match, the newest first: 9e (3f2a, NOTREADY), 3f2a (name-3f2a, READY);" in err
+    )
     assert 2 == call("inspect", "").code
+
+
+def test_delete_names_the_id_of_a_name_or_a_pod(path: str, call: Call) -> None:
+    """It deletes only by id, so that a script does not delete the next sandbox of the pod."""
+    for named in ("name-3f2a", "shop/web", "web"):
+        code, out, err = call("delete", named)
+        assert (2, "") == (code, out)
+        assert "the command takes an id; sandbox 'name-3f2a' has id 3f2a" in err
+    with Store.open(path, reconcile=False) as store:
+        store.add(Metadata("9e", "other", pod("web", "other")), NOTREADY)
+    assert "9e (other, NOTREADY)" in call("delete", "web").err
+    assert 4 == len(ids(call("list", "--all", "--json")))
 
 
 def test_history_obeys_after_and_limit(call: Call) -> None:
