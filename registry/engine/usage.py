@@ -51,7 +51,7 @@ class Usage(NamedTuple):
         queue: processes that wait for the write lock, the first in the queue first.
         opener: process that opens, recovers or closes the file and keeps readers out meanwhile.
         users: processes that have a file of the registry open, except the caller.
-        hidden: number of processes whose open files the caller may not see.
+        hidden: pids of the processes whose open files the caller may not see, in order.
         keepers: processes whose snapshots keep the WAL from being reset.
         wal_bytes: length of the WAL.
         reserve: bytes of each file of the disk reserve, and the bytes that it has when allocated.
@@ -61,7 +61,7 @@ class Usage(NamedTuple):
     queue: tuple[Program, ...]
     opener: Program | None
     users: tuple[User, ...]
-    hidden: int
+    hidden: tuple[int, ...]
     keepers: tuple[Program, ...]
     wal_bytes: int
     reserve: dict[str, tuple[int, int]]

@@ -43,11 +43,11 @@ class FileUses(NamedTuple):
 
     Attributes:
         uses: one for each process except the caller, ordered by pid.
-        hidden: number of processes whose descriptors the caller may not see.
+        hidden: pids of the processes whose descriptors the caller may not see, in order.
     """
 
     uses: tuple[FileUse, ...]
-    hidden: int
+    hidden: tuple[int, ...]
 
 
 def program(pid: int) -> Program:
@@ -67,13 +67,14 @@ def uses_of(paths: Sequence[str]) -> FileUses:
     """Return the processes that have one of the files at *paths* open."""
     wanted = {identity: path for path in paths if (identity := _identity(path)) is not None}
     names = tuple(os.path.basename(path) for path in wanted.values())
-    uses, hidden = [], 0
+    uses, hidden = list[FileUse](), list[int]()
     for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
         try:
             found = frozenset(_open_files(pid, wanted, names))
         except PermissionError as error:
             reraise_interrupt(error)
-            hidden += _is_a_program(pid)
+            if _is_a_program(pid):
+                hidden.append(pid)
         except OSError as error:  # it has ended
             reraise_interrupt(error)
         else:
@@ -83,7 +84,7 @@ def uses_of(paths: Sequence[str]) -> FileUses:
                     for only in (False, True)
                 )
                 uses.append(FileUse(pid, opened, writable))
-    return FileUses(tuple(uses), hidden)
+    return FileUses(tuple(uses), tuple(hidden))
 
 
 def _open_files(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from registry import Store
+from registry.cli.verbs.who import _pids
 from registry.engine import driver
+from tests import needs
 from tests.cli.program import Call, Done
 from tests.integration.test_deadline import RECOVERY
 from tests.integration.test_stopped import stopped
 from tests.integration.test_usage import BYPASSING, READER, WRITER
-from tests.tools import READY, line, make_old_registry, running, sandbox, say, until
+from tests.tools import READY, line, make_old_registry, run, running, sandbox, say, until
 
 FIELDS = [
     *("path", "registry_id", "incarnation", "level"),
@@ -145,9 +149,12 @@ def test_verb_who_shows_the_processes_of_an_older_registry(main: Call, path: str
 
 
 def test_verb_who_shows_that_the_disk_reserve_is_used(call: Call, path: str) -> None:
-    """Its files are missing on a full disk."""
+    """Its files are missing on a full disk, and beside a copy that was not opened for writing."""
     os.unlink(f"{path}-reserve")
-    assert "disk reserve  131072 of 393216 bytes: the disk is full, or " in call("who").out
+    shown = "disk reserve  131072 of 393216 bytes are allocated; its disk has "
+    assert shown in call("who").out
+    os.unlink(f"{path}-spare")
+    assert "disk reserve  0 of 393216 bytes are allocated; " in call("who").out
 
 
 def test_verb_who_reports_a_missing_registry(main: Call, tmp_path: Path) -> None:
@@ -161,3 +168,29 @@ def test_verb_who_reports_a_missing_registry(main: Call, tmp_path: Path) -> None
 def test_fields_of_who_are_those_of_the_contract(call: Call) -> None:
     """In this order."""
     assert FIELDS == list(json.loads(call("who", "--json").out))
+
+
+@needs.another_user
+def test_verb_who_names_the_processes_whose_files_are_not_seen() -> None:
+    """The caller is another user; at most five are named."""
+    code = """
+        import encodings.ascii, os, sys
+        from registry.cli import program
+        command = ["--db", sys.argv[1], "who"]
+        program.main(command)  # imports what the other user may not read
+        os.setresuid(65534, 65534, 65534)
+        program.main(command)
+        """
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        with Store.open(f"{folder}/registry.db"):
+            out = run(code, f"{folder}/registry.db")
+    named = re.findall("\nnot seen +the open files of (.*), for want of permission\n", out)
+    assert named, out
+    assert re.fullmatch(r"processes \d+(, \d+){,4}( and \d+ more)?", named[-1])
+
+
+def test_one_process_whose_files_are_not_seen_is_named_with_its_program() -> None:
+    """It is the one process that the caller may not see."""
+    assert f"process {os.getpid()} (" in _pids((os.getpid(),))
+    assert "processes 1, 2, 3, 4, 5 and 1 more" == _pids((1, 2, 3, 4, 5, 6))

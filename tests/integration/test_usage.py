@@ -162,7 +162,7 @@ def test_processes_whose_files_may_not_be_seen_are_counted(path: str) -> None:
         from registry.engine import usage
         os.setresuid(65534, 65534, 65534)
         found = usage.read(sys.argv[1])
-        print(found.hidden > 0, [user.program.pid for user in found.users])
+        print(bool(found.hidden), [user.program.pid for user in found.users])
         print(found.writer.program.pid)
         """
     with tempfile.TemporaryDirectory() as folder:

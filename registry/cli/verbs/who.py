@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
@@ -15,7 +17,7 @@ from registry.cli.output.values import age, for_programs, timestamp
 from registry.engine import driver, usage
 from registry.engine.usage import Usage
 from registry.errors import NotFoundError, RegistryError
-from registry.host import paths
+from registry.host import file_users, paths
 from registry.host.file_users import Program
 from registry.store import Store
 from registry.tables import sql
@@ -27,6 +29,8 @@ WAIT: Final = 1.0
 """Seconds to wait for a process that opens or recovers the registry."""
 
 
+NAMED: Final = 5
+"""Processes that are named of those whose open files are not seen."""
 SECOND: Final = len("2026-11-27T09:12:03")
 """Characters of a timestamp without fractions of a second."""
 FIELDS: Final = (
@@ -101,7 +105,7 @@ def _fields(found: Usage) -> dict[str, Any]:
             {**_program(user.program), "access": user.access, "does": _doing(user.program, found)}
             for user in found.users
         ],
-        "hidden": found.hidden,
+        "hidden": len(found.hidden),
         "wal_bytes": found.wal_bytes,
         "wal_bound": driver.WAL_MAX,
         "reserve_bytes": sum(bytes for bytes, _ in found.reserve.values()),
@@ -150,12 +154,19 @@ def _for_people(fields: dict[str, Any], found: Usage, now: int) -> str:
     if found.opener is not None:
         lines["readers"] = f"wait for {_named(found.opener)}, which opens, recovers or closes it"
     if found.hidden:
-        count = f"{found.hidden} process{'es' if found.hidden > 1 else ''}"
-        lines["not seen"] = f"the open files of {count}, for want of permission"
+        lines["not seen"] = f"the open files of {_pids(found.hidden)}, for want of permission"
     text = _aligned(lines)
     if not fields["processes"]:
         return text + "No other process is seen to have it open.\n"
     return f"{text}\n{table(fields['processes'], PROCESSES)}"
+
+
+def _pids(pids: Sequence[int]) -> str:
+    """Return the processes *pids*, the first of which are named."""
+    if len(pids) == 1:
+        return _named(file_users.program(pids[0]))
+    more = f" and {len(pids) - NAMED} more" if len(pids) > NAMED else ""
+    return f"processes {', '.join(map(str, pids[:NAMED]))}{more}"
 
 
 def _aligned(lines: dict[str, str]) -> str:
@@ -165,7 +176,7 @@ def _aligned(lines: dict[str, str]) -> str:
     if is_terminal():
         from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
 
-        text = [folded(line, size + 2) for line in text]
+        text = [folded(line, " " * (size + 2)) for line in text]
     return "".join(f"{line}\n" for line in text)
 
 
@@ -199,4 +210,6 @@ def _reserve(fields: dict[str, Any]) -> str:
     bytes, bound = fields["reserve_bytes"], fields["reserve_bound"]
     if bytes == bound:
         return f"allocated ({bytes} bytes)"
-    return f"{bytes} of {bound} bytes: the disk is full, or no program has written yet"
+    disk = os.statvfs(fields["path"])
+    free = disk.f_bavail * disk.f_frsize
+    return f"{bytes} of {bound} bytes are allocated; its disk has {free} bytes free"
