@@ -212,10 +212,14 @@ def open_to_read(db: str) -> Store:
     return Store.open(db, read_only=True, create=False)
 
 
-def open_to_show(db: str) -> Store:
+def open_to_show(db: str, *, warns: bool = True) -> Store:
     """Open the registry at *db* read-only, also a damaged one; the program then exits with FOUND.
 
     A damaged registry is reported on stderr, and so is what its reads leave out.
+
+    Args:
+        db: path of the registry.
+        warns: report what is left out; False: the verb shows one sandbox.
     """
     try:
         return open_to_read(db)
@@ -223,9 +227,16 @@ def open_to_show(db: str) -> Store:
         if not error.damage:
             raise
         complain(f"{error}; shown is what can be read, which may be wrong", FOUND)
-    show_warnings()
+    if warns:
+        show_warnings()
     click.get_current_context().meta[DAMAGED] = True
     return Store.open(db, damaged="read")
+
+
+def is_damaged() -> bool:
+    """Return whether the verb shows a damaged registry."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and DAMAGED in ctx.meta
 
 
 def show_warnings() -> None:
@@ -239,7 +250,9 @@ class Warner(logging.Handler):
     """Handler that writes the warnings of the library to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
+        """Write one line, except on damage that `open_to_show` has reported."""
+        if getattr(record, "event", "") == "writes_refused" and is_damaged():
+            return
         complain(record.getMessage(), FOUND)
 
 

@@ -172,7 +172,27 @@ class Connection(sqlite3.Connection):
             self.text_factory = str
         return rows, True
 
+    def damage(self, check: str) -> tuple[list[str], bool]:
+        """Return the lines of what SQLite's *check* finds, and whether it has read all.
 
+        Python drops the row before an error. A check that ends by one runs again with limits: it
+        returns what it has found so far when its findings have reached the limit.
+
+        Args:
+            check: `integrity_check` or `quick_check`.
+        """
+        rows, whole = self.fetch_readable(f"PRAGMA {check}")
+        for limit in () if whole else _CHECK_LIMITS:
+            found, ended = self.fetch_readable(f"PRAGMA {check}({limit})")
+            if ended:
+                rows = found
+                break
+        lines = [line for (text,) in rows for line in str(text).splitlines()]
+        return [line for line in lines if line != "ok" and not line.startswith("***")], whole
+
+
+_CHECK_LIMITS: Final = (64, 16, 4, 1)
+"""Limits with which a check of a damaged database runs again."""
 _open: Final[WeakSet[Connection]] = WeakSet()
 
 

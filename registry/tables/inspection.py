@@ -116,11 +116,10 @@ def _require_undamaged(connection: driver.Connection, path: str) -> None:
     """Raise DataLossError if SQLite finds damage in the database that *connection* has open."""
     small = paths.size(path) + paths.size(f"{path}-wal") <= WHOLE_CHECK_MAX
     check = "integrity_check" if small else "quick_check"
-    rows, ended = connection.fetch_readable(f"PRAGMA {check}({_DAMAGE_LINES})")
-    lines = [line for (text,) in rows for line in str(text).splitlines() if line[:3] != "***"]
-    if not ended:
+    lines, whole = connection.damage(check)
+    if not whole:
         lines.append("database disk image is malformed")  # what SQLite says of pages it cannot read
-    if lines != ["ok"]:
+    if lines:
         raise damaged_error(f"open registry {path!r}", path, lines[:_DAMAGE_LINES])
 
 

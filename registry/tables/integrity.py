@@ -52,6 +52,8 @@ class Violation:
 
 
 Rule = Callable[[Connection], Iterator[Violation]]
+NOT_CHECKED: Final = "not checked: "
+"""Begins what is found by a rule that raises; the error follows."""
 
 
 def run(
@@ -70,7 +72,7 @@ def run(
             violations.extend(map(_with_text, rule(connection)))
         except Exception as error:  # noqa: BLE001 - a damaged value has any type
             reraise_interrupt(error)
-            violations.append(Violation(name, "", f"not checked: {error}", "rows that can be read"))
+            violations.append(Violation(name, "", f"{NOT_CHECKED}{error}", "rows that can be read"))
         if progress is not None:
             progress(number, len(RULES))
     return violations
@@ -83,10 +85,12 @@ def _with_text(violation: Violation) -> Violation:
 
 def file_is_whole(connection: Connection) -> Iterator[Violation]:
     """Check the structure of the file by SQLite's own integrity check."""
-    for (line,) in connection.fetch("PRAGMA integrity_check"):
-        if line != "ok":
-            yield Violation("file_is_whole", "", line, "ok")
-    for table, rowid, parent, _ in connection.fetch("PRAGMA foreign_key_check"):
+    lines, whole = connection.damage("integrity_check")
+    for line in lines:
+        yield Violation("file_is_whole", "", line, "ok")
+    if not whole and not lines:
+        yield Violation("file_is_whole", "", "pages that SQLite cannot read", "ok")
+    for table, rowid, parent, _ in connection.fetch_readable("PRAGMA foreign_key_check")[0]:
         if table not in sql.TABLES:
             continue  # of another tool
         found = f"{table} row {rowid} without its row in {parent}"

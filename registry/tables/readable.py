@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from registry.engine.driver import Connection
@@ -12,8 +12,12 @@ from registry.tables.rows import Row, as_text
 
 log = logging.getLogger("registry")
 
-BY_ID: Final = "SELECT creation FROM sandboxes INDEXED BY sqlite_autoindex_sandboxes_1 ORDER BY id"
+BY_ID: Final = (
+    "SELECT creation, id FROM sandboxes INDEXED BY sqlite_autoindex_sandboxes_1 ORDER BY id"
+)
 """Reads an index alone: a damaged page of the table does not hide its sandboxes."""
+NAMED: Final = 20
+"""Sandboxes that a warning names."""
 
 
 def sandboxes(
@@ -27,21 +31,24 @@ def sandboxes(
         params: as the query names them.
         doing: operation and object, for the warning about the others.
     """
-    one, rows, lost = queries.of_one(query), list[Row](), 0
-    for creation in _creations(connection):
+    one, rows, lost = queries.of_one(query), list[Row](), list[int]()
+    ids = dict(connection.fetch_readable(BY_ID)[0])
+    for creation in _creations(connection, ids):
         found, readable = connection.fetch_readable(one, {**params, "creation": creation})
         rows += [Row._make(each) for each in found]
-        lost += not readable
+        if not readable:
+            lost.append(creation)
     if lost:
         log.warning(
-            "%s: %d sandboxes cannot be read, the registry is damaged",
+            "%s: %d sandboxes cannot be read, the registry is damaged: %s",
             doing,
-            lost,
+            len(lost),
+            _named(sorted(as_text(ids[each]) for each in lost if each in ids), len(lost)),
             extra={
                 "event": "sandboxes_unreadable",
                 "path": _path(connection),
                 "operation": doing,
-                "sandboxes": lost,
+                "sandboxes": len(lost),
             },
         )
     rows.sort(key=_order, reverse=sql.LIST_NEWEST_FIRST in query)
@@ -49,11 +56,25 @@ def sandboxes(
     return rows[:limit]
 
 
-def _creations(connection: Connection) -> list[int]:
-    """Return the creations of all sandboxes that the table, from either end, or its index has."""
+def _named(ids: list[str], lost: int) -> str:
+    """Return the first of *ids*, and how many of *lost* sandboxes are not named."""
+    named = ", ".join(ids[:NAMED])
+    others = lost - len(ids[:NAMED])
+    if not others:
+        return named
+    return f"{named} and {others} more; salvage names them" if named else "salvage names them"
+
+
+def _creations(connection: Connection, indexed: Iterable[object]) -> list[int]:
+    """Return the creations of all sandboxes that the table, from either end, or its index has.
+
+    Args:
+        connection: of the damaged registry.
+        indexed: creations that the index of the ids has.
+    """
     by_table = f"{sql.CREATIONS} ORDER BY creation"
-    found: set[int] = set()
-    for query in (by_table, f"{by_table} DESC", BY_ID):
+    found = {each for each in indexed if isinstance(each, int)}
+    for query in (by_table, f"{by_table} DESC"):
         found |= {each for (each,) in connection.fetch_readable(query)[0] if isinstance(each, int)}
     return sorted(found)
 

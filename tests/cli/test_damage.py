@@ -85,12 +85,22 @@ def test_the_readable_part_of_a_damaged_registry_is_shown(
     assert 200 < len(shown) < 300
     assert shown == sorted(shown, reverse=True)
     assert "the database is damaged" in err
-    assert f"{300 - len(shown)} sandboxes cannot be read" in err
+    lost = sorted({f"id{n:05}" for n in range(300)}.difference(shown))
+    more = f" and {len(lost) - 20} more; salvage names them" if len(lost) > 20 else ""
+    named = f"{len(lost)} sandboxes cannot be read, the registry is damaged: {', '.join(lost[:20])}"
+    assert f"{named}{more}\n" in err
+    for once in ("the database is damaged: Page", "restore a backup with"):
+        assert 1 == err.count(once)
     for command in ("list", f"inspect {shown[-1]}", "history --json", "history"):
         assert shown[-1] in show(command)[0]
     assert len(shown) == len(show("export")[0].splitlines())
     out, err = show("check")
     assert ("file_is_whole" in out, "") == (True, err)
+    assert f"Page {page}: btreeInitPage() returns error code 11" in out
+    assert 1 == out.count("database disk image is malformed")
+    assert "; rules: constraints_hold, " in out.splitlines()[-1]
+    rules = [each["rule"] for each in json.loads(show("check --json")[0])]
+    assert {"constraints_hold", "values_are_valid"} <= set(rules)
     for command in ("reconcile", "reconcile --dry-run", f"delete {shown[0]}"):
         assert 3 == program.main(["--db", path, *command.split()]), command
         assert "the database is damaged" in capfd.readouterr().err

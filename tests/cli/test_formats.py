@@ -19,7 +19,7 @@ from registry.cli import program
 from registry.cli.moments import Moment
 from registry.cli.output.cells import cut, width
 from registry.cli.output.ids import LEAST, shortened
-from registry.cli.output.terminal import fit
+from registry.cli.output.terminal import fit, render
 from registry.cli.output.values import age
 from tests.cli.program import CREATED, LONG, SHOWN_CREATED, Call, Done, clean, run
 from tests.tools import READY, pod, python, sandbox
@@ -67,8 +67,25 @@ def test_the_widest_columns_are_cut_first() -> None:
     """And none below its least width: the table may stay too wide."""
     for room, expected in ((200, [8, 60, 20]), (48, [8, 20, 20]), (30, [8, 11, 11]), (9, [8] * 3)):
         sizes = [8, 60, 20]
-        fit(sizes, room)
+        fit(sizes, room, [LEAST] * len(sizes))
         assert expected == sizes
+
+
+def test_several_columns_are_folded_until_the_table_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between words: a path stays whole, and its column as wide; a cell goes on below itself."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    words, path = "one word after another, and more of them still", "/run/netns/of-a-long-name"
+    table = render(
+        [["RULE", "r"], ["AT", path], ["FOUND", words], ["EXPECTED", words]],
+        titled=True,
+        cuts=False,
+        folds=True,
+    )
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith(f"r     {path}  one")
+    assert lines[1].endswith("  one word after")
 
 
 # Formats.

@@ -13,13 +13,18 @@ from registry import Metadata, NetNS, State, Status, Store
 from tests import needs
 from tests.cli.program import HOSTILE, Call, clean, real
 from tests.cli.terminals import terminal
-from tests.tools import READY, execute, make_old_registry, pod, running, sandbox, tamper
+from tests.tools import READY, execute, make_old_registry, pod, query, running, sandbox, tamper
 
 FIELDS = [
     *("id", "name", "namespace", "pod", "state", "since", "since_ns", "reason", "message", "pid"),
     *("netns_path", "transition", "writer", "verdict", "finding", "marks", "left"),
     *("sentences", "next"),
 ]
+
+
+def flat(text: str) -> str:
+    """Return *text* without its line breaks, at which `why` folds it."""
+    return " ".join(text.split())
 
 
 @pytest.fixture
@@ -39,28 +44,33 @@ def test_a_sandbox_that_runs_is_explained_too(call: Call) -> None:
     """It may be named by its pod; the commands name the registry."""
     code, out, err = call("why", "shop/web")
     assert (0, "") == (code, err)
-    assert out.startswith("Sandbox a1b2 (web_shop), pod web in namespace shop, has been READY for ")
-    assert f"; process {os.getpid()} (" in out
-    assert "It is in order, as far as can be observed: no network namespace is recorded; " in out
-    assert "\nNext:\n  sandbox-registry --db " in out
+    assert flat(out).startswith(
+        "Sandbox a1b2 (web_shop), pod web in namespace shop, has been READY for "
+    )
+    assert f"; process {os.getpid()} (" in flat(out)
+    in_order = "It is in order, as far as can be observed: no network namespace is recorded; "
+    assert in_order in flat(out)
+    assert "\nNext:\n  # shows every change of it\n  sandbox-registry --db " in out
 
 
 def test_a_sandbox_that_is_gone_is_observed_and_not_marked(call: Call, path: str) -> None:
     """The next command is the reconcile that marks it."""
     out = call("why", "c3").out
-    assert "A reconcile would mark it NOTREADY now (NetNSClosed): network namespace is " in out
+    shown = flat(out)
+    assert "A reconcile would mark it NOTREADY now (NetNSClosed): network namespace is " in shown
     assert ["reconcile", "delete c3d4", "history c3d4"] == [
-        line.partition("#")[0].strip().removeprefix(f"sandbox-registry --db {path} ")
+        line.strip().removeprefix(f"sandbox-registry --db {path} ")
         for line in out.partition("Next:\n")[2].splitlines()
+        if not line.startswith("  # ")
     ]
     with Store.open(path, read_only=True) as store:
         assert State.READY is store.get("c3d4").status.get().state
     assert 0 == call("reconcile").code
-    out = call("why", "c3").out
+    out = flat(call("why", "c3").out)
     assert "has been NOTREADY for " in out
-    assert "The recorded reason is NetNSClosed: its network namespace is gone; " in out
-    assert "changed it from READY to NOTREADY; sandbox-registry[" in out
-    assert "Nothing is left to clean up but the record.\n" in out
+    assert "The recorded reason is NetNSClosed: its network namespace is gone; " in flat(out)
+    assert "changed it from READY to NOTREADY; sandbox-registry[" in flat(out)
+    assert "Nothing is left to clean up but the record. " in out
 
 
 def test_the_commands_are_short_if_the_environment_names_the_registry(
@@ -68,7 +78,7 @@ def test_the_commands_are_short_if_the_environment_names_the_registry(
 ) -> None:
     """They can be copied as they are."""
     out = main("why", "c3", SANDBOX_REGISTRY_DB=path).out
-    assert "\n  sandbox-registry reconcile " in out
+    assert "\n  sandbox-registry reconcile\n" in out
 
 
 def test_a_deleted_sandbox_is_explained_by_the_history(call: Call) -> None:
@@ -76,7 +86,8 @@ def test_a_deleted_sandbox_is_explained_by_the_history(call: Call) -> None:
     for name in ("e5f6", "e5", "old", "shop/old"):
         code, out, err = call("why", name)
         assert (0, "") == (code, err)
-        assert out.startswith("Sandbox e5f6 (old), pod old in namespace shop, was deleted ")
+        begins = "Sandbox e5f6 (old), pod old in namespace shop, was deleted "
+        assert flat(out).startswith(begins)
     code, out, err = call("why", "zz")
     assert (1, "") == (code, out)
     assert "explain sandbox 'zz': there is no such sandbox, and no history of one is kept" in err
@@ -122,7 +133,7 @@ def test_a_change_by_sql_has_no_process(call: Call, path: str) -> None:
         path, "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY' WHERE sandbox_id = 'a1b2'"
     )
     out = call("why", "a1").out
-    assert "; a client wrote it with SQL, such as the sqlite3 shell.\n" in out
+    assert "; a client wrote it with SQL, such as the sqlite3 shell. " in flat(out)
     assert "No reason is recorded.\n" in out
 
 
@@ -142,7 +153,7 @@ def test_hostile_text_of_a_record_is_shown_with_escapes(call: Call, path: str) -
         store.add(sandbox("x1", config=pod(HOSTILE)), bad)
     out = call("why", "x1").out
     assert "\x1b" not in out
-    assert r"one\ntwo \x1b[31mred\x1b[0m" in out
+    assert r"one\ntwo \x1b[31mred\x1b[0m" in flat(out)
 
 
 def test_a_damaged_record_is_explained_with_its_damage(call: Call, path: str) -> None:
@@ -150,10 +161,48 @@ def test_a_damaged_record_is_explained_with_its_damage(call: Call, path: str) ->
     tamper(path, "UPDATE sandbox_statuses SET state = 'SANDBOX_ODD' WHERE sandbox_id = 'a1b2'")
     code, out, err = call("why", "a1b2")
     assert 1 == code
-    assert "its record is damaged" in out
+    assert "its record is damaged" in flat(out)
     assert "read status of sandbox 'a1b2'" in err
     assert "delete" not in out.partition("Next:")[2]
     tamper(path, "UPDATE sandbox_statuses SET state = 'SANDBOX_READY' WHERE sandbox_id = 'a1b2'")
+
+
+def test_why_says_whether_the_last_writer_but_the_command_line_still_runs(call: Call) -> None:
+    """The shim added the sandbox, and the command line has marked it since."""
+    assert 0 == call("reconcile").code
+    step = next(
+        each
+        for each in json.loads(call("why", "c3", "--json").out)["next"]
+        if " delete " in each["command"]
+    )
+    begins = f"deletes the record, if its shim is gone: shim[{os.getpid()}] wrote it last, and "
+    assert step["purpose"].startswith(f"{begins}process {os.getpid()} (")
+    assert step["purpose"].endswith(") still runs")
+
+
+def test_why_tells_the_damage_once_and_proposes_what_helps(call: Call, path: str) -> None:
+    """A registry that is damaged refuses `delete` and `reconcile`."""
+    with Store.open(path, reconcile=False) as store, store.transaction():
+        for number in range(100):
+            gone = Status(State.NOTREADY, reason="Evicted")
+            store.add(sandbox(f"id{number:05}", config=pod(f"pod{number}", "shop")), gone)
+    pages = "SELECT pageno FROM dbstat WHERE name = 'sandboxes' AND pagetype = 'leaf' ORDER BY path"
+    ((page,),) = query(path, f"{pages} LIMIT 1 OFFSET 1")
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    for name in ("id00099", "shop/pod99"):
+        code, out, err = call("why", name)
+        assert (1, 1) == (code, len(err.splitlines()))
+        assert f"age {page}: btreeInitPage() returns error code 11" in err
+        assert max(len(line) for line in out.splitlines() if "sandbox-registry" not in line) <= 80
+        salvaged = os.path.join(os.path.dirname(path), "salvaged.db")
+        assert [
+            f"  sandbox-registry --db {path} check",
+            f"  sandbox-registry salvage {path} {salvaged}",
+            f"  sandbox-registry --db {path} restore BACKUP",
+            f"  sandbox-registry --db {path} history id00099",
+        ] == [line for line in out.splitlines() if line.startswith("  sandbox-registry")]
 
 
 def test_why_folds_its_sentences_on_a_terminal_and_no_command(path: str) -> None:
@@ -164,8 +213,7 @@ def test_why_folds_its_sentences_on_a_terminal_and_no_command(path: str) -> None
         assert 0 == shell.wait()
         shell.expect("history c3d4")
     lines = shell.text.replace("\r", "").splitlines()
-    sentences = lines[: lines.index("Next:")]
-    assert max(map(len, sentences)) <= 80
+    assert max(len(line) for line in lines if "sandbox-registry --db" not in line) <= 80
     place = lines.index(f"  sandbox-registry --db {long} reconcile")
     assert lines[place - 1].startswith("  # records this")
 
@@ -190,9 +238,9 @@ def test_an_open_namespace_of_a_stopped_sandbox_is_left_to_clean_up(
             added = store.add(sandbox("d9", netns_path=made.path), READY)
             added.status.update(lambda old: replace(old, state=State.NOTREADY))
         out = call("why", "d9").out
-        assert f"Left to clean up: network namespace '{made.path}' is open.\n" in out
+        assert f"Left to clean up: network namespace '{made.path}' is open. " in flat(out)
         command = f"umount {made.path} && rm {made.path}"
-        assert f"\n  {command} " in out
+        assert f"\n  {command}\n" in out
         assert 0 == os.system(command)
         assert "Nothing is left to clean up but the record.\n" in call("why", "d9").out
     finally:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Final
 
-from registry.cli.output.cells import GAP, cut, padded, widths
+from registry.cli.output.cells import GAP, cut, padded, width, widths
 
 BOLD: Final = "\x1b[1m"
 COLOURS: Final = {"READY": "\x1b[32m", "NOTREADY": "\x1b[33m", "UNKNOWN": "\x1b[35m"}
@@ -19,6 +21,8 @@ COLOURS: Final = {"READY": "\x1b[32m", "NOTREADY": "\x1b[33m", "UNKNOWN": "\x1b[
 RESET: Final = "\x1b[0m"
 LEAST: Final = 8
 """Columns to which a cell is cut at most."""
+PIPED: Final = 80
+"""Columns of sentences in a pipe."""
 LAST_MIN: Final = 20
 """Columns that a folded column gets on a narrow terminal."""
 
@@ -30,19 +34,20 @@ def render(columns: Sequence[Sequence[str]], *, titled: bool, cuts: bool, folds:
         columns: cells of each column.
         titled: the first cell of each column is its title.
         cuts: cut the widest columns until the table fits.
-        folds: fold the last column between words until the table fits; else it may be too wide.
+        folds: fold the widest columns between words until the table fits; the last one gets at
+            least `LAST_MIN` columns.
     """
     sizes = widths(columns)
     room = shutil.get_terminal_size().columns - len(GAP) * (len(sizes) - 1)
     if folds:
-        sizes[-1] = min(sizes[-1], max(room - sum(sizes[:-1]), LAST_MIN))
+        fit(sizes, room, [*map(_longest_word, columns[:-1]), LAST_MIN])
     elif cuts:
-        fit(sizes, room)
+        fit(sizes, room, [LEAST] * len(sizes))
     coloured = not os.environ.get("NO_COLOR")
     found = []
     for number, row in enumerate(zip(*columns, strict=True)):
         style = BOLD if titled and number == 0 else ""
-        for cells in _folded(row, sizes[-1]) if folds else [row]:
+        for cells in _folded(row, sizes) if folds else [row]:
             fitted = _cut(cells, sizes) if cuts else cells
             filled = [padded(cell, size) for cell, size in zip(fitted, sizes, strict=True)]
             if coloured:
@@ -51,15 +56,20 @@ def render(columns: Sequence[Sequence[str]], *, titled: bool, cuts: bool, folds:
     return "".join(found)
 
 
-def folded(text: str, indent: int = 0) -> str:
-    """Return *text* in lines that fit the terminal; those after the first are indented."""
+def folded(text: str, indent: str = "") -> str:
+    """Return *text* in lines that fit the terminal, or 80 columns in a pipe.
+
+    Args:
+        text: in one line, to be broken between words.
+        indent: beginning of the lines after the first.
+    """
     import textwrap  # noqa: PLC0415 - only reports on a terminal are folded
 
-    columns = shutil.get_terminal_size().columns
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED
     return textwrap.fill(
         text,
         columns,
-        subsequent_indent=" " * indent,
+        subsequent_indent=indent,
         break_on_hyphens=False,
         break_long_words=False,
     )
@@ -74,27 +84,40 @@ def _cut(cells: Sequence[str], sizes: Sequence[int]) -> list[str]:
     ]
 
 
-def fit(sizes: list[int], room: int) -> None:
-    """Make the widest of *sizes* smaller, of several the last, until their sum is *room*."""
+def fit(sizes: list[int], room: int, least: Sequence[int]) -> None:
+    """Make the widest of *sizes* smaller, of several the last, until their sum is *room*.
+
+    Args:
+        sizes: of the columns.
+        room: their sum at most, if *least* permits.
+        least: below which no size is made smaller.
+    """
     for _ in range(max(0, sum(sizes) - room)):
-        widest = max(range(len(sizes)), key=lambda n: (sizes[n], n))
-        if sizes[widest] <= LEAST:
+        larger = [n for n, size in enumerate(sizes) if size > least[n]]
+        if not larger:
             break
-        sizes[widest] -= 1
+        sizes[max(larger, key=lambda n: (sizes[n], n))] -= 1
 
 
-def _folded(row: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Yield the rows that show *row*, whose last cell gets *size* columns, broken between words.
+def _longest_word(cells: Sequence[str]) -> int:
+    """Return the width of the longest word of *cells*, such as an id or a path."""
+    return max((width(word) for cell in cells for word in cell.split()), default=0)
 
-    A word that is longer, such as a path, stays whole. The other cells stand in the first row.
+
+def _folded(row: Sequence[str], sizes: Sequence[int]) -> Iterator[Sequence[str]]:
+    """Yield the rows that show *row*, each of whose cells is broken between words to its size.
+
+    A word that is longer, such as a path, stays whole.
     """
     import textwrap  # noqa: PLC0415 - only reports on a terminal are folded
 
-    *cells, last = row
-    wrapped = textwrap.wrap(last, size, break_on_hyphens=False, break_long_words=False)
-    for part in wrapped or [last]:
-        yield [*cells, part]
-        cells = [""] * len(cells)
+    wrapped = [
+        textwrap.wrap(cell, size, break_on_hyphens=False, break_long_words=False)
+        if len(cell) > size
+        else [cell]
+        for cell, size in zip(row, sizes, strict=True)
+    ]
+    yield from zip_longest(*wrapped, fillvalue="")
 
 
 def _painted(cell: str, filled: str, style: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -9,9 +10,12 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import PEOPLE, Format, View, show
 from registry.cli.output.progress import Progress
+from registry.cli.output.streams import is_terminal
 from registry.store import Store
+from registry.tables.integrity import NOT_CHECKED
+from registry.visible import visible
 
 VIEW: Final = View(
     ("rule", "sandbox_id", "found", "expected"),
@@ -32,5 +36,24 @@ def check(*, db: str, form: Format) -> int:
     """Report every violated invariant of the registry; exit code 1 if there is one."""
     with Store.open(db, damaged="read") as store, Progress("check") as progress:
         found = [asdict(violation) for violation in store.check(progress=progress)]
-    show(found, VIEW, form, text=None if found else "no violations\n")
+    if form.kind not in PEOPLE:
+        show(found, VIEW, form)
+    else:
+        checked = [each for each in found if not each["found"].startswith(NOT_CHECKED)]
+        text = None if checked else "" if found else "no violations\n"
+        show(checked, VIEW, form, text=text, after=_not_checked(found))
     return FOUND if found else FINE
+
+
+def _not_checked(found: Sequence[Mapping[str, str]]) -> str:
+    """Return a line for each error that has ended rules, of which damage may end many."""
+    rules: dict[str, list[str]] = {}
+    for each in found:
+        if each["found"].startswith(NOT_CHECKED):
+            rules.setdefault(each["found"], []).append(each["rule"])
+    lines = [visible(f"{error}; rules: {', '.join(names)}") for error, names in rules.items()]
+    if is_terminal():
+        from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
+
+        lines = [folded(line) for line in lines]
+    return "".join(f"{line}\n" for line in lines)

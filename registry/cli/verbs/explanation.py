@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from registry.cli.failures import PROGRAM
 from registry.cli.output.values import age, shown
 from registry.host.process import Liveness
 from registry.model.status import State
@@ -55,6 +56,9 @@ class Facts:
         changed_at: time of the last write to the status, in ns since the Unix epoch; 0: not known.
         transition: the last one that is kept.
         writer: whether the process that wrote the transition still runs; "" if that is not known.
+        shim: the last writer other than this program, and whether its process still runs; "" if
+            that is not known.
+        damaged: path of the registry if it is damaged; else "".
         observation: observation of now; None of a deleted sandbox.
         decision: what a reconcile would decide now; None of a deleted sandbox.
     """
@@ -74,6 +78,8 @@ class Facts:
     changed_at: int = 0
     transition: Transition | None = None
     writer: str = ""
+    shim: str = ""
+    damaged: str = ""
     observation: Observation | None = None
     decision: Decision | None = None
 
@@ -273,6 +279,10 @@ def _sentence(text: str) -> str:
 
 def _steps(facts: Facts, program: str, id: str) -> Iterator[Step]:
     decision = facts.decision
+    if facts.damaged:  # it refuses every change
+        yield from _rescues(facts.damaged, program)
+        yield Step(f"{program}history {id}", "shows the changes of it that can be read")
+        return
     if decision is not None and decision.marks:
         yield Step(f"{program}reconcile", "records this, for each sandbox that is gone")
     if decision is not None and _is_uncertain(facts):
@@ -281,8 +291,17 @@ def _steps(facts: Facts, program: str, id: str) -> Iterator[Step]:
         yield Step(f"{program}watch {id}", "waits for its creator")
     if decision is not None and _is_over(facts, decision):
         yield from _removals(facts)
-        yield Step(f"{program}delete {id}", "deletes the record, if its shim is gone")
+        how = facts.shim or f"`{program}who` shows which processes use the registry"
+        yield Step(f"{program}delete {id}", f"deletes the record, if its shim is gone: {how}")
     yield Step(f"{program}history {id}", "shows every change of it")
+
+
+def _rescues(path: str, program: str) -> Iterator[Step]:
+    """Yield what helps with the damaged registry at *path*."""
+    yield Step(f"{program}check", "shows the damage")
+    paths = shlex.join([path, os.path.join(os.path.dirname(path), "salvaged.db")])
+    yield Step(f"{PROGRAM} salvage {paths}", "copies what can be read to a new registry")
+    yield Step(f"{program}restore BACKUP", "puts a backup in its place")
 
 
 def _is_over(facts: Facts, decision: Decision) -> bool:

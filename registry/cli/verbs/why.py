@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import click
 
 from registry.cli import lookup, options
-from registry.cli.failures import complain_all
+from registry.cli.failures import PROGRAM, complain_all
 from registry.cli.output.formats import Format, View, show
-from registry.cli.output.streams import is_terminal
+from registry.cli.output.terminal import folded
 from registry.cli.output.values import for_programs
 from registry.cli.verbs.explanation import Explanation, Facts, explain, pid_of
 from registry.cli.verbs.summary import summary_of, unreadable
@@ -53,13 +53,15 @@ def why(*, sandbox: str, db: str, form: Format) -> int:
     none of them. A deleted sandbox is explained by the history.
     """
     doing = f"explain sandbox {sandbox!r}"
-    with options.open_to_show(db) as store:
+    with options.open_to_show(db, warns=False) as store:
         try:
             handle = lookup.find(store, sandbox, doing)
         except NotFoundError:
             facts, errors = _facts_of_deleted(store, sandbox, doing), list[str]()
         else:
             facts, errors = _facts(store, handle), list(unreadable(handle))
+    if options.is_damaged():
+        facts = replace(facts, damaged=db)
     found = explain(facts, now=time.time_ns(), program=options.command(db))
     code = complain_all(errors)
     fields = _fields(facts, found)
@@ -72,9 +74,10 @@ def why(*, sandbox: str, db: str, form: Format) -> int:
 
 def _facts(store: Store, sandbox: Sandbox) -> Facts:
     """Return the data on *sandbox*, with what is observed now."""
-    found, last = summary_of(sandbox), None
-    with suppress(MetadataError):  # the last transition may be damaged
-        last = next(reversed(store.history(sandbox.id)), None)
+    found, past = summary_of(sandbox), list[Transition]()
+    with suppress(MetadataError):  # a transition may be damaged
+        past = store.history(sandbox.id)
+    last = past[-1] if past else None
     if last is not None and found.state != str(last.to_state):
         last = None  # the transition to this state is not kept
     creation = sandbox._entry.row.creation  # noqa: SLF001 - the command line observes as the store
@@ -97,6 +100,7 @@ def _facts(store: Store, sandbox: Sandbox) -> Facts:
         changed_at=seen[1].row.changed_at or 0,
         transition=last,
         writer="" if last is None else _writer(last),
+        shim=_shim(past),
         observation=seen[0],
         decision=seen[1],
     )
@@ -124,6 +128,14 @@ def _facts_of_deleted(store: Store, text: str, doing: str) -> Facts:
     )
 
 
+def _shim(past: Sequence[Transition]) -> str:
+    """Return the last writer of *past* but this program, and whether its process still runs."""
+    for found in reversed(past):
+        if pid_of(found.actor) and not found.actor.startswith(f"{PROGRAM}["):
+            return f"{found.actor} wrote it last, and {_writer(found)}"
+    return ""
+
+
 def _writer(transition: Transition) -> str:
     """Return whether the process in the name of the writer still runs; "" if it has none."""
     pid = pid_of(transition.actor)
@@ -146,25 +158,16 @@ def _writer(transition: Transition) -> str:
 
 
 def _text(found: Explanation) -> str:
-    """Return a paragraph for each sentence, and a line for each command, which is not broken."""
-    lines = [visible(sentence) for sentence in found.sentences]
-    if is_terminal():
-        from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
+    """Return a paragraph for each sentence, and the commands, which are not broken.
 
-        lines = [folded(line) for line in lines]
+    The purpose of a command is a comment above it, so that both can be pasted into a shell.
+    """
+    lines = [folded(visible(sentence)) for sentence in found.sentences]
     if found.steps:
-        lines += ["", "Next:", *_next(found)]
+        lines += ["", "Next:"]
+    for step in found.steps:
+        lines += [folded(visible(f"  # {step.purpose}"), "  # "), f"  {visible(step.command)}"]
     return "".join(f"{line}\n" for line in lines)
-
-
-def _next(found: Explanation) -> list[str]:
-    """Return the commands with their purposes, which stand above them on a narrow terminal."""
-    steps = [(visible(step.command), step.purpose) for step in found.steps]
-    size = max(len(command) for command, _ in steps)
-    lines = [f"  {command:{size}}  # {purpose}" for command, purpose in steps]
-    if is_terminal() and max(map(len, lines)) > shutil.get_terminal_size().columns:
-        return [line for command, purpose in steps for line in (f"  # {purpose}", f"  {command}")]
-    return lines
 
 
 def _fields(facts: Facts, found: Explanation) -> dict[str, Any]:
