@@ -191,8 +191,10 @@ def test_why_tells_the_damage_once_and_proposes_what_helps(call: Call, path: str
     with open(path, "r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
-    for name in ("id00099", "shop/pod99"):
-        code, out, err = call("why", name)
+    readable = json.loads(call("list", "--json", "--namespace", "shop", "--reason", "Evicted").out)
+    id, name = readable[0]["id"], f"shop/{readable[0]['pod']}"
+    for text in (id, name):
+        code, out, err = call("why", text)
         assert (1, 1) == (code, len(err.splitlines()))
         assert f"age {page}: btreeInitPage() returns error code 11" in err
         assert max(len(line) for line in out.splitlines() if "sandbox-registry" not in line) <= 80
@@ -201,8 +203,15 @@ def test_why_tells_the_damage_once_and_proposes_what_helps(call: Call, path: str
             f"  sandbox-registry --db {path} check",
             f"  sandbox-registry salvage {path} {salvaged}",
             f"  sandbox-registry --db {path} restore BACKUP",
-            f"  sandbox-registry --db {path} history id00099",
+            f"  sandbox-registry --db {path} history {id}",
         ] == [line for line in out.splitlines() if line.startswith("  sandbox-registry")]
+    lost = min({f"id{n:05}" for n in range(100)}.difference(each["id"] for each in readable))
+    code, out, err = call("why", lost)
+    assert (3, "", 2) == (code, out, len(err.splitlines()))
+    assert 1 == err.count("restore a backup with")
+    history = f"sandbox-registry --db {path} history {lost}"
+    assert f"explain sandbox '{lost}': its record cannot be read; `{history}` shows " in err
+    assert lost in call(*history.split()[3:], "--json").out
 
 
 def test_why_folds_its_sentences_on_a_terminal_and_no_command(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from registry.cli.output.terminal import folded
 from registry.cli.output.values import for_programs
 from registry.cli.verbs.explanation import Explanation, Facts, explain, pid_of
 from registry.cli.verbs.summary import summary_of, unreadable
-from registry.errors import MetadataError, NotFoundError
+from registry.errors import DataLossError, MetadataError, NotFoundError
 from registry.handles.sandbox import Sandbox
 from registry.host import file_users, kernel, pidfd
 from registry.host.context import HostContext
@@ -56,6 +57,12 @@ def why(*, sandbox: str, db: str, form: Format) -> int:
     with options.open_to_show(db, warns=False) as store:
         try:
             handle = lookup.find(store, sandbox, doing)
+        except DataLossError as error:
+            if not options.is_damaged():
+                raise
+            history = f"{options.command(db)} history {shlex.quote(sandbox)}"
+            message = f"{doing}: its record cannot be read; `{history}` shows what came before"
+            raise DataLossError(message, path=store.path) from error
         except NotFoundError:
             facts, errors = _facts_of_deleted(store, sandbox, doing), list[str]()
         else:
