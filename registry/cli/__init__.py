@@ -4,6 +4,7 @@ output      output on stdout: tables, JSON and other formats
 containerd  sandboxes from and to the JSON that containerd stores
 failures    exit codes, and errors on stderr
 usage       errors of usage, with hints
+signals     signals that end a verb which has something to undo
 moments     points in time as operators write them
 lookup      sandboxes by id, name or pod
 complete    completion in a shell: values of the registry

@@ -122,3 +122,15 @@ def test_a_terminal_is_drawn_again_and_restored_at_the_end(path: str) -> None:
             assert 130 == screen.wait()
             assert "\x1b[?1049l" in screen.text
             assert "Traceback" not in screen.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_a_signal_restores_the_terminal_too(path: str, number: signal.Signals) -> None:
+    """The alternate screen is left, and the cursor is shown."""
+    with terminal(real("--db", path, "list", "-w"), clean(TERM="xterm")) as screen:
+        screen.expect("a1")
+        screen.process.send_signal(number)
+        assert 128 + number == screen.wait()
+        screen.expect("\x1b[?1049l")
+        screen.expect("\x1b[?25h")
+        assert "Traceback" not in screen.text

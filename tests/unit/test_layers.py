@@ -161,6 +161,7 @@ ORDER = [
     "cli.containerd",
     "cli.failures",
     "cli.usage",
+    "cli.signals",
     "cli.moments",
     "cli.lookup",
     "cli.complete",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import click
 from registry.cli import complete, options
 from registry.cli.failures import FINE, PROGRAM
 from registry.cli.output.streams import write
+from registry.cli.signals import exit_by_signals
 from registry.errors import FailedPreconditionError
 from registry.handles.sandbox import Sandbox
 from registry.model.metadata import Metadata
@@ -65,8 +65,7 @@ def demo(*, keep: str | None) -> int:
 
     The demo removes what it has made, unless it is to be kept.
     """
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    exit_by_signals()
     with _folder(keep) as folder, _processes(4) as processes:
         path = os.path.join(folder, NAME)
         _record(path, processes)

@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 from registry.cli.output.formats import PEOPLE, Format, Records, Row, View, arranged, drawn, show
 from registry.cli.output.streams import is_terminal, require_reader, write
+from registry.cli.signals import exit_by_signals
 from registry.errors import MetadataError
 from registry.store import Store
 
@@ -40,6 +41,7 @@ def _redraw(store: Store, read: Read, view: View, form: Format) -> NoReturn:
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    exit_by_signals()  # or the terminal would keep the other screen, and no cursor
     console = Console(highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for _ in _moments(store):
