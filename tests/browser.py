@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
-from urllib.request import HTTPCookieProcessor, build_opener
+from urllib.request import HTTPCookieProcessor, Request, build_opener
 
 import pytest
 
@@ -89,10 +89,10 @@ class Visitor:
         if enter:
             self._opener.open(address).close()
 
-    def get(self, path: str) -> tuple[int, str]:
-        """Return the status and the text of the answer."""
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        """Return the status and the text of the answer to a request with *headers*."""
         try:
-            with self._opener.open(self.base + path) as answer:
+            with self._opener.open(Request(self.base + path, headers=headers)) as answer:
                 return answer.status, answer.read().decode()
         except HTTPError as error:
             with error:

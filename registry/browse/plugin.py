@@ -7,9 +7,10 @@ that is not seen, such as one that changes the direction of writing, as an escap
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -17,6 +18,7 @@ from typing import Any, Final
 from datasette import Forbidden, NotFound, Response, hookimpl
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import BadRequest
+from datasette.views.base import DatasetteError
 from markupsafe import Markup
 
 from registry.browse import drawing, readings, timeline
@@ -36,6 +38,9 @@ POLICY: Final = (
 )
 """Content security policy: nothing is loaded from anywhere else. Datasette's own scripts are
 partly inline."""
+LOCAL: Final = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+"""Values of the header Host: a page of another site, whose name an attacker has pointed to this
+host, sends another one."""
 HOURS: Final = (1, 6, 24, 7 * 24)
 """Widths of the node's timeline that the page offers."""
 _IDS: Final = {"id", "sandbox_id"}
@@ -61,7 +66,7 @@ def render_cell(value: Any, column: str, database: str) -> Any:
 
 @hookimpl
 def asgi_wrapper() -> Callable[[Any], Any]:
-    """Add the content security policy to each answer."""
+    """Add the content security policy to each answer, and refuse a request to another host."""
 
     def wrap(app: Any) -> Any:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
@@ -75,11 +80,21 @@ def asgi_wrapper() -> Callable[[Any], Any]:
                     message = {**message, "headers": [*message.get("headers", []), *more]}
                 await send(message)
 
-            await app(scope, receive, send_with_policy)
+            if scope["type"] == "http" and not _is_local(scope["headers"]):
+                refusal = Response.text("403: open this page at 127.0.0.1 or localhost\n", 403)
+                await refusal.asgi_send(send_with_policy)
+            else:
+                await app(scope, receive, send_with_policy)
 
         return wrapped
 
     return wrap
+
+
+def _is_local(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request with *headers* has one Host, and that is `LOCAL`."""
+    hosts = [value for name, value in headers if name == b"host"]
+    return len(hosts) == 1 and LOCAL.fullmatch(hosts[0]) is not None
 
 
 @hookimpl
@@ -96,6 +111,8 @@ def handle_exception(request: Any, exception: Exception) -> Any:
     A registry that cannot be read now, and a fault of the page itself, are reported on stderr too.
     """
     status = getattr(exception, "status", 500)
+    if isinstance(exception, DatasetteError) and status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        status = 400  # of a parameter such as _sort
     text = visible(str(getattr(exception, "message", exception)))
     # Datasette says it in HTML, which no other of its errors is.
     if getattr(exception, "message_is_html", False) or text == "interrupted":

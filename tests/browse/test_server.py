@@ -95,6 +95,18 @@ def test_the_server_listens_at_127_0_0_1_alone(address: str) -> None:
         other.connect(("127.0.0.2", port))
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(("attacker.example", 403), ("127.0.0.1.attacker.example:8001", 403), ("", 403)),
+        *(("localhost:9000", 200), ("127.0.0.1", 200)),
+    ],
+)
+def test_a_request_to_another_host_is_refused(visitor: Visitor, host: str, status: int) -> None:
+    """A page of another site cannot read this one by a name that leads to 127.0.0.1."""
+    assert status == visitor.get("/", Host=host)[0]
+
+
 # What it shows.
 
 
@@ -180,6 +192,7 @@ def test_a_node_with_many_changes_is_shown_from_a_later_time(
         ("/-/sandbox/ba5eba11?until=x", 400),
         ("/registry?sql=select+*+from+nosuch", 400),
         ("/registry?sql=delete+from+sandboxes", 400),
+        ("/registry/sandbox_overview?_sort=nosuch", 400),
         ("/registry/nosuch", 404),
         ("/nosuch", 404),
     ],
