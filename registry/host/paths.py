@@ -86,10 +86,11 @@ def _not_a_path(value: object) -> InvalidArgumentError:
 def _require_usable(real: str, found: os.stat_result) -> None:
     """Raise unless the file at *real*, with the stat result *found*, can be a registry."""
     if not stat.S_ISREG(found.st_mode):
-        what = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        what = "not a regular file; name another file"
+        if stat.S_ISDIR(found.st_mode):
+            what = f"a directory; name a file in it, such as {os.path.join(real, 'registry.db')!r}"
         raise InvalidArgumentError(
-            f"open registry {real!r}: it is {what}; name a file in it, such as "
-            f"{os.path.join(real, 'registry.db')!r}",
+            f"open registry {real!r}: it is {what}",
             field="path",
             value=real,
         )

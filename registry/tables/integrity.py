@@ -265,7 +265,7 @@ def labels_are_true(connection: Connection) -> Iterator[Violation]:
         config = _decoded(data)
         if data is not None and config is None:
             continue
-        expected = {} if config is None else dict(config.labels)
+        expected = {} if config is None else dict(sorted(config.labels.items()))
         found = stored.get(id, {})
         if found != expected:
             yield Violation("labels_are_true", id, repr(found), repr(expected))

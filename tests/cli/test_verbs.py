@@ -240,6 +240,22 @@ def test_inspect_prints_every_field_of_the_metadata(path: str, call: Call) -> No
     assert '["10.0.0.8", "::1"]\n' in call("inspect", "6").out
 
 
+def test_maps_of_a_config_are_sorted_by_key(path: str, call: Call) -> None:
+    """In `inspect` and `check`; protobuf has them in another order in each process."""
+    keys = [f"key-{n}" for n in range(10)]
+    config = pod("web", **dict.fromkeys(reversed(keys), "x"))
+    config.annotations.update(dict.fromkeys(reversed(keys), "x"))
+    config.linux.sysctls.update(dict.fromkeys(reversed(keys), "x"))
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("6", config=config), Status(State.UNKNOWN))
+    found = json.loads(call("inspect", "6", "--json").out)["config"]
+    for each in (found["labels"], found["annotations"], found["linux"]["sysctls"]):
+        assert keys == list(each)
+    execute(path, "DELETE FROM sandbox_labels WHERE sandbox_id = '6'")
+    (violation,) = json.loads(call("check", "--json").out)
+    assert repr(dict.fromkeys(keys, "x")) == violation["expected"]
+
+
 def test_history_takes_an_id_a_name_or_a_pod_also_of_a_deleted_sandbox(call: Call) -> None:
     """The same that inspect takes; of a deleted sandbox as the history has them."""
     for named in ("3f", "3f2a", "name-3f2a", "shop/web", "web"):

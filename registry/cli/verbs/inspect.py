@@ -108,8 +108,25 @@ def _details(handle: Sandbox) -> dict[str, Any]:
         "additional_ips": metadata.additional_ips,
         "process_label": metadata.process_label,
         "cni_result": None if result is None else cni.dump(result),
-        "config": None if config is None else encoding.config_value(config),
+        "config": None if config is None else _fields_of(config),
     }
+
+
+def _fields_of(config: cri.PodSandboxConfig) -> Any:
+    """Return *config* as JSON has it, with proto names as keys, and the keys of maps sorted."""
+    found = encoding.config_value(config)
+    _sort_maps(found, config.DESCRIPTOR)
+    return found
+
+
+def _sort_maps(fields: dict[str, Any], descriptor: Any) -> None:
+    """Sort the maps of a message, such as labels: protobuf has them in a random order."""
+    for each in descriptor.fields:
+        value = fields.get(each.name)
+        if isinstance(value, dict) and each.message_type.GetOptions().map_entry:
+            fields[each.name] = dict(sorted(value.items()))
+        elif isinstance(value, dict):
+            _sort_maps(value, each.message_type)
 
 
 def _undecoded(handle: Sandbox) -> dict[str, Any]:
@@ -118,7 +135,7 @@ def _undecoded(handle: Sandbox) -> dict[str, Any]:
     fields = {name: stored[name] for name in ("additional_ips", "process_label", "cni_result")}
     fields["host_network"] = bool(stored["host_network"])
     try:
-        fields["config"] = encoding.config_value(cri.PodSandboxConfig.FromString(stored["config"]))
+        fields["config"] = _fields_of(cri.PodSandboxConfig.FromString(stored["config"]))
     except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
         reraise_interrupt(error)
         fields["config"] = None
