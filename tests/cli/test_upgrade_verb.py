@@ -66,7 +66,8 @@ def test_sql_prints_the_statements_that_would_run(call: Call, path: str) -> None
         found = copy.execute("SELECT version_num FROM alembic_version").fetchall()
     assert [(REVISION,)] == found
     call("upgrade")
-    assert Done(0, "", "") == call("upgrade", "--sql")
+    nothing = f"-- at revision {REVISION}: there is nothing to upgrade\n"
+    assert Done(0, nothing, "") == call("upgrade", "--sql")
 
 
 def test_upgrade_prints_json(call: Call, path: str) -> None:

@@ -39,7 +39,8 @@ def upgrade(*, db: str, as_sql: bool, dry_run: bool, timeout: float, form: Forma
     path = paths.resolve(db)
     found, backup = _revision(path), ""
     if as_sql:
-        write(_statements(path) if found != REVISION else "")
+        none = f"-- at revision {REVISION}: there is nothing to upgrade\n"
+        write(none if found == REVISION else _statements(path))
         return FINE
     if found != REVISION:
         from registry.tables.upgrade_backup import SUFFIX  # noqa: PLC0415 - as Alembic
