@@ -205,7 +205,7 @@ def list_sandboxes(
     watch: bool,
     **params: Any,
 ) -> int:
-    """List the sandboxes that match every filter, newest first."""
+    """List the sandboxes that match every filter, newest first; also `ls` and `ps`."""
     params["selectors"] = [selector, None if short == LATEST else short]
     newest = latest or short == LATEST
     wanted = Filters(params).params(every=every) | {
