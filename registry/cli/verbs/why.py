@@ -15,7 +15,6 @@ import click
 from registry.cli import lookup, options
 from registry.cli.failures import PROGRAM, complain_all
 from registry.cli.output.formats import Format, View, show
-from registry.cli.output.terminal import folded
 from registry.cli.output.values import for_programs
 from registry.cli.verbs.explanation import Explanation, Facts, explain, pid_of
 from registry.cli.verbs.summary import summary_of, unreadable
@@ -169,6 +168,8 @@ def _text(found: Explanation) -> str:
 
     The purpose of a command is a comment above it, so that both can be pasted into a shell.
     """
+    from registry.cli.output.terminal import folded  # noqa: PLC0415 - the help does without
+
     lines = [folded(visible(sentence)) for sentence in found.sentences]
     if found.steps:
         lines += ["", "Next:"]
