@@ -21,9 +21,11 @@ def marked(store: Store, verdict: Verdict, reason: str) -> Finding:
     before = store.list(include_unknown=True)[0].status.get()
     dry = only(store.reconcile(dry_run=True))
     assert (verdict, reason, False) == (dry.verdict, dry.reason, dry.changed)
+    assert dry.would_change
     assert before == store.list(include_unknown=True)[0].status.get()
     finding = only(store.reconcile())
     assert (verdict, reason, True) == (finding.verdict, finding.reason, finding.changed)
+    assert not finding.would_change
     (handle,) = store.list()
     status = handle.status.get()
     assert (State.NOTREADY, reason, finding.message) == (
@@ -44,6 +46,7 @@ def unmarked(store: Store, verdict: Verdict) -> Finding:
     seq = store.history()[-1].seq
     finding = only(store.reconcile())
     assert (verdict, "", False) == (finding.verdict, finding.reason, finding.changed)
+    assert not finding.would_change
     assert before == store.list(include_unknown=True)[0].status.get()
     assert [] == store.history(after=seq)
     return finding
