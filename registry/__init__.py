@@ -22,6 +22,7 @@ Packages, each importing only from those before it; the docstring of each lists 
     aio           AsyncStore: the same for asyncio; imported by those who use it
     maintenance   restore of a backup, salvage of a damaged registry; imported by those who use it
     metrics       metrics for Prometheus; imported by those who use them
+    fleet         copies of many registries in one PostgreSQL database; an extra of its own
     cli           the command line
     shim          a runtime shim that serves the CRI on a unix socket
     browse        a page that shows a registry in a browser, with Datasette

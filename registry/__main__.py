@@ -11,6 +11,7 @@ EXTRAS: Final = {
     "datasette": "browse",
     "grpc": "shim",
     "prometheus_client": "metrics",
+    "psycopg": "fleet",
     "rich": "cli",
     "uvicorn": "browse",
     "yaml": "cli",

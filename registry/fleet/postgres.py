@@ -1,0 +1,117 @@
+"""Connections to PostgreSQL, and errors of psycopg as errors of the package.
+
+A password may be part of a URL. It reaches libpq alone: no message, no log and no attribute has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from registry.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    RegistryError,
+    SchemaVersionError,
+    UnavailableError,
+)
+from registry.fleet.statements import LEVEL
+
+DEFAULTS: Final = {
+    "application_name": "sandbox-registry fleet",
+    "client_encoding": "UTF8",
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+    "target_session_attrs": "read-write",
+}
+"""Settings of libpq unless the URL has others. A demoted primary is not connected to."""
+RETRIED: Final = ("08", "40", "53", "57P", "25006", "55P03")
+"""Beginnings of the SQLSTATEs after which a retry may succeed. 25006: the server was demoted."""
+MISSING: Final = {"42P01", "42703", "3F000"}
+"""SQLSTATEs of a missing table, column or schema: the database is older than this code."""
+
+
+class Target(NamedTuple):
+    """Database of a fleet: settings of libpq, and a text for people without the password."""
+
+    settings: dict[str, str]
+    shown: str
+
+    def __repr__(self) -> str:
+        """Show no setting, since one is the password."""
+        return f"Target({self.shown!r})"
+
+
+def target(url: str) -> Target:
+    """Return the database that *url* names: `postgresql://`, as libpq or SQLAlchemy write it.
+
+    Raises:
+        InvalidArgumentError: libpq cannot read it.
+    """
+    plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
+    try:
+        if not plain.startswith("postgresql://"):
+            raise psycopg.ProgrammingError
+        settings = {name: str(value) for name, value in conninfo_to_dict(plain).items()}
+    except psycopg.Error:
+        # Neither the URL nor the reason of libpq is shown: both may hold the password.
+        raise InvalidArgumentError(
+            "read the URL of the fleet's database: it is not postgresql://USER@HOST/DATABASE; "
+            "encode special characters of a password by percent signs",
+            field="to",
+        ) from None
+    user, host = settings.get("user", ""), settings.get("host", "")
+    shown = f"{user}@{host}/{settings.get('dbname', user)}"
+    return Target(DEFAULTS | settings, shown)
+
+
+def connect(to: Target) -> psycopg.Connection:
+    """Return a connection in which each statement outside `transaction` is one of its own.
+
+    Raises:
+        UnavailableError: there is no server that accepts the connection.
+    """
+    with errors(f"connect to the fleet's database {to.shown!r}"):
+        # Without prepared statements: a pooler in transaction mode would not find them again.
+        return psycopg.connect("", autocommit=True, prepare_threshold=None, **to.settings)  # type: ignore[arg-type]  # settings of libpq
+
+
+@contextmanager
+def errors(doing: str) -> Iterator[None]:
+    """Raise an error of psycopg in the body as an error of the package; *doing*: for messages."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error, doing) from error
+
+
+def translate(error: psycopg.Error, doing: str) -> RegistryError:
+    """Return the error of the package for *error*, by its SQLSTATE; *doing*: for the message."""
+    code, why = error.sqlstate or "", _text(error)
+    if not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return UnavailableError(f"{doing}: {why}; it is retried with --follow")
+    if code.startswith(RETRIED):
+        return UnavailableError(f"{doing}: {why} ({code}); it is retried with --follow")
+    if code in MISSING:
+        advice = "run `sandbox-registry fleet migrate` as the owner of the database"
+        return SchemaVersionError(f"{doing}: {why} ({code}); {advice}", supported=f"{LEVEL:04}")
+    if code == "42501" or code.startswith("28"):
+        advice = "grant fleet_node to the role of the node; its name must be the name of the node"
+        return FailedPreconditionError(f"{doing}: {why} ({code}); {advice}")
+    advice = "report it with this message" if code.startswith("23") else "see the server's log"
+    return RegistryError(f"{doing}: {why} ({code or type(error).__name__}); {advice}")
+
+
+def _text(error: psycopg.Error) -> str:
+    """Return the first line of the server's message, or the last of libpq's, lower case."""
+    lines = (error.diag.message_primary or str(error) or type(error).__name__).strip().split("\n")
+    text = lines[0] if error.diag.message_primary else lines[-1].strip(" -")
+    return text[:1].lower() + text[1:400]
