@@ -66,6 +66,7 @@ VERBS: Final = {
     "export": "registry.cli.verbs.export:export_sandboxes",
     "demo": "registry.cli.verbs.demo:demo",
     "completion": "registry.cli.verbs.completion:completion",
+    "fleet": "registry.cli.verbs.fleet:fleet",
 }
 """Module of each verb, and the name of its click command there."""
 ALIASES: Final = {"ls": "list", "ps": "list"}

@@ -11,6 +11,7 @@ push        one batch, in one transaction
 figures     figures of a pusher
 follow      loop that pushes each commit, sends heartbeats and retries
 maintain    migrations, partitions and retention
+queries     questions of the command line
 
 The database is the copy and the registry is the original. A pusher opens the registry read-only and
 holds no snapshot while it waits for PostgreSQL, so trouble there never reaches a shim. A pusher

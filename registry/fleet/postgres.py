@@ -33,6 +33,8 @@ DEFAULTS: Final = {
     "target_session_attrs": "read-write",
 }
 """Settings of libpq unless the URL has others. A demoted primary is not connected to."""
+TEXT_MAX: Final = 1000
+"""Characters of a message of the server that are shown."""
 RETRIED: Final = ("08", "40", "53", "57P", "25006", "55P03")
 """Beginnings of the SQLSTATEs after which a retry may succeed. 25006: the server was demoted."""
 MISSING: Final = {"42P01", "42703", "3F000"}
@@ -73,15 +75,23 @@ def target(url: str) -> Target:
     return Target(DEFAULTS | settings, shown)
 
 
-def connect(to: Target) -> psycopg.Connection:
+def connect(to: Target, *, read_only: bool = False) -> psycopg.Connection:
     """Return a connection in which each statement outside `transaction` is one of its own.
 
+    Args:
+        to: database of the fleet.
+        read_only: a standby will do.
     Raises:
         UnavailableError: there is no server that accepts the connection.
     """
-    with errors(f"connect to the fleet's database {to.shown!r}"):
+    settings = to.settings | ({"target_session_attrs": "any"} if read_only else {})
+    try:
         # Without prepared statements: a pooler in transaction mode would not find them again.
-        return psycopg.connect("", autocommit=True, prepare_threshold=None, **to.settings)  # type: ignore[arg-type]  # settings of libpq
+        return psycopg.connect("", autocommit=True, prepare_threshold=None, **settings)  # type: ignore[arg-type]  # settings of libpq
+    except psycopg.Error as error:
+        failure = translate(error, f"connect to the fleet's database {to.shown!r}")
+    # Not from the error, whose attributes have the settings, with the password.
+    raise failure
 
 
 @contextmanager
@@ -111,7 +121,8 @@ def translate(error: psycopg.Error, doing: str) -> RegistryError:
 
 
 def _text(error: psycopg.Error) -> str:
-    """Return the first line of the server's message, or the last of libpq's, lower case."""
-    lines = (error.diag.message_primary or str(error) or type(error).__name__).strip().split("\n")
-    text = lines[0] if error.diag.message_primary else lines[-1].strip(" -")
-    return text[:1].lower() + text[1:400]
+    """Return the first line of a message of the server or of libpq, or one for each host."""
+    text = error.diag.message_primary or str(error).strip() or type(error).__name__
+    lines = text.split("\n")
+    hosts = [line[2:] for line in lines if line.startswith("- host: ")]
+    return "; ".join(hosts or lines[:1])[:TEXT_MAX]

@@ -55,10 +55,10 @@ class Cluster:
         """
         self.folder: Final = tempfile.mkdtemp(prefix="fleet-")
         self.data: Final = f"{self.folder}/data"
-        self._as_user: list[str] = []
+        self.as_user: list[str] = []
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
-            self._as_user += ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+            self.as_user += ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
         try:
             if base is None:
                 self.run(
@@ -85,7 +85,7 @@ class Cluster:
 
     def run(self, program: str, *args: str, check: bool = True) -> str:
         """Run a *program* of PostgreSQL as the user of the server, and return its output."""
-        command = [*self._as_user, f"{programs()}/{program}", *args]
+        command = [*self.as_user, f"{programs()}/{program}", *args]
         done = subprocess.run(
             command,
             stdout=subprocess.PIPE,

@@ -23,4 +23,5 @@ importing    import
 export       export
 demo         demo
 completion   completion
+fleet        fleet
 """

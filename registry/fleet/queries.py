@@ -1,0 +1,137 @@
+"""Questions that the command line asks of the fleet's database, by its views and tables.
+
+Results are mappings by column. Times are integer nanoseconds since the Unix epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from psycopg.rows import dict_row
+
+from registry.fleet import postgres
+from registry.fleet.postgres import Target
+from registry.model.selector import Operator, Requirement
+
+Found = list[dict[str, Any]]
+
+_NODES: Final = (
+    "SELECT node, status, ready, not_ready, round(extract(epoch FROM now() - seen_at), 1)::float8"
+    " AS seen_ago, skew_ms, kernel, breaks, problem, path, registry_id::text, role, machine_id,"
+    " boot_id, incarnation, cursor, newest, every FROM fleet_nodes"
+)
+_LIST: Final = (
+    "SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.uid, s.state, s.pid, s.ip,"
+    " s.netns_path, s.reason, s.message, s.created_at, s.changed_at, s.exited_at, s.exit_status,"
+    " s.labels, r.kernel, r.registry_id::text FROM fleet_sandboxes AS s"
+    " JOIN fleet_registries AS r ON r.registry_id = s.registry_id"
+)
+_HISTORY: Final = (
+    "SELECT node, seq, (extract(epoch FROM at) * 1000000000 + at_rest)::bigint AS at, sandbox_id,"
+    " name, pod, namespace, uid, event, from_state, to_state, pid, reason, message, actor, boot_id,"
+    " kernel, incarnation, registry_id::text FROM fleet_history"
+)
+CONDITIONS: Final = {
+    "node": "node = ANY (%(node)s)",
+    "status": "status = ANY (%(status)s)",
+    "state": "s.state = ANY (%(state)s)",
+    "id": "starts_with(s.sandbox_id, %(id)s)",
+    "name": "s.name = %(name)s",
+    "pod": "s.pod = %(pod)s",
+    "namespace": "s.namespace = %(namespace)s",
+    "hide_unknown": "s.state <> 'SANDBOX_UNKNOWN'",
+    "sandbox": "sandbox_id = %(sandbox)s",
+    "after": "seq > %(after)s",
+    "since": "fleet_history.at >= to_timestamp(%(since)s)",
+    "reason": "reason = %(reason)s",
+}
+"""Conditions by the name of the filter, which is that of its parameter."""
+_INTEGER: Final = r"'^[+-]?[0-9]{{1,18}}$'"
+_LABELS: Final = {
+    # The containment uses the index; a list of values is one containment for each.
+    Operator.IN: "s.labels @> ANY (%(labels{n})s::jsonb[])",
+    Operator.NOT_IN: "NOT s.labels @> ANY (%(labels{n})s::jsonb[])",
+    Operator.EXISTS: "jsonb_exists(s.labels, %(key{n})s)",
+    Operator.ABSENT: "NOT jsonb_exists(s.labels, %(key{n})s)",
+    Operator.GREATER: f"CASE WHEN s.labels ->> %(key{{n}})s ~ {_INTEGER}"
+    " THEN (s.labels ->> %(key{n})s)::bigint > %(value{n})s::bigint ELSE false END",
+    Operator.LESS: f"CASE WHEN s.labels ->> %(key{{n}})s ~ {_INTEGER}"
+    " THEN (s.labels ->> %(key{n})s)::bigint < %(value{n})s::bigint ELSE false END",
+}
+
+
+def nodes(to: Target, **filters: object) -> Found:
+    """Return the registries, by node and path; *filters*: `node`, `status`.
+
+    Raises:
+        RegistryError: PostgreSQL refuses, or cannot be reached.
+    """
+    return _run(to, _NODES, "node, path, registry_id", filters)
+
+
+def sandboxes(
+    to: Target,
+    *,
+    requirements: Sequence[Requirement] = (),
+    newest_first: bool = False,
+    limit: int | None = None,
+    **filters: object,
+) -> Found:
+    """Return present sandboxes, oldest first.
+
+    Args:
+        to: database of the fleet.
+        requirements: of a label selector.
+        newest_first: reverse the order.
+        limit: maximum number of sandboxes.
+        filters: `node`, `state`, `id`, `name`, `pod`, `namespace`, `hide_unknown`.
+    Raises:
+        RegistryError: PostgreSQL refuses, or cannot be reached.
+    """
+    conditions, params = [], dict(filters)
+    for number, each in enumerate(requirements):
+        conditions.append(_LABELS[each.operator].format(n=number))
+        labels = [json.dumps({each.key: value}) for value in each.values]
+        params |= {f"key{number}": each.key, f"labels{number}": labels}
+        params[f"value{number}"] = each.values[0] if each.values else None
+    direction = "DESC NULLS LAST" if newest_first else "ASC NULLS FIRST"  # as SQLite has them
+    order = f"s.created_at {direction}, r.node {direction}, s.sandbox_id {direction}"
+    return _run(to, _LIST, order, params, conditions=conditions, limit=limit)
+
+
+def history(to: Target, *, limit: int | None = None, **filters: object) -> Found:
+    """Return transitions of the present lines, oldest first.
+
+    Args:
+        to: database of the fleet.
+        limit: maximum number of transitions, the oldest.
+        filters: `node`, `sandbox`, `after` (a seq), `since` (seconds since the epoch), `reason`.
+    Raises:
+        RegistryError: PostgreSQL refuses, or cannot be reached.
+    """
+    return _run(to, _HISTORY, "fleet_history.at, node, seq", filters, limit=limit)
+
+
+def _run(
+    to: Target,
+    select: str,
+    order: str,
+    params: dict[str, Any],
+    *,
+    conditions: Sequence[str] = (),
+    limit: int | None = None,
+) -> Found:
+    """Return the rows of *select* that meet all conditions; a parameter of None is no condition."""
+    params = {name: value for name, value in params.items() if value is not None}
+    named = [text for name, text in CONDITIONS.items() if params.get(name, False) is not False]
+    found = [*named, *conditions]
+    where = f" WHERE {' AND '.join(found)}" if found else ""
+    query = f"{select}{where} ORDER BY {order}"
+    if limit is not None:
+        query, params["limit"] = f"{query} LIMIT %(limit)s", limit
+    with postgres.errors(f"query the fleet's database {to.shown!r}"):
+        connection = postgres.connect(to, read_only=True)
+        with connection, connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(query, params).fetchall()

@@ -1,0 +1,90 @@
+"""Processes of the tests: writers of a registry, and pushers that are killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.tools import environment, running
+
+WRITER = """
+    import random, sqlite3, sys, time
+    path, rest = sys.argv[1], float(sys.argv[2])
+    db = sqlite3.connect(path, isolation_level=None, timeout=60)
+    states = ("SANDBOX_NOTREADY", "SANDBOX_READY")
+    added = "INSERT INTO sandboxes (id, name, pod, namespace) VALUES (?, ?, ?, 'load')"
+    number, live, total = 0, [], 0
+    print("writing")
+    while True:
+        db.execute("BEGIN IMMEDIATE")
+        for _ in range(random.randrange(1, 40)):
+            kind = random.randrange(4)
+            if kind == 0 or not live:
+                id, number = f"w{number}", number + 1
+                db.execute(added, (id, id, id))
+                db.execute("INSERT INTO sandbox_statuses (sandbox_id, state) VALUES (?, ?)",
+                           (id, states[number % 2]))
+                live.append(id)
+            elif kind == 1 and len(live) > 300:
+                id = live.pop(random.randrange(len(live)))
+                db.execute("DELETE FROM sandboxes WHERE id = ?", (id,))
+            else:
+                id = random.choice(live)
+                db.execute(
+                    "UPDATE sandbox_statuses SET reason = 'Load', message = ?, state ="
+                    " iif(state = ?, ?, ?) WHERE sandbox_id = ?",
+                    (str(random.random()), *states, states[0], id))
+        total += 20
+        db.execute("COMMIT")
+        # The registry keeps 100,000 transitions: a slow machine must not make a gap.
+        time.sleep(rest if total < 50_000 else 1)
+    """
+
+FORKED = """
+    import os, random, signal, sys, time
+    from registry.fleet import follow, postgres
+    from registry.fleet.push import Pusher
+    from registry.fleet.source import Source
+
+    path, url, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    for number in range(kills):
+        pid = os.fork()
+        if pid == 0:
+            to = postgres.target(url)
+            pusher = Pusher(Source(path), to, node="node-1", machine_id="m1", every=30)
+            follow.follow(pusher)
+            os._exit(1)
+        time.sleep(random.uniform(0.02, 0.15))
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    print("killed", kills)
+    """
+
+
+@contextmanager
+def writing(path: str, rest: float = 0.002) -> Iterator[None]:
+    """Write to the registry at *path* during the block, resting *rest* seconds after a commit."""
+    with running(WRITER, path, rest) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        assert process.poll() is None, process.stderr and process.stderr.read()
+
+
+@contextmanager
+def program(*args: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `sandbox-registry fleet` with *args* during the block, and kill it at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "registry", "fleet", *args],
+        env={**environment(), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,201 @@
+"""The verbs of `fleet`: as an operator runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import pytest
+
+from registry import Store
+from registry.cli import program as cli
+from tests.cli.program import Done
+from tests.fleet.cluster import OWNER
+from tests.fleet.conftest import Database
+from tests.fleet.processes import program
+from tests.tools import NOTREADY, READY, UNKNOWN, execute, pod, sandbox, until
+
+STALE = "UPDATE fleet_registries SET seen_at = seen_at - interval '91 seconds' WHERE node = '{}'"
+
+
+class Fleet:
+    """Two nodes, and the program on their database."""
+
+    def __init__(
+        self, database: Database, paths: dict[str, str], output: pytest.CaptureFixture[str]
+    ) -> None:
+        self.database = database
+        self.paths = paths
+        self.output = output
+
+    def main(self, *args: str) -> Done:
+        """Run the program with *args* in this process."""
+        code = cli.main(args)
+        return Done(code, *self.output.readouterr())
+
+    def run(self, *args: str, user: str = OWNER) -> Done:
+        """Run `fleet` with *args* as the role *user*."""
+        verb, *more = args
+        return self.main("fleet", verb, "--to", self.database.url(user), *more)
+
+    def found(self, *args: str) -> list[dict[str, Any]]:
+        """Return what `fleet` prints with *args* as JSON."""
+        done = self.run(*args, "--json")
+        assert (0, "") == (done.code, done.err)
+        found: list[dict[str, Any]] = json.loads(done.out)
+        return found
+
+    def ids(self, *args: str) -> list[str]:
+        """Return the ids that `fleet list` prints with *args*."""
+        return [each["id"] for each in self.found("list", *args)]
+
+    def push(self, node: str) -> Done:
+        """Push the registry of *node* once, as the role of the node."""
+        self.database.node(node)
+        args = ("push", "--db", self.paths[node], "--machine", node)
+        return self.run(*args, user=node)
+
+
+@pytest.fixture
+def fleet(
+    path: str,
+    database: Database,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Fleet:
+    """Return a fleet of two nodes that were pushed."""
+    monkeypatch.delenv("SANDBOX_REGISTRY_FLEET", raising=False)
+    found = Fleet(database, {name: f"{path}.{name}" for name in ("node-1", "node-2")}, capsys)
+    for node, file in found.paths.items():
+        with Store.open(file, reconcile=False, clock=lambda: 7) as store:
+            store.add(sandbox(f"{node}-a", config=pod("web", "shop", app="web", n="12")), READY)
+            store.add(sandbox(f"{node}-b", config=pod("db", "shop", app="db")), NOTREADY)
+            store.add(sandbox(f"{node}-c"), UNKNOWN)
+            store.delete(f"{node}-c")
+        assert found.push(node) == (0, f"pushed 4 transitions to {node}@{_at(database)}\n", "")
+    return found
+
+
+def _at(database: Database) -> str:
+    return f"{database.cluster.folder}/{database.name}"
+
+
+def test_migrate_and_maintain_are_idempotent(fleet: Fleet) -> None:
+    """They say what they have done; partitions are made at the first time."""
+    done = fleet.run("migrate")
+    assert (0, f"{OWNER}@{_at(fleet.database)} is at revision 0001\n", "") == done
+    done = fleet.run("maintain")
+    assert (0, "moved 0 and deleted 0 rows of the default partition\n", "") == done
+
+
+def test_list_filters_as_that_of_a_node(fleet: Fleet) -> None:
+    """The same filters with the same results, and the node beside them."""
+    assert ["node-1-b", "node-2-b"] == fleet.ids("--state", "notready")
+    for args in (
+        ("-l", "app=web"),
+        ("-l", "app!=web"),
+        ("-l", "app in (web,db),n"),
+        ("-l", "!n"),
+        ("-l", "n>11"),
+        ("-l", "n<11"),
+        ("-l", "app notin (web)"),
+        ("--pod", "web"),
+        ("--namespace", "shop", "--newest-first"),
+        ("--name", "name-node-1-a"),
+        ("--id", "node-1"),
+        ("--all",),
+        ("--limit", "2"),
+    ):
+        of_node = fleet.main("--db", fleet.paths["node-1"], "list", *args, "--json")
+        expected = [each["id"] for each in json.loads(of_node.out)]
+        assert expected == fleet.ids("--node", "node-1", *args), args
+    assert [] == fleet.ids("--node", "node-3")
+    assert 4 == len(fleet.ids("--node", "node-1", "--node", "node-2"))
+
+
+def test_list_has_the_fields_of_a_node(fleet: Fleet) -> None:
+    """With the same values, except the handler, which is not copied."""
+    of_node = json.loads(fleet.main("--db", fleet.paths["node-1"], "list", "--json").out)
+    for theirs, ours in zip(of_node, fleet.found("list", "--node", "node-1"), strict=True):
+        assert ours["labels"]["app"] == ours["pod"] or ours["labels"]["app"] == "web"
+        for name in ("id", "name", "namespace", "pod", "state", "pid", "ip", "created_at"):
+            assert theirs[name] == ours[name]
+    done = fleet.run("list")
+    assert done.out.startswith("NODE    ID        STATE")
+    assert 5 == len(done.out.splitlines())
+
+
+def test_list_of_more_than_the_limit_says_so(fleet: Fleet) -> None:
+    """Exit code 1: what is shown is not all."""
+    done = fleet.run("list", "--limit", "3")
+    assert (1, 4) == (done.code, len(done.out.splitlines()))
+    assert "more than 3" in done.err
+
+
+def test_history_shows_all_nodes_or_one_sandbox(fleet: Fleet) -> None:
+    """Deleted sandboxes too; by node, seq, time and reason."""
+    assert 8 == len(fleet.found("history"))
+    assert {7, 8} == {each["at"] for each in fleet.found("history")}
+    assert ["created", "deleted"] == [each["event"] for each in fleet.found("history", "node-1-c")]
+    assert [4] == [each["seq"] for each in fleet.found("history", "--node=node-2", "--after=3")]
+    assert [] == fleet.found("history", "--since", "2020-01-01")
+    assert 8 == len(fleet.found("history", "--since", "1969-12-31T23:00:00+00:00"))
+    assert [] == fleet.found("history", "--reason", "NetNSReplaced")
+    assert "is no time" in fleet.run("history", "--since", "yesterday").err
+
+
+def test_nodes_and_silent_tell_who_is_alive(fleet: Fleet) -> None:
+    """Silent nodes are an exit code of 1, for monitoring."""
+    assert (0, 1) == (fleet.run("silent").code, len(fleet.run("silent").out.splitlines()))
+    fleet.database.query(STALE.format("node-2"))
+    found = {each["node"]: each for each in fleet.found("nodes")}
+    assert ["alive", "silent"] == [found[name]["status"] for name in ("node-1", "node-2")]
+    assert (1, 1, 0) == tuple(found["node-1"][name] for name in ("ready", "not_ready", "breaks"))
+    done = fleet.run("silent")
+    assert 1 == done.code
+    assert re.search(r"node-2 +silent", done.out)
+
+
+def test_follow_writes_metrics_and_ends_by_sigterm(fleet: Fleet, tmp_path: object) -> None:
+    """A unit of systemd stops it at any moment: there is nothing to clean up."""
+    file, path = f"{tmp_path}/fleet.prom", fleet.paths["node-1"]
+    args = ("push", "--follow", "--db", path, "--machine", "node-1", "--metrics", file)
+    with program(*args, SANDBOX_REGISTRY_FLEET=fleet.database.url("node-1")) as process:
+        until(lambda: os.path.exists(file))
+        execute(path, "UPDATE sandbox_statuses SET message = 'm'")
+        count = "SELECT count(*) FROM fleet_overview WHERE message = 'm'"
+        until(lambda: fleet.database.one(count) == 2)
+        process.terminate()
+        assert -15 == process.wait()
+    with open(file, encoding="utf-8") as written:
+        assert "sandbox_registry_fleet_lag_transitions 0" in written.read()
+
+
+def test_message_of_an_error_has_no_password(fleet: Fleet) -> None:
+    """Nor has a traceback: there is none."""
+    for url in (
+        "postgresql://u:secret@/x?host=/nowhere",
+        "postgresql://u:secret@h:port/x",
+        "nonsense:secret",
+    ):
+        for args in (("nodes",), ("migrate",), ("push", "--db", fleet.paths["node-1"])):
+            done = fleet.main("fleet", *args, "--to", url)
+            assert done.code in {2, 3}
+            assert done.out == ""
+            assert done.err.startswith("sandbox-registry: error: ")
+            assert "secret" not in done.err
+            assert 1 == done.err.count("\n")
+
+
+def test_push_refusals_are_exit_codes(fleet: Fleet, path: str) -> None:
+    """3: PostgreSQL or the registry is unavailable; 2: usage."""
+    assert 3 == fleet.run("push", "--db", f"{path}.missing").code
+    assert 2 == fleet.run("push", "--db", path, "--every", "0").code
+    assert 2 == fleet.main("fleet", "nodes").code
+    name = f"stranger_{fleet.database.name}"
+    fleet.database.query(f"CREATE ROLE {name} LOGIN")
+    done = fleet.run("nodes", user=name)
+    assert 3 == done.code
+    assert "42501" in done.err

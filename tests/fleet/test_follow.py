@@ -1,0 +1,332 @@
+"""The loop: heartbeats, retries, and databases that do not fit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from registry import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    RegistryError,
+    SchemaVersionError,
+    Store,
+    UnavailableError,
+)
+from registry.fleet import postgres
+from registry.fleet.figures import RETRY_MAX, Figures
+from registry.fleet.follow import catch_up, follow
+from registry.fleet.push import Pushed, Pusher
+from registry.fleet.statements import LEVEL
+from tests.fleet.compare import assert_equal
+from tests.fleet.conftest import Database, NewPusher, push
+from tests.tools import READY, execute, fill, sandbox, until
+
+NODE = "SELECT status, problem FROM fleet_nodes"
+END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'"
+BACK = (
+    "UPDATE fleet_registries SET cursor = 0, fingerprint = ''",
+    "DELETE FROM fleet_transitions",
+)
+"""SQL after which PostgreSQL is as it was before the first batch."""
+
+
+@pytest.fixture
+def filled(path: str) -> str:
+    """Return a registry of one sandbox."""
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("a"), READY)
+    return path
+
+
+@contextmanager
+def following(pusher: Pusher, waits: list[float] | None = None) -> Iterator[Figures]:
+    """Follow in another thread, and end at the end of the block; yield the figures."""
+    over, shown, failed = threading.Event(), Figures(), list[BaseException]()
+
+    def show(figures: Figures) -> None:
+        for name in Figures.__slots__:
+            setattr(shown, name, getattr(figures, name))
+
+    def jitter(low: float, high: float) -> float:
+        assert low == 0.0
+        if waits is not None:
+            waits.append(high)
+        return min(high, 0.01)
+
+    def run() -> None:
+        try:
+            follow(pusher, show, is_over=over.is_set, jitter=jitter)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield shown
+    finally:
+        over.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def reached(database: Database, pusher: Pusher, path: str) -> Callable[[], bool]:
+    """Return a condition: everything that the registry at *path* has is in *database*."""
+
+    def condition() -> bool:
+        try:
+            assert_equal(database, path)
+        except AssertionError:
+            return False
+        return True
+
+    return condition
+
+
+def test_rule_7_heartbeat_says_that_an_idle_node_is_alive(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """By the clock of the server, without a commit of the registry."""
+    pusher = new_pusher(every=0.05)
+    with following(pusher):
+        until(lambda: database.query(NODE) == [("alive", "")])
+        database.query("UPDATE fleet_registries SET seen_at = seen_at - interval '1 day'")
+        until(lambda: database.query(NODE) == [("alive", "")])
+    database.query("UPDATE fleet_registries SET seen_at = seen_at - interval '1 s'")
+    assert [("silent", "")] == database.query(NODE)
+
+
+def test_rule_7_idle_node_finds_out_that_postgresql_has_gone_back(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """A failover or a restore lost its latest batches: the heartbeat changes no row then."""
+    pusher = new_pusher(every=0.05)
+    with following(pusher):
+        until(reached(database, pusher, filled))
+        with database.cluster.connect(database.name) as connection, connection.transaction():
+            for statement in BACK:
+                connection.execute(statement)
+        until(reached(database, pusher, filled))
+
+
+def test_rule_7_problem_tells_broken_from_silent(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """A registry that cannot be read is reported by heartbeats, and pushed once it can be."""
+    pusher = new_pusher(every=0.05)
+    push(pusher)
+    pusher.close()
+    with open(filled, "r+b") as file:
+        header = file.read(16)
+        file.seek(0)
+        file.write(b"broken".ljust(16))
+        file.flush()
+        with following(pusher):
+            until(lambda: database.query("SELECT status FROM fleet_nodes") == [("broken",)])
+            assert "not an SQLite database" in database.one("SELECT problem FROM fleet_nodes")
+            file.seek(0)
+            file.write(header)
+            file.flush()
+            until(lambda: database.query(NODE) == [("alive", "")])
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("40001", UnavailableError),
+        ("40P01", UnavailableError),
+        ("57P01", UnavailableError),
+        ("08006", UnavailableError),
+        ("53300", UnavailableError),
+        ("25006", UnavailableError),
+        ("42501", FailedPreconditionError),
+        ("28000", FailedPreconditionError),
+        ("42P01", SchemaVersionError),
+        ("23505", RegistryError),
+        ("54000", RegistryError),
+    ],
+)
+def test_rule_9_error_of_postgresql_is_retried_by_its_code(
+    code: str, kind: type[RegistryError]
+) -> None:
+    """Never by its text; a constraint and a privilege stop the pusher with a message."""
+    error = psycopg.errors.lookup(code)("it failed\nDETAIL: more")
+    found = postgres.translate(error, "push")
+    assert kind is type(found)
+    assert code in str(found)
+    assert "it failed" in str(found)
+
+
+def test_rule_9_wait_doubles_up_to_a_minute_and_is_drawn_at_random() -> None:
+    """Full jitter: thousands of pushers do not come back at once."""
+    figures = Figures()
+    waits = [figures.retry("x") for _ in range(12)]
+    assert [1.0, 2.0, 4.0, 8.0, 16.0, 32.0] + [RETRY_MAX] * 6 == waits
+    figures.add(Pushed())
+    assert 1.0 == figures.retry("x")
+
+
+def test_rule_9_follower_goes_on_after_its_connection_was_ended(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """Again and again, by 57P01; nothing is lost or stored twice."""
+    pusher, waits = new_pusher(every=0.05), list[float]()
+    with following(pusher, waits):
+        for _ in range(5):
+            until(reached(database, pusher, filled))
+            database.cluster.query(END.format(database.name))
+            execute(filled, fill(10))
+        until(reached(database, pusher, filled))
+    assert waits
+
+
+def test_rule_9_connection_to_a_demoted_primary_is_not_used_again(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """25006: the session would stay read-only, and so would each later batch."""
+    pusher = new_pusher()
+    push(pusher)
+    connection = pusher._connect()[0]
+    connection.execute("SET default_transaction_read_only = on")
+    with pytest.raises(UnavailableError, match="25006"):
+        pusher.round()
+    assert connection.closed
+    push(pusher)
+    database.query(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
+    pusher.disconnect()
+    with pytest.raises(UnavailableError, match="read-only"):
+        pusher.round()
+
+
+def test_rule_9_privilege_ends_the_follower(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """With a message, not a loop."""
+    name = f"poor_{database.name}"
+    database.query(f"CREATE ROLE {name} LOGIN")
+    with (
+        pytest.raises(FailedPreconditionError, match="42501"),
+        following(new_pusher(to=database.url(name))),
+    ):
+        pass
+
+
+def test_rule_10_nothing_is_lost_while_postgresql_is_down(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """The registry keeps 100,000 transitions; they are pushed in batches afterwards."""
+    pusher = new_pusher(every=0.05)
+    with following(pusher) as figures:
+        until(reached(database, pusher, filled))
+        database.cluster.query(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
+        database.cluster.query(END.format(database.name))
+        execute(filled, fill(3000))
+        until(lambda: figures.retries > 3)
+        assert "not currently accepting connections" in figures.problem
+        assert figures.lag_seconds() > 0
+        database.cluster.query(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
+        until(reached(database, pusher, filled))
+        until(lambda: figures.problem == "")
+    assert [] == database.query("SELECT * FROM fleet_breaks")
+
+
+@pytest.mark.parametrize(
+    ("meta", "advice"),
+    [
+        (f"min_writer = {LEVEL + 1}, level = {LEVEL + 1}", "upgrade this program"),
+        (f"min_writer = 0, level = {LEVEL - 1}", "fleet migrate"),
+    ],
+)
+def test_rule_11_pusher_that_does_not_fit_waits_and_says_so(
+    filled: str, database: Database, new_pusher: NewPusher, meta: str, advice: str
+) -> None:
+    """Too old or too new, also while it runs; once the database fits, it goes on."""
+    pusher = new_pusher(every=0.05)
+    with following(pusher) as figures:
+        until(reached(database, pusher, filled))
+        database.query(f"UPDATE fleet_meta SET {meta}")
+        execute(filled, fill(10))
+        until(lambda: advice in figures.problem)
+        assert database.one("SELECT cursor FROM fleet_registries") == 1
+        database.query(f"UPDATE fleet_meta SET min_writer = 1, level = {LEVEL}")
+        until(reached(database, pusher, filled))
+
+
+def test_rule_11_old_pusher_writes_a_newer_database(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """A revision only adds columns and tables: statements name their columns."""
+    pusher = new_pusher()
+    push(pusher)
+    for table in ("registries", "boots", "sandboxes", "transitions", "breaks"):
+        database.query(f"ALTER TABLE fleet_{table} ADD COLUMN added text DEFAULT 'x' NOT NULL")
+    database.query(f"UPDATE fleet_meta SET level = {LEVEL + 1}")
+    execute(filled, fill(10))
+    push(pusher)
+    push(new_pusher())
+    assert_equal(database, filled)
+
+
+def test_rule_11_database_without_tables_is_waited_for(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """The database is migrated first; the message says how."""
+    with pytest.raises(SchemaVersionError, match="fleet migrate"):
+        new_pusher(to=database.cluster.url("postgres")).round()
+
+
+def test_catch_up_counts_what_it_has_pushed(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """And shows the progress after each batch."""
+    execute(filled, fill(2499))
+    shown = list[tuple[int, int]]()
+    done = catch_up(new_pusher(), lambda each: shown.append((each.transitions, each.behind)))
+    assert (2500, 0, "") == (done.transitions, done.behind, done.problem)
+    assert [(1000, 1500), (2000, 500), (2500, 0)] == shown
+
+
+def test_metrics_are_written_whole(tmp_path: object) -> None:
+    """In the text format of Prometheus, replaced in one step."""
+    figures = Figures()
+    figures.add(Pushed(5, is_head=True))
+    figures.retry("down")
+    file = f"{tmp_path}/fleet.prom"
+    figures.write(file)
+    with open(file, encoding="utf-8") as written:
+        lines = written.read().splitlines()
+    assert "sandbox_registry_fleet_transitions_total 5" in lines
+    assert "# TYPE sandbox_registry_fleet_problem gauge" in lines
+    assert "sandbox_registry_fleet_problem 1" in lines
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:secret@/x?host=/nowhere",
+        "postgresql://u:secret@localhost:1/x",
+        "postgresql://u:secret@localhost:port/x",
+        "postgresql://u@/x?password=secret&host=/nowhere",
+        "postgresql://u:secret@h/x?secret=1",
+        "mysql://u:secret@h/x",
+        "secret",
+    ],
+)
+def test_password_is_in_no_message(url: str, path: str) -> None:
+    """Neither of an error, its causes and attributes, nor of the target."""
+    try:
+        to = postgres.target(url)
+        assert "secret" not in f"{to!r} {to}"
+        postgres.connect(to)
+    except (InvalidArgumentError, UnavailableError) as error:
+        seen: BaseException | None = error
+        while seen is not None:
+            assert "secret" not in f"{seen} {seen!r} {vars(seen)}"
+            seen = seen.__cause__
+    else:
+        raise AssertionError("it is reached")
