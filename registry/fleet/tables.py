@@ -133,7 +133,7 @@ transitions: Final = Table(
         *("reason", "at"),
         postgresql_where=text("to_state = 'SANDBOX_NOTREADY'"),
     ),
-    Index("fleet_transitions_by_sandbox", "sandbox_id", postgresql_using="hash"),
+    Index("fleet_transitions_by_sandbox", "sandbox_id"),
     postgresql_partition_by="RANGE (at)",
 )
 

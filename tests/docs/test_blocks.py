@@ -25,6 +25,10 @@ WHOLE = {
     ("docs/cli.md", "console"): (
         "tests/cli/test_docs_cli.py::test_examples_print_the_documented_output"
     ),
+    ("docs/fleet.md", "sql"): "tests/fleet/test_docs.py::test_twenty_questions_have_answers",
+    ("docs/fleet.md", "text"): (
+        "tests/fleet/test_docs.py::test_rule_12_certificate_is_the_identity_of_a_node"
+    ),
     ("docs/questions.md", "text"): (
         "tests/docs/test_questions.py::test_the_page_is_what_make_questions_generates"
     ),
@@ -44,6 +48,10 @@ PARTS = {
     },
     ("docs/browse.md", "sh"): {
         "tests/browse/test_server.py::test_the_command_of_the_document_serves_the_page": 1
+    },
+    ("docs/fleet.md", "sh"): {
+        "tests/fleet/test_docs.py::test_setup_runs_as_it_stands": 1,
+        "tests/fleet/test_docs.py::test_rule_12_certificate_is_the_identity_of_a_node": 1,
     },
     ("docs/metrics.md", "sh"): {
         "tests/docs/test_blocks.py::test_the_command_of_the_textfile_collector_runs": 1

@@ -55,6 +55,7 @@ class Cluster:
         """
         self.folder: Final = tempfile.mkdtemp(prefix="fleet-")
         self.data: Final = f"{self.folder}/data"
+        self.port = "5432"
         self.as_user: list[str] = []
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
@@ -114,12 +115,17 @@ class Cluster:
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         """Return the URL by which *user* reaches *database*."""
-        return f"postgresql+psycopg://{user}@/{database}?host={self.folder}"
+        return f"postgresql+psycopg://{user}@/{database}?host={self.folder}&port={self.port}"
 
     def connect(self, database: str = "postgres", user: str = "postgres") -> psycopg.Connection:
         """Return a connection in which each statement is a transaction."""
         return psycopg.connect(
-            host=self.folder, dbname=database, user=user, autocommit=True, prepare_threshold=None
+            host=self.folder,
+            port=self.port,
+            dbname=database,
+            user=user,
+            autocommit=True,
+            prepare_threshold=None,
         )
 
     def query(

@@ -20,7 +20,7 @@ from registry import (
 from registry.fleet import postgres
 from registry.fleet.figures import RETRY_MAX, Figures
 from registry.fleet.follow import catch_up, follow
-from registry.fleet.push import Pushed, Pusher
+from registry.fleet.push import BATCH, Pushed, Pusher
 from registry.fleet.statements import LEVEL
 from tests.fleet.compare import assert_equal
 from tests.fleet.conftest import Database, NewPusher, push
@@ -284,11 +284,12 @@ def test_catch_up_counts_what_it_has_pushed(
     filled: str, database: Database, new_pusher: NewPusher
 ) -> None:
     """And shows the progress after each batch."""
-    execute(filled, fill(2499))
+    execute(filled, fill(2 * BATCH + 499))
     shown = list[tuple[int, int]]()
     done = catch_up(new_pusher(), lambda each: shown.append((each.transitions, each.behind)))
-    assert (2500, 0, "") == (done.transitions, done.behind, done.problem)
-    assert [(1000, 1500), (2000, 500), (2500, 0)] == shown
+    assert (2 * BATCH + 500, 0, "") == (done.transitions, done.behind, done.problem)
+    assert [BATCH + 500, 500, 0] == [behind for _, behind in shown]
+    assert [BATCH, 2 * BATCH, 2 * BATCH + 500] == [pushed for pushed, _ in shown]
 
 
 def test_metrics_are_written_whole(tmp_path: object) -> None:

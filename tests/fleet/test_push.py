@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -16,6 +16,9 @@ from tests.fleet.compare import assert_equal, sandboxes_of
 from tests.fleet.conftest import Database, NewPusher, push, registry_id
 from tests.tools import NOTREADY, READY, execute, fill, pod, query, sandbox, tamper
 
+NEWEST: Final = 2 * push_module.BATCH + 500
+"""Seq of the newest transition of the fixture, which takes three batches."""
+
 
 def fill_up_to(path: str, newest: int) -> None:
     """Add transitions until the newest one has the seq *newest*."""
@@ -25,12 +28,12 @@ def fill_up_to(path: str, newest: int) -> None:
 
 @pytest.fixture
 def filled(path: str) -> str:
-    """Return a registry of three sandboxes and 2,500 transitions."""
+    """Return a registry of three sandboxes and `NEWEST` transitions."""
     with Store.open(path, reconcile=False) as store:
         store.add(sandbox("a", config=pod("web", "shop", app="web", tier="front")), READY)
         store.add(sandbox("b"), NOTREADY)
         store.add(sandbox("c", config=None), replace(NOTREADY, exit_status=2**32 - 1))
-    fill_up_to(path, 2500)
+    fill_up_to(path, NEWEST)
     return path
 
 
@@ -39,8 +42,8 @@ def test_first_push_copies_history_and_sandboxes(
 ) -> None:
     """In batches; an exit status of 32 bits fits, and a second push sends nothing."""
     pusher = new_pusher()
-    assert 2500 == push(pusher)
-    assert 2500 == assert_equal(database, filled)
+    assert push(pusher) == NEWEST
+    assert NEWEST == assert_equal(database, filled)
     assert 0 == push(pusher)
     assert 0 == push(new_pusher())
     assert_equal(database, filled)
@@ -67,8 +70,8 @@ def test_rule_1_rows_and_cursor_are_committed_together(
     monkeypatch.setattr(statements, "UPSERT_SANDBOXES", "SELECT 1 / 0")
     with pytest.raises(RegistryError, match="division by zero"):
         push(new_pusher())
-    found = database.query("SELECT cursor FROM fleet_registries")
-    assert found == [(database.one("SELECT count(*) FROM fleet_transitions"),)] == [(2000,)]
+    assert 2 * push_module.BATCH == database.one("SELECT cursor FROM fleet_registries")
+    assert 2 * push_module.BATCH == database.one("SELECT count(*) FROM fleet_transitions")
     monkeypatch.undo()
     push(new_pusher())
     assert_equal(database, filled)
@@ -212,23 +215,25 @@ def test_rule_4_compaction_is_one_gap(
     """The transitions that are kept follow; none is made up."""
     pusher = new_pusher()
     push(pusher)
-    fill_up_to(filled, 4000)
-    compact(filled, 3501)
+    fill_up_to(filled, NEWEST + 1500)
+    compact(filled, NEWEST + 1001)
     push(pusher)
-    assert [("gap", 1, 2500, 3501)] == database.query(
+    assert [("gap", 1, NEWEST, NEWEST + 1001)] == database.query(
         "SELECT kind, incarnation, after, before FROM fleet_breaks"
     )
-    assert 500 == assert_equal(database, filled, since=3500)
-    assert 3000 == database.one("SELECT count(*) FROM fleet_history")
+    assert 500 == assert_equal(database, filled, since=NEWEST + 1000)
+    assert NEWEST + 500 == database.one("SELECT count(*) FROM fleet_history")
 
 
 def test_rule_4_registry_that_was_compacted_before_its_first_push_has_a_gap(
     filled: str, database: Database, new_pusher: NewPusher
 ) -> None:
     """Nothing is known of what it no longer keeps."""
-    compact(filled, 2001)
+    compact(filled, NEWEST - 499)
     assert 500 == push(new_pusher())
-    assert [("gap", 0, 2001)] == database.query("SELECT kind, after, before FROM fleet_breaks")
+    assert [("gap", 0, NEWEST - 499)] == database.query(
+        "SELECT kind, after, before FROM fleet_breaks"
+    )
 
 
 def test_rule_8_transaction_is_not_synced(

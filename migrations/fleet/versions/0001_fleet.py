@@ -114,8 +114,7 @@ CREATE TABLE fleet_transitions (
     """
 CREATE INDEX fleet_transitions_not_ready ON fleet_transitions (reason, at)
 WHERE to_state = 'SANDBOX_NOTREADY'""",
-    # By hash: an id of any length fits, and the index is a third of a B-tree.
-    "CREATE INDEX fleet_transitions_by_sandbox ON fleet_transitions USING hash (sandbox_id)",
+    "CREATE INDEX fleet_transitions_by_sandbox ON fleet_transitions (sandbox_id)",
     "CREATE TABLE fleet_transitions_default PARTITION OF fleet_transitions DEFAULT",
     """
 CREATE TABLE fleet_breaks (
@@ -166,7 +165,8 @@ SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.reason, s.messa
   {TIME.format("changed_at")}, s.exit_status, s.labels, r.kernel, r.seen_at, r.registry_id
 FROM fleet_sandboxes AS s JOIN fleet_registries AS r ON r.registry_id = s.registry_id
 WHERE s.state = 'SANDBOX_NOTREADY'""",
-    # A row of an earlier line belongs to the present one unless a later line parts before it.
+    # A row of an earlier line belongs to the present one unless a later line parts before it. The
+    # first condition spares nearly all rows the search: an anti-join would take twice the time.
     """
 CREATE VIEW fleet_history AS
 SELECT r.node, t.incarnation, t.seq, t.at, t.at_rest, t.event, t.sandbox_id, t.name, t.namespace,
@@ -175,7 +175,7 @@ SELECT r.node, t.incarnation, t.seq, t.at, t.at_rest, t.event, t.sandbox_id, t.n
 FROM fleet_transitions AS t
 JOIN fleet_registries AS r ON r.registry_id = t.registry_id
 LEFT JOIN fleet_boots AS b ON b.registry_id = t.registry_id AND b.boot_id = t.boot_id
-WHERE NOT EXISTS (
+WHERE t.incarnation = r.incarnation OR NOT EXISTS (
   SELECT FROM fleet_breaks AS x WHERE x.registry_id = t.registry_id AND x.kind = 'restored'
     AND x.incarnation > t.incarnation AND x.after < t.seq)""",
 )
