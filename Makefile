@@ -38,6 +38,10 @@ demo: $(installed) ## show a crash, a recovery, and what an operator sees
 demo-shim: $(installed) ## show the same over the CRI: serve, kill, serve again
 	@$(python) -m examples.demo_shim
 
+.PHONY: demo-fleet
+demo-fleet: $(installed) ## show two nodes in one PostgreSQL: a kill, a restore, one query
+	@$(python) -m examples.demo_fleet
+
 .PHONY: test
 test: $(installed) ## run all tests, one job for each CPU, in random order
 	@$(pytest) $(TESTS)
