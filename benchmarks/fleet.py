@@ -42,7 +42,7 @@ INSERT INTO fleet_registries (registry_id, incarnation, source_incarnation, node
   boot_id, kernel, cursor, fingerprint, newest, every, skew_ms, role, seen_at)
 SELECT md5('r' || n)::uuid, 1, 1, 'node-' || n, '/var/lib/shim/registry.db', md5('m' || n),
   md5('new' || n), '6.12.' || n % 3, 1000, md5('f' || n), 1000, 30, n % 7, 'node-' || n,
-  now() - CASE WHEN n % 500 = 0 THEN interval '1 hour' ELSE interval '5 s' END
+  now() - CASE WHEN n % 500 = 0 THEN 1 ELSE -1 END * interval '1 day'
 FROM generate_series(1, {registries}) AS n""",
     """
 INSERT INTO fleet_boots (registry_id, boot_id, kernel)

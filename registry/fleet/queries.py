@@ -33,6 +33,8 @@ _HISTORY: Final = (
     " name, pod, namespace, uid, event, from_state, to_state, pid, reason, message, actor, boot_id,"
     " kernel, incarnation, registry_id::text FROM fleet_history"
 )
+_LIST_ORDER: Final = ("s.created_at", "r.node", "s.sandbox_id")
+_HISTORY_ORDER: Final = ("fleet_history.at", "node", "seq")
 CONDITIONS: Final = {
     "node": "node = ANY (%(node)s)",
     "status": "status = ANY (%(status)s)",
@@ -44,7 +46,8 @@ CONDITIONS: Final = {
     "hide_unknown": "s.state <> 'SANDBOX_UNKNOWN'",
     "sandbox": "sandbox_id = %(sandbox)s",
     "after": "seq > %(after)s",
-    "since": "fleet_history.at >= to_timestamp(%(since)s)",
+    "since": "fleet_history.at >= to_timestamp(%(since)s / 1e9)",
+    "created_since": "s.created_at >= %(created_since)s",
     "reason": "reason = %(reason)s",
 }
 """Conditions by the name of the filter, which is that of its parameter."""
@@ -75,18 +78,18 @@ def sandboxes(
     to: Target,
     *,
     requirements: Sequence[Requirement] = (),
-    newest_first: bool = False,
+    oldest_first: bool = False,
     limit: int | None = None,
     **filters: object,
 ) -> Found:
-    """Return present sandboxes, oldest first.
+    """Return present sandboxes, newest first.
 
     Args:
         to: database of the fleet.
         requirements: of a label selector.
-        newest_first: reverse the order.
+        oldest_first: reverse the order.
         limit: maximum number of sandboxes.
-        filters: `node`, `state`, `id`, `name`, `pod`, `namespace`, `hide_unknown`.
+        filters: those of `CONDITIONS` that begin with `s.`, and `node`.
     Raises:
         RegistryError: PostgreSQL refuses, or cannot be reached.
     """
@@ -96,22 +99,30 @@ def sandboxes(
         labels = [json.dumps({each.key: value}) for value in each.values]
         params |= {f"key{number}": each.key, f"labels{number}": labels}
         params[f"value{number}"] = each.values[0] if each.values else None
-    direction = "DESC NULLS LAST" if newest_first else "ASC NULLS FIRST"  # as SQLite has them
-    order = f"s.created_at {direction}, r.node {direction}, s.sandbox_id {direction}"
+    order = ", ".join(_direction(name, oldest_first) for name in _LIST_ORDER)
     return _run(to, _LIST, order, params, conditions=conditions, limit=limit)
 
 
-def history(to: Target, *, limit: int | None = None, **filters: object) -> Found:
-    """Return transitions of the present lines, oldest first.
+def history(
+    to: Target, *, oldest_first: bool = False, limit: int | None = None, **filters: object
+) -> Found:
+    """Return transitions of the present lines, newest first.
 
     Args:
         to: database of the fleet.
-        limit: maximum number of transitions, the oldest.
-        filters: `node`, `sandbox`, `after` (a seq), `since` (seconds since the epoch), `reason`.
+        oldest_first: reverse the order.
+        limit: maximum number of transitions.
+        filters: `node`, `sandbox`, `after` (a seq), `since` (ns since the epoch), `reason`.
     Raises:
         RegistryError: PostgreSQL refuses, or cannot be reached.
     """
-    return _run(to, _HISTORY, "fleet_history.at, node, seq", filters, limit=limit)
+    order = ", ".join(_direction(name, oldest_first) for name in _HISTORY_ORDER)
+    return _run(to, _HISTORY, order, filters, limit=limit)
+
+
+def _direction(name: str, oldest_first: bool) -> str:  # noqa: FBT001 - of two
+    """Return *name* with its direction; NULL is the oldest, as in SQLite."""
+    return f"{name} {'ASC NULLS FIRST' if oldest_first else 'DESC NULLS LAST'}"
 
 
 def _run(

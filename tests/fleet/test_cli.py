@@ -11,6 +11,7 @@ import pytest
 
 from registry import Store
 from registry.cli import program as cli
+from registry.cli.verbs import fleet as verbs
 from tests.cli.program import Done
 from tests.fleet.cluster import OWNER
 from tests.fleet.conftest import Database
@@ -92,7 +93,7 @@ def test_migrate_and_maintain_are_idempotent(fleet: Fleet) -> None:
 
 def test_list_filters_as_that_of_a_node(fleet: Fleet) -> None:
     """The same filters with the same results, and the node beside them."""
-    assert ["node-1-b", "node-2-b"] == fleet.ids("--state", "notready")
+    assert ["node-2-b", "node-1-b"] == fleet.ids("--state", "notready")
     for args in (
         ("-l", "app=web"),
         ("-l", "app!=web"),
@@ -102,7 +103,7 @@ def test_list_filters_as_that_of_a_node(fleet: Fleet) -> None:
         ("-l", "n<11"),
         ("-l", "app notin (web)"),
         ("--pod", "web"),
-        ("--namespace", "shop", "--newest-first"),
+        ("--namespace", "shop", "--oldest-first"),
         ("--name", "name-node-1-a"),
         ("--id", "node-1"),
         ("--all",),
@@ -120,16 +121,20 @@ def test_list_has_the_fields_of_a_node(fleet: Fleet) -> None:
     of_node = json.loads(fleet.main("--db", fleet.paths["node-1"], "list", "--json").out)
     for theirs, ours in zip(of_node, fleet.found("list", "--node", "node-1"), strict=True):
         assert ours["labels"]["app"] == ours["pod"] or ours["labels"]["app"] == "web"
-        for name in ("id", "name", "namespace", "pod", "state", "pid", "ip", "created_at"):
+        for name in ("id", "name", "namespace", "pod", "state", "pid", "ip", "created_at_ns"):
             assert theirs[name] == ours[name]
     done = fleet.run("list")
-    assert done.out.startswith("NODE    ID        STATE")
+    assert re.match(r"NODE +ID +STATE +AGE +NAMESPACE +POD", done.out)
     assert 5 == len(done.out.splitlines())
+    assert "name-node-1-a\n" in fleet.run("list", "-o", "name").out
+    assert "node-1" in fleet.run("list", "-o", "custom-columns=N:node,A:labels.app").out
 
 
-def test_list_of_more_than_the_limit_says_so(fleet: Fleet) -> None:
+def test_list_of_more_than_the_limit_says_so(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 1: what is shown is not all."""
-    done = fleet.run("list", "--limit", "3")
+    monkeypatch.setattr(verbs, "LIMIT", 3)
+    assert 0 == fleet.run("list", "--limit", "2").code
+    done = fleet.run("list")
     assert (1, 4) == (done.code, len(done.out.splitlines()))
     assert "more than 3" in done.err
 
@@ -137,13 +142,13 @@ def test_list_of_more_than_the_limit_says_so(fleet: Fleet) -> None:
 def test_history_shows_all_nodes_or_one_sandbox(fleet: Fleet) -> None:
     """Deleted sandboxes too; by node, seq, time and reason."""
     assert 8 == len(fleet.found("history"))
-    assert {7, 8} == {each["at"] for each in fleet.found("history")}
-    assert ["created", "deleted"] == [each["event"] for each in fleet.found("history", "node-1-c")]
+    assert {"7", "8"} == {each["at_ns"] for each in fleet.found("history")}
+    assert ["deleted", "created"] == [each["event"] for each in fleet.found("history", "node-1-c")]
     assert [4] == [each["seq"] for each in fleet.found("history", "--node=node-2", "--after=3")]
     assert [] == fleet.found("history", "--since", "2020-01-01")
     assert 8 == len(fleet.found("history", "--since", "1969-12-31T23:00:00+00:00"))
     assert [] == fleet.found("history", "--reason", "NetNSReplaced")
-    assert "is no time" in fleet.run("history", "--since", "yesterday").err
+    assert "nor a time such as" in fleet.run("history", "--since", "yesterday").err
 
 
 def test_nodes_and_silent_tell_who_is_alive(fleet: Fleet) -> None:
@@ -186,7 +191,7 @@ def test_message_of_an_error_has_no_password(fleet: Fleet) -> None:
             assert done.out == ""
             assert done.err.startswith("sandbox-registry: error: ")
             assert "secret" not in done.err
-            assert 1 == done.err.count("\n")
+            assert 1 == done.err.count("\n"), done.err
 
 
 def test_push_refusals_are_exit_codes(fleet: Fleet, path: str) -> None:

@@ -125,7 +125,7 @@ def test_setup_runs_as_it_stands(empty: Cluster, path: str, tmp_path: Path) -> N
     lines = done.stdout.splitlines()
     assert "pushed 2 transitions to node-17@/fleet" in lines
     assert re.search(r"^node-17 +alive +1 +1", done.stdout, re.MULTILINE)
-    assert re.search(r"^node-17 +b +SANDBOX_NOTREADY", done.stdout, re.MULTILINE)
+    assert re.search(r"^node-17 +b +NOTREADY", done.stdout, re.MULTILINE)
 
 
 @needs.program("openssl")

@@ -141,29 +141,30 @@ SELECT r.node, r.path, r.registry_id, r.role,
     WHEN r.problem <> '' THEN 'broken' ELSE 'alive' END AS status,
   r.seen_at, r.every, r.skew_ms, r.problem, r.kernel, r.boot_id, r.machine_id,
   r.incarnation, r.cursor, r.newest, r.ended_at,
-  (SELECT count(*) FROM fleet_sandboxes AS s
-   WHERE s.registry_id = r.registry_id AND s.state = 'SANDBOX_READY') AS ready,
-  (SELECT count(*) FROM fleet_sandboxes AS s
-   WHERE s.registry_id = r.registry_id AND s.state = 'SANDBOX_NOTREADY') AS not_ready,
+  s.ready, s.not_ready,
   (SELECT count(*) FROM fleet_breaks AS b WHERE b.registry_id = r.registry_id) AS breaks
-FROM fleet_registries AS r""",
+FROM fleet_registries AS r LEFT JOIN LATERAL (
+  SELECT count(*) FILTER (WHERE state = 'SANDBOX_READY') AS ready,
+    count(*) FILTER (WHERE state = 'SANDBOX_NOTREADY') AS not_ready
+  FROM fleet_sandboxes WHERE registry_id = r.registry_id) AS s ON true""",
     """
 CREATE VIEW fleet_silent AS
 SELECT r.node, r.path, r.registry_id, r.seen_at, now() - r.seen_at AS silent_for, r.every,
   r.problem, r.kernel, r.cursor, r.newest
 FROM fleet_registries AS r
 WHERE r.ended_at IS NULL AND r.seen_at < now() - r.every * interval '3 seconds'""",
+    # A LEFT JOIN, though each row has a registry: it is left out of a query that needs no node.
     f"""
 CREATE VIEW fleet_overview AS
 SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.uid, s.state, s.pid, s.ip,
   s.netns_path, s.reason, s.message, {TIME.format("created_at")}, {TIME.format("changed_at")},
   {TIME.format("exited_at")}, s.exit_status, s.labels, r.kernel, r.seen_at, r.registry_id
-FROM fleet_sandboxes AS s JOIN fleet_registries AS r ON r.registry_id = s.registry_id""",
+FROM fleet_sandboxes AS s LEFT JOIN fleet_registries AS r ON r.registry_id = s.registry_id""",
     f"""
 CREATE VIEW fleet_not_ready AS
 SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.reason, s.message,
   {TIME.format("changed_at")}, s.exit_status, s.labels, r.kernel, r.seen_at, r.registry_id
-FROM fleet_sandboxes AS s JOIN fleet_registries AS r ON r.registry_id = s.registry_id
+FROM fleet_sandboxes AS s LEFT JOIN fleet_registries AS r ON r.registry_id = s.registry_id
 WHERE s.state = 'SANDBOX_NOTREADY'""",
     # A row of an earlier line belongs to the present one unless a later line parts before it. The
     # first condition spares nearly all rows the search: an anti-join would take twice the time.

@@ -6,18 +6,17 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain
-from registry.cli.output.formats import write_all
+from registry.cli.moments import Moment
+from registry.cli.output.formats import Format, Row, View, show
 from registry.cli.output.streams import write
-from registry.cli.verbs.listing import parse_states
-from registry.model.selector import parse
-from registry.model.status import State
+from registry.cli.verbs.listing import Filters
+from registry.tables import filters
 
 if TYPE_CHECKING:
     from registry.fleet.figures import Figures
@@ -25,16 +24,98 @@ if TYPE_CHECKING:
 
 LIMIT: Final = 10_000
 """Rows that are shown unless the caller says more: a fleet has millions."""
-NODES: Final = (
-    *("node", "status", "ready", "not_ready", "seen_ago", "skew_ms", "kernel", "breaks"),
-    *("path", "problem"),
+NODES: Final = View(
+    (
+        *("node", "status", "ready", "not_ready", "seen_ago", "skew_ms", "kernel", "breaks"),
+        *("problem", "path", "registry_id", "role", "machine_id", "boot_id", "incarnation"),
+        *("cursor", "newest", "every"),
+    ),
+    table={
+        "NODE": "node",
+        "STATUS": "status",
+        "READY": "ready",
+        "NOTREADY": "not_ready",
+        "SEEN": "seen_ago",
+        "SKEW": "skew_ms",
+        "KERNEL": "kernel",
+        "BREAKS": "breaks",
+        "PROBLEM": "problem",
+    },
+    name="node",
+    id="node",
+    cuts=True,
+    paged=True,
 )
-SANDBOXES: Final = ("node", "id", "state", "namespace", "pod", "pid", "ip", "created_at", "reason")
-TRANSITIONS: Final = (
-    *("node", "seq", "at", "sandbox_id", "from_state", "to_state"),
-    *("pid", "reason", "actor", "message"),
+SANDBOXES: Final = View(
+    (
+        *("node", "id", "name", "namespace", "pod", "uid", "state", "pid", "ip", "netns_path"),
+        *("reason", "message", "created_at", "changed_at", "exited_at", "exit_status", "labels"),
+        *("kernel", "registry_id"),
+    ),
+    table={
+        "NODE": "node",
+        "ID": "id",
+        "STATE": "state",
+        "AGE": "created_at",
+        "NAMESPACE": "namespace",
+        "POD": "pod",
+        "REASON": "reason",
+    },
+    wide={
+        "NODE": "node",
+        "ID": "id",
+        "STATE": "state",
+        "CREATED": "created_at",
+        "NAMESPACE": "namespace",
+        "POD": "pod",
+        "PID": "pid",
+        "IP": "ip",
+        "NAME": "name",
+        "NETNS": "netns_path",
+        "KERNEL": "kernel",
+        "REASON": "reason",
+        "MESSAGE": "message",
+    },
+    name="name",
+    cuts=True,
+    paged=True,
 )
-"""Fields that the tables show."""
+TRANSITIONS: Final = View(
+    (
+        *("node", "seq", "at", "sandbox_id", "name", "pod", "namespace", "uid", "event"),
+        *("from_state", "to_state", "pid", "reason", "message", "actor", "boot_id", "kernel"),
+        *("incarnation", "registry_id"),
+    ),
+    table={
+        "NODE": "node",
+        "SEQ": "seq",
+        "AGE": "at",
+        "ID": "sandbox_id",
+        "POD": "pod",
+        "FROM": "from_state",
+        "TO": "to_state",
+        "REASON": "reason",
+    },
+    wide={
+        "NODE": "node",
+        "SEQ": "seq",
+        "AT": "at",
+        "ID": "sandbox_id",
+        "NAMESPACE": "namespace",
+        "POD": "pod",
+        "FROM": "from_state",
+        "TO": "to_state",
+        "PID": "pid",
+        "ACTOR": "actor",
+        "KERNEL": "kernel",
+        "REASON": "reason",
+        "MESSAGE": "message",
+    },
+    name="name",
+    id="sandbox_id",
+    cuts=True,
+    paged=True,
+)
 METRICS_EVERY: Final = 5.0
 """Seconds between two writes of the metrics of a follower, at least."""
 
@@ -186,111 +267,129 @@ def _shows(path: str | None, *, progress: bool = False) -> Callable[[Figures], N
 @fleet.command("nodes")
 @to
 @of_node
-@options.as_json
-def nodes(*, to: Target, node: Sequence[str], as_json: bool) -> int:
+@options.output(NODES)
+def nodes(*, to: Target, node: Sequence[str], form: Format) -> int:
     """Show each registry: whether it is alive, silent, broken or ended, and its clock's skew."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
-    write_all(queries.nodes(to, node=list(node) or None), NODES, as_json=as_json)
+    show(queries.nodes(to, node=list(node) or None), NODES, form)
     return FINE
 
 
 @fleet.command("silent")
 @to
 @of_node
-@options.as_json
-def silent(*, to: Target, node: Sequence[str], as_json: bool) -> int:
+@options.output(NODES)
+def silent(*, to: Target, node: Sequence[str], form: Format) -> int:
     """Show the nodes that sent no heartbeat three times; exit with 1 if there is one."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
     found = queries.nodes(to, node=list(node) or None, status=["silent"])
-    write_all(found, NODES, as_json=as_json)
+    show(found, NODES, form)
     return FOUND if found else FINE
 
 
 @fleet.command("list")
 @to
 @of_node
-@click.option("--all", "every", is_flag=True, help="Include UNKNOWN sandboxes.")
+@click.option("--all", "-a", "every", is_flag=True, help="Include UNKNOWN sandboxes.")
 @click.option(
-    *("--state", "states"),
+    *("--state", "-s", "states"),
     metavar="STATE",
     multiple=True,
-    callback=parse_states,
     help="UNKNOWN, READY or NOTREADY; may be repeated.",
 )
-@click.option(*("--selector", "-l"), metavar="SELECTOR", help="Label selector of Kubernetes.")
-@click.option("--pod", metavar="NAME", help="Name of the pod.")
 @click.option("--namespace", metavar="NAME", help="Kubernetes namespace of the pod.")
+@click.option("--pod", metavar="NAME", help="Name of the pod.")
 @click.option("--name", metavar="NAME", help="Name of the sandbox.")
 @click.option("--id", metavar="PREFIX", help="Beginning of the id.")
-@click.option("--newest-first", is_flag=True, help="List the newest sandbox first.")
+@click.option("--reason", metavar="WORD", help="Reason of the state.")
 @click.option(
-    "--limit", metavar="N", type=options.Count(1), default=LIMIT, help="At most N sandboxes."
+    *("--label", "labels"),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A label of the pod; may be repeated.",
 )
-@options.as_json
+@click.option(
+    *("--selector", "-l", "selectors"),
+    metavar="SELECTOR",
+    multiple=True,
+    help="A label selector of Kubernetes, such as 'app=web,tier in (a,b),!canary'.",
+)
+@click.option(
+    *("--filter", "-f", "filters"),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="KEY: id, label, name, namespace, pod, reason or state; may be repeated.",
+)
+@click.option("--since", metavar="TIME", type=Moment(), help="Created since 1h, or 2026-11-27.")
+@click.option("--oldest-first", is_flag=True, help="Reverse the order.")
+@options.output(SANDBOXES, lists=True)
 def list_sandboxes(
     *,
     to: Target,
     node: Sequence[str],
+    form: Format,
     every: bool,
-    states: set[State],
-    selector: str | None,
-    limit: int,
-    as_json: bool,
-    **filters: Any,
+    since: int | None,
+    oldest_first: bool,
+    **params: Any,
 ) -> int:
-    """List the sandboxes of all nodes that match every filter, oldest first."""
+    """List the sandboxes of all nodes that match every filter, newest first."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
+    wanted = Filters(params).params(every=every)
     found = queries.sandboxes(
         to,
-        requirements=() if selector is None else parse(selector, "list sandboxes"),
-        limit=limit + 1,
+        requirements=filters.requirements("list sandboxes", *map(wanted.pop, _OF_LABELS)),
+        oldest_first=oldest_first,
+        limit=_limit(form) + 1,
         node=list(node) or None,
-        state=sorted(map(str, states)) or None,
-        hide_unknown=not (every or State.UNKNOWN in states),
-        **filters,
+        state=sorted(map(str, wanted.pop("state") or ())) or None,
+        hide_unknown=not wanted.pop("include_unknown"),
+        created_since=since,
+        **wanted,
     )
-    write_all(found[:limit], SANDBOXES, as_json=as_json)
-    return _complain_of_more(found, limit)
+    return _show_some(found, SANDBOXES, form)
 
 
-def _parse_time(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-    """Return *value*, an ISO 8601 time that is UTC unless it says more, as a Unix time."""
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no time such as 2026-11-27T12:00Z") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+_OF_LABELS: Final = ("labels", "selector")
 
 
 @fleet.command("history")
 @click.argument("id", metavar="[ID]", required=False, help="Full id of a sandbox.")
 @to
 @of_node
-@click.option("--since", metavar="TIME", callback=_parse_time, help="From this ISO 8601 time on.")
-@click.option("--reason", metavar="REASON", help="Only transitions with this reason.")
-@click.option("--after", metavar="SEQ", type=options.Count(), help="Only with a greater seq.")
+@click.option("--since", metavar="TIME", type=Moment(), help="Since 1h, or 2026-11-27T09:12:03Z.")
+@click.option("--reason", metavar="WORD", help="Only transitions with this reason.")
 @click.option(
-    "--limit", metavar="N", type=options.Count(1), default=LIMIT, help="At most N, the oldest."
+    "--after",
+    metavar="SEQ",
+    type=options.Count(),
+    help="Only transitions with a greater seq, which each node counts by itself.",
 )
-@options.as_json
+@click.option("--oldest-first", is_flag=True, help="Reverse the order.")
+@options.output(TRANSITIONS, lists=True)
 def history(
-    *, id: str | None, to: Target, node: Sequence[str], limit: int, as_json: bool, **filters: Any
+    *, id: str | None, to: Target, node: Sequence[str], form: Format, **filters: Any
 ) -> int:
-    """Show every change of state of all nodes or of one sandbox, oldest first."""
+    """Show every change of state of all nodes, or of one sandbox, newest first."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
-    found = queries.history(to, sandbox=id, node=list(node) or None, limit=limit + 1, **filters)
-    write_all(found[:limit], TRANSITIONS, as_json=as_json)
-    return _complain_of_more(found, limit)
+    limit = _limit(form) + 1
+    found = queries.history(to, sandbox=id, node=list(node) or None, limit=limit, **filters)
+    return _show_some(found, TRANSITIONS, form)
 
 
-def _complain_of_more(found: Sequence[object], limit: int) -> int:
-    """Report on stderr that *found* has more rows than *limit*; return the exit code."""
-    if len(found) > limit:
+def _limit(form: Format) -> int:
+    """Return the number of rows that are read: all, to be sorted, up to `LIMIT`."""
+    return form.limit if form.limit is not None and not form.sort else LIMIT
+
+
+def _show_some(found: Sequence[Row], view: View, form: Format) -> int:
+    """Show *found*, and report on stderr if there are more rows than `LIMIT`."""
+    limit = _limit(form)
+    show(found[:limit], view, form)
+    if len(found) > limit == LIMIT:
         return complain(f"there are more than {limit}; filter, or give --limit", FOUND)
     return FINE
