@@ -50,11 +50,12 @@ SELECT md5('r' || n)::uuid, md5(b || n), CASE b WHEN 'new' THEN '6.12.' || n % 3
 FROM generate_series(1, {registries}) AS n, (VALUES ('new'), ('old')) AS x (b)""",
     """
 INSERT INTO fleet_sandboxes (registry_id, sandbox_id, name, namespace, pod, uid, state, pid, ip,
-  netns_path, reason, message, created_at, changed_at, labels)
+  netns_path, reason, message, created_at, changed_at, since,
+  attempt, host_network, runtime_handler, labels)
 SELECT md5('r' || n)::uuid, md5(n || '-' || s), 'web_ns_' || s, 'ns-' || s % 50, 'web-' || n % 997,
   md5('u' || s), CASE WHEN s % 20 = 0 THEN 'SANDBOX_NOTREADY' ELSE 'SANDBOX_READY' END, s,
   '10.0.0.1', '/run/netns/sr-' || s, CASE WHEN s % 20 = 0 THEN 'ProcessExited' ELSE '' END, '',
-  1700000000000000000 + s, 1700000000000000000 + s,
+  1700000000000000000 + s, 1700000000000000000 + s, 1700000000000000000 + s, 0, 0, 'runc',
   jsonb_build_object('app', 'app-' || s % 100, 'tier', 't' || s % 3, 'node', n)
 FROM generate_series(1, {registries}) AS n, generate_series(1, 100) AS s""",
     """

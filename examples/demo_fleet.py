@@ -60,12 +60,15 @@ def node(name: str, path: str, url: str) -> None:
             restore(f"{path}.backup", path, force=True)
         elif verb == "push":
             program = [sys.executable, "-m", "registry", "fleet", "push", "--follow"]
-            options = ["--to", url, "--db", path, "--machine", name, "--every", "10"]
+            options = ["--to", url, "--db", path, "--machine", name]
             pusher = subprocess.Popen([*program, *options], stderr=subprocess.DEVNULL)
         elif verb == "kill-pusher" and pusher is not None:
             pusher.send_signal(signal.SIGKILL)
             pusher.wait()
         print("done", flush=True)
+    if pusher is not None:
+        pusher.kill()
+        pusher.wait()
 
 
 class Node:
@@ -124,11 +127,12 @@ def tell(cluster: Cluster, nodes: list[Node]) -> None:
     wait(cluster, "SELECT count(*) = 1 FROM fleet_not_ready")
 
     say("node-2 runs web-2, and its registry is restored from the backup; then it runs web-3.")
+    ready = "SELECT count(*) = 1 FROM fleet_overview WHERE state = 'SANDBOX_READY' AND pod = "
     second.do("run", "web-2")
-    wait(cluster, "SELECT count(*) = 1 FROM fleet_overview WHERE pod = 'web-2'")
+    wait(cluster, f"{ready}'web-2'")
     second.do("restore")
     second.do("run", "web-3")
-    wait(cluster, "SELECT count(*) = 1 FROM fleet_overview WHERE pod = 'web-3'")
+    wait(cluster, f"{ready}'web-3'")
 
     say("One query for both nodes; line 2 of node-2 begins where the restore parted:")
     found = show(cluster)

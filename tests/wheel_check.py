@@ -41,6 +41,8 @@ def contents() -> None:
         "py.typed",
         "alembic.ini",
         "migrations/env.py",
+        "migrations/fleet/env.py",
+        "migrations/fleet/versions/0001_fleet.py",
         "cri/sandbox_config_pb2.pyi",
         "shim/runtime.proto",
         "browse/questions.toml",

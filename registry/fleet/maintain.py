@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import psycopg
 from psycopg import sql
 
-from registry.errors import FailedPreconditionError
+from registry.errors import FailedPreconditionError, SchemaVersionError
 from registry.fleet import postgres
 from registry.fleet.postgres import Target
 from registry.tables import migrations
@@ -45,6 +45,7 @@ def migrate(to: Target) -> str:
     from alembic import command  # noqa: PLC0415 - a pusher does without Alembic and SQLAlchemy
     from alembic.config import Config  # noqa: PLC0415
     from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
     from sqlalchemy import create_engine  # noqa: PLC0415
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
@@ -63,6 +64,8 @@ def migrate(to: Target) -> str:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+    except CommandError as error:  # a revision that this program does not know
+        raise SchemaVersionError(f"{doing}: {error}; upgrade this program") from error
     except DBAPIError as error:
         if isinstance(error.orig, psycopg.Error):
             raise postgres.translate(error.orig, doing) from error

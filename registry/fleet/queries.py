@@ -24,8 +24,9 @@ _NODES: Final = (
 )
 _LIST: Final = (
     "SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.uid, s.state, s.pid, s.ip,"
-    " s.netns_path, s.reason, s.message, s.created_at, s.changed_at, s.exited_at, s.exit_status,"
-    " s.labels, r.kernel, r.registry_id::text FROM fleet_sandboxes AS s"
+    " s.netns_path, s.reason, s.message, s.created_at, s.changed_at, s.since, s.exited_at,"
+    " s.exit_status, s.attempt, s.host_network <> 0 AS host_network, s.runtime_handler, s.labels,"
+    " r.kernel, r.registry_id::text FROM fleet_sandboxes AS s"
     " JOIN fleet_registries AS r ON r.registry_id = s.registry_id"
 )
 _HISTORY: Final = (

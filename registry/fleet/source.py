@@ -33,8 +33,11 @@ ONE: Final = f"{_SELECT} WHERE seq = :seq"
 KEPT: Final = "SELECT min(seq), max(seq) FROM sandbox_transitions"
 SANDBOXES: Final = """
 SELECT s.id, s.name, s.namespace, s.pod, s.uid, t.state, t.pid, s.ip, s.netns_path, t.reason,
-  t.message, t.created_at, t.changed_at, t.exited_at, t.exit_status
-FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id"""
+  t.message, t.created_at, t.changed_at, coalesce(h.at, t.changed_at), t.exited_at, t.exit_status,
+  s.attempt, s.host_network, s.runtime_handler
+FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id
+LEFT JOIN sandbox_transitions AS h ON h.seq = (
+  SELECT max(seq) FROM sandbox_transitions WHERE sandbox_id = s.id)"""
 LABELS: Final = "SELECT sandbox_id, key, value FROM sandbox_labels ORDER BY sandbox_id, key"
 
 _KEYS: Final = {"sandbox_id", "namespace", "pod", "reason"}
@@ -57,7 +60,8 @@ _SANDBOX_CONVERT: Final[tuple[Callable[[object], object], ...]] = (
     *(_required(key), _required(text), _required(key), _required(key)),
     *(_required(text), _required(text), lambda value: number(value) or 0),
     *(_required(text), _required(text), _required(key), _required(text)),
-    *(number, number, number, number),
+    *(number, number, number, number, number),
+    *(lambda value: number(value) or 0, lambda value: number(value) or 0, _required(text)),
 )
 
 

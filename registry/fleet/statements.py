@@ -18,11 +18,13 @@ TRANSITION: Final = (
 """Columns of a transition as in a registry, `at` in nanoseconds."""
 SANDBOX: Final = (
     *("sandbox_id", "name", "namespace", "pod", "uid", "state", "pid", "ip", "netns_path"),
-    *("reason", "message", "created_at", "changed_at", "exited_at", "exit_status", "labels"),
+    *("reason", "message", "created_at", "changed_at", "since", "exited_at", "exit_status"),
+    *("attempt", "host_network", "runtime_handler", "labels"),
 )
 """Columns of a present sandbox."""
 NUMBERS: Final = {
-    *("seq", "pid", "micros", "rest", "created_at", "changed_at", "exited_at", "exit_status"),
+    *("seq", "pid", "micros", "rest", "created_at", "changed_at", "since", "exited_at"),
+    *("exit_status", "attempt", "host_network"),
 }
 
 

@@ -51,8 +51,10 @@ def sandboxes_of_registry(path: str) -> list[tuple[Any, ...]]:
     rows = query(
         path,
         "SELECT s.id, s.name, s.namespace, s.pod, s.uid, t.state, t.pid, s.ip, s.netns_path,"
-        " t.reason, t.message, t.created_at, t.changed_at, t.exited_at, t.exit_status, coalesce("
-        "(SELECT json_group_object(key, value) FROM sandbox_labels WHERE sandbox_id = s.id), '{}')"
+        " t.reason, t.message, t.created_at, t.changed_at, coalesce((SELECT at FROM"
+        " sandbox_transitions WHERE sandbox_id = s.id ORDER BY seq DESC LIMIT 1), t.changed_at),"
+        " t.exited_at, t.exit_status, s.attempt, s.host_network, s.runtime_handler, coalesce(("
+        "SELECT json_group_object(key, value) FROM sandbox_labels WHERE sandbox_id = s.id), '{}')"
         " FROM sandboxes AS s JOIN sandbox_statuses AS t ON t.sandbox_id = s.id ORDER BY s.id",
     )
     return [(*row[:-1], json.loads(row[-1])) for row in rows]

@@ -50,13 +50,18 @@ FORKED = """
 
     path, url, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
     for number in range(kills):
+        read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
             to = postgres.target(url)
             pusher = Pusher(Source(path), to, node="node-1", machine_id="m1", every=30)
-            follow.follow(pusher)
+            follow.follow(pusher, lambda _: os.write(write, b"."))
             os._exit(1)
-        time.sleep(random.uniform(0.02, 0.15))
+        os.close(write)
+        for _ in range(number % 4):  # batches, so that each process but the first of four pushes
+            assert os.read(read, 1) == b".", "it has ended by itself"
+        time.sleep(random.uniform(0, 0.02))
+        os.close(read)
         os.kill(pid, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     print("killed", kills)

@@ -121,10 +121,20 @@ def test_list_has_the_fields_of_a_node(fleet: Fleet) -> None:
     of_node = json.loads(fleet.main("--db", fleet.paths["node-1"], "list", "--json").out)
     for theirs, ours in zip(of_node, fleet.found("list", "--node", "node-1"), strict=True):
         assert ours["labels"]["app"] == ours["pod"] or ours["labels"]["app"] == "web"
-        for name in ("id", "name", "namespace", "pod", "state", "pid", "ip", "created_at_ns"):
+        for name in (
+            "id",
+            "name",
+            "namespace",
+            "pod",
+            "state",
+            "pid",
+            "ip",
+            "created_at_ns",
+            "since_ns",
+        ):
             assert theirs[name] == ours[name]
     done = fleet.run("list")
-    assert re.match(r"NODE +ID +STATE +AGE +NAMESPACE +POD", done.out)
+    assert re.match(r"NODE +ID +STATE +SINCE +AGE +NAMESPACE +POD", done.out)
     assert 5 == len(done.out.splitlines())
     assert "name-node-1-a\n" in fleet.run("list", "-o", "name").out
     assert "node-1" in fleet.run("list", "-o", "custom-columns=N:node,A:labels.app").out

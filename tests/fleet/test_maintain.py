@@ -10,7 +10,7 @@ import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from registry import FailedPreconditionError, Store
+from registry import FailedPreconditionError, SchemaVersionError, Store
 from registry.fleet import maintain, postgres, tables
 from registry.fleet.statements import LEVEL, SANDBOX, TRANSITION
 from tests.fleet.conftest import Database, NewPusher, push
@@ -48,6 +48,13 @@ def test_migration_without_the_rights_says_so(database: Database) -> None:
     database.query("DROP TABLE fleet_version CASCADE")
     with pytest.raises(FailedPreconditionError, match="42501"):
         maintain.migrate(postgres.target(database.url(f"other_{database.name}")))
+
+
+def test_database_of_a_newer_program_is_not_migrated(database: Database) -> None:
+    """Its revision is unknown here."""
+    database.query("UPDATE fleet_version SET version_num = '0999'")
+    with pytest.raises(SchemaVersionError, match="0999"):
+        maintain.migrate(postgres.target(database.url()))
 
 
 def at_days(path: str, moments: list[datetime]) -> None:

@@ -81,8 +81,12 @@ CREATE TABLE fleet_sandboxes (
   message text NOT NULL,
   created_at bigint,
   changed_at bigint,
+  since bigint,
   exited_at bigint,
   exit_status bigint,
+  attempt bigint NOT NULL,
+  host_network bigint NOT NULL,
+  runtime_handler text NOT NULL,
   labels jsonb NOT NULL,
   CONSTRAINT fleet_sandboxes_pk PRIMARY KEY (registry_id, sandbox_id)
 )""",
@@ -158,12 +162,13 @@ WHERE r.ended_at IS NULL AND r.seen_at < now() - r.every * interval '3 seconds'"
 CREATE VIEW fleet_overview AS
 SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.uid, s.state, s.pid, s.ip,
   s.netns_path, s.reason, s.message, {TIME.format("created_at")}, {TIME.format("changed_at")},
-  {TIME.format("exited_at")}, s.exit_status, s.labels, r.kernel, r.seen_at, r.registry_id
+  {TIME.format("since")}, {TIME.format("exited_at")}, s.exit_status, s.attempt, s.host_network,
+  s.runtime_handler, s.labels, r.kernel, r.seen_at, r.registry_id
 FROM fleet_sandboxes AS s LEFT JOIN fleet_registries AS r ON r.registry_id = s.registry_id""",
     f"""
 CREATE VIEW fleet_not_ready AS
 SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.reason, s.message,
-  {TIME.format("changed_at")}, s.exit_status, s.labels, r.kernel, r.seen_at, r.registry_id
+  {TIME.format("since")}, s.exit_status, s.labels, r.kernel, r.seen_at, r.registry_id
 FROM fleet_sandboxes AS s LEFT JOIN fleet_registries AS r ON r.registry_id = s.registry_id
 WHERE s.state = 'SANDBOX_NOTREADY'""",
     # A row of an earlier line belongs to the present one unless a later line parts before it. The
