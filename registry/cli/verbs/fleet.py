@@ -160,7 +160,14 @@ of_node = click.option(
 )
 
 
-@click.group("fleet", no_args_is_help=False)
+@click.group(
+    "fleet",
+    no_args_is_help=False,
+    epilog=options.examples(
+        "sandbox-registry fleet silent --to postgresql://dashboard@db.example/fleet",
+        "sandbox-registry fleet history --reason NetNSReplaced --since 30d",
+    ),
+)
 def fleet() -> None:
     """See the sandboxes of many nodes in one PostgreSQL database.
 
