@@ -70,6 +70,10 @@ test-faults: $(installed) ## make every system call fail, interrupt calls, cut t
 test-damage: $(installed) ## open DAMAGE_SEEDS damaged registries from seed DAMAGE_FIRST on: default 2,000 from 0
 	@$(python) -m tests.damage
 
+.PHONY: test-fleet
+test-fleet: $(installed) ## kill 200 pushers and stop PostgreSQL 50 times: five minutes
+	@FLEET=long $(python) -m pytest tests/fleet
+
 .PHONY: bench
 bench: $(installed) ## measure against plain sqlite3: ten minutes (BENCH=--quick: less than three)
 	@$(python) -c 'import matplotlib' 2>/dev/null || \

@@ -63,13 +63,16 @@ def page(group: click.Group) -> str:
 
 
 def _verb(name: str, verb: click.Command, parent: click.Context) -> Iterator[str]:
-    """Yield the lines on one verb."""
+    """Yield the lines on one verb, and on the verbs that it has."""
     with click.Context(verb, info_name=name, parent=parent) as ctx:
         usage = " ".join(_text(part) for part in verb.collect_usage_pieces(ctx))
         yield f".SS {_text(name)} {usage}"
         yield from _paragraphs(verb.help or "")
         yield from _parameters(verb, ctx)
         yield from _paragraphs(verb.epilog or "")
+        if isinstance(verb, click.Group):
+            for inner in verb.commands.values():
+                yield from _verb(f"{name} {inner.name}", inner, ctx)
 
 
 def _parameters(command: click.Command, ctx: click.Context) -> Iterator[str]:

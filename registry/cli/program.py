@@ -43,7 +43,7 @@ SECTIONS: Final = {
     "Look": ("list", "inspect", "why", "history", "watch", "who", "sql", "check", "metrics"),
     "Change": ("reconcile", "delete", "upgrade"),
     "Move": ("backup", "restore", "salvage", "import", "export"),
-    "All nodes": ("fleet",),
+    "Fleet": ("fleet",),
     "Learn": ("demo", "completion"),
 }
 """Names of the verbs under the headings of the help."""

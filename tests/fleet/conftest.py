@@ -9,8 +9,6 @@ from typing import Any, Final
 
 import pytest
 
-pytest.importorskip("psycopg", reason="psycopg is not installed (extra fleet)")
-
 from registry import Store
 from registry.fleet import maintain, postgres
 from registry.fleet.push import Pusher

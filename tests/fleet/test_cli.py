@@ -17,6 +17,7 @@ from tests.fleet.cluster import OWNER
 from tests.fleet.conftest import Database
 from tests.fleet.processes import program
 from tests.tools import NOTREADY, READY, UNKNOWN, execute, pod, sandbox, until
+from tests.tools import run as python
 
 STALE = "UPDATE fleet_registries SET seen_at = seen_at - interval '91 seconds' WHERE node = '{}'"
 
@@ -186,6 +187,34 @@ def test_follow_writes_metrics_and_ends_by_sigterm(fleet: Fleet, tmp_path: objec
         assert -15 == process.wait()
     with open(file, encoding="utf-8") as written:
         assert "sandbox_registry_fleet_lag_transitions 0" in written.read()
+
+
+def test_pusher_imports_neither_sqlalchemy_nor_openssl(fleet: Fleet) -> None:
+    """Both would take 20 MB in each pusher; 40 MB is all that one may take."""
+    out = python(
+        """
+        import sys
+        from registry.cli import program
+        assert program.main(sys.argv[1:]) == 0
+        print(sorted({"sqlalchemy", "alembic", "ssl", "_hashlib"} & sys.modules.keys()))
+        """,
+        *("fleet", "push", "--db", fleet.paths["node-1"], "--machine", "node-1"),
+        *("--to", fleet.database.url("node-1")),
+    )
+    assert "[]" == out.splitlines()[-1]
+
+
+def test_program_without_psycopg_names_the_extra() -> None:
+    """The help of the verb needs none."""
+    code = """
+        import sys
+        sys.modules["psycopg"] = None
+        from registry.__main__ import main
+        sys.argv = ["sandbox-registry", "fleet", *sys.argv[1:]]
+        sys.exit(main())
+        """
+    assert "push" in python(code, "--help")
+    assert "" == python(code, "nodes", "--to", "postgresql://a@b/c", expected=2)
 
 
 def test_message_of_an_error_has_no_password(fleet: Fleet) -> None:

@@ -164,7 +164,7 @@ of_node = click.option(
     "fleet",
     no_args_is_help=False,
     epilog=options.examples(
-        "sandbox-registry fleet silent --to postgresql://dashboard@db.example/fleet",
+        "sandbox-registry fleet silent --to postgresql://dashboard@db/fleet",
         "sandbox-registry fleet history --reason NetNSReplaced --since 30d",
     ),
 )
