@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from registry.fleet.push import Pushed
@@ -22,11 +22,11 @@ class Figures:
     transitions: int = 0
     retries: int = 0
     behind: int = 0
-    """Seqs between the cursor and the newest transition."""
+    """Transitions that are not pushed yet."""
     problem: str = ""
     """Why the latest round failed; "" if it did not."""
-    head_at: float = 0.0
-    """Time in seconds since the epoch at which the head was reached last; 0: not yet."""
+    head_at: float = field(default_factory=time.time)
+    """Time in seconds since the epoch at which the head was reached last, or of the start."""
     failures: int = 0
     """Rounds that have failed since the latest one that did not."""
 
@@ -47,8 +47,8 @@ class Figures:
 
     def lag_seconds(self) -> float:
         """Return the seconds since the head was reached; 0 while it is reached."""
-        late = self.behind or self.problem or not self.head_at
-        return max(0.0, time.time() - self.head_at) if late and self.head_at else 0.0
+        is_late = self.behind or self.problem or not self.batches
+        return max(0.0, time.time() - self.head_at) if is_late else 0.0
 
     def write(self, path: str) -> None:
         """Write the figures to *path*, for the textfile collector of Prometheus' node_exporter.

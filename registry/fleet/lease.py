@@ -11,7 +11,6 @@ import os
 from typing import Any, Final, NamedTuple
 
 import psycopg
-from psycopg import errors as psycopg_errors
 
 from registry.errors import FailedPreconditionError, SchemaVersionError, UnavailableError
 from registry.fleet import statements
@@ -128,14 +127,20 @@ def register(
 
 
 def _insert(connection: psycopg.Connection, at: Place, params: dict[str, Any]) -> None:
-    try:
-        connection.execute(statements.REGISTER, params)
-    except psycopg_errors.UniqueViolation as error:
-        raise FailedPreconditionError(
-            f"push registry {at.path!r}: another role has registered it, so this one does not see "
-            "it; push it as that role, or delete the row of fleet_registries as the owner",
+    """Register a registry whose row was not visible."""
+    if connection.execute(statements.REGISTER, params).rowcount:
+        return
+    if connection.execute(statements.REGISTERED, params).fetchone() is not None:
+        raise UnavailableError(
+            f"push registry {at.path!r}: another pusher has registered it at this moment; it is "
+            "read again with --follow",
             path=at.path,
-        ) from error
+        )
+    raise FailedPreconditionError(
+        f"push registry {at.path!r}: another role has registered it, so this one does not see it; "
+        "push it as that role, or delete the row of fleet_registries as the owner",
+        path=at.path,
+    )
 
 
 def _end_others(connection: psycopg.Connection, at: Place, params: dict[str, Any]) -> None:

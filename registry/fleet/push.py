@@ -45,7 +45,7 @@ class Pushed(NamedTuple):
     is_head: bool = False
     """Whether all transitions and all present sandboxes were pushed."""
     behind: int = 0
-    """Number of seqs up to the head."""
+    """Number of transitions up to the head."""
 
 
 class Pusher:
@@ -206,7 +206,7 @@ class Pusher:
         self._known, self._boot_id = new, at.boot_id
         if hashes is not None:
             self._sent = hashes
-        return Pushed(len(found.transitions), hashes is not None, found.newest - new.cursor)
+        return Pushed(len(found.transitions), hashes is not None, found.left)
 
     def _send_sandboxes(
         self, connection: psycopg.Connection, registry_id: str, present: dict[str, Row]

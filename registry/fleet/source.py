@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from registry.engine.commits import ThreadWaiter
 from registry.engine.driver import Fetch
+from registry.errors import RegistryError
 from registry.fleet.statements import TRANSITION
 from registry.fleet.text import digest, key, number, text
 from registry.host.paths import identity
@@ -30,6 +31,7 @@ LOOK: Final = 5.0
 _SELECT: Final = f"SELECT {', '.join(TRANSITION)} FROM sandbox_transitions"  # noqa: S608
 HISTORY: Final = f"{_SELECT} WHERE seq > :after ORDER BY seq LIMIT :limit"
 ONE: Final = f"{_SELECT} WHERE seq = :seq"
+COUNT: Final = "SELECT count(*) FROM sandbox_transitions WHERE seq > :after"
 KEPT: Final = "SELECT min(seq), max(seq) FROM sandbox_transitions"
 SANDBOXES: Final = """
 SELECT s.id, s.name, s.namespace, s.pod, s.uid, t.state, t.pid, s.ip, s.netns_path, t.reason,
@@ -78,6 +80,8 @@ class Snapshot(NamedTuple):
     """The transition at the cursor; None: it is not kept."""
     transitions: list[Row]
     """Those after the cursor, in order of seq: all, or as many as fit into a batch."""
+    left: int
+    """Number of transitions after these."""
     sandboxes: dict[str, Row] | None
     """Present sandboxes by id; None: there are more transitions than fit into a batch."""
 
@@ -119,9 +123,13 @@ class Source:
 
     def has_news(self) -> bool:
         """Return whether there may have been a commit since the latest snapshot."""
-        if self._store is None or self._is_replaced():
+        try:
+            if self._store is None or self._is_replaced():
+                return True
+            version = self._store._session.latest_commit(DOING)  # noqa: SLF001 - as `Watch` does
+        except RegistryError:
+            self.close()  # the next read reports why, or opens what has replaced the file
             return True
-        version = self._store._session.latest_commit(DOING)  # noqa: SLF001 - as `Watch` does
         return version is None or version != self._version
 
     def wait(self, seconds: float) -> bool:
@@ -139,6 +147,8 @@ class Source:
             commits.watchers.append(waiter)
             try:
                 commits.wait(waiter, self.has_news, time.monotonic() + min(left, LOOK))
+            except RegistryError:
+                self.close()  # as in `has_news`
             finally:
                 commits.watchers.remove(waiter)
         return True
@@ -177,6 +187,7 @@ def _snapshot(fetch: Fetch, after: int, limit: int) -> Snapshot:
         newest or 0,
         converted(at_cursor[0]) if at_cursor else None,
         [converted(row) for row in rows[:limit]],
+        fetch(COUNT, {"after": rows[limit - 1][0]})[0][0] if len(rows) > limit else 0,
         None if len(rows) > limit else _sandboxes(fetch),
     )
 

@@ -114,6 +114,7 @@ REGISTER: Final = (
     " machine_id, boot_id, kernel, cursor, fingerprint, newest, every, skew_ms)"
     " VALUES (%(registry_id)s, %(source_incarnation)s, %(source_incarnation)s, %(node)s, %(path)s,"
     " %(machine_id)s, %(boot_id)s, %(kernel)s, 0, '', 0, %(every)s, 0)"
+    " ON CONFLICT DO NOTHING"
 )
 TAKE_OVER: Final = (
     "UPDATE fleet_registries SET machine_id = %(machine_id)s, path = %(path)s, node = %(node)s,"

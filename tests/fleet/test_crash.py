@@ -124,6 +124,30 @@ def test_rule_9_failover_to_a_standby_with_the_old_primary_demoted(
         assert ["on"] == [row[0] for row in database.query("SHOW transaction_read_only")]
 
 
+def test_follower_opens_the_registry_that_has_replaced_its_own(
+    registry: str, database: Database, tmp_path: Path
+) -> None:
+    """Its WAL is gone, which is a disk I/O error; after three heartbeats the old one is ended."""
+    other = str(tmp_path / "other.db")
+    run(
+        """
+        import sys
+        from registry import Store
+        from tests.tools import READY, sandbox
+        with Store.open(sys.argv[1], reconcile=False) as store:
+            store.add(sandbox("other"), READY)
+        """,
+        other,
+    )
+    with pushed(database.url(), registry):
+        until(lambda: newest(database) == 1)
+        for suffix in ("-wal", "-shm"):
+            Path(registry + suffix).unlink(missing_ok=True)
+        Path(other).replace(registry)
+        until(lambda: database.query("SELECT id FROM fleet_overview") == [("other",)])
+    assert [("replaced",)] == database.query("SELECT kind FROM fleet_breaks")
+
+
 @needs.program("pgbouncer")
 def test_pusher_works_through_pgbouncer_in_transaction_mode(
     registry: str, database: Database

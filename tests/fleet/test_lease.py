@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,7 +13,7 @@ from registry import FailedPreconditionError, Store, UnavailableError
 from registry.fleet import lease
 from tests.fleet.compare import assert_equal
 from tests.fleet.conftest import Database, NewPusher, push, registry_id
-from tests.tools import READY, run, sandbox
+from tests.tools import READY, run, sandbox, until
 
 STALE = "UPDATE fleet_registries SET seen_at = seen_at - interval '91 seconds'"
 PLACE = "SELECT node, machine_id, ended_at IS NULL FROM fleet_registries ORDER BY node, machine_id"
@@ -86,6 +87,31 @@ def test_rule_6_reimaged_node_replaces_the_registry_of_its_name(
     )
     assert 1 == database.one(f"SELECT count(*) FROM fleet_history WHERE registry_id = '{old}'")
     assert [("alive",), ("ended",)] == database.query("SELECT status FROM fleet_nodes ORDER BY 1")
+
+
+def test_two_first_pushes_at_once_register_one_registry(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """The second waits for the first, is refused for this moment, and then pushes."""
+    pusher = new_pusher()
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    columns = "incarnation, source_incarnation, node, path, machine_id, boot_id, kernel, cursor"
+    with (
+        database.cluster.connect(database.name) as first,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with first.transaction():
+            first.execute(
+                f"INSERT INTO fleet_registries (registry_id, {columns}, fingerprint, newest, every,"
+                f" skew_ms) VALUES ('{registry_id(filled)}', 1, 1, 'node-1', '{filled}', 'm1', 'b',"
+                " 'k', 0, '', 0, 30, 0)"
+            )
+            second = pool.submit(push, pusher)
+            until(lambda: database.one(waiting) == 1)
+        with pytest.raises(UnavailableError, match="at this moment"):
+            second.result()
+    push(pusher)
+    assert_equal(database, filled)
 
 
 def test_lease_of_the_same_place_is_renewed_at_once(
