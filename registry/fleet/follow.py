@@ -23,7 +23,7 @@ REST: Final = 4
 """After a round, a pusher rests so many times as long as it took, at most `REST_MAX` seconds."""
 REST_MAX: Final = 1.0
 
-log: Final = logging.getLogger("registry")
+log = logging.getLogger("registry")
 
 
 def catch_up(pusher: Pusher, show: Callable[[Figures], object] = lambda _: None) -> Figures:
@@ -66,20 +66,16 @@ def follow(
         began = time.monotonic()
         try:
             pushed = pusher.round()
-        except SourceError as error:
-            wait = _report(pusher, figures, str(error))
-        except (UnavailableError, SchemaVersionError) as error:
-            wait = figures.retry(str(error))
-        else:
-            figures.add(pushed)
+        except (SourceError, UnavailableError, SchemaVersionError) as error:
+            wait = _note(pusher, figures, error)
             show(figures)
-            if pushed.is_head:
-                _rest(time.monotonic() - began)
-                pusher.source.wait(max(0.0, pusher.every - (time.monotonic() - began)))
+            time.sleep(jitter(0.0, wait))
             continue
-        log.warning("%s", figures.problem)
+        figures.add(pushed)
         show(figures)
-        time.sleep(jitter(0.0, wait))
+        if pushed.is_head:
+            _rest(time.monotonic() - began)
+            pusher.source.wait(max(0.0, pusher.every - (time.monotonic() - began)))
 
 
 def _rest(took: float) -> None:
@@ -87,11 +83,27 @@ def _rest(took: float) -> None:
     time.sleep(min(REST * took, REST_MAX))
 
 
-def _report(pusher: Pusher, figures: Figures, problem: str) -> float:
-    """Send a heartbeat that reports *problem*; return the longest wait before the next try."""
-    wait = figures.retry(problem)
-    try:
-        pusher.report(problem)
-    except (UnavailableError, SchemaVersionError) as error:
-        figures.problem = str(error)
-    return min(wait, pusher.every)
+def _note(pusher: Pusher, figures: Figures, error: Exception) -> float:
+    """Log *error* of a round, and report one of the registry by a heartbeat.
+
+    Returns:
+        The longest wait before the next round, in seconds.
+    """
+    wait = figures.retry(str(error))
+    if isinstance(error, SourceError):
+        wait = min(wait, pusher.every)
+        try:
+            pusher.report(str(error))
+        except (UnavailableError, SchemaVersionError) as another:
+            figures.problem = str(another)
+    cause = error.__cause__ if isinstance(error, SourceError) else error
+    log.warning(
+        "%s",
+        figures.problem,
+        extra={
+            "event": "push_retried",
+            "path": pusher.source.path,
+            "error": type(cause).__name__,
+        },
+    )
+    return wait
