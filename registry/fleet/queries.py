@@ -48,7 +48,7 @@ CONDITIONS: Final = {
     "sandbox": "sandbox_id = %(sandbox)s",
     "after": "seq > %(after)s",
     "since": "fleet_history.at >= to_timestamp(%(since)s / 1e9)",
-    "created_since": "s.created_at >= %(created_since)s",
+    "state_since": "s.since >= %(state_since)s",
     "reason": "reason = %(reason)s",
 }
 """Conditions by the name of the filter, which is that of its parameter."""

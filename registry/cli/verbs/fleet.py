@@ -333,7 +333,12 @@ def silent(*, to: Target, node: Sequence[str], form: Format) -> int:
     multiple=True,
     help="KEY: id, label, name, namespace, pod, reason or state; may be repeated.",
 )
-@click.option("--since", metavar="TIME", type=Moment(), help="Created since 1h, or 2026-11-27.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    type=Moment(),
+    help="In its present state only since 1h ago, or since 13:05 or 2026-11-27 (UTC).",
+)
 @click.option("--oldest-first", is_flag=True, help="Reverse the order.")
 @options.output(SANDBOXES, lists=True)
 def list_sandboxes(
@@ -358,7 +363,7 @@ def list_sandboxes(
         node=list(node) or None,
         state=sorted(map(str, wanted.pop("state") or ())) or None,
         hide_unknown=not wanted.pop("include_unknown"),
-        created_since=since,
+        state_since=since,
         **wanted,
     )
     return _show_some(found, SANDBOXES, form)
