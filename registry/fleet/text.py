@@ -7,9 +7,8 @@ so far that it can be stored: one row must not keep all later ones back.
 
 from __future__ import annotations
 
-# Not hashlib, which loads OpenSSL: 4 MB of the 40 MB that a pusher may take.
-from _blake2 import blake2b
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Final
 
 KEY_MAX: Final = 512

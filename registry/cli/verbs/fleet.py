@@ -124,23 +124,7 @@ METRICS_EVERY: Final = 5.0
 """Seconds between two writes of the metrics of a follower, at least."""
 
 
-def _import_psycopg() -> None:
-    """Import psycopg without the module ssl.
-
-    asyncio, which psycopg imports and nothing here uses, would import it and load OpenSSL, 4 MB in
-    each pusher. libpq has its own.
-    """
-    if "ssl" in sys.modules:
-        return
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # an import of it fails
-    try:
-        import psycopg  # noqa: F401, PLC0415 - an extra
-    finally:
-        del sys.modules["ssl"]
-
-
 def _target(_: click.Context, __: click.Parameter, value: str) -> Target:
-    _import_psycopg()
     from registry.fleet.postgres import target  # noqa: PLC0415 - psycopg is an extra
 
     return target(value)
