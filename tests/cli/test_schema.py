@@ -63,8 +63,11 @@ def test_views_have_the_fields_of_the_schema(verb: str) -> None:
 
 
 def test_every_verb_that_prints_objects_has_a_schema() -> None:
-    """Export prints containerd's documents, metrics those of OpenMetrics, sql what is queried."""
-    others = {"export", "metrics", "sql", "demo", "completion"}
+    """Export prints containerd's documents, metrics those of OpenMetrics, sql what is queried.
+
+    The verbs of the fleet print the columns of its views, which docs/fleet.md names.
+    """
+    others = {"export", "metrics", "sql", "demo", "completion", "fleet"}
     assert SCHEMA["properties"].keys() == {verb for verb in VERBS if verb not in others}
     Draft202012Validator.check_schema(SCHEMA)
 

@@ -69,9 +69,10 @@ def test_a_read_of_the_data_version_that_fails_is_not_shared(store: Store) -> No
     version = store._session.engine.data_version
     before = version.read("test")
     assert version._connection is not None
+    fail_once = list[int]()
     version._connection.set_progress_handler(lambda: fail_once.pop() if fail_once else 0, 1)
     store.add(sandbox("a"), READY)
-    fail_once = [1]
+    fail_once.append(1)
     with ThreadPoolExecutor(2) as pool:
         with version._mutex:
             readers = [pool.submit(version.read, "test") for _ in range(2)]

@@ -338,22 +338,23 @@ def list_sandboxes(
     """List the sandboxes of all nodes that match every filter, newest first."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
-    wanted = Filters(params).params(every=every)
-    found = queries.sandboxes(
-        to,
-        requirements=filters.requirements("list sandboxes", *map(wanted.pop, _OF_LABELS)),
-        oldest_first=oldest_first,
-        limit=_limit(form) + 1,
-        node=list(node) or None,
-        state=sorted(map(str, wanted.pop("state") or ())) or None,
-        hide_unknown=not wanted.pop("include_unknown"),
-        state_since=since,
-        **wanted,
-    )
+    def find(
+        *, include_unknown: bool, state: Any, labels: Any, selector: Any, **exact: Any
+    ) -> Sequence[Any]:
+        return queries.sandboxes(
+            to,
+            requirements=filters.requirements("list sandboxes", labels, selector),
+            oldest_first=oldest_first,
+            limit=_limit(form) + 1,
+            node=list(node) or None,
+            state=sorted(map(str, state or ())) or None,
+            hide_unknown=not include_unknown,
+            state_since=since,
+            **exact,
+        )
+
+    found = find(**Filters(params).params(every=every))
     return _show_some(found, SANDBOXES, form)
-
-
-_OF_LABELS: Final = ("labels", "selector")
 
 
 @fleet.command("history")
