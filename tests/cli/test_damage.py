@@ -93,6 +93,8 @@ def test_the_readable_part_of_a_damaged_registry_is_shown(
         assert 1 == err.count(once)
     for command in ("list", f"inspect {shown[-1]}", "history --json", "history"):
         assert shown[-1] in show(command)[0]
+    for command in (f"list --id {lost[0]}", "history --reason Nothing"):
+        assert "matches" not in show(command)[1], "what cannot be read may match"
     assert len(shown) == len(show("export")[0].splitlines())
     out, err = show("check")
     assert ("file_is_whole" in out, "") == (True, err)

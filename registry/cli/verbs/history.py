@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import click
 
 from registry.cli import complete, lookup, options
-from registry.cli.failures import DAMAGED, complain_all
+from registry.cli.failures import complain_all
 from registry.cli.moments import Moment
 from registry.cli.output.formats import Format, View, show
 from registry.errors import MetadataError
@@ -108,7 +108,8 @@ def history(
         found, failed = transitions(store, params, doing, oldest_first=oldest_first)
         ids = lookup.ids(store) if form.shortens else ()
     code = complain_all(failed)
-    show([asdict(each) | _states(each) for each in found], VIEW, form, ids=ids)
+    rows = [asdict(each) | _states(each) for each in found]
+    show(rows, replace(VIEW, nothing="") if options.is_damaged() else VIEW, form, ids=ids)
     return code
 
 
@@ -123,7 +124,7 @@ def transitions(
         doing: operation and object, for messages.
         oldest_first: whether the order is reversed.
     """
-    is_damaged = click.get_current_context().meta.get(DAMAGED)
+    is_damaged = options.is_damaged()
     limit = params.pop("limit", None) if is_damaged else None  # read from one end, then the other
     names = frozenset(params) - {"after"}
     query = queries.history(names, newest_first=not (oldest_first or is_damaged))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import click
 
 from registry.cli import complete, lookup, options
-from registry.cli.failures import DAMAGED, complain_all
+from registry.cli.failures import complain_all
 from registry.cli.moments import Moment
 from registry.cli.output.formats import PEOPLE, Format, Records, View, show
 from registry.cli.output.streams import is_terminal, note
@@ -222,7 +223,8 @@ def list_sandboxes(
         rows, ids, damages = _read(store, fields, form, wanted)
         hidden = 0 if every else _count_hidden(store, form, wanted)
     code = complain_all(damages)
-    show(rows, VIEW, form, ids=ids)
+    # Of a damaged registry nothing is known of the sandboxes that cannot be read.
+    show(rows, replace(VIEW, nothing="") if options.is_damaged() else VIEW, form, ids=ids)
     if hidden:
         are = "sandbox is" if hidden == 1 else "sandboxes are"
         note(f"{hidden} UNKNOWN {are} not shown; --all shows {'it' if hidden == 1 else 'them'}")
@@ -233,7 +235,7 @@ def _count_hidden(store: Store, form: Format, wanted: dict[str, Any]) -> int:
     """Return the number of UNKNOWN sandboxes that match all else; 0 unless a terminal tells it."""
     if wanted["state"] or form.quiet or form.kind not in PEOPLE:
         return 0
-    if not is_terminal() or click.get_current_context().meta.get(DAMAGED):
+    if not is_terminal() or options.is_damaged():
         return 0
     unknown = dict(wanted, include_unknown=True, state=State.UNKNOWN, limit=None)
     return len(summaries(store, ("id",), **unknown))

@@ -94,4 +94,7 @@ def _loss(done: Restoration) -> str:
     if not done.replaced:
         return f"there was no registry at {done.path}"
     kept = f"`sandbox-registry --db {done.replaced} history`"
-    return f"lost: unknown, for what was replaced is damaged or another registry; compare {kept}"
+    return (
+        "lost: unknown, for what was replaced is damaged or another registry; compare "
+        f"{kept}; if it cannot be opened, `sandbox-registry salvage {done.replaced} NEW`"
+    )

@@ -48,8 +48,9 @@ def salvage(*, old: str, new: str, timeout: float, form: Format) -> int:
 
     with Progress("salvage"):
         found = copy(old, new, timeout=timeout)
-    next_step = f"sandbox-registry --db {shlex.quote(old)} restore {shlex.quote(new)}"
-    lines = [*found.lines(), visible(f"to put the copy in the place of the old one: {next_step}")]
+    step = f"sandbox-registry --db {shlex.quote(old)} restore {shlex.quote(new)}"
+    step = f"to put the copy in the place of the old one: {step}"
+    lines = [*found.lines(), visible(f"{step} (--force, if SQLite cannot read the old one at all)")]
     text = "".join(f"{line}\n" for line in lines)
     show([asdict(each) for each in found.losses], VIEW, form, whole=asdict(found), text=text)
     return FINE if found.complete else FOUND

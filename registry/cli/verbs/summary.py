@@ -6,10 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-import click
-
 from registry import cri
-from registry.cli.failures import DAMAGED
+from registry.cli import options
 from registry.errors import DataLossError, MetadataError
 from registry.handles.sandbox import Sandbox
 from registry.store import Store
@@ -26,7 +24,7 @@ def summaries(store: Store, fields: tuple[str, ...], **wanted: Any) -> list[tupl
     A damaged registry is read sandbox by sandbox: `since` is None there, and the filter by it takes
     the last write for the change of state.
     """
-    if not click.get_current_context().meta.get(DAMAGED):
+    if not options.is_damaged():
         query, params = filters.list_query(summaries=fields, **wanted)
         return store._session.fetch(query, params, filters.LISTING)  # noqa: SLF001
     since, reason = wanted.pop("since", None), wanted.pop("reason", None)

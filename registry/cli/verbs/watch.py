@@ -15,6 +15,7 @@ from registry.cli.output.cells import GAP, padded
 from registry.cli.output.formats import PEOPLE, Format, View, show
 from registry.cli.output.streams import require_reader, write
 from registry.cli.output.values import shown, timestamp
+from registry.cli.verbs.history import VIEW as HISTORY
 from registry.errors import MetadataError
 from registry.store import Store
 from registry.tables.rows import Transition
@@ -41,19 +42,7 @@ VIEW: Final = View(
         "POD": "pod",
         "REASON": "reason",
     },
-    wide={
-        "SEQ": "seq",
-        "AT": "at",
-        "ID": "sandbox_id",
-        "NAMESPACE": "namespace",
-        "POD": "pod",
-        "FROM": "from_state",
-        "TO": "to_state",
-        "PID": "pid",
-        "ACTOR": "actor",
-        "REASON": "reason",
-        "MESSAGE": "message",
-    },
+    wide=HISTORY.wide,
     name="name",
     id="sandbox_id",
 )
