@@ -19,7 +19,7 @@ from google.protobuf.descriptor_pb2 import (
 from registry.cri import PodSandboxConfig
 from tests.tools import ROOT
 
-UPSTREAM = os.path.join(ROOT, "tests", "data", "cri", "cri-v1-sandbox-rpcs.json")
+UPSTREAM = os.path.join(ROOT, "tests", "data", "cri", "cri-v1-all.json")
 DEADLINE = 60.0
 """Seconds that a call may take on a slow machine; crictl waits for 2."""
 
