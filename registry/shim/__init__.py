@@ -3,8 +3,11 @@
     runtime      requests and responses of the CRI
     validate     validation of a config, field by field
     pause        process that holds the namespaces of a sandbox
-    sandboxer    runs, stops, removes and recovers sandboxes
-    service      gRPC services: translation between messages and the Sandboxer
+    recovery     ends sandboxes, and finishes or undoes the calls that a crash interrupted
+    sandboxer    runs, stops and removes sandboxes
+    answers      records as messages
+    images       image service of a runtime that has no images
+    service      gRPC services: requests and responses
     server       gRPC server on a unix socket
     command      the verb `sandbox-registry serve`
 

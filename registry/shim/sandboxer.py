@@ -1,4 +1,4 @@
-"""Runs, stops, removes and recovers sandboxes.
+"""Runs, stops and removes sandboxes.
 
 Each step is recorded before it is taken. After a crash the next server finishes or undoes it:
 
@@ -26,8 +26,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -49,25 +49,21 @@ from registry import (
 )
 from registry.cri import PodSandboxConfig
 from registry.shim import pause, validate
+from registry.shim.recovery import (
+    AT_ONCE,
+    FAILED,
+    REMOVED,
+    STOPPED,
+    STOPPED_TOO,
+    Recovery,
+    end,
+    killed_by,
+)
 
 log = logging.getLogger("registry.shim")
 
-STOPPED: Final = "SandboxStopped"
-REMOVED: Final = "SandboxRemoved"
-FAILED: Final = "CreationFailed"
-EXITED: Final = "ProcessExited"
-"""Reasons of a status; the last is the one that reconcile sets."""
-STOPPED_TOO: Final = "; then it was stopped"
-"""Suffix of the message of a sandbox that was stopped after its process had exited."""
 MESSAGE_MAX: Final = 1024
 """Characters that are kept of an error's text or of an earlier message."""
-KILLED_WITHIN: Final = 10.0
-"""Seconds to wait for the end of a process after SIGKILL; a frozen one ends when it is thawed."""
-AT_ONCE: Final = 0.0
-"""A deadline in the past, for work that is retried and must not delay other work."""
-
-Work = Callable[[Sandbox, float], None]
-"""Ends process and namespace of a sandbox before a deadline (monotonic seconds)."""
 
 
 class Sandboxer:
@@ -77,8 +73,9 @@ class Sandboxer:
         """Finish or undo the calls that a crash interrupted, and watch the running processes."""
         self._store: Final = store
         self._exits: Final = Exits(self._note_exits)
+        self._recovery: Final = Recovery(store, self._exits)
         try:
-            self._recover()
+            self._recovery.recover()
         except BaseException:
             self.close()
             raise
@@ -138,7 +135,7 @@ class Sandboxer:
         except BaseException as error:
             held.close()
             with held.process:
-                _end(held.process, _killed_by())
+                end(held.process, killed_by())
             if isinstance(error, BrokenPipeError):
                 raise RegistryError("run sandbox: its pause process was killed") from error
             raise
@@ -147,7 +144,7 @@ class Sandboxer:
     def _undo(self, sandbox: Sandbox) -> None:
         """Undo a run that failed; a failed undo is retried in the background."""
         try:
-            self._undo_steps(sandbox, _killed_by())
+            self._recovery.undo(sandbox, killed_by())
         except RegistryError as error:
             log.warning(
                 "undo run of sandbox %r: %s; trying again",
@@ -160,18 +157,10 @@ class Sandboxer:
                 },
             )
             with suppress(FailedPreconditionError):  # closing: the next server undoes the run
-                self._exits.retry(partial(self._undo_steps, sandbox, AT_ONCE))
+                self._exits.retry(partial(self._recovery.undo, sandbox, AT_ONCE))
             # Until then clients can list the sandbox and remove it.
             with suppress(RegistryError):
                 sandbox.status.update(_failed(error))
-
-    def _undo_steps(self, sandbox: Sandbox, deadline: float) -> None:
-        # Read again, since the run may have recorded more. If the record was removed meanwhile, the
-        # handle still names the process and the namespace that the run made after that.
-        with suppress(NotFoundError):
-            sandbox = self._store.get(sandbox.id, include_unknown=True)
-        _end_all(sandbox, deadline)
-        sandbox.delete()
 
     # Stopping.
 
@@ -212,130 +201,15 @@ class Sandboxer:
             sandbox = self._store.get(sandbox.id, include_unknown=True)
         except NotFoundError:
             return None
-        self._clean_up(sandbox, _killed_by())
+        self._recovery.clean_up(sandbox, killed_by())
         return sandbox
 
-    def _clean_up(self, sandbox: Sandbox, deadline: float) -> None:
-        exit_status = _end_all(sandbox, deadline)
-        if sandbox.stored["pid"]:
-            self._note_exit(sandbox, exit_status)
-
-    # Exits and recovery.
+    # Exits.
 
     def _note_exits(self, exits: Sequence[Exit]) -> None:
         with self._store.transaction():
             for sandbox, exit_status in exits:
-                self._note_exit(sandbox, exit_status)
-
-    def _note_exit(self, sandbox: Sandbox, exit_status: int | None) -> None:
-        """Record the end of a process. Idempotent: a stop and the watcher both report an end."""
-        now = time.time_ns()
-
-        def ended(old: Status) -> Status:
-            code = exit_status if old.exit_status is None else old.exit_status
-            new = replace(old, pid=0, exited_at=old.exited_at or now, exit_status=code)
-            if old.state is State.NOTREADY:
-                return new
-            message = f"pause process {old.pid} has ended"
-            if exit_status is not None:
-                message += f" with exit status {exit_status}"
-            return replace(new, state=State.NOTREADY, reason=EXITED, message=message)
-
-        try:
-            sandbox.status.update(ended)
-        except NotFoundError:
-            return  # the sandbox was removed
-        except InvalidArgumentError as error:  # a damaged status; the other ends are recorded
-            log.warning(
-                "record the end of sandbox %r: %s",
-                sandbox.id,
-                error,
-                extra={
-                    "event": "end_not_recorded",
-                    "sandbox_id": sandbox.id,
-                    "error": type(error).__name__,
-                },
-            )
-
-    def _recover(self) -> None:
-        """Finish or undo each interrupted call; one that fails does not stop the rest.
-
-        All processes that have to end are killed before the first is waited for, so that frozen
-        ones share one deadline.
-        """
-        unfinished = []
-        running: list[tuple[Sandbox, Process]] = []
-        for sandbox in self._store.list(include_unknown=True):
-            with _logged(f"recover sandbox {sandbox.id!r}"):
-                work = self._recover_one(sandbox, running)
-                if work is not None:
-                    unfinished.append((sandbox, work))
-        self._exits.watch_all(running)
-        for sandbox, _ in unfinished:
-            with _logged(f"kill process of sandbox {sandbox.id!r}"):
-                _kill(sandbox)
-        deadline = _killed_by()
-        for sandbox, work in unfinished:
-            self._finish(sandbox, work, deadline)
-        # Those that `open` has found; each is observed again before it is removed.
-        report = self._store.recovery or self._store.reconcile(dry_run=True)
-        for path in report.orphans:
-            with _logged(f"remove orphan {path!r}"):
-                self._store.remove_orphans([path])
-
-    def _recover_one(self, sandbox: Sandbox, running: list[tuple[Sandbox, Process]]) -> Work | None:
-        """Add the sandbox to *running*, or return the work that ends its process and namespace."""
-        status = sandbox.status_as_read
-        state, reason = status.state, status.reason
-        if state is State.UNKNOWN:
-            return None  # another process is creating it
-        if state is State.READY:
-            self._open(sandbox, running)
-        elif self._never_ran(sandbox):
-            return self._undo_steps
-        elif reason == REMOVED:
-            return self._clean_up_and_delete
-        elif reason == STOPPED or status.message.endswith(STOPPED_TOO):
-            return self._clean_up
-        else:
-            self._open(sandbox, running)
-        return None
-
-    def _finish(self, sandbox: Sandbox, work: Work, deadline: float) -> None:
-        """Do *work* before *deadline*; a failure is retried in the background."""
-        try:
-            work(sandbox, deadline)
-        except RegistryError as error:
-            log.warning(
-                "recover sandbox %r: %s; trying again",
-                sandbox.id,
-                error,
-                extra={
-                    "event": "recovery_retried",
-                    "sandbox_id": sandbox.id,
-                    "error": type(error).__name__,
-                },
-            )
-            self._exits.retry(partial(work, sandbox, AT_ONCE))
-
-    def _clean_up_and_delete(self, sandbox: Sandbox, deadline: float) -> None:
-        self._clean_up(sandbox, deadline)
-        sandbox.delete()
-
-    def _open(self, sandbox: Sandbox, running: list[tuple[Sandbox, Process]]) -> None:
-        """Add *sandbox* and its process to *running*, or note the end of the process."""
-        process = sandbox.open_process()
-        if process is not None:
-            running.append((sandbox, process))
-        elif sandbox.status_as_read.pid or _ended_unseen(sandbox.status_as_read):
-            self._note_exit(sandbox, None)
-
-    def _never_ran(self, sandbox: Sandbox) -> bool:
-        """Return whether the run was interrupted, or failed and was not undone."""
-        return not sandbox.status_as_read.created_at and any(
-            (change.from_state, change.to_state) == (State.UNKNOWN, State.NOTREADY)
-            for change in self._store.history(sandbox.id)
-        )
+                self._recovery.note_exit(sandbox, exit_status)
 
 
 def name_of(config: PodSandboxConfig) -> str:
@@ -378,62 +252,3 @@ def _failed(error: RegistryError) -> Callable[[Status], Status]:
     return lambda old: replace(
         old, state=State.NOTREADY, reason=FAILED, message=str(error)[:MESSAGE_MAX]
     )
-
-
-def _ended_unseen(status: Status) -> bool:
-    """Return whether the process ended while no server ran."""
-    return (status.state, status.exited_at) == (State.NOTREADY, 0) and status.created_at > 0
-
-
-@contextmanager
-def _logged(doing: str) -> Iterator[None]:
-    """Log an error of the body, so that the caller goes on with the other sandboxes."""
-    try:
-        yield
-    except RegistryError as error:
-        log.warning(
-            "%s: %s",
-            doing,
-            error,
-            extra={"event": "step_failed", "operation": doing, "error": type(error).__name__},
-        )
-
-
-def _killed_by() -> float:
-    """Return the deadline for the end of a process that is killed now (monotonic seconds)."""
-    return time.monotonic() + KILLED_WITHIN
-
-
-def _kill(sandbox: Sandbox) -> None:
-    """Kill the pause process if there is one, without waiting for its end."""
-    process = sandbox.open_process()
-    if process is not None:
-        with process:
-            process.kill()
-
-
-def _end_all(sandbox: Sandbox, deadline: float) -> int | None:
-    """End pause process and namespace, as far as they exist; return the exit status if known."""
-    process, exit_status = sandbox.open_process(), None
-    if process is not None:
-        with process:
-            exit_status = _end(process, deadline)
-    sandbox.remove_netns()
-    return exit_status
-
-
-def _end(process: Process, deadline: float) -> int | None:
-    """Kill *process*, reap it if it is a child of this process, and return its exit status.
-
-    Raises:
-        RegistryError: the process has not ended before *deadline* (monotonic seconds).
-    """
-    process.kill()
-    if not process.wait(max(0.0, deadline - time.monotonic())):
-        raise RegistryError(
-            f"end pause process {process.pid}: it has not ended after SIGKILL; "
-            f"thaw its cgroup if that is frozen, or inspect /proc/{process.pid}/stack"
-        )
-    exit_status = process.exit_status()
-    pause.reap(process)
-    return exit_status

@@ -12,8 +12,9 @@ import pytest
 
 from registry import Process, RegistryError, State, Store
 from registry.cri import PodSandboxConfig
-from registry.shim import sandboxer as module
-from registry.shim.sandboxer import REMOVED, STOPPED, Sandboxer
+from registry.shim import recovery
+from registry.shim.recovery import REMOVED, STOPPED
+from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, Client, pod_config
 from tests.shim.conftest import Server, namespaces, pauses
@@ -90,7 +91,7 @@ def test_start_waits_for_frozen_processes_together(
     db: str, calls: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All are killed before the first is waited for, and share one deadline."""
-    monkeypatch.setattr(module, "KILLED_WITHIN", 0.5)
+    monkeypatch.setattr(recovery, "KILLED_WITHIN", 0.5)
     pids = interrupt_stops(db, [STOPPED, REMOVED, STOPPED])
     with frozen(pids), Store.open(db) as store:
         calls.clear()
@@ -107,7 +108,7 @@ def test_frozen_process_is_ended_after_it_is_thawed(
     db: str, calls: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Retries do not wait, so that other work is not delayed."""
-    monkeypatch.setattr(module, "KILLED_WITHIN", 0.1)
+    monkeypatch.setattr(recovery, "KILLED_WITHIN", 0.1)
     pids = interrupt_stops(db, [STOPPED, REMOVED])
     with Store.open(db) as store:
         with frozen(pids):
@@ -128,7 +129,7 @@ def test_frozen_process_is_ended_after_it_is_thawed(
 
 def test_stop_of_frozen_process_fails_with_advice(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second stop succeeds after the process was thawed."""
-    monkeypatch.setattr(module, "KILLED_WITHIN", 0.1)
+    monkeypatch.setattr(recovery, "KILLED_WITHIN", 0.1)
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         (config,) = configs("web")
         id = sandboxer.run(config)

@@ -14,6 +14,7 @@ from registry import (
     State,
     Store,
 )
+from registry.shim.recovery import Recovery
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, config, pod_config
@@ -51,7 +52,7 @@ def test_watcher_continues_after_unexpected_exception(
     with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
         first, second = (store.get(sandboxer.run(config(name))) for name in ("a", "b"))
         with monkeypatch.context() as trouble:
-            trouble.setattr(Sandboxer, "_note_exit", None)
+            trouble.setattr(Recovery, "note_exit", None)
             os.kill(first.status_as_read.pid, 15)
             until(lambda: "Traceback" in caplog.text)
         os.kill(second.status_as_read.pid, 15)
