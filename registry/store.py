@@ -64,6 +64,8 @@ TIMEOUT: Final = 30.0
 """Seconds that a call waits unless the caller says less."""
 ACTOR_MAX: Final = 256
 """Characters of an actor."""
+MAIN: Final = "__main__.py"
+"""File that `python -m PACKAGE` runs; the name of the program is that of the package."""
 HIDDEN: Final = str(State.UNKNOWN)
 """The stored state of a sandbox that is being created."""
 
@@ -665,7 +667,10 @@ def _admit(session: Session) -> bool:
 
 def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:
     """Return the author of writes; *actor* "" means the program's name and pid."""
-    program = os.path.basename((sys.argv or [""])[0]) or "python"
+    script = (sys.argv or [""])[0]
+    program = os.path.basename(script) or "python"
+    if program == MAIN:
+        program = os.path.basename(os.path.dirname(os.path.abspath(script)))
     printable = program.encode(errors="replace").decode()
     check_line(doing, "actor", actor, ACTOR_MAX)
     if clock is not None and not callable(clock):

@@ -34,6 +34,11 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return *count* with *noun*, which gets its plural by an s, such as `1 transition`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def visible_record(record: LogRecord) -> bool:
     """Make the message of *record* visible; return True, as a filter that lets it pass."""
     message = record.getMessage()

@@ -264,5 +264,9 @@ def open_to_write(db: str, timeout: float, *, create: bool = False) -> Store:
         timeout: seconds that a write waits for other writers.
         create: make the registry if there is none.
     """
-    actor = f"{PROGRAM}[{os.getpid()}]"
-    return Store.open(db, create=create, reconcile=False, timeout=timeout, actor=actor)
+    return Store.open(db, create=create, reconcile=False, timeout=timeout, actor=actor())
+
+
+def actor() -> str:
+    """Return the name of this program as a writer in the history."""
+    return f"{PROGRAM}[{os.getpid()}]"

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -56,6 +57,7 @@ from registry.tables.backup import mark_and_check
 from registry.tables.copies import copy_pages
 from registry.tables.inspection import inspect
 from registry.tables.version import BLOCK
+from registry.visible import counted
 
 log = logging.getLogger("registry")
 
@@ -87,7 +89,11 @@ class Restoration:
 
 
 def restore(
-    backup: str | os.PathLike[str], path: str | os.PathLike[str], *, force: bool = False
+    backup: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    actor: str = "",
 ) -> Restoration:
     """Put *backup* in the place of the registry at *path*, and reconcile it with the host.
 
@@ -100,8 +106,10 @@ def restore(
         path: the registry; it may be gone, as on another host.
         force: also replace a registry that has newer history than the backup, or another id, or a
             file that SQLite cannot read and that nothing beside it proves to be a registry.
+        actor: name in the history of the writer that reconciles; default: program name and pid.
     Raises:
-        InvalidArgumentError: *backup* or *path* names no file, or both name the same.
+        InvalidArgumentError: *backup* or *path* names no file, both name the same, or *actor* is
+            no line of text.
         NotFoundError: there is no backup.
         DataLossError: the backup is damaged or no registry, or what is at *path* is no registry.
         SchemaVersionError: the schema of the backup, or that of the registry, is too new.
@@ -127,7 +135,7 @@ def restore(
     job = _Job(doing, source, real, owner, lock)
     body = partial(_replace, job, copied, force=force)
     number, replaced, lost = call_then(body, partial(_unlock, real, lock, os.stat(owner)))
-    with Store.open(real, create=False) as store:
+    with Store.open(real, create=False, actor=actor) as store:
         report = store.recovery
     assert report is not None, "it was reconciled"
     log.info(
@@ -235,9 +243,10 @@ def _require_older(doing: str, path: str, present: History, copied: History) -> 
         )
     lost = _lost(copied, present) or ()
     if lost:
+        after = f"sandbox-registry --db {shlex.quote(path)} history --after {lost[0][0] - 1}"
         raise FailedPreconditionError(
-            f"{doing}: {shown(lost)} were committed after the backup; restore it with force=True "
-            "to lose them",
+            f"{doing}: the backup does not have {shown(lost)}; `{after}` shows what would be lost; "
+            "restore it with force=True to lose it",
             path=path,
         )
 
@@ -257,7 +266,7 @@ def _lost(copied: History, present: History | None) -> tuple[range, ...] | None:
 def shown(lost: Collection[range]) -> str:
     """Return the number of transitions in *lost*, and their seqs, for people."""
     seqs = (str(each[0]) if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in lost)
-    return f"{sum(map(len, lost))} transitions (seq {', '.join(seqs)})"
+    return f"{counted(sum(map(len, lost)), 'transition')} (seq {', '.join(seqs)})"
 
 
 def _ranges(seqs: Iterable[int]) -> tuple[range, ...]:

@@ -28,6 +28,7 @@ from registry.maintenance.salvage_report import Losses, Salvage
 from registry.model.validation import check_seconds
 from registry.sync.interrupts import call_then, reraise_interrupt, suppress_os_errors
 from registry.tables import integrity, sql
+from registry.visible import counted
 
 log = logging.getLogger("registry")
 
@@ -181,7 +182,7 @@ def _require_valid(part: str, doing: str) -> None:
         found = integrity.run(connection)
     if found:
         raise DataLossError(
-            f"{doing}: the copy would violate {len(found)} invariants, first: {found[0]}; "
-            "restore a backup, and report this fault of the program",
+            f"{doing}: the copy would violate {counted(len(found), 'invariant')}, first: "
+            f"{found[0]}; restore a backup, and report this fault of the program",
             path=part,
         )

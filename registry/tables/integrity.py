@@ -33,7 +33,7 @@ from registry.tables.encoding import config_json, config_value, filter_columns
 from registry.tables.rows import Row, as_text, damage, load_status
 from registry.tables.version import BLOCK, HISTORY_MAX, LEVEL, REVISION
 from registry.tables.writes import find_extensions
-from registry.visible import visible
+from registry.visible import counted, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +336,7 @@ def history_is_whole(connection: Connection) -> Iterator[Violation]:
     jumps = connection.fetch(_JUMPS, {"oldest": oldest})
     if jumps and (len(jumps) >= incarnation or any(first % BLOCK != 1 for first, _ in jumps)):
         whole = count + sum(first - last - 1 for first, last in jumps)
-        found = f"{count} transitions from seq {oldest} to {newest}"
+        found = f"{counted(count, 'transition')} from seq {oldest} to {newest}"
         yield Violation(rule, "", found, str(whole))
     # A salvage copies what follows the last gap, and begins an incarnation.
     if oldest > 1 and count < HISTORY_MAX and incarnation == 1:

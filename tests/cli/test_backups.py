@@ -47,8 +47,9 @@ def test_backup_and_restore_say_what_they_did(path: str, tmp_path: Path) -> None
             store.add(sandbox(id), READY)
     refused = run("--db", path, "restore", copy)
     assert UNAVAILABLE == refused.code
-    assert "2 transitions (seq 1000000001 to 1000000002) were committed" in refused.err
-    assert "give --force to lose them" in refused.err
+    lost = "the backup does not have 2 transitions (seq 1000000001 to 1000000002)"
+    assert f"{lost}; `sandbox-registry --db {path} history --after 1000000000` shows" in refused.err
+    assert "give --force to lose it" in refused.err
     found = json.loads(run("--db", path, "restore", copy, "--force", "--json").out)
     assert [{"first": 1_000_000_001, "last": 1_000_000_002}] == found["lost"]
     assert (path, copy, 3) == (found["path"], found["backup"], found["incarnation"])
@@ -56,6 +57,24 @@ def test_backup_and_restore_say_what_they_did(path: str, tmp_path: Path) -> None
     done = run("--db", path, "restore", copy)
     assert f"there was no registry at {path}\n" in done.out
     assert "is kept as" not in done.out
+
+
+def test_restore_names_one_transition_and_its_own_writes_as_they_are(
+    path: str, tmp_path: Path
+) -> None:
+    """One has no plural, and the reconcile of a restore has the command line as its writer."""
+    copy = str(tmp_path / "copy.db")
+    with Store.open(path) as store:
+        store.add(sandbox("b", netns_path="/run/netns/never-created"), READY)
+        store.backup(copy)
+        store.delete("a")
+    assert "does not have 1 transition (seq 3);" in run("--db", path, "restore", copy).err
+    done = run("--db", path, "restore", copy, "--force")
+    assert "lost: 1 transition (seq 3) after the backup" in done.out
+    with Store.open(path, read_only=True) as store:
+        last = store.history()[-1]
+    assert "NetNSClosed" == last.reason
+    assert re.fullmatch(r"sandbox-registry\[\d+\]", last.actor)
 
 
 def test_restore_of_what_is_no_backup_fails_and_leaves_the_registry(

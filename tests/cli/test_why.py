@@ -175,9 +175,20 @@ def test_why_says_whether_the_last_writer_but_the_command_line_still_runs(call: 
         for each in json.loads(call("why", "c3", "--json").out)["next"]
         if " delete " in each["command"]
     )
-    begins = f"deletes the record, if its shim is gone: shim[{os.getpid()}] wrote it last, and "
-    assert step["purpose"].startswith(f"{begins}process {os.getpid()} (")
+    begins = "deletes the record, if its shim is gone: the last shim in its history is "
+    assert step["purpose"].startswith(f"{begins}shim[{os.getpid()}], and process {os.getpid()} (")
     assert step["purpose"].endswith(") still runs")
+
+
+def test_why_calls_no_shim_the_last_writer_of_what_sql_wrote_later(call: Call, path: str) -> None:
+    """The shim is the last one in the history, and a client of SQL wrote after it."""
+    execute(
+        path, "UPDATE sandbox_statuses SET state = 'SANDBOX_NOTREADY' WHERE sandbox_id = 'a1b2'"
+    )
+    out = flat(call("why", "a1b2").out)
+    assert "a client wrote it with SQL" in out
+    assert f"the last shim in its history is shim[{os.getpid()}]" in out.replace("# ", "")
+    assert "wrote it last" not in out
 
 
 def test_why_tells_the_damage_once_and_proposes_what_helps(call: Call, path: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import stat
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,7 @@ from registry import (
     UnavailableError,
 )
 from tests.conftest import OpenStore, RunInLocale
-from tests.tools import READY, execute, ids, line, query, run, running, sandbox, say
+from tests.tools import READY, environment, execute, ids, line, query, run, running, sandbox, say
 
 SUFFIXES = ("", "-wal", "-shm", "-lock", "-queue", "-reserve", "-spare")
 
@@ -439,3 +441,25 @@ def test_an_operators_shell_reads_the_same(store: Store, path: str) -> None:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as shell:
         row = shell.execute("SELECT id, state, ip, created_at FROM sandbox_overview").fetchone()
     assert ("a", "SANDBOX_READY", "10.0.0.1", "1970-01-01T00:00:00.000001000Z") == row
+
+
+def test_a_package_that_python_runs_by_its_name_writes_under_that_name(tmp_path: Path) -> None:
+    """Its script is `__main__.py`, which would tell an operator nothing."""
+    package = tmp_path / "podshim"
+    package.mkdir()
+    package.joinpath("__main__.py").write_text(
+        "import sys\n"
+        "from registry import Metadata, State, Status, Store\n"
+        "with Store.open(sys.argv[1]) as store:\n"
+        "    store.add(Metadata('a', 'a', None), Status(State.READY))\n"
+        "    print(store.history()[-1].actor)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "podshim", str(tmp_path / "registry.db")],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.fullmatch(r"podshim\[\d+\]\n", done.stdout)

@@ -49,7 +49,7 @@ def restore(*, backup: str, force: bool, db: str, form: Format) -> int:
     from registry.maintenance.restore import restore as put_in_place  # noqa: PLC0415
 
     with Progress("restore"):
-        done = put_in_place(backup, db, force=force)
+        done = put_in_place(backup, db, force=force, actor=options.actor())
     found = _whole(done)
     show([found], VIEW, form, whole=found, text=_text(done))
     return FINE
@@ -88,7 +88,7 @@ def _loss(done: Restoration) -> str:
 
     if done.lost:
         kept = f"`sandbox-registry --db {done.replaced} history --after {done.lost[0][0] - 1}`"
-        return f"lost: {shown(done.lost)} that came after the backup; {kept} shows them"
+        return f"lost: {shown(done.lost)} after the backup; {kept} shows what is lost"
     if done.lost is not None:
         return "lost: nothing; no transition came after the backup"
     if not done.replaced:

@@ -135,10 +135,10 @@ def _facts_of_deleted(store: Store, text: str, doing: str) -> Facts:
 
 
 def _shim(past: Sequence[Transition]) -> str:
-    """Return the last writer of *past* but this program, and whether its process still runs."""
+    """Return the last writer of *past* with a pid but this program, and whether it still runs."""
     for found in reversed(past):
         if pid_of(found.actor) and not found.actor.startswith(f"{PROGRAM}["):
-            return f"{found.actor} wrote it last, and {_writer(found)}"
+            return f"the last shim in its history is {found.actor}, and {_writer(found)}"
     return ""
 
 
