@@ -13,6 +13,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION: Final = re.compile(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 _OF_TODAY: Final = re.compile(r"\d\d?:")
+_OF_YEAR: Final = re.compile(r"\d\d-\d\d(T|$)")
 
 
 class Moment(click.ParamType[int]):
@@ -37,12 +38,16 @@ class Moment(click.ParamType[int]):
 
 
 def _read(text: str) -> datetime:
-    """Return the time *text*: RFC 3339, a date, or a time of today; UTC without an offset.
+    """Return the time *text*: RFC 3339, a date, maybe of this year, or a time of today.
+
+    It is in UTC without an offset.
 
     Raises:
         ValueError: it is none of them.
     """
     if _OF_TODAY.match(text):
         text = f"{datetime.now(UTC):%Y-%m-%d}T{text}"
+    elif _OF_YEAR.match(text):
+        text = f"{datetime.now(UTC):%Y}-{text}"
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

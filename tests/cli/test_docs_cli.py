@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,15 @@ def as_shown(text: str) -> str:
         )
         return f"{moment:%Y-%m-%dT%H:%M:%S}{found[2]}"
 
+    def moved_of_year(found: re.Match[str]) -> str:
+        """Return a time without its year, which it has only if that is not the present one."""
+        year = found[1] or f"{datetime.fromtimestamp(CREATED // 10**9, UTC):%Y-}"
+        moment = datetime.fromisoformat(f"{year}{found[2]}Z")
+        return f"{moment - timedelta(microseconds=(CREATED - SHOWN) // 1000):%m-%dT%H:%M:%S}Z"
+
     text = re.sub(WRITER, "no process 812 runs here now", text)  # it may have the pid by chance
+    text = re.sub(r"(?m)^(SEQ  TIME) {10,}(?=ID)", rf"\1{' ' * 13}", text)
+    text = re.sub(r"(\d{4}-)?\b(\d\d-\d\dT\d\d:\d\d:\d\d)Z", moved_of_year, text)
     return re.sub(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{9}Z)|\b\d{19}\b", moved, text)
 
 

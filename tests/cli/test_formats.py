@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import time
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from registry.cli.moments import Moment
 from registry.cli.output.cells import cut, width
 from registry.cli.output.ids import LEAST, shortened
 from registry.cli.output.terminal import fit, render
-from registry.cli.output.values import age
+from registry.cli.output.values import age, clock_time
 from tests.cli.program import CREATED, LONG, SHOWN_CREATED, Call, Done, clean, run
 from tests.tools import READY, pod, python, sandbox
 
@@ -216,6 +217,33 @@ def test_a_duration_is_before_now(text: str, seconds: int) -> None:
 def test_a_date_without_a_zone_is_utc(text: str) -> None:
     """As the times that the program prints."""
     assert 1_700_000_000 * SECOND == Moment().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        ("2026-11-27T00:00:00", "00:00:00Z"),
+        ("2026-11-27T23:59:59.9", "23:59:59Z"),
+        ("2026-11-26T23:55:03", "11-26T23:55:03Z"),
+        ("2025-11-27T09:12:03", "2025-11-27T09:12:03Z"),
+    ],
+)
+def test_a_time_by_the_clock_leaves_out_what_it_shares_with_today(moment: str, text: str) -> None:
+    """The date of today, or the year."""
+    now, at = (
+        int(datetime.fromisoformat(f"{each}+00:00").timestamp() * 10) * SECOND // 10
+        for each in ("2026-11-27T20:00:00", moment)
+    )
+    assert text == clock_time(at, now)
+
+
+def test_a_time_of_this_year_can_be_given_as_the_history_shows_it() -> None:
+    """Without the year; UTC."""
+    years = {datetime.now(UTC).year}
+    found = Moment().convert("01-02T03:04:05Z", None, None), Moment().convert("01-02", None, None)
+    years.add(datetime.now(UTC).year)  # it may be New Year
+    days = [datetime(year, 1, 2, tzinfo=UTC).timestamp() for year in years]
+    assert found in {((day + 11045) * SECOND, day * SECOND) for day in days}
 
 
 @pytest.mark.parametrize("text", ["13:05", "13:05:00", "13:05Z", "14:05+01:00"])

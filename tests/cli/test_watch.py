@@ -8,15 +8,16 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from registry import Store
+from registry import State, Store, restore
 from tests.cli.program import Call, clean, real, shell
 from tests.cli.terminals import terminal
 from tests.others import another, ready, tell
-from tests.tools import READY, fill_history, sandbox, tamper
+from tests.tools import READY, UNKNOWN, fill_history, pod, sandbox, tamper
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_transition_is_written_when_another_process_commits_it(path: str) -> N
 
 
 def test_columns_stand_below_each_other(path: str) -> None:
-    """The widths do not depend on the transitions that come later."""
+    """The widths do not depend on transitions that come later, unless a cell is wider."""
     with another(path) as other, watching(path, "--after", "0") as process:
         ready(other)
         title, first = next_line(process), next_line(process)
@@ -76,6 +77,56 @@ def test_columns_stand_below_each_other(path: str) -> None:
             place = title.index(column)
             assert first[place:].startswith(cells[0])
             assert second[place:].startswith(cells[1])
+
+
+def test_a_restore_is_explained_and_the_columns_stay_below_each_other(
+    path: str, tmp_path: Path
+) -> None:
+    """The seq jumps to a number of ten digits, which makes its column wider from then on."""
+    copy = str(tmp_path / "copy.db")
+    with Store.open(path, reconcile=False) as store:
+        store.backup(copy)
+    restore(copy, path)
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("b2"), READY)
+        store.add(sandbox("c3"), READY)
+    done = shell(f'"$@" --db {path} watch --after 0 --no-headers | head -3')
+    lines = done.out.splitlines()
+    assert ["1", "1000000001", "1000000002"] == [each.split()[0] for each in lines]
+    assert lines[1].index(" b2 ") == lines[2].index(" c3 ")
+    assert "after a restore, the history goes on with seq 1000000001\n" == done.err
+
+
+@pytest.mark.parametrize("verb", ["history", "watch --after 0"])
+def test_transitions_fit_a_terminal_of_80_columns(tmp_path: Path, verb: str) -> None:
+    """Names and reasons are cut, and times, numbers and states are whole."""
+    path = str(tmp_path / "long.db")
+    with Store.open(path, reconcile=False, clock=lambda: 7) as store:
+        handle = store.add(sandbox("d" * 64, config=pod("pod-" + "x" * 59)), UNKNOWN)
+        handle.status.update(lambda old: replace(old, state=State.READY))
+        reason = "R" * 80
+        handle.status.update(lambda old: replace(old, state=State.NOTREADY, reason=reason))
+    with terminal(
+        real("--db", path, *verb.split()), clean(TERM="xterm", PAGER="cat", NO_COLOR="1")
+    ) as shown:
+        for seq in ("3", "2", "1") if verb == "history" else ("1", "2", "3"):
+            place = shown.expect(f"\n{seq} ")
+        shown.expect("\n", after=place)
+        text = shown.text
+    lines = [each for each in text.splitlines() if "1970-" in each]
+    assert lines
+    for line in lines:
+        assert len(line) <= 80
+        assert "1970-01-01T00:00:00Z" in line
+    assert "TIME" in text.splitlines()[0].split()
+
+
+def test_history_and_watch_have_the_same_columns(call: Call, path: str) -> None:
+    """In the same order, in both tables of theirs."""
+    for form in ("table", "wide"):
+        titles = call("history", "-o", form).out.splitlines()[0].split()
+        done = shell(f'"$@" --db {path} watch --after 0 -o {form} | head -1')
+        assert titles == done.out.split()
 
 
 def test_a_watch_of_one_sandbox_leaves_out_the_others(path: str) -> None:
@@ -88,12 +139,12 @@ def test_a_watch_of_one_sandbox_leaves_out_the_others(path: str) -> None:
 
 
 def test_a_wide_watch_has_exact_times_and_writers(path: str) -> None:
-    """A table has the time of the day, and ids of twelve characters unless --no-trunc is given."""
+    """A table has times to the second, and ids of twelve characters unless --no-trunc is given."""
     with Store.open(path, reconcile=False, actor="shim[7]", clock=lambda: 7) as store:
         store.add(sandbox("c" * 20), READY)
     with watching(path, "--after", "1") as process:
         next_line(process)
-        assert ["00:00:00Z", "c" * 12] == next_line(process).split()[1:3]
+        assert ["1970-01-01T00:00:00Z", "c" * 12] == next_line(process).split()[1:3]
     with watching(path, "--after", "1", "--no-trunc") as process:
         next_line(process)
         assert "c" * 20 in next_line(process)

@@ -171,6 +171,7 @@ ORDER = [
     "cli.complete",
     "cli.options",
     "cli.verbs.summary",
+    "cli.verbs.transitions",
     "cli.verbs.report",
     "cli.verbs.live",
     "cli.verbs.listing",

@@ -15,7 +15,17 @@ from typing import Any, Final, cast
 from registry.cli.output import cells
 from registry.cli.output.ids import shortened
 from registry.cli.output.streams import is_terminal, note, write
-from registry.cli.output.values import EXACT, TIMES, UNSET, age, for_programs, shown, to_json
+from registry.cli.output.values import (
+    EXACT,
+    STATE_FIELDS,
+    TIMES,
+    UNSET,
+    age,
+    clock_time,
+    for_programs,
+    shown,
+    to_json,
+)
 from registry.errors import InvalidArgumentError
 from registry.visible import visible
 
@@ -30,6 +40,8 @@ SERIAL: Final = frozenset({"json", "yaml", "jsonl"})
 """Formats that have every field of an object."""
 IDS: Final = frozenset({"id", "sandbox_id", "holder"})
 """Fields that hold ids of sandboxes."""
+WHOLE: Final = TIMES | STATE_FIELDS | {"seq"}
+"""Fields whose cells a terminal never cuts: a part of a time or a number is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,7 @@ class View:
         name: field that the format `name` prints.
         id: field that `--quiet` prints.
         cuts: whether a table on a terminal is cut to its width.
+        clock: whether a table has times by the clock, not ages.
         folds: whether the last column of a table on a terminal is folded.
         raw: whether values are shown as they are: no field is an id or a time, and the line breaks
             of the only column are kept.
@@ -56,6 +69,7 @@ class View:
     name: str = "id"
     id: str = "id"
     cuts: bool = False
+    clock: bool = False
     folds: bool = False
     raw: bool = False
     paged: bool = False
@@ -271,14 +285,16 @@ def _table(
     found: list[list[str]] = []
     for title, path in columns.items():
         titles = [visible(title)] if form.headers else []
-        found.append(titles + _cells("" if view.raw else path, _values(rows, path), short, now))
+        of = "" if view.raw else path
+        found.append(titles + _cells(of, _values(rows, path), short, now, clock=view.clock))
     if not found[0]:
         return ""
     if is_terminal():
         from registry.cli.output import terminal  # noqa: PLC0415 - not in a pipe
 
         cuts = view.cuts and form.trunc and form.kind == "table"
-        return terminal.render(found, titled=form.headers, cuts=cuts, folds=view.folds)
+        whole = {n for n, path in enumerate(columns.values()) if path in WHOLE}
+        return terminal.render(found, titled=form.headers, cuts=cuts, folds=view.folds, whole=whole)
     return cells.lines(found)
 
 
@@ -298,7 +314,7 @@ def _texts(rows: Sequence[Row] | Records, columns: Mapping[str, str], form: Form
 
 
 def _cells(
-    path: str, values: Sequence[Any], short: Mapping[str, str], now: int | None
+    path: str, values: Sequence[Any], short: Mapping[str, str], now: int | None, *, clock: bool
 ) -> list[str]:
     """Return the cells of a column.
 
@@ -306,10 +322,12 @@ def _cells(
         path: of the field.
         values: of the field.
         short: short ids, by the ids.
-        now: in ns since the Unix epoch: times are shown as ages; None: they are shown exactly.
+        now: in ns since the Unix epoch: times are shown as seen from now; None: exactly.
+        clock: whether times are shown by the clock, not as ages.
     """
     if path in TIMES and now is not None:
-        return [age(each, now) if type(each) is int else shown("", each) for each in values]
+        seen = clock_time if clock else age
+        return [seen(each, now) if type(each) is int else shown("", each) for each in values]
     if path in IDS and short:
         return [visible(short[each]) if each else UNSET for each in values]
     try:  # most values of a column recur

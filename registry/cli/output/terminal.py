@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import zip_longest
 from typing import Final
 
@@ -19,7 +19,7 @@ BOLD: Final = "\x1b[1m"
 COLOURS: Final = {"READY": "\x1b[32m", "NOTREADY": "\x1b[33m", "UNKNOWN": "\x1b[35m"}
 """Styles of cells, by their text."""
 RESET: Final = "\x1b[0m"
-LEAST: Final = 8
+LEAST: Final = 6
 """Columns to which a cell is cut at most."""
 PIPED: Final = 80
 """Columns of sentences in a pipe."""
@@ -27,7 +27,14 @@ LAST_MIN: Final = 20
 """Columns that a folded column gets on a narrow terminal."""
 
 
-def render(columns: Sequence[Sequence[str]], *, titled: bool, cuts: bool, folds: bool) -> str:
+def render(
+    columns: Sequence[Sequence[str]],
+    *,
+    titled: bool,
+    cuts: bool,
+    folds: bool,
+    whole: Collection[int] = (),
+) -> str:
     """Return the table of *columns* for the terminal.
 
     Args:
@@ -36,13 +43,17 @@ def render(columns: Sequence[Sequence[str]], *, titled: bool, cuts: bool, folds:
         cuts: cut the widest columns until the table fits.
         folds: fold the widest columns between words until the table fits; the last one gets at
             least `LAST_MIN` columns.
+        whole: numbers of the columns whose cells are not cut.
     """
     sizes = widths(columns)
-    room = shutil.get_terminal_size().columns - len(GAP) * (len(sizes) - 1)
     if folds:
-        fit(sizes, room, [*map(_longest_word, columns[:-1]), LAST_MIN])
+        fit(sizes, space_for(len(sizes)), [*map(_longest_word, columns[:-1]), LAST_MIN])
     elif cuts:
-        fit(sizes, room, [LEAST] * len(sizes))
+        fit(
+            sizes,
+            space_for(len(sizes)),
+            [size if n in whole else LEAST for n, size in enumerate(sizes)],
+        )
     coloured = not os.environ.get("NO_COLOR")
     found = []
     for number, row in enumerate(zip(*columns, strict=True)):
@@ -82,6 +93,11 @@ def _cut(cells: Sequence[str], sizes: Sequence[int]) -> list[str]:
         cut(cell, size, middle=number < last)
         for number, (cell, size) in enumerate(zip(cells, sizes, strict=True))
     ]
+
+
+def space_for(columns: int) -> int:
+    """Return the width that the cells of so many *columns* have on the terminal."""
+    return shutil.get_terminal_size().columns - len(GAP) * (columns - 1)
 
 
 def fit(sizes: list[int], room: int, least: Sequence[int]) -> None:

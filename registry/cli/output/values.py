@@ -23,6 +23,7 @@ STATES: Final = {str(state): state.name for state in State}
 """States as tables show them, by their text in SQL and JSON."""
 UNSET: Final = "-"
 STATE_FIELDS: Final = frozenset({"state", "from_state", "to_state"})
+_SECOND, _DATE, _OF_YEAR = len("2026-11-27T09:12:03"), len("2026-11-27T"), len("2026-")
 _YEAR, _DAY, _HOUR, _MINUTE = 365 * 86400, 86400, 3600, 60
 
 
@@ -40,6 +41,16 @@ def age(ns: int, now: int) -> str:
     if seconds >= 2 * _MINUTE:
         return f"{seconds // _HOUR}h" if seconds >= 2 * _HOUR else f"{seconds // _MINUTE}m"
     return f"{max(0, seconds)}s"
+
+
+def clock_time(ns: int, now: int) -> str:
+    """Return the time *ns* to the second, in UTC, without what it shares with *now*.
+
+    That is the date of today, such as `09:12:03Z`; or the year, such as `11-26T23:55:03Z`.
+    """
+    text, today = timestamp(ns)[:_SECOND], timestamp(now)
+    shared = next((n for n in (_DATE, _OF_YEAR) if text[:n] == today[:n]), 0)
+    return f"{text[shared:]}Z"
 
 
 def shown(name: str, value: object) -> str:

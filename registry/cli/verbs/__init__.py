@@ -1,6 +1,7 @@
 """The verbs: each module is imported when its verb is run.
 
 summary      fields of a sandbox that several verbs show
+transitions  transitions as rows, and their tables
 report       the report of a reconcile
 live         a list that goes on
 listing      list

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
 import click
 
 from registry.cli import complete, lookup, options
 from registry.cli.failures import complain_all
 from registry.cli.moments import Moment
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import Format, show
+from registry.cli.verbs.transitions import VIEW, row_of
 from registry.errors import MetadataError
 from registry.store import Store
 from registry.tables import queries
 from registry.tables.rows import Transition
-
-VIEW: Final = View(
-    tuple(Transition.__dataclass_fields__),
-    table={
-        "SEQ": "seq",
-        "AGE": "at",
-        "ID": "sandbox_id",
-        "POD": "pod",
-        "FROM": "from_state",
-        "TO": "to_state",
-        "REASON": "reason",
-    },
-    wide={
-        "SEQ": "seq",
-        "AT": "at",
-        "ID": "sandbox_id",
-        "NAMESPACE": "namespace",
-        "POD": "pod",
-        "FROM": "from_state",
-        "TO": "to_state",
-        "PID": "pid",
-        "ACTOR": "actor",
-        "REASON": "reason",
-        "MESSAGE": "message",
-    },
-    name="name",
-    id="sandbox_id",
-    cuts=True,
-    paged=True,
-    nothing="no transition matches",
-)
 
 
 @click.command(
@@ -96,7 +66,10 @@ def history(
     after: int,
     oldest_first: bool,
 ) -> int:
-    """Show every change of state, newest first, of all sandboxes or of one, even if deleted."""
+    """Show every change of state, newest first, of all sandboxes or of one, even if deleted.
+
+    Times are in UTC. After a restore, SEQ goes on with a multiple of 1000000000, plus 1.
+    """
     filters = {"since": since, "until": until, "reason": reason}
     params = {"after": after, **{name: each for name, each in filters.items() if each is not None}}
     doing = "read history" if sandbox is None else f"read history of sandbox {sandbox!r}"
@@ -108,7 +81,7 @@ def history(
         found, failed = transitions(store, params, doing, oldest_first=oldest_first)
         ids = lookup.ids(store) if form.shortens else ()
     code = complain_all(failed)
-    rows = [asdict(each) | _states(each) for each in found]
+    rows = list(map(row_of, found))
     show(rows, replace(VIEW, nothing="") if options.is_damaged() else VIEW, form, ids=ids)
     return code
 
@@ -138,9 +111,3 @@ def transitions(
         except MetadataError as error:
             failed.append(str(error))
     return found, failed
-
-
-def _states(transition: Transition) -> dict[str, str | None]:
-    """Return both states of *transition* as text."""
-    states = {"from_state": transition.from_state, "to_state": transition.to_state}
-    return {name: None if state is None else str(state) for name, state in states.items()}

@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 import click
 
 from registry.cli import complete, lookup, options
 from registry.cli.failures import FINE, FOUND, complain
-from registry.cli.output.cells import GAP, padded
-from registry.cli.output.formats import PEOPLE, Format, View, show
-from registry.cli.output.streams import require_reader, write
-from registry.cli.output.values import shown, timestamp
-from registry.cli.verbs.history import VIEW as HISTORY
+from registry.cli.output.cells import COLUMN_MAX, GAP, cut, padded, width
+from registry.cli.output.formats import PEOPLE, WHOLE, Format, show
+from registry.cli.output.streams import is_terminal, note, require_reader, write
+from registry.cli.output.values import clock_time, shown
+from registry.cli.verbs.transitions import VIEW as HISTORY
+from registry.cli.verbs.transitions import row_of
 from registry.errors import MetadataError
 from registry.store import Store
 from registry.tables.rows import Transition
+from registry.tables.version import BLOCK
 
 LOOK: Final = 1.0
 """Seconds after which an idle watch finds out whether the reader of its output is still there."""
 WIDTHS: Final = {
-    "table": (4, 9, 12, 8, 8, 8, 0),
-    "wide": (4, 30, 12, 12, 8, 8, 8, 7, 16, 19, 0),
+    "table": (4, 9, 12, 8, 8, 8, 19),
+    "wide": (4, 30, 12, 8, 8, 12, 8, 7, 16, 19, 0),
 }
-"""Widths of the columns, which are fixed: a line is written before the next one is known."""
+"""Widths of the columns at first: a line is written before the next one is known."""
 ID: Final = 12
 """Characters of an id in the table, as crictl has them."""
-CLOCK: Final = slice(11, 19)
-"""Part of a timestamp that is the time of the day."""
-VIEW: Final = View(
-    tuple(Transition.__dataclass_fields__),
-    table={
-        "SEQ": "seq",
-        "TIME": "at",
-        "ID": "sandbox_id",
-        "FROM": "from_state",
-        "TO": "to_state",
-        "POD": "pod",
-        "REASON": "reason",
-    },
-    wide=HISTORY.wide,
-    name="name",
-    id="sandbox_id",
-)
+VIEW: Final = replace(HISTORY, paged=False, nothing="")
 
 
 @click.command(
@@ -70,19 +57,30 @@ VIEW: Final = View(
 @options.output(VIEW)
 @options.db
 def watch(*, sandbox: str | None, db: str, after: int | None, form: Format) -> int:
-    """Show each change of state when any process commits it, until Ctrl-C."""
-    code = FINE
+    """Show each change of state when any process commits it, until Ctrl-C.
+
+    Times are in UTC. After a restore, SEQ goes on with a multiple of 1000000000, plus 1. The
+    formats json and yaml have one document after the other, jsonl has one on each line.
+    """
+    code, table = FINE, _Table(form) if form.kind in PEOPLE else None
     with options.open_to_show(db) as store:
         id = None
         if sandbox is not None:
             id = lookup.find_in_history(store, sandbox, f"watch sandbox {sandbox!r}")
-        if form.headers and form.kind in PEOPLE:
-            write(_line(VIEW.columns(form.kind), form.kind))
+        if form.headers and table is not None:
+            table.write(VIEW.columns(form.kind))
         for each in _transitions(store, after):
             if isinstance(each, MetadataError):
                 code = complain(str(each), FOUND)
-            elif id in {None, each.sandbox_id}:
-                _write(each, form)
+                continue
+            if table is not None and each.seq > BLOCK and each.seq % BLOCK == 1:
+                note(f"after a restore, the history goes on with seq {each.seq}")
+            if id not in {None, each.sandbox_id}:
+                continue
+            if table is None:
+                show([row_of(each)], VIEW, replace(form, headers=False), whole=row_of(each))
+            else:
+                table.write_row(row_of(each))
     return code
 
 
@@ -106,21 +104,44 @@ def _transitions(store: Store, after: int | None) -> Iterator[Transition | Metad
         require_reader()
 
 
-def _write(each: Transition, form: Format) -> None:
-    """Write *each* as a line of the table, or in the format that *form* asks for."""
-    fields: dict[str, Any] = asdict(each)
-    for name in ("from_state", "to_state"):
-        fields[name] = None if fields[name] is None else str(fields[name])
-    if form.kind not in PEOPLE:
-        show([fields], VIEW, replace(form, headers=False), whole=fields)
-        return
-    if form.kind == "table":
-        clock = f"{timestamp(each.at)[CLOCK]}Z"
-        fields |= {"at": clock, "sandbox_id": each.sandbox_id[: ID if form.trunc else None]}
-    columns = VIEW.columns(form.kind).values()
-    write(_line((shown(name, fields[name]) for name in columns), form.kind))
+class _Table:
+    """A table that is written line by line: its columns get wider when a cell has to."""
+
+    def __init__(self, form: Format) -> None:
+        """Begin without a line."""
+        self._form, self._sizes = form, list(WIDTHS[form.kind])
+        self._cuts = form.kind == "table" and form.trunc and is_terminal()
+
+    def write_row(self, row: Mapping[str, object]) -> None:
+        """Write the transition *row*."""
+        fields = dict(row)
+        if self._form.kind == "table":
+            fields["at"] = clock_time(int(str(row["at"])), time.time_ns())
+            fields["sandbox_id"] = str(row["sandbox_id"])[: ID if self._form.trunc else None]
+        self.write(shown(name, fields[name]) for name in VIEW.columns(self._form.kind).values())
+
+    def write(self, cells: Iterable[str]) -> None:
+        """Write *cells* as a line."""
+        found = list(cells)
+        for n, cell in enumerate(found[:-1]):
+            self._sizes[n] = max(self._sizes[n], min(width(cell), COLUMN_MAX))
+        sizes = self._sizes
+        if self._cuts:
+            sizes = _fitted(sizes)
+            found = [
+                cut(cell, size, middle=n < len(sizes) - 1)
+                for n, (cell, size) in enumerate(zip(found, sizes, strict=True))
+            ]
+        filled = [padded(cell, size) for cell, size in zip(found, sizes, strict=True)]
+        write(GAP.join(filled).rstrip() + "\n")
 
 
-def _line(cells: Iterable[str], kind: str) -> str:
-    filled = (padded(cell, size) for cell, size in zip(cells, WIDTHS[kind], strict=True))
-    return GAP.join(filled).rstrip() + "\n"
+def _fitted(sizes: list[int]) -> list[int]:
+    """Return the widths *sizes* of the table, made smaller until they fit the terminal."""
+    from registry.cli.output.terminal import LEAST, fit, space_for  # noqa: PLC0415 - not in a pipe
+
+    fields = VIEW.table.values()
+    least = [size if name in WHOLE else LEAST for name, size in zip(fields, sizes, strict=True)]
+    fitted = list(sizes)
+    fit(fitted, space_for(len(sizes)), least)
+    return fitted

@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import click
@@ -18,6 +18,7 @@ from registry.cli.output.formats import Format, View, show
 from registry.cli.output.values import for_programs
 from registry.cli.verbs.explanation import Explanation, Facts, explain, pid_of
 from registry.cli.verbs.summary import summary_of, unreadable
+from registry.cli.verbs.transitions import row_of
 from registry.errors import DataLossError, MetadataError, NotFoundError
 from registry.handles.sandbox import Sandbox
 from registry.host import file_users, kernel, pidfd
@@ -184,7 +185,7 @@ def _fields(facts: Facts, found: Explanation) -> dict[str, Any]:
     fields = {name: getattr(facts, name) for name in FIELDS if hasattr(facts, name)}
     return fields | {
         "since": facts.since or None,
-        "transition": None if last is None else for_programs(_transition(last)),
+        "transition": None if last is None else for_programs(row_of(last)),
         "verdict": None if decision is None else decision.verdict,
         "finding": "" if decision is None else decision.message,
         "marks": decision is not None and decision.marks,
@@ -192,9 +193,3 @@ def _fields(facts: Facts, found: Explanation) -> dict[str, Any]:
         "sentences": found.sentences,
         "next": [step._asdict() for step in found.steps],
     }
-
-
-def _transition(last: Transition) -> dict[str, Any]:
-    states = {"from_state": last.from_state, "to_state": last.to_state}
-    text = {name: None if state is None else str(state) for name, state in states.items()}
-    return asdict(last) | text
