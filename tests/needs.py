@@ -12,6 +12,8 @@ import subprocess
 
 import pytest
 
+from registry.shim.cgroups import hierarchies
+
 
 def _works(*command: str) -> bool:
     """Return whether *command* can be run and succeeds."""
@@ -35,6 +37,12 @@ def _may_trace() -> bool:
     return attached
 
 
+def _may_make_cgroups() -> bool:
+    """Return whether cgroups are mounted and can be created in each hierarchy."""
+    mounted = hierarchies()
+    return bool(mounted) and all(os.access(point, os.W_OK) for point in mounted)
+
+
 _root = os.geteuid() == 0
 
 namespaces = pytest.mark.skipif(
@@ -44,6 +52,14 @@ namespaces = pytest.mark.skipif(
 another_user = pytest.mark.skipif(
     not (_root and _works("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true")),
     reason="becoming another user needs root with CAP_SETUID",
+)
+cgroups = pytest.mark.skipif(
+    not (_root and _may_make_cgroups()),
+    reason="needs mounted cgroups, and root that may create some",
+)
+veth = pytest.mark.skipif(
+    not _works("unshare", "--net", "ip", "link", "add", "sr-test", "type", "veth"),
+    reason="needs iproute2, and a kernel with veth devices",
 )
 strace = pytest.mark.skipif(
     not (_root and _may_trace()),

@@ -6,6 +6,8 @@
     recovery     ends sandboxes, and finishes or undoes the calls that a crash interrupted
     sandboxer    runs, stops and removes sandboxes
     answers      records as messages
+    cgroups      cgroups of the pods, and the kernel's counters of them
+    stats        statistics and metrics of sandboxes
     images       image service of a runtime that has no images
     service      gRPC services: requests and responses
     server       gRPC server on a unix socket

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -21,12 +22,14 @@ from registry import (
     NotFoundError,
     RegistryError,
     ResourceExhaustedError,
+    Sandbox,
     Store,
     UnavailableError,
 )
-from registry.shim import images
+from registry.shim import images, stats
 from registry.shim import runtime_pb2 as api
 from registry.shim.answers import Answers, info, to_json
+from registry.shim.cgroups import hierarchies, is_driver_systemd
 from registry.shim.sandboxer import Sandboxer, name_of
 from registry.version import __version__
 
@@ -65,12 +68,38 @@ def services(
         changes: thread pool of the calls that change something.
     """
     runtime = RuntimeService(store, sandboxer)
+    unchanging = {
+        RUNTIME: images.CONTAINERS,
+        IMAGE: images.methods(store.path),
+    }
     return [
         grpc.method_handlers_generic_handler(RUNTIME, runtime.methods(changes)),
-        grpc.method_handlers_generic_handler(
-            IMAGE, {name: _unary(*method) for name, method in images.METHODS.items()}
+        *(
+            grpc.method_handlers_generic_handler(
+                service, {name: _unary(*method) for name, method in methods.items()}
+            )
+            for service, methods in unchanging.items()
         ),
+        _Unimplemented(),
     ]
+
+
+class _Unimplemented(grpc.GenericRpcHandler):
+    """Refusal of each other method of the two services, by its name."""
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler of one call; None if the call is not of the CRI v1."""
+        service, _, name = handler_call_details.method.lstrip("/").partition("/")
+        if service not in {RUNTIME, IMAGE}:
+            return None
+        message = f"{name}: sandbox-registry runs no containers and has no images"
+
+        def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 def _unary(
@@ -144,9 +173,12 @@ class RuntimeService:
             "RemovePodSandbox": _unary(api.RemovePodSandboxRequest, self._remove, changes),
             "PodSandboxStatus": _unary(api.PodSandboxStatusRequest, self._sandbox_status),
             "ListPodSandbox": _unary(api.ListPodSandboxRequest, self._list),
-            "ListContainers": _unary(
-                api.ListContainersRequest, lambda *_: api.ListContainersResponse()
-            ),
+            "RuntimeConfig": _unary(api.RuntimeConfigRequest, _runtime_config),
+            "UpdateRuntimeConfig": _unary(api.UpdateRuntimeConfigRequest, _update_runtime_config),
+            "PodSandboxStats": _unary(api.PodSandboxStatsRequest, self._stats),
+            "ListPodSandboxStats": _unary(api.ListPodSandboxStatsRequest, self._list_stats),
+            "ListMetricDescriptors": _unary(api.ListMetricDescriptorsRequest, _descriptors),
+            "ListPodSandboxMetrics": _unary(api.ListPodSandboxMetricsRequest, self._list_metrics),
         }
 
     def _answer_version(self, request: api.VersionRequest, _: object) -> api.VersionResponse:
@@ -161,6 +193,8 @@ class RuntimeService:
         response = api.StatusResponse()
         for kind in ("RuntimeReady", "NetworkReady"):
             response.status.conditions.add(type=kind, status=True)
+        response.runtime_handlers.add(features=api.RuntimeHandlerFeatures())
+        response.features.supplemental_groups_policy = True
         if request.verbose:
             response.info["registry"] = to_json(self._store.path)
         return response
@@ -193,9 +227,10 @@ class RuntimeService:
     def _sandbox_status(
         self, request: api.PodSandboxStatusRequest, _: object
     ) -> api.PodSandboxStatusResponse:
+        now = time.time_ns()
         sandbox = self._store.get(request.pod_sandbox_id)
         status = self._answers.status(sandbox)
-        response = api.PodSandboxStatusResponse(status=status)
+        response = api.PodSandboxStatusResponse(status=status, timestamp=now)
         if request.verbose:
             response.info["info"] = to_json(info(sandbox))
         return response
@@ -206,12 +241,63 @@ class RuntimeService:
         if state not in {None, *api.PodSandboxState.values()}:
             why = f"list sandboxes: filter.state {state} is not a PodSandboxState"
             raise InvalidArgumentError(why, field="filter.state", value=state)
-        try:
-            id = self._store.get(wanted.id).id if wanted.id else None
-        except (NotFoundError, AmbiguousPrefixError):
-            return response
-        for sandbox in self._store.list(id=id, labels=wanted.label_selector):
+        for sandbox in self._selected(wanted.id, wanted.label_selector):
             item = self._answers.item(sandbox)
             if state is None or item.state == state:
                 response.items.append(item)
         return response
+
+    def _selected(self, id: str, labels: Mapping[str, str]) -> list[Sandbox]:
+        """Return the sandboxes that match a filter; an ambiguous prefix matches none."""
+        try:
+            id = self._store.get(id).id if id else ""
+        except (NotFoundError, AmbiguousPrefixError):
+            return []
+        return self._store.list(id=id or None, labels=labels)
+
+    def _stats(self, request: api.PodSandboxStatsRequest, _: object) -> api.PodSandboxStatsResponse:
+        sandbox = self._store.get(request.pod_sandbox_id)
+        item = self._answers.item(sandbox)
+        if item.state != api.SANDBOX_READY:
+            message = f"statistics of sandbox {sandbox.id!r}: it is not ready"
+            raise FailedPreconditionError(message, id=sandbox.id)
+        return api.PodSandboxStatsResponse(stats=stats.stats_of(item, sandbox, hierarchies()))
+
+    def _list_stats(
+        self, request: api.ListPodSandboxStatsRequest, _: object
+    ) -> api.ListPodSandboxStatsResponse:
+        wanted = request.filter
+        return api.ListPodSandboxStatsResponse(
+            stats=self._stats_of_ready(wanted.id, wanted.label_selector)
+        )
+
+    def _list_metrics(self, *_: object) -> api.ListPodSandboxMetricsResponse:
+        return api.ListPodSandboxMetricsResponse(
+            pod_metrics=map(stats.metrics_of, self._stats_of_ready("", {}))
+        )
+
+    def _stats_of_ready(self, id: str, labels: Mapping[str, str]) -> Iterator[api.PodSandboxStats]:
+        mounted = hierarchies()
+        for sandbox in self._selected(id, labels):
+            item = self._answers.item(sandbox)
+            if item.state == api.SANDBOX_READY:
+                yield stats.stats_of(item, sandbox, mounted)
+
+
+def _runtime_config(*_: object) -> api.RuntimeConfigResponse:
+    response = api.RuntimeConfigResponse()
+    response.linux.cgroup_driver = api.SYSTEMD if is_driver_systemd() else api.CGROUPFS
+    return response
+
+
+def _update_runtime_config(
+    request: api.UpdateRuntimeConfigRequest, _: object
+) -> api.UpdateRuntimeConfigResponse:
+    """Accept the addresses of the node's pods, which the configuration of CNI names itself."""
+    cidr = request.runtime_config.network_config.pod_cidr
+    log.info("addresses of the pods: %r", cidr, extra={"event": "pod_cidr", "pod_cidr": cidr})
+    return api.UpdateRuntimeConfigResponse()
+
+
+def _descriptors(*_: object) -> api.ListMetricDescriptorsResponse:
+    return api.ListMetricDescriptorsResponse(descriptors=stats.descriptors())

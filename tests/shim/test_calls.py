@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import grpc
@@ -43,29 +44,81 @@ def test_version_image_fs_and_status_satisfy_critest(cri: Client) -> None:
         version.runtime_version,
         version.runtime_api_version,
     }
-    assert [] == list(cri.call("ImageFsInfo").image_filesystems)
     conditions = cri.call("Status", verbose=True).status.conditions
     assert {"RuntimeReady": True, "NetworkReady": True} == {
         condition.type: condition.status for condition in conditions
     }
 
 
+def test_status_tells_what_pods_may_ask_for(cri: Client) -> None:
+    """A kubelet refuses pods with user namespaces, and admits a policy of groups."""
+    status = cri.call("Status")
+    (handler,) = status.runtime_handlers
+    assert ("", False, False) == (
+        handler.name,
+        handler.features.recursive_read_only_mounts,
+        handler.features.user_namespaces,
+    )
+    assert status.features.supplemental_groups_policy
+
+
+def test_runtime_config_names_the_driver_of_the_host(cri: Client) -> None:
+    """A kubelet that is told no driver takes that of its own configuration, and warns."""
+    systemd, cgroupfs = 0, 1
+    expected = systemd if os.path.isdir("/run/systemd/system") else cgroupfs
+    assert expected == cri.call("RuntimeConfig").linux.cgroup_driver
+
+
+def test_addresses_of_pods_are_accepted_and_logged(server: Server, cri: Client) -> None:
+    """A kubelet repeats a call that is refused; CNI has the addresses in its configuration."""
+    network = {"pod_cidr": "10.244.1.0/24"}
+    cri.call("UpdateRuntimeConfig", runtime_config={"network_config": network})
+    assert "addresses of the pods: '10.244.1.0/24'\n" in server.log.read_text()
+
+
 def test_containers_and_images_are_empty_lists(cri: Client) -> None:
     """A filter in the request changes nothing."""
     wanted = {"pod_sandbox_id": "4a33"}
     assert [] == list(cri.call("ListContainers", filter=wanted).containers)
-    assert [] == list(cri.call("ListImages").images)
+    assert [] == list(cri.call("ListContainerStats", filter=wanted).stats)
+    assert [] == list(cri.call("ListImages", filter={"image": {"image": "web"}}).images)
+    assert not cri.call("ImageStatus", image={"image": "web"}, verbose=True).HasField("image")
+
+
+def test_missing_containers_and_images_are_stopped_and_removed(cri: Client) -> None:
+    """They have no status; the other calls are idempotent, as the CRI wants."""
+    assert "container 'web'" in refused(
+        grpc.StatusCode.NOT_FOUND, cri, "ContainerStatus", container_id="web"
+    )
+    cri.call("StopContainer", container_id="web", timeout=3)
+    cri.call("RemoveContainer", container_id="web")
+    cri.call("RemoveImage", image={"image": "web"})
+
+
+def test_file_system_of_images_is_that_of_the_registry(server: Server, cri: Client) -> None:
+    """A kubelet needs one to evict pods; nothing else can be measured without images."""
+    info = cri.call("ImageFsInfo")
+    (usage,) = info.image_filesystems
+    assert [usage] == list(info.container_filesystems)
+    assert is_recent(usage.timestamp)
+    point = usage.fs_id.mountpoint
+    assert os.path.ismount(point)
+    assert os.stat(server.db).st_dev == os.stat(point).st_dev
+    space = os.statvfs(server.db)
+    assert 0 < usage.used_bytes.value <= space.f_blocks * space.f_frsize
+    assert 0 <= usage.inodes_used.value <= space.f_files
 
 
 @pytest.mark.parametrize("method", [
     (service, method) for service, methods in upstream()["services"].items() for method in methods
-    if method not in {
-        "Version", "Status", "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox",
-        "PodSandboxStatus", "ListPodSandbox", "ListContainers", "ListImages", "ImageFsInfo",
+    if method in {
+        "CreateContainer", "StartContainer", "UpdateContainerResources", "ReopenContainerLog",
+        "ExecSync", "Exec", "Attach", "PortForward", "ContainerStats", "CheckpointContainer",
+        "GetContainerEvents", "UpdatePodSandboxResources", "PullImage",
     }
 ], ids=lambda pair: pair[1])  # fmt: skip
 def test_other_methods_are_unimplemented(server: Server, method: tuple[str, str]) -> None:
-    """Streaming methods are refused in the same way."""
+    """The message names the method; streaming methods are refused in the same way."""
     with grpc.insecure_channel(f"unix://{server.socket}") as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/runtime.v1." + "/".join(method)
@@ -73,6 +126,8 @@ def test_other_methods_are_unimplemented(server: Server, method: tuple[str, str]
         with pytest.raises(grpc.RpcError) as caught:
             call(b"", timeout=DEADLINE)
     assert grpc.StatusCode.UNIMPLEMENTED is caught.value.code()
+    expected = f"{method[1]}: sandbox-registry runs no containers and has no images"
+    assert expected == caught.value.details()
 
 
 # Refusals.
