@@ -39,6 +39,8 @@ SOURCES: Final = {
     "namespace/pod": "SELECT DISTINCT namespace || '/' || pod FROM sandboxes WHERE :text <> ''",
     "namespace": "SELECT DISTINCT namespace FROM sandboxes",
     "reason": "SELECT DISTINCT reason FROM sandbox_statuses",
+    "past reason": "SELECT DISTINCT reason FROM"
+    " (SELECT reason FROM sandbox_transitions ORDER BY seq DESC LIMIT 20000)",
 }
 """Queries of the values, each of one column. Without a text the pods are offered once; the deleted
 sandboxes are those of the latest transitions, whose number bounds the time."""

@@ -16,6 +16,8 @@ from registry.errors import (
 from registry.handles.sandbox import Sandbox
 from registry.store import Store
 from registry.tables import queries, sql
+from registry.tables.rows import as_text
+from registry.visible import visible
 
 LISTED: Final = 10
 """Sandboxes that an error lists."""
@@ -115,6 +117,29 @@ def ids(store: Store) -> list[str]:
     with contextlib.suppress(DataLossError):
         return [str(id) for (id,) in store._session.fetch(sql.IDS, {}, "list ids")]  # noqa: SLF001
     return []
+
+
+def nothing(store: Store, message: str, query: str, what: str, value: str | None) -> str:
+    """Return *message* on a filter that nothing matches, with the values that there are.
+
+    Args:
+        store: was read.
+        message: without a hint.
+        query: of the values, `sql.REASONS` for example.
+        what: the filter has, `reason` for example.
+        value: of the filter; None: it was not given. One that exists needs no hint.
+    """
+    if value is None:
+        return message
+    known = [as_text(each) for (each,) in store._session.fetch(query, {}, f"list {what}s")]  # noqa: SLF001
+    if value.casefold() in map(str.casefold, known):
+        return message
+    if not known:
+        return f"{message}; no {what} is recorded"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return visible(
+        f"{message}; there is no {what} {value!r}, only {', '.join(known[:LISTED])}{more}"
+    )
 
 
 def _require_text(text: str, doing: str, advice: str = "an id, a name or NAMESPACE/POD") -> None:

@@ -137,6 +137,21 @@ TAKEN: Final = (
 
 IDS: Final = "SELECT sandboxes.id FROM sandboxes"
 
+NAMESPACES: Final = (
+    "SELECT DISTINCT sandboxes.namespace FROM sandboxes WHERE sandboxes.namespace != '' ORDER BY "
+    "sandboxes.namespace"
+)
+
+REASONS: Final = (
+    "SELECT DISTINCT sandbox_statuses.reason FROM sandbox_statuses WHERE sandbox_statuses.reason "
+    "!= '' ORDER BY sandbox_statuses.reason"
+)
+
+PAST_REASONS: Final = (
+    "SELECT DISTINCT sandbox_transitions.reason FROM sandbox_transitions WHERE "
+    "sandbox_transitions.reason != '' ORDER BY sandbox_transitions.reason"
+)
+
 LABELS: Final = (
     'SELECT sandbox_labels.sandbox_id, sandbox_labels."key", sandbox_labels.value FROM '
     'sandbox_labels ORDER BY sandbox_labels.sandbox_id, sandbox_labels."key"'
@@ -342,7 +357,7 @@ LIST_FILTERS: Final = {
     "name": "sandboxes.name = :name",
     "namespace": "sandboxes.namespace = :namespace",
     "pod": "sandboxes.pod = :pod",
-    "reason": "sandbox_statuses.reason = :reason",
+    "reason": '(sandbox_statuses.reason COLLATE "NOCASE") = :reason',
     "state": "sandbox_statuses.state IN (:state0, :state1, :state2)",
     "since": (
         "coalesce((SELECT sandbox_transitions.at FROM sandbox_transitions WHERE "
@@ -408,7 +423,7 @@ HISTORY_FILTERS: Final = {
     "id": " AND sandbox_transitions.sandbox_id = :id",
     "since": " AND sandbox_transitions.at >= :since",
     "until": " AND sandbox_transitions.at < :until",
-    "reason": " AND sandbox_transitions.reason = :reason",
+    "reason": ' AND (sandbox_transitions.reason COLLATE "NOCASE") = :reason',
 }
 
 HISTORY_ORDER: Final = " ORDER BY sandbox_transitions.seq"

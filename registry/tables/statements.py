@@ -189,6 +189,11 @@ def _of_registry(name: str) -> ScalarSelect[Any]:
     return select(registry.c[name]).scalar_subquery()
 
 
+def _distinct(column: Column[str]) -> Select[Any]:
+    """Return the values of *column* but "", each once, in order."""
+    return select(column).where(column != _literal("")).distinct().order_by(column)
+
+
 STATEMENTS: Final[Mapping[str, Core]] = {
     "VERSION": select(*(registry.c[name] for name in VERSION_FIELDS)),
     "REGISTRY_ID": select(registry.c.registry_id),
@@ -221,6 +226,10 @@ STATEMENTS: Final[Mapping[str, Core]] = {
         or_(sandboxes.c.id == bindparam("id"), sandboxes.c.name == bindparam("name"))
     ),
     "IDS": select(sandboxes.c.id),
+    # What a list or a history can be filtered by.
+    "NAMESPACES": _distinct(sandboxes.c.namespace),
+    "REASONS": _distinct(sandbox_statuses.c.reason),
+    "PAST_REASONS": _distinct(sandbox_transitions.c.reason),
     "LABELS": (
         select(sandbox_labels.c.sandbox_id, sandbox_labels.c.key, sandbox_labels.c.value).order_by(
             sandbox_labels.c.sandbox_id, sandbox_labels.c.key
@@ -348,6 +357,11 @@ STATUS_COLUMNS: Final = tuple(
 """Columns that an update of a status may write, in the order in which Core writes them."""
 
 
+def _is_alike(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
+    """Return whether *column* is the parameter *name*, in any case of its letters."""
+    return column.collate("NOCASE") == bindparam(name)
+
+
 def update_status(columns: Collection[str]) -> Update:
     """Return the update of *columns* of the status of `:of`."""
     return (
@@ -361,7 +375,7 @@ LIST_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
     "hide_unknown": _is_past_unknown(),
     "id": _begins(sandboxes.c.id),
     **{name: sandboxes.c[name] == bindparam(name) for name in ("name", "namespace", "pod")},
-    "reason": sandbox_statuses.c.reason == bindparam("reason"),
+    "reason": _is_alike(sandbox_statuses.c.reason, "reason"),
     "state": sandbox_statuses.c.state.in_([bindparam(f"state{n}") for n, _ in enumerate(State)]),
     "since": _since() >= bindparam("since"),
 }
@@ -423,6 +437,6 @@ HISTORY_FILTERS: Final[Mapping[str, ColumnElement[bool]]] = {
     "id": sandbox_transitions.c.sandbox_id == bindparam("id"),
     "since": sandbox_transitions.c.at >= bindparam("since"),
     "until": sandbox_transitions.c.at < bindparam("until"),
-    "reason": sandbox_transitions.c.reason == bindparam("reason"),
+    "reason": _is_alike(sandbox_transitions.c.reason, "reason"),
 }
 """Conditions of a history by the names of its filters, in the order in which they are joined."""

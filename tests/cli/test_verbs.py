@@ -186,6 +186,46 @@ def test_nothing_that_matches_is_a_header_and_a_note_or_an_empty_array(
     assert Done(0, "", "") == call(*command.split(), "-q") == call(*command.split(), "-o", "name")
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("list --reason broke", "no sandbox matches; there is no reason 'broke', only Broken"),
+        ("list -f reason=broke", "no sandbox matches; there is no reason 'broke', only Broken"),
+        ("list --namespace Shop", "no sandbox matches; there is no namespace 'Shop\\u200b', only "),
+        ("list --namespace shop --pod x", "no sandbox matches\n"),
+        ("history --reason x", "no transition matches; there is no reason 'x', only Broken\n"),
+        ("history --reason broken --since 2999-01-01", "no transition matches\n"),
+    ],
+)
+def test_a_reason_or_namespace_that_does_not_exist_is_told_with_those_that_do(
+    call: Call, command: str, hint: str
+) -> None:
+    """A value that exists, and that other filters have left out, needs no hint."""
+    command = command.replace("Shop", "Shop\u200b")
+    code, _, err = call(*command.split())
+    assert 0 == code
+    assert err.startswith(hint)
+
+
+def test_a_long_list_of_reasons_is_cut(call: Call, path: str) -> None:
+    """The hint names the first ones."""
+    with Store.open(path, reconcile=False) as store:
+        for n in range(12):
+            store.add(sandbox(f"r{n}"), Status(State.NOTREADY, reason=f"R{n:02}"))
+    err = call("list", "--reason", "x").err
+    assert "there is no reason 'x', only Broken, R00, R01, " in err
+    assert err.endswith(", R08 and 3 more\n")
+
+
+@pytest.mark.parametrize("word", ["broken", "BROKEN", "Broken"])
+def test_a_reason_is_found_in_any_case(call: Call, word: str) -> None:
+    """By each verb and each form of the filter."""
+    assert [LONG] == ids(call("list", "--reason", word, "--json"))
+    assert [LONG] == ids(call("list", "-f", f"reason={word}", "--json"))
+    (found,) = json.loads(call("history", "--reason", word, "--json").out)
+    assert (LONG, "Broken") == (found["sandbox_id"], found["reason"])
+
+
 def test_list_shows_sandboxes_as_they_were_when_read(
     path: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from registry.cli.output.formats import Format, show
 from registry.cli.verbs.transitions import VIEW, row_of
 from registry.errors import MetadataError
 from registry.store import Store
-from registry.tables import queries
+from registry.tables import queries, sql
 from registry.tables.rows import Transition
 
 
@@ -41,8 +41,8 @@ from registry.tables.rows import Transition
 @click.option(
     "--reason",
     metavar="WORD",
-    help="Only with this reason.",
-    shell_complete=complete.values("reason"),
+    help="Only with this reason, in any case of its letters.",
+    shell_complete=complete.values("reason", "past reason"),
 )
 @click.option(
     "--after",
@@ -80,9 +80,11 @@ def history(
             params["id"] = lookup.find_in_history(store, sandbox, doing)
         found, failed = transitions(store, params, doing, oldest_first=oldest_first)
         ids = lookup.ids(store) if form.shortens else ()
+        none = ""
+        if not found and not options.is_damaged():
+            none = lookup.nothing(store, VIEW.nothing, sql.PAST_REASONS, "reason", reason)
     code = complain_all(failed)
-    rows = list(map(row_of, found))
-    show(rows, replace(VIEW, nothing="") if options.is_damaged() else VIEW, form, ids=ids)
+    show(list(map(row_of, found)), replace(VIEW, nothing=none), form, ids=ids)
     return code
 
 

@@ -17,6 +17,7 @@ from registry.cli.output.streams import is_terminal, note
 from registry.cli.verbs.summary import FIELDS, labels, row_of, summaries
 from registry.model.status import State
 from registry.store import Store
+from registry.tables import sql
 from registry.tables.rows import Summary, summary_damages
 
 LATEST: Final = "\0"
@@ -155,7 +156,7 @@ class Filters:
 @click.option(
     "--reason",
     metavar="WORD",
-    help="Reason of the state.",
+    help="Reason of the state, in any case of its letters.",
     shell_complete=complete.values("reason"),
 )
 @click.option(
@@ -222,13 +223,27 @@ def list_sandboxes(
             live.follow(store, lambda: _read(store, fields, form, wanted)[:2], VIEW, form)
         rows, ids, damages = _read(store, fields, form, wanted)
         hidden = 0 if every else _count_hidden(store, form, wanted)
+        found = rows.rows if isinstance(rows, Records) else rows
+        none = "" if found else _nothing(store, wanted)
     code = complain_all(damages)
-    # Of a damaged registry nothing is known of the sandboxes that cannot be read.
-    show(rows, replace(VIEW, nothing="") if options.is_damaged() else VIEW, form, ids=ids)
+    show(rows, replace(VIEW, nothing=none), form, ids=ids)
     if hidden:
         are = "sandbox is" if hidden == 1 else "sandboxes are"
         note(f"{hidden} UNKNOWN {are} not shown; --all shows {'it' if hidden == 1 else 'them'}")
     return code
+
+
+def _nothing(store: Store, wanted: dict[str, Any]) -> str:
+    """Return what is said of a list without a sandbox.
+
+    Of a damaged registry nothing is known of the sandboxes that cannot be read.
+    """
+    if options.is_damaged():
+        return ""
+    found = VIEW.nothing
+    for what, query in (("namespace", sql.NAMESPACES), ("reason", sql.REASONS)):
+        found = lookup.nothing(store, found, query, what, wanted[what])
+    return found
 
 
 def _count_hidden(store: Store, form: Format, wanted: dict[str, Any]) -> int:

@@ -35,7 +35,7 @@ def summaries(store: Store, fields: tuple[str, ...], **wanted: Any) -> list[tupl
     return [
         tuple(getattr(each, name) for name in fields)
         for each in handles
-        if reason is None or each.reason == reason
+        if reason is None or as_text(each.reason).casefold() == reason.casefold()
     ][:limit]
 
 
