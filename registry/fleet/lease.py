@@ -111,8 +111,8 @@ def register(
         row = connection.execute(statements.REGISTERED, params).fetchone()
         if row is None:
             _insert(connection, at, params)
-            return Registered(registry_id, incarnation, incarnation, 0, "")
-        own, machine_id, path, node, is_fresh = row[:4], *row[4:]
+            return Registered(registry_id, incarnation, incarnation, 0, 0, "")
+        own, machine_id, path, node, is_fresh = row[:5], *row[5:]
         if (machine_id, path) != (at.machine_id, at.path) and is_fresh:
             raise UnavailableError(
                 f"push registry {at.path!r}: node {node!r} pushes the same registry from {path!r} "

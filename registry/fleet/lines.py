@@ -32,6 +32,7 @@ class Registered(NamedTuple):
     incarnation: int
     source_incarnation: int
     cursor: int
+    batch: int
     fingerprint: str
 
 

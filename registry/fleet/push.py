@@ -1,17 +1,22 @@
 """One batch of a registry, pushed in one transaction.
 
-    UPDATE fleet_registries   the cursor, if it is where it was; else roll back
+    UPDATE fleet_registries   the cursor, if the row is as this pusher left it; else roll back
     INSERT                    a gap, this boot, transitions
     INSERT, DELETE            present sandboxes that differ, with the batch that reaches the head
     COMMIT
 
 Rows and cursor are committed together or not at all. So the transaction need not be synced: if the
-server loses it, the next heartbeat finds the old cursor, and everything after it is sent again. A
+server loses it, the next heartbeat finds the old row, and what follows its cursor is sent again. A
 violated key is therefore an error of this code, and is raised.
+
+A batch without transitions, such as one with another pid, leaves the cursor where it was. Therefore
+each batch writes a random number into the row: the next batch of a pusher finds that another pusher
+has written since, or that the server, behind a pooler that outlived it, has lost the latest batch.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -154,20 +159,13 @@ class Pusher:
             max(known.incarnation + 1, found.incarnation),
             found.incarnation,
             last[0] if last else 0,
+            _random(),
             fingerprint(last) if last else "",
         )
-        params = {
-            **new._asdict(),
-            "after": new.cursor,
-            "before": known.cursor,
-            "old": known.incarnation,
-            "machine_id": at.machine_id,
-            "path": at.path,
-            "kind": "restored",
-        }
+        edges = {"after": new.cursor, "before": known.cursor, "kind": "restored"}
         with connection.transaction():
-            _require_one(connection.execute(statements.BEGIN_LINE, params))
-            connection.execute(statements.INSERT_BREAK, params)
+            _require_one(connection.execute(statements.BEGIN_LINE, _params(at, known, new)))
+            connection.execute(statements.INSERT_BREAK, new._asdict() | edges)
         return new
 
     def _send(
@@ -175,18 +173,11 @@ class Pusher:
     ) -> Pushed:
         """Send *found* in one transaction."""
         last = found.transitions[-1] if found.transitions else found.at_cursor
-        new = known
+        new = known._replace(batch=_random())
         if last is not None:
-            new = known._replace(cursor=last[0], fingerprint=fingerprint(last))
-        params: dict[str, Any] = {
-            **known._asdict(),
-            **at._asdict(),
-            "new": new.cursor,
-            "fingerprint": new.fingerprint,
-            "newest": found.newest,
-            "every": self.every,
-            "now_ms": time.time_ns() // 10**6,
-        }
+            new = new._replace(cursor=last[0], fingerprint=fingerprint(last))
+        params = _params(at, known, new)
+        params |= {"newest": found.newest, "every": self.every, "now_ms": time.time_ns() // 10**6}
         hashes = None
         with connection.transaction():
             connection.execute("SET LOCAL synchronous_commit = off")
@@ -242,6 +233,17 @@ def _read(read: Callable[[], T]) -> T:
         raise SourceError(f"{DOING}: {error}") from error
 
 
+def _random() -> int:
+    """Return a random number for a batch."""
+    return int.from_bytes(os.urandom(8), signed=True)
+
+
+def _params(at: lease.Place, known: Registered, new: Registered) -> dict[str, Any]:
+    """Return the parameters of a statement that turns the row *known* into *new*."""
+    changed = {f"new_{name}": value for name, value in new._asdict().items()}
+    return {**known._asdict(), **at._asdict(), **changed}
+
+
 def _require_one(cursor: psycopg.Cursor[Any]) -> None:
     """Raise unless the statement of *cursor* has changed its row: the transaction is rolled back.
 
@@ -250,7 +252,7 @@ def _require_one(cursor: psycopg.Cursor[Any]) -> None:
     """
     if cursor.rowcount != 1:
         raise UnavailableError(
-            f"{DOING}: its cursor is not where this pusher left it: another pusher has moved it, "
+            f"{DOING}: its row is not as this pusher left it: another pusher has changed it, "
             "or the server has lost its latest commits; it is read again with --follow"
         )
 

@@ -184,7 +184,7 @@ def _snapshot(fetch: Fetch, after: int, limit: int) -> Snapshot:
         incarnation.registry_id,
         incarnation.number,
         oldest or 0,
-        newest or 0,
+        max(0, newest or 0),
         converted(at_cursor[0]) if at_cursor else None,
         [converted(row) for row in rows[:limit]],
         fetch(COUNT, {"after": rows[limit - 1][0]})[0][0] if len(rows) > limit else 0,

@@ -71,17 +71,20 @@ _BEAT: Final = (
     " boot_id = %(boot_id)s, kernel = %(kernel)s"
 )
 _WRITABLE: Final = f"EXISTS (SELECT FROM fleet_meta WHERE {LEVEL} BETWEEN min_writer AND level)"
+_UNCHANGED: Final = (
+    "WHERE registry_id = %(registry_id)s AND incarnation = %(incarnation)s AND cursor = %(cursor)s"
+    " AND batch = %(batch)s AND machine_id = %(machine_id)s AND path = %(path)s"
+    f" AND ended_at IS NULL AND {_WRITABLE}"
+)
+"""The row is as this pusher left it, and this pusher may still write it."""
 ADVANCE: Final = (
-    f"UPDATE fleet_registries SET cursor = %(new)s, fingerprint = %(fingerprint)s,"  # noqa: S608
-    f" newest = %(newest)s, {_BEAT}"
-    " WHERE registry_id = %(registry_id)s AND incarnation = %(incarnation)s AND cursor = %(cursor)s"
-    f" AND machine_id = %(machine_id)s AND path = %(path)s AND ended_at IS NULL AND {_WRITABLE}"
+    "UPDATE fleet_registries SET cursor = %(new_cursor)s, batch = %(new_batch)s,"  # noqa: S608
+    f" fingerprint = %(new_fingerprint)s, newest = %(newest)s, {_BEAT} {_UNCHANGED}"
 )
 BEGIN_LINE: Final = (
-    "UPDATE fleet_registries SET incarnation = %(incarnation)s, cursor = %(after)s,"
-    " source_incarnation = %(source_incarnation)s, fingerprint = %(fingerprint)s"
-    " WHERE registry_id = %(registry_id)s AND incarnation = %(old)s AND cursor = %(before)s"
-    " AND machine_id = %(machine_id)s AND path = %(path)s AND ended_at IS NULL"
+    "UPDATE fleet_registries SET incarnation = %(new_incarnation)s, cursor = %(new_cursor)s,"  # noqa: S608
+    " batch = %(new_batch)s, source_incarnation = %(new_source_incarnation)s,"
+    f" fingerprint = %(new_fingerprint)s {_UNCHANGED}"
 )
 PROBLEM: Final = (
     "UPDATE fleet_registries SET problem = %(problem)s, seen_at = clock_timestamp()"
@@ -99,7 +102,7 @@ INSERT_BOOT: Final = (
 
 VERSION: Final = "SELECT level, min_writer FROM fleet_meta"
 REGISTERED: Final = (
-    "SELECT incarnation, source_incarnation, cursor, fingerprint, machine_id, path, node,"
+    "SELECT incarnation, source_incarnation, cursor, batch, fingerprint, machine_id, path, node,"
     " ended_at IS NULL AND seen_at > clock_timestamp() - every * interval '3 seconds' AS is_fresh"
     " FROM fleet_registries WHERE registry_id = %(registry_id)s FOR UPDATE"
 )

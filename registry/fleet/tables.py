@@ -74,6 +74,8 @@ registries: Final = Table(
     Column("cursor", BigInteger, nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("newest", BigInteger, nullable=False),
+    # Random number of the latest batch: another pusher, or a server that has gone back, changes it.
+    Column("batch", BigInteger, nullable=False, server_default=text("0")),
     Column("seen_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),
     Column("every", Float, nullable=False),
     Column("skew_ms", BigInteger, nullable=False),

@@ -39,7 +39,7 @@ def test_rule_6_clone_on_another_machine_is_refused_while_the_original_is_seen(
     assert [("node-1", "m1", True)] == database.query(PLACE)
     database.query(STALE)
     push(clone)
-    with pytest.raises(UnavailableError, match="cursor is not where"):
+    with pytest.raises(UnavailableError, match="row is not as"):
         push(original)
     with pytest.raises(UnavailableError, match="a copy must not be pushed"):
         push(original)

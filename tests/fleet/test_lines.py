@@ -241,7 +241,7 @@ def test_present_line_is_made_of_segments() -> None:
 
 def test_gap_needs_a_missing_transition() -> None:
     """Neither the next seq nor a jump behind a kept cursor is one."""
-    known = Registered("r", 1, 1, 5, "")
+    known = Registered("r", 1, 1, 5, 0, "")
     found = Snapshot("r", 1, 1, 9, None, [], 0, None)
     assert gap(known, found) is None
     assert gap(known, found._replace(oldest=6)) is None

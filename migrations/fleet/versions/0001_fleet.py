@@ -45,6 +45,7 @@ CREATE TABLE fleet_registries (
   boot_id text NOT NULL,
   kernel text NOT NULL,
   cursor bigint NOT NULL,
+  batch bigint DEFAULT 0 NOT NULL,
   fingerprint text NOT NULL,
   newest bigint NOT NULL,
   seen_at timestamptz DEFAULT clock_timestamp() NOT NULL,
@@ -189,8 +190,8 @@ WHERE t.incarnation = r.incarnation OR NOT EXISTS (
 OWN: Final = "registry_id IN (SELECT registry_id FROM fleet_registries)"
 """Rows of the caller's registries: the subquery is subject to the policy of fleet_registries."""
 COLUMNS: Final = (
-    "incarnation, source_incarnation, node, path, machine_id, boot_id, kernel, cursor, fingerprint,"
-    " newest, seen_at, every, skew_ms, problem, ended_at"
+    "incarnation, source_incarnation, node, path, machine_id, boot_id, kernel, cursor, batch,"
+    " fingerprint, newest, seen_at, every, skew_ms, problem, ended_at"
 )
 PARTS: Final = "fleet_boots, fleet_sandboxes, fleet_breaks, fleet_transitions"
 NAMES: Final = "fleet_nodes, fleet_silent, fleet_overview, fleet_not_ready, fleet_history"
