@@ -14,6 +14,8 @@ Only migrations and tests import this module. Rules:
 3. Columns are only added, and statements name their columns: an older pusher keeps running.
 4. Times of sandboxes are integer nanoseconds as in a registry. `fleet_transitions.at` is a
    timestamp, by which rows are partitioned; `at_rest` has its nanoseconds below a microsecond.
+5. A node chooses the values of its own rows. Constraints refuse those with which a view, or a
+   question of the command line, would fail for all nodes.
 """
 
 from __future__ import annotations
@@ -72,10 +74,10 @@ registries: Final = Table(
     Column("source_incarnation", BigInteger, nullable=False),
     *_texts("node", "path", "machine_id", "boot_id", "kernel"),
     Column("cursor", BigInteger, nullable=False),
-    Column("fingerprint", Text, nullable=False),
-    Column("newest", BigInteger, nullable=False),
     # Random number of the latest batch: another pusher, or a server that has gone back, changes it.
     Column("batch", BigInteger, nullable=False, server_default=text("0")),
+    Column("fingerprint", Text, nullable=False),
+    Column("newest", BigInteger, nullable=False),
     Column("seen_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),
     Column("every", Float, nullable=False),
     Column("skew_ms", BigInteger, nullable=False),
@@ -85,6 +87,12 @@ registries: Final = Table(
     Column("role", Text(collation="C"), nullable=False, server_default=text("CURRENT_USER")),
     # The group of all nodes is no node: SET ROLE must not make it one.
     CheckConstraint("role <> 'fleet_node'", name="role"),
+    CheckConstraint(
+        "every > 0 AND every < 1e9 AND seen_at BETWEEN '2000-01-01Z' AND '3000-01-01Z'"
+        " AND ended_at BETWEEN '2000-01-01Z' AND '3000-01-01Z' IS NOT FALSE"
+        " AND cursor >= 0 AND newest >= 0 AND skew_ms BETWEEN -1e16 AND 1e16",
+        name="bounds",
+    ),
     Index("fleet_registries_by_role", "role"),
     postgresql_with={"fillfactor": 50},
 )
@@ -115,6 +123,7 @@ sandboxes: Final = Table(
     Column("host_network", BigInteger, nullable=False),
     Column("runtime_handler", Text, nullable=False),
     Column("labels", JSONB, nullable=False),
+    CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels"),
     Index("fleet_sandboxes_by_state_reason", "state", "reason"),
     Index("fleet_sandboxes_by_namespace_pod", "namespace", "pod"),
     Index("fleet_sandboxes_by_labels", "labels", postgresql_using="gin"),
@@ -134,6 +143,13 @@ transitions: Final = Table(
     Column("pid", BigInteger, nullable=False),
     *_texts("reason", "message", "actor"),
     Column("boot_id", Text),
+    # The nanoseconds since the epoch fit into 64 bits.
+    CheckConstraint(
+        "at_rest BETWEEN 0 AND 999"
+        " AND (at, at_rest) >= (timestamptz '1677-09-21 00:12:43.145224Z', 192)"
+        " AND (at, at_rest) <= (timestamptz '2262-04-11 23:47:16.854775Z', 807)",
+        name="bounds",
+    ),
     Index(
         "fleet_transitions_not_ready",
         *("reason", "at"),

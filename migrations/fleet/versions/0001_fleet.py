@@ -55,7 +55,11 @@ CREATE TABLE fleet_registries (
   ended_at timestamptz,
   role text COLLATE "C" DEFAULT CURRENT_USER NOT NULL,
   CONSTRAINT fleet_registries_pk PRIMARY KEY (registry_id),
-  CONSTRAINT fleet_registries_check_role CHECK (role <> 'fleet_node')
+  CONSTRAINT fleet_registries_check_role CHECK (role <> 'fleet_node'),
+  CONSTRAINT fleet_registries_check_bounds CHECK (every > 0 AND every < 1e9
+    AND seen_at BETWEEN '2000-01-01Z' AND '3000-01-01Z'
+    AND ended_at BETWEEN '2000-01-01Z' AND '3000-01-01Z' IS NOT FALSE
+    AND cursor >= 0 AND newest >= 0 AND skew_ms BETWEEN -1e16 AND 1e16)
 ) WITH (fillfactor = 50)""",
     "CREATE INDEX fleet_registries_by_role ON fleet_registries (role)",
     """
@@ -89,7 +93,8 @@ CREATE TABLE fleet_sandboxes (
   host_network bigint NOT NULL,
   runtime_handler text NOT NULL,
   labels jsonb NOT NULL,
-  CONSTRAINT fleet_sandboxes_pk PRIMARY KEY (registry_id, sandbox_id)
+  CONSTRAINT fleet_sandboxes_pk PRIMARY KEY (registry_id, sandbox_id),
+  CONSTRAINT fleet_sandboxes_check_labels CHECK (jsonb_typeof(labels) = 'object')
 )""",
     "CREATE INDEX fleet_sandboxes_by_state_reason ON fleet_sandboxes (state, reason)",
     "CREATE INDEX fleet_sandboxes_by_namespace_pod ON fleet_sandboxes (namespace, pod)",
@@ -114,7 +119,10 @@ CREATE TABLE fleet_transitions (
   message text NOT NULL,
   actor text NOT NULL,
   boot_id text,
-  CONSTRAINT fleet_transitions_pk PRIMARY KEY (registry_id, incarnation, seq, at)
+  CONSTRAINT fleet_transitions_pk PRIMARY KEY (registry_id, incarnation, seq, at),
+  CONSTRAINT fleet_transitions_check_bounds CHECK (at_rest BETWEEN 0 AND 999
+    AND (at, at_rest) >= (timestamptz '1677-09-21 00:12:43.145224Z', 192)
+    AND (at, at_rest) <= (timestamptz '2262-04-11 23:47:16.854775Z', 807))
 ) PARTITION BY RANGE (at)""",
     """
 CREATE INDEX fleet_transitions_not_ready ON fleet_transitions (reason, at)
@@ -187,12 +195,13 @@ WHERE t.incarnation = r.incarnation OR NOT EXISTS (
     AND x.incarnation > t.incarnation AND x.after < t.seq)""",
 )
 
-OWN: Final = "registry_id IN (SELECT registry_id FROM fleet_registries)"
-"""Rows of the caller's registries: the subquery is subject to the policy of fleet_registries."""
+OWN: Final = "registry_id IN (SELECT registry_id FROM fleet_registries WHERE role = CURRENT_USER)"
+"""Rows of the caller's registries. A role that is a reader too sees all of fleet_registries."""
 COLUMNS: Final = (
     "incarnation, source_incarnation, node, path, machine_id, boot_id, kernel, cursor, batch,"
     " fingerprint, newest, seen_at, every, skew_ms, problem, ended_at"
 )
+BREAK: Final = "registry_id, incarnation, after, kind, before"
 PARTS: Final = "fleet_boots, fleet_sandboxes, fleet_breaks, fleet_transitions"
 NAMES: Final = "fleet_nodes, fleet_silent, fleet_overview, fleet_not_ready, fleet_history"
 NODE: Final = "USING (role = CURRENT_USER) WITH CHECK (role = CURRENT_USER AND node = role)"
@@ -202,7 +211,10 @@ GRANTS: Final = (
     "GRANT SELECT ON fleet_meta, fleet_registries TO fleet_node",
     # Neither the role nor the id of a registry can be chosen, or changed later.
     f"GRANT INSERT (registry_id, {COLUMNS}), UPDATE ({COLUMNS}) ON fleet_registries TO fleet_node",
-    "GRANT SELECT, INSERT ON fleet_boots, fleet_breaks, fleet_transitions TO fleet_node",
+    "GRANT SELECT, INSERT ON fleet_transitions TO fleet_node",
+    # The server alone sets the times of both.
+    "GRANT SELECT, INSERT (registry_id, boot_id, kernel) ON fleet_boots TO fleet_node",
+    f"GRANT SELECT, INSERT ({BREAK}) ON fleet_breaks TO fleet_node",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON fleet_sandboxes TO fleet_node",
     "ALTER TABLE fleet_registries ENABLE ROW LEVEL SECURITY",
     # A node is named after its role, so that a stolen certificate can forge that node only.
