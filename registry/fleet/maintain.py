@@ -68,7 +68,7 @@ def migrate(to: Target) -> str:
         raise SchemaVersionError(f"{doing}: {error}; upgrade this program") from error
     except DBAPIError as error:
         if isinstance(error.orig, psycopg.Error):
-            raise postgres.translate(error.orig, doing) from error
+            raise postgres.translate(error.orig, doing, postgres.OWNER) from error
         raise
     return str(ScriptDirectory.from_config(config).get_current_head())
 
@@ -88,8 +88,8 @@ def maintain(to: Target, *, keep_days: int = KEEP_DAYS, now: datetime | None = N
     """
     doing = f"maintain the fleet's database {to.shown!r}"
     now = now or datetime.now(UTC)
-    with postgres.errors(doing):
-        connection = postgres.connect(to)
+    with postgres.errors(doing, postgres.OWNER):
+        connection = postgres.connect(to, postgres.OWNER)
         with connection, connection.transaction():
             connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
             _require_owner(connection, doing)

@@ -35,10 +35,35 @@ DEFAULTS: Final = {
 """Settings of libpq unless the URL has others. A demoted primary is not connected to."""
 TEXT_MAX: Final = 1000
 """Characters of a message of the server that are shown."""
-RETRIED: Final = ("08", "40", "53", "57P", "25006", "55P03")
+RETRIED: Final = ("08", "40", "53", "57", "25006", "25P03", "55P03")
 """Beginnings of the SQLSTATEs after which a retry may succeed. 25006: the server was demoted."""
+REFUSED: Final = re.compile(
+    r"authentication failed for user|pg_hba\.conf|valid client certificate|no password supplied"
+    r'|role ".*" (does not exist|is not permitted to log in)'
+)
+"""What PostgreSQL says in English of a refused role: libpq passes on no SQLSTATE of class 28."""
 MISSING: Final = {"42P01", "42703", "3F000"}
 """SQLSTATEs of a missing table, column or schema: the database is older than this code."""
+
+
+class Advice(NamedTuple):
+    """Advice in messages, for one kind of role."""
+
+    retry: str
+    """After an error that a retry may mend."""
+    grant: str
+    """Where a privilege is missing."""
+
+
+NODE: Final = Advice(
+    "it is retried with --follow",
+    "grant fleet_node to the role of the node; its name must be the name of the node",
+)
+READER: Final = Advice("try again", "grant fleet_reader to the role")
+OWNER: Final = Advice(
+    "try again; pg_stat_activity has the transactions whose locks it may have met",
+    "connect as the owner of the database",
+)
 
 
 class Target(NamedTuple):
@@ -75,54 +100,63 @@ def target(url: str) -> Target:
     return Target(DEFAULTS | settings, shown)
 
 
-def connect(to: Target, *, read_only: bool = False) -> psycopg.Connection:
+def connect(to: Target, advice: Advice = NODE) -> psycopg.Connection:
     """Return a connection in which each statement outside `transaction` is one of its own.
 
     Args:
         to: database of the fleet.
-        read_only: a standby will do.
+        advice: of the role; a standby will do for a reader.
     Raises:
         UnavailableError: there is no server that accepts the connection.
+        FailedPreconditionError: the server refuses the role.
     """
-    settings = to.settings | ({"target_session_attrs": "any"} if read_only else {})
+    settings = to.settings | ({"target_session_attrs": "any"} if advice is READER else {})
     try:
         # Without prepared statements: a pooler in transaction mode would not find them again.
         return psycopg.connect("", autocommit=True, prepare_threshold=None, **settings)  # type: ignore[arg-type]  # settings of libpq
     except psycopg.Error as error:
-        failure = translate(error, f"connect to the fleet's database {to.shown!r}")
+        failure = translate(error, f"connect to the fleet's database {to.shown!r}", advice)
     # Not from the error, whose attributes have the settings, with the password.
     raise failure
 
 
 @contextmanager
-def errors(doing: str) -> Iterator[None]:
-    """Raise an error of psycopg in the body as an error of the package; *doing*: for messages."""
+def errors(doing: str, advice: Advice) -> Iterator[None]:
+    """Raise an error of psycopg in the body as `translate` returns it."""
     try:
         yield
     except psycopg.Error as error:
-        raise translate(error, doing) from error
+        raise translate(error, doing, advice) from error
 
 
-def translate(error: psycopg.Error, doing: str) -> RegistryError:
-    """Return the error of the package for *error*, by its SQLSTATE; *doing*: for the message."""
-    code, why = error.sqlstate or "", _text(error)
-    if not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-        return UnavailableError(f"{doing}: {why}; it is retried with --follow")
-    if code.startswith(RETRIED):
-        return UnavailableError(f"{doing}: {why} ({code}); it is retried with --follow")
+def translate(error: psycopg.Error, doing: str, advice: Advice) -> RegistryError:
+    """Return the error of the package for *error*, by its SQLSTATE.
+
+    Args:
+        error: of psycopg.
+        doing: operation and object, for the message.
+        advice: what to do about it.
+    """
+    code, found = error.sqlstate or "", _failures(error)
+    why = "; ".join(found)[:TEXT_MAX] + (f" ({code})" if code else "")
+    if code.startswith("28") or (not code and all(REFUSED.search(each) for each in found)):
+        todo = "see the role, its password or certificate, and pg_hba.conf of the server"
+        return FailedPreconditionError(f"{doing}: {why}; {todo}")
+    is_lost = not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    if is_lost or code.startswith(RETRIED):
+        return UnavailableError(f"{doing}: {why}; {advice.retry}")
     if code in MISSING:
-        advice = "run `sandbox-registry fleet migrate` as the owner of the database"
-        return SchemaVersionError(f"{doing}: {why} ({code}); {advice}", supported=f"{LEVEL:04}")
-    if code == "42501" or code.startswith("28"):
-        advice = "grant fleet_node to the role of the node; its name must be the name of the node"
-        return FailedPreconditionError(f"{doing}: {why} ({code}); {advice}")
-    advice = "report it with this message" if code.startswith("23") else "see the server's log"
-    return RegistryError(f"{doing}: {why} ({code or type(error).__name__}); {advice}")
+        todo = "run `sandbox-registry fleet migrate` as the owner of the database"
+        return SchemaVersionError(f"{doing}: {why}; {todo}", supported=f"{LEVEL:04}")
+    if code == "42501":
+        return FailedPreconditionError(f"{doing}: {why}; {advice.grant}")
+    todo = "report it with this message" if code.startswith("23") else "see the server's log"
+    return RegistryError(f"{doing}: {why}{'' if code else f' ({type(error).__name__})'}; {todo}")
 
 
-def _text(error: psycopg.Error) -> str:
+def _failures(error: psycopg.Error) -> list[str]:
     """Return the first line of a message of the server or of libpq, or one for each host."""
     text = error.diag.message_primary or str(error).strip() or type(error).__name__
     lines = text.split("\n")
     hosts = [line[2:] for line in lines if line.startswith("- host: ")]
-    return "; ".join(hosts or lines[:1])[:TEXT_MAX]
+    return hosts or lines[:1]

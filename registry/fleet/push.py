@@ -104,7 +104,7 @@ class Pusher:
             RegistryError: PostgreSQL refuses.
         """
         try:
-            with postgres.errors(DOING):
+            with postgres.errors(DOING, postgres.NODE):
                 return self._round()
         except SourceError:
             raise
@@ -115,7 +115,7 @@ class Pusher:
     def report(self, problem: str) -> None:
         """Send a heartbeat that says why the registry cannot be read; errors as `round`."""
         try:
-            with postgres.errors(DOING):
+            with postgres.errors(DOING, postgres.NODE):
                 connection, at = self._connect()
                 params = {"problem": text(problem), "machine_id": at.machine_id, "path": at.path}
                 connection.execute(statements.PROBLEM, params)

@@ -143,7 +143,7 @@ def _run(
     query = f"{select}{where} ORDER BY {order}"
     if limit is not None:
         query, params["limit"] = f"{query} LIMIT %(limit)s", limit
-    with postgres.errors(f"query the fleet's database {to.shown!r}"):
-        connection = postgres.connect(to, read_only=True)
+    with postgres.errors(f"query the fleet's database {to.shown!r}", postgres.READER):
+        connection = postgres.connect(to, postgres.READER)
         with connection, connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(query, params).fetchall()

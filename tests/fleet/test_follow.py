@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -21,7 +22,9 @@ from registry.fleet import postgres
 from registry.fleet.figures import RETRY_MAX, Figures
 from registry.fleet.follow import catch_up, follow
 from registry.fleet.push import BATCH, Pushed, Pusher
+from registry.fleet.source import Source
 from registry.fleet.statements import LEVEL
+from tests.fleet.cluster import Cluster, missing
 from tests.fleet.compare import assert_equal
 from tests.fleet.conftest import Database, NewPusher, push
 from tests.tools import READY, execute, fill, sandbox, until
@@ -141,6 +144,9 @@ def test_rule_7_problem_tells_broken_from_silent(
         ("40001", UnavailableError),
         ("40P01", UnavailableError),
         ("57P01", UnavailableError),
+        ("57014", UnavailableError),
+        ("25P03", UnavailableError),
+        ("55P03", UnavailableError),
         ("08006", UnavailableError),
         ("53300", UnavailableError),
         ("25006", UnavailableError),
@@ -156,10 +162,63 @@ def test_rule_9_error_of_postgresql_is_retried_by_its_code(
 ) -> None:
     """Never by its text; a constraint and a privilege stop the pusher with a message."""
     error = psycopg.errors.lookup(code)("it failed\nDETAIL: more")
-    found = postgres.translate(error, "push")
+    found = postgres.translate(error, "push", postgres.NODE)
     assert kind is type(found)
     assert code in str(found)
     assert "it failed" in str(found)
+
+
+RULES = """
+local all postgres trust
+local all rejected reject
+local all peer peer
+local all user scram-sha-256
+local all nologin,missing trust
+"""
+
+
+@pytest.mark.parametrize(
+    ("role", "why"),
+    [
+        ("user:wrong", "password authentication failed"),
+        ("user", "no password supplied"),
+        ("peer", "Peer authentication failed"),
+        ("rejected", "pg_hba.conf rejects"),
+        ("other", "no pg_hba.conf entry"),
+        ("nologin", "not permitted to log in"),
+        ("missing", "does not exist"),
+    ],
+)
+def test_rule_9_role_that_the_server_refuses_ends_the_follower(
+    guarded: Cluster, filled: str, role: str, why: str
+) -> None:
+    """A wrong password does not become right by a retry, which would lock the account."""
+    to = postgres.target(f"postgresql://{role}@/postgres?host={guarded.folder}")
+    pusher = Pusher(Source(filled), to, machine_id="m")
+    with pytest.raises(FailedPreconditionError, match=why) as caught, following(pusher):
+        pass
+    assert "wrong" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Cluster]:
+    """Return a cluster that lets in the superuser, and one role by its password."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Cluster() as cluster:
+        for role in ("peer LOGIN", "rejected LOGIN", "other LOGIN", "nologin"):
+            cluster.query(f"CREATE ROLE {role}")
+        cluster.query("CREATE ROLE \"user\" LOGIN PASSWORD 'right'")
+        Path(cluster.data, "pg_hba.conf").write_text(RULES, encoding="utf-8")
+        cluster.query("SELECT pg_reload_conf()")
+        yield cluster
+
+
+def test_rule_9_refusal_by_one_of_several_servers_is_retried(guarded: Cluster) -> None:
+    """The other one may be the primary once it is back."""
+    hosts = f"host={guarded.folder},/nowhere&port=5432,5432"
+    with pytest.raises(UnavailableError, match="password authentication failed"):
+        postgres.connect(postgres.target(f"postgresql://user:wrong@/postgres?{hosts}"))
 
 
 def test_rule_9_wait_doubles_up_to_a_minute_and_is_drawn_at_random() -> None:
