@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -19,6 +20,12 @@ KEEP_DAYS: Final = 90
 LOCK: Final = 0x53524442
 """Key of the advisory lock of migrations and maintenance."""
 DEFAULT: Final = "fleet_transitions_default"
+ALONE: Final = f"SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock({LOCK})"
+"""Begins a migration or a maintenance: one at a time.
+
+While it waits for a lock on a table, all pushers wait behind it. So it gives up where a session
+holds a lock for long, by an idle transaction or on purpose.
+"""
 
 
 class Maintained(NamedTuple):
@@ -61,9 +68,10 @@ def migrate(to: Target) -> str:
     engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
     try:
         with engine.begin() as connection:
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+            connection.exec_driver_sql(ALONE)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            _require_own_schema(connection.exec_driver_sql(SCHEMA).one(), doing)
     except CommandError as error:  # a revision that this program does not know
         raise SchemaVersionError(f"{doing}: {error}; upgrade this program") from error
     except DBAPIError as error:
@@ -91,15 +99,31 @@ def maintain(to: Target, *, keep_days: int = KEEP_DAYS, now: datetime | None = N
     with postgres.errors(doing, postgres.OWNER):
         connection = postgres.connect(to, postgres.OWNER)
         with connection, connection.transaction():
-            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
+            connection.execute(ALONE)
             _require_owner(connection, doing)
             oldest = now - timedelta(days=keep_days)
-            made, moved = _make(connection, _month(oldest), now)
+            # First, since it locks the table and then its partitions, as pushers do: no deadlock.
             dropped = _drop(connection, oldest)
+            made, moved = _make(connection, _month(oldest), now)
             deleted = connection.execute(
                 sql.SQL("DELETE FROM {} WHERE at < %s").format(sql.Identifier(DEFAULT)), [oldest]
             ).rowcount
     return Maintained(made, dropped, moved, deleted)
+
+
+SCHEMA: Final = (
+    "SELECT current_schema(), has_schema_privilege('fleet_node', current_schema(), 'CREATE')"
+)
+
+
+def _require_own_schema(found: Sequence[Any], doing: str) -> None:
+    """Raise if a node may create functions and operators that the queries of others would call."""
+    schema, is_open = found
+    if is_open:
+        raise FailedPreconditionError(
+            f"{doing}: every node may create objects in its schema {schema!r}, as PostgreSQL 14 "
+            f"permits; run REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC as a superuser"
+        )
 
 
 def _require_owner(connection: psycopg.Connection, doing: str) -> None:

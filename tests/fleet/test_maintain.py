@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from registry import FailedPreconditionError, SchemaVersionError, Store
+from registry import FailedPreconditionError, SchemaVersionError, Store, UnavailableError
 from registry.fleet import maintain, postgres, tables
 from registry.fleet.statements import LEVEL, SANDBOX, TRANSITION
 from tests.fleet.conftest import Database, NewPusher, push
@@ -55,6 +56,39 @@ def test_database_of_a_newer_program_is_not_migrated(database: Database) -> None
     database.query("UPDATE fleet_version SET version_num = '0999'")
     with pytest.raises(SchemaVersionError, match="0999"):
         maintain.migrate(postgres.target(database.url()))
+
+
+def test_database_in_which_nodes_may_create_objects_is_not_migrated(database: Database) -> None:
+    """Their functions would run with the rights of the readers: in 14, it is the default."""
+    database.query("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    with pytest.raises(FailedPreconditionError, match="REVOKE CREATE ON SCHEMA public FROM PUBLIC"):
+        maintain.migrate(postgres.target(database.url()))
+    database.query("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    maintain.migrate(postgres.target(database.url()))
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        f"SELECT pg_advisory_lock({maintain.LOCK})",
+        "SELECT FROM fleet_transitions",
+    ],
+)
+def test_node_that_holds_a_lock_does_not_stop_the_fleet(
+    path: str, database: Database, new_pusher: NewPusher, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """Behind a maintenance that waits for it, all pushers would wait too."""
+    monkeypatch.setattr(maintain, "ALONE", maintain.ALONE.replace("'10s'", "'10ms'"))
+    to, url = postgres.target(database.url()), database.node("node-l")
+    maintain.maintain(to, now=datetime.now(UTC) - 400 * DAY)
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("a"), READY)
+    with psycopg.connect(url.replace("+psycopg", "")) as connection:
+        connection.execute(held)
+        with pytest.raises(UnavailableError, match=r"lock timeout.*pg_stat_activity"):
+            maintain.maintain(to)
+        push(new_pusher(to=database.node("node-m")))
+    assert maintain.maintain(to).dropped
 
 
 def at_days(path: str, moments: list[datetime]) -> None:
