@@ -110,7 +110,7 @@ def register(
         _end_others(connection, at, params)
         row = connection.execute(statements.REGISTERED, params).fetchone()
         if row is None:
-            _insert(connection, at, params)
+            _insert(connection, params)
             return Registered(registry_id, incarnation, incarnation, 0, 0, "")
         own, machine_id, path, node, is_fresh = row[:5], *row[5:]
         if (machine_id, path) != (at.machine_id, at.path) and is_fresh:
@@ -126,20 +126,21 @@ def register(
         return Registered(registry_id, *own)
 
 
-def _insert(connection: psycopg.Connection, at: Place, params: dict[str, Any]) -> None:
+def _insert(connection: psycopg.Connection, params: dict[str, Any]) -> None:
     """Register a registry whose row was not visible."""
     if connection.execute(statements.REGISTER, params).rowcount:
         return
     if connection.execute(statements.REGISTERED, params).fetchone() is not None:
         raise UnavailableError(
-            f"push registry {at.path!r}: another pusher has registered it at this moment; it is "
-            "read again with --follow",
-            path=at.path,
+            f"push registry {params['path']!r}: another pusher has registered it at this moment; "
+            "it is read again with --follow",
+            path=params["path"],
         )
     raise FailedPreconditionError(
-        f"push registry {at.path!r}: another role has registered it, so this one does not see it; "
-        "push it as that role, or delete the row of fleet_registries as the owner",
-        path=at.path,
+        f"push registry {params['path']!r}: another role has registered its id "
+        f"{params['registry_id']!r}, so this one does not see it; push it as that role, or have "
+        "the owner of the database move or forget it (docs/fleet.md, 'Move, retire, forget')",
+        path=params["path"],
     )
 
 

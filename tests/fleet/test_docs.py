@@ -15,17 +15,19 @@ from pathlib import Path
 import click
 import pytest
 
-from registry import Store, restore
+from registry import FailedPreconditionError, Store, UnavailableError, restore
 from registry.cli.verbs import fleet as verbs
 from registry.fleet.figures import Figures
 from tests import needs
-from tests.fleet.cluster import Cluster, missing, programs
-from tests.fleet.conftest import Database, NewPusher, prepare, push
+from tests.fleet.cluster import OWNER, Cluster, missing, programs
+from tests.fleet.compare import assert_equal
+from tests.fleet.conftest import Database, NewPusher, prepare, push, registry_id
 from tests.tools import NOTREADY, READY, ROOT, environment, execute, pod, sandbox
 
 DOCS = Path(ROOT, "docs", "fleet.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"^```sh\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
-QUERIES = re.findall(r"^```sql\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+QUERIES = re.findall(r"^```sql\n(SELECT.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+CHANGES = re.findall(r"^```sql\n((?:UPDATE|WITH).*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 DASHBOARD = Path(ROOT, "examples", "grafana-fleet.json")
 
 
@@ -73,9 +75,47 @@ def dashboard(cluster: Cluster) -> Iterator[None]:
 
 def test_twenty_questions_have_answers(dashboard: None, fleet: Database) -> None:
     """Each query runs as a reader, and the fixture has a row for it."""
-    assert 20 == len(QUERIES)
+    assert (20, 23) == (len(QUERIES), DOCS.count("```sql\n"))
     for query in QUERIES:
         assert fleet.query(query, "dashboard"), query
+
+
+def test_registry_is_moved_retired_and_forgotten(
+    path: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """By the owner, whose pusher ends with the advice to do so."""
+    move, retire, forget = (each.replace("/var/lib/shim/registry.db", path) for each in CHANGES)
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("a"), READY)
+    old = new_pusher(to=database.node("node-17"), machine_id="17")
+    new = new_pusher(to=database.node("node-20"), machine_id="20")
+    push(old)
+    with pytest.raises(FailedPreconditionError, match=registry_id(path)):
+        push(new)
+    database.query(move, OWNER)
+    with pytest.raises(UnavailableError, match="a copy must not be pushed"):
+        push(new)
+    database.query("UPDATE fleet_registries SET seen_at = seen_at - interval '91 s'")
+    push(new)
+    assert_equal(database, path)
+    assert [("node-20", "alive")] == database.query("SELECT node, status FROM fleet_nodes")
+    with pytest.raises(UnavailableError, match="row is not as"):
+        push(old)
+    with pytest.raises(FailedPreconditionError, match="another role"):
+        push(old)
+
+    database.query(retire.replace("node-17", "node-20"), OWNER)
+    assert [("ended", 0)] == database.query("SELECT status, ready FROM fleet_nodes")
+    push(new_pusher(to=database.node("node-20"), machine_id="20"))
+    assert [("alive", 1)] == database.query("SELECT status, ready FROM fleet_nodes")
+
+    id = "4b3ad3cf-9ac5-4c2a-9df4-bc79c15f4d04"
+    assert id in forget
+    database.query(forget.replace(id, registry_id(path)), OWNER)
+    tables = ("registries", "boots", "sandboxes", "transitions", "breaks")
+    assert [0] * 5 == [database.one(f"SELECT count(*) FROM fleet_{name}") for name in tables]
+    push(new_pusher(to=database.node("node-17"), machine_id="17"))
+    assert_equal(database, path)
 
 
 def test_dashboard_shows_what_its_queries_find(dashboard: None, fleet: Database) -> None:
