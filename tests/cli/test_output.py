@@ -30,7 +30,16 @@ from tests.cli.program import (
     shell,
 )
 from tests.cli.terminals import terminal
-from tests.tools import NOTREADY, READY, environment, pod, python, sandbox
+from tests.tools import (
+    NOTREADY,
+    READY,
+    UNKNOWN,
+    environment,
+    pod,
+    python,
+    running,
+    sandbox,
+)
 
 # Hostile text.
 
@@ -129,7 +138,9 @@ def test_a_terminal_shows_each_of_several_matches_on_a_line(path: str) -> None:
     with terminal(real("--db", path, "inspect", "many"), clean(TERM="xterm")) as shown:
         shown.expect("1 more")
         assert 2 == shown.wait()
-    head, *lines = shown.text.splitlines()
+    text = shown.text.splitlines()
+    lines = [each for each in text if each.startswith("  ")]
+    head = " ".join(text[: -len(lines)])
     assert head.endswith("11 sandboxes match; give one of these ids, the newest first:")
     assert f"  {10:064} (name-{10:064}, NOTREADY)" == lines[0]
     assert ["  and 1 more"] == lines[10:]
@@ -319,3 +330,33 @@ def test_path_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
     code, out, err = run("--db", str(tmp_path / name), "list")
     assert (3, "") == (code, out)
     assert re.fullmatch(r"sandbox-registry: error: .*\n", err)
+
+
+def test_an_error_on_a_terminal_breaks_between_words_and_in_no_command(path: str) -> None:
+    """A command can be copied from it; a pipe gets one line."""
+    args = ("--db", path, "sql", "DELETE FROM sandboxes")
+    with terminal(real(*args), clean(TERM="xterm"), columns=60) as shown:
+        shown.expect("operators.md says")
+        assert 2 == shown.wait()
+    lines = shown.text.splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 60
+    assert run(*args).err.split() == " ".join(lines).split()
+    assert any("`sandbox-registry delete`" in each for each in lines)
+
+
+def test_a_long_path_in_a_report_stands_below_its_row(path: str) -> None:
+    """The rows of a dry run fit a terminal of 80 columns, with the widest verdict and reason."""
+    netns_path = "/run/netns/cni-6f1c9b1e-2f7e-11ee-be56-0242ac120002"
+    with Store.open(path, reconcile=False) as store:
+        store.add(Metadata("77ab", "name", None, netns_path=netns_path), READY)
+        with running("import sys; sys.stdin.read()") as creator:
+            store.add(sandbox("88ab"), UNKNOWN, creator=creator.pid)
+    lines = on_terminal(path, 80, "reconcile", "--dry-run", TERM="xterm", NO_COLOR="1")
+    assert max(map(len, lines)) <= 80
+    titles = ["ID", "VERDICT", "WOULD_CHANGE", "REASON"]
+    assert [titles, ["MESSAGE"]] == [each.split() for each in lines[:2]]
+    assert any(each.split()[1:] == ["CLOSED", "yes", "NetNSClosed"] for each in lines)
+    assert f"'{netns_path}'" in map(str.strip, lines)
+    wide = on_terminal(path, 200, "reconcile", "--dry-run", TERM="xterm", NO_COLOR="1")
+    assert [*titles, "MESSAGE"] == wide[0].split()

@@ -102,6 +102,16 @@ def test_a_query_that_sqlite_cannot_read_is_a_usage_error(call: Call, text: str)
     assert "`sandbox-registry sql .schema` shows the tables and views" in err
 
 
+def test_a_limit_ends_a_query_that_would_never_end(call: Call) -> None:
+    """No row after the last one is computed; rows that are sorted are needed all."""
+    query = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT n FROM n"
+    code, out, err = call("sql", query, "-n", "3", "-q")
+    assert (0, "1\n2\n3\n", "") == (code, out, err)
+    code, out, err = call("sql", query, "-n", "3", "--timeout", "0.1", "--sort", "n")
+    assert (3, "") == (code, out)
+    assert "stopped after 0.1 s" in err
+
+
 def test_a_query_that_takes_too_long_is_stopped(call: Call) -> None:
     """It ends by the progress handler of SQLite."""
     code, out, err = call("sql", ENDLESS, "--timeout", "0.1")

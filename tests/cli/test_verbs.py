@@ -81,8 +81,8 @@ def test_check_finds_no_violation_in_a_sound_registry(path: str) -> None:
 
 
 def test_delete_deletes_one_sandbox(path: str) -> None:
-    """It names the network namespace that it leaves alone."""
-    expected = f"deleted {LONG}; network namespace /run/netns/never-created is left alone\n"
+    """It says of the network namespace that it is gone."""
+    expected = f"deleted {LONG}; network namespace /run/netns/never-created is gone\n"
     assert Done(0, expected, "") == run("--db", path, "delete", "4f")
     assert [("3f2a",), ("5abc",)] == query(path, "SELECT id FROM sandboxes ORDER BY id")
     ((actor,),) = query(path, "SELECT actor FROM sandbox_transitions WHERE event = 'deleted'")

@@ -248,6 +248,31 @@ def test_an_older_schema_is_refused_with_the_way_out(main: Call, tmp_path: Path)
 
 @pytest.mark.netns
 @needs.namespaces
+def test_a_deletion_says_whether_the_namespace_still_exists(
+    call: Call, path: str, tmp_path: Path
+) -> None:
+    """It is left alone, or gone; what cannot be seen is neither."""
+    made = NetNS.create(str(tmp_path / "netns" / "n1"))
+    loop = str(tmp_path / "loop")
+    try:
+        with Store.open(path, reconcile=False) as store:
+            for id in ("d9", "e9"):
+                store.add(sandbox(id, netns_path=made.path), READY)
+            store.add(sandbox("f9", netns_path=f"{loop}/n"), READY)
+        os.symlink(loop, loop)
+        expected = f"deleted d9; network namespace {made.path} is left alone\n"
+        assert expected == call("delete", "d9").out
+        made.remove()
+        assert f"deleted e9; network namespace {made.path} is gone\n" == call("delete", "e9").out
+        expected = f"deleted f9; network namespace {loop}/n, if it still exists, is left alone\n"
+        assert expected == call("delete", "f9").out
+    finally:
+        made.remove()
+        os.system(f"umount {tmp_path}/netns 2>/dev/null")
+
+
+@pytest.mark.netns
+@needs.namespaces
 def test_an_open_namespace_of_a_stopped_sandbox_is_left_to_clean_up(
     call: Call, path: str, tmp_path: Path
 ) -> None:

@@ -7,11 +7,12 @@ time of a short list. Progress bars, which are for long work, are rich's.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from itertools import zip_longest
-from typing import Final
+from typing import Final, TextIO
 
 from registry.cli.output.cells import GAP, cut, padded, width, widths
 
@@ -23,6 +24,8 @@ LEAST: Final = 6
 """Columns to which a cell is cut at most."""
 PIPED: Final = 80
 """Columns of sentences in a pipe."""
+_JOINED: Final = "\0"
+"""Stands for a blank between two words that are not parted; visible text has none."""
 LAST_MIN: Final = 20
 """Columns that a folded column gets on a narrow terminal."""
 
@@ -41,13 +44,19 @@ def render(
         columns: cells of each column.
         titled: the first cell of each column is its title.
         cuts: cut the widest columns until the table fits.
-        folds: fold the widest columns between words until the table fits; the last one gets at
-            least `LAST_MIN` columns.
+        folds: fold the widest columns between words until the table fits. The last one gets at
+            least `LAST_MIN` columns; if a word of it needs more, its cells stand below the others.
         whole: numbers of the columns whose cells are not cut.
     """
     sizes = widths(columns)
+    below: Sequence[str] = ()
     if folds:
-        fit(sizes, space_for(len(sizes)), [*map(_longest_word, columns[:-1]), LAST_MIN])
+        least = [*map(_longest_word, columns[:-1]), LAST_MIN]
+        fit(sizes, space_for(len(sizes)), least)
+        if sum(sizes) > space_for(len(sizes)) or sizes[-1] < _longest_word(columns[-1]):
+            *columns, below = columns
+            sizes = widths(columns)
+            fit(sizes, space_for(len(sizes)), least)
     elif cuts:
         fit(
             sizes,
@@ -64,26 +73,42 @@ def render(
             if coloured:
                 filled = [_painted(*each, style) for each in zip(fitted, filled, strict=True)]
             found.append(GAP.join(filled).rstrip() + "\n")
+        if below:
+            indent = " " * min(sizes[0] + len(GAP), LAST_MIN)
+            line = folded(f"{indent}{below[number]}", indent)
+            found.append(f"{style}{line}{RESET}\n" if coloured and style else f"{line}\n")
     return "".join(found)
 
 
-def folded(text: str, indent: str = "") -> str:
+def folded(text: str, indent: str = "", stream: TextIO | None = None) -> str:
     """Return *text* in lines that fit the terminal, or 80 columns in a pipe.
 
     Args:
-        text: in one line, to be broken between words.
+        text: in one line, to be broken between words; a command in backquotes is one word, which
+            can be copied.
         indent: beginning of the lines after the first.
+        stream: the terminal; stdout by default.
     """
     import textwrap  # noqa: PLC0415 - only reports on a terminal are folded
 
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED
-    return textwrap.fill(
-        text,
-        columns,
+    joined = re.sub("`[^`]*`", lambda command: command[0].replace(" ", _JOINED), text)
+    lines = textwrap.fill(
+        joined,
+        _columns(stream or sys.stdout),
         subsequent_indent=indent,
         break_on_hyphens=False,
         break_long_words=False,
     )
+    return lines.replace(_JOINED, " ")
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of the terminal *stream*, or of sentences in a pipe."""
+    if not stream.isatty():
+        return PIPED
+    if stream is sys.stdout:
+        return shutil.get_terminal_size().columns
+    return os.get_terminal_size(stream.fileno()).columns or PIPED
 
 
 def _cut(cells: Sequence[str], sizes: Sequence[int]) -> list[str]:

@@ -10,7 +10,9 @@ import click
 from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output.formats import Format, View, show
-from registry.errors import NotFoundError
+from registry.errors import NotFoundError, RegistryError
+from registry.handles.sandbox import Sandbox
+from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
 
 VIEW: Final = View(("id", "deleted"), table={"ID": "id", "DELETED": "deleted"})
@@ -26,14 +28,29 @@ def delete(*, id: str, db: str, timeout: float, form: Format) -> int:
 
     The processes and the network namespace of the sandbox stay.
     """
-    deleted, path = False, ""
+    deleted, left = False, ""
     with options.open_to_write(db, timeout) as store, contextlib.suppress(NotFoundError):
         sandbox = lookup.find_by_id(store, id, f"delete sandbox {id!r}")
-        id, path, deleted = sandbox.id, sandbox.netns_path, sandbox.delete()
+        id, left = sandbox.id, _left(sandbox)
+        deleted = sandbox.delete()
     found = {"id": id, "deleted": deleted}
-    left = f"; network namespace {path} is left alone" if path else ""
     text = visible(f"deleted {id}{left}") + "\n" if deleted else ""
     show([found], VIEW, form, whole=found, text=text)
     if not deleted:
         return complain(f"delete sandbox {id!r}: there is no such sandbox", FOUND)
     return FINE
+
+
+def _left(sandbox: Sandbox) -> str:
+    """Return what the line on a deletion says of the network namespace; "" if there was none."""
+    path = sandbox.netns_path
+    if not path:
+        return ""
+    try:
+        is_open = sandbox.netns is not None
+    except RegistryError as error:  # its record may be damaged, or the path not be seen
+        reraise_interrupt(error)
+        return f"; network namespace {path}, if it still exists, is left alone"
+    if is_open:
+        return f"; network namespace {path} is left alone"
+    return f"; network namespace {path} is gone"

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Final
 
 import click
@@ -95,19 +96,21 @@ def run_sql(*, query: str | None, db: str, timeout: float, form: Format) -> int:
     with options.open_to_show(db) as store:
         doing = "run SQL"
         with store._session.engine.committed(doing) as connection:  # noqa: SLF001
-            columns, rows = _fetch(connection, DOT.get(query.strip(), query), timeout)
+            limit = None if form.sort else form.limit
+            columns, rows = _fetch(connection, DOT.get(query.strip(), query), timeout, limit)
     first = columns[0] if columns else ""
     view = View(tuple(columns), {name: name for name in columns}, name=first, id=first, raw=True)
     form.require_fields(view)
     if query.strip() == SCHEMA:
         form = replace(form, headers=False)  # what is printed can be run by another SQLite
-    rows = rows if form.sort else rows[: form.limit]
     show([dict(zip(columns, row, strict=True)) for row in rows], view, form)
     return FINE
 
 
-def _fetch(connection: Connection, query: str, timeout: float) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and all rows of *query*; refuse whatever is no query.
+def _fetch(
+    connection: Connection, query: str, timeout: float, limit: int | None
+) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and the rows of *query*, *limit* at most; refuse whatever is no query.
 
     Raises:
         InvalidArgumentError: it is no single query, or SQLite cannot read it.
@@ -122,7 +125,9 @@ def _fetch(connection: Connection, query: str, timeout: float) -> tuple[list[str
         if cursor.description is None:
             raise _unreadable(query, "it is empty")
         columns = [each[0] for each in cursor.description]
-        return _unique(columns), [list(map(_value, row)) for row in cursor]
+        rows = [list(map(_value, row)) for row in islice(cursor, limit)]
+        cursor.close()  # a query that goes on would keep the snapshot
+        return _unique(columns), rows
     except sqlite3.Error as error:
         refusal = _refusal(error, query, timeout)
         if refusal is None:

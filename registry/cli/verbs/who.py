@@ -184,8 +184,9 @@ def _write_lock(found: Usage, now: int) -> str:
     writer = found.writer
     if writer is None:
         return "free"
-    when = timestamp(writer.since)[:SECOND]
-    since = f" for {age(writer.since, now)}, since {when}Z" if writer.since else ""
+    since = ", since an unknown time"
+    if writer.since:
+        since = f" for {age(writer.since, now)}, since {timestamp(writer.since)[:SECOND]}Z"
     by = "" if writer.queues else ", which bypasses the queue (a sqlite3 shell, say)"
     return f"held by {_named(writer.program)}{by}{since}"
 
