@@ -24,7 +24,7 @@ _NODES: Final = (
 )
 _LIST: Final = (
     "SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.uid, s.state, s.pid, s.ip,"
-    " s.netns_path, s.reason, s.message, s.created_at, s.changed_at, s.since, s.exited_at,"
+    " s.netns_path, s.reason, s.message, s.created_at, s.since, s.exited_at,"
     " s.exit_status, s.attempt, s.host_network <> 0 AS host_network, s.runtime_handler, s.labels,"
     " r.kernel, r.registry_id::text FROM fleet_sandboxes AS s"
     " JOIN fleet_registries AS r ON r.registry_id = s.registry_id"
@@ -36,6 +36,7 @@ _HISTORY: Final = (
 )
 _LIST_ORDER: Final = ("s.created_at", "r.node", "s.sandbox_id")
 _HISTORY_ORDER: Final = ("fleet_history.at", "node", "seq")
+_TIME: Final = "'epoch'::timestamptz + %({})s / 1000 * interval '1 microsecond'"
 CONDITIONS: Final = {
     "node": "node = ANY (%(node)s)",
     "status": "status = ANY (%(status)s)",
@@ -46,10 +47,13 @@ CONDITIONS: Final = {
     "namespace": "s.namespace = %(namespace)s",
     "hide_unknown": "s.state <> 'SANDBOX_UNKNOWN'",
     "sandbox": "sandbox_id = %(sandbox)s",
+    "of_pod": "namespace = %(namespace_of)s AND pod = %(of_pod)s",
+    "named": "(starts_with(sandbox_id, %(named)s) OR name = %(named)s OR pod = %(named)s)",
     "after": "seq > %(after)s",
-    "since": "fleet_history.at >= to_timestamp(%(since)s / 1e9)",
+    "since": f"fleet_history.at >= {_TIME.format('since')}",
+    "until": f"fleet_history.at < {_TIME.format('until')}",
     "state_since": "s.since >= %(state_since)s",
-    "reason": "reason = %(reason)s",
+    "reason": "lower(reason) = lower(%(reason)s)",
 }
 """Conditions by the name of the filter, which is that of its parameter."""
 _INTEGER: Final = r"'^[+-]?[0-9]{{1,18}}$'"
@@ -105,20 +109,32 @@ def sandboxes(
 
 
 def history(
-    to: Target, *, oldest_first: bool = False, limit: int | None = None, **filters: object
+    to: Target,
+    sandbox: str | None = None,
+    *,
+    oldest_first: bool = False,
+    limit: int | None = None,
+    **filters: object,
 ) -> Found:
     """Return transitions of the present lines, newest first.
 
     Args:
         to: database of the fleet.
+        sandbox: full id; if no transition has it, a prefix of ids, a name, `NAMESPACE/POD`, or the
+            name of a pod. Several nodes may have such sandboxes: those of all are returned.
         oldest_first: reverse the order.
         limit: maximum number of transitions.
-        filters: `node`, `sandbox`, `after` (a seq), `since` (ns since the epoch), `reason`.
+        filters: `node`, `after` (a seq), `since` and `until` (ns since the epoch), `reason`.
     Raises:
         RegistryError: PostgreSQL refuses, or cannot be reached.
     """
     order = ", ".join(_direction(name, oldest_first) for name in _HISTORY_ORDER)
-    return _run(to, _HISTORY, order, filters, limit=limit)
+    found = _run(to, _HISTORY, order, filters | {"sandbox": sandbox}, limit=limit)
+    if found or sandbox is None:
+        return found
+    namespace, slash, pod = sandbox.partition("/")
+    named = {"namespace_of": namespace, "of_pod": pod} if slash else {"named": sandbox}
+    return _run(to, _HISTORY, order, filters | named, limit=limit)
 
 
 def _direction(name: str, oldest_first: bool) -> str:  # noqa: FBT001 - of two

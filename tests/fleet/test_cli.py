@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from registry import Store
 from registry.cli import program as cli
 from registry.cli.verbs import fleet as verbs
 from tests.cli.program import Done
+from tests.cli.test_schema import schema_of
 from tests.fleet.cluster import OWNER
 from tests.fleet.conftest import Database
 from tests.fleet.processes import program
@@ -92,6 +95,16 @@ def test_migrate_and_maintain_are_idempotent(fleet: Fleet) -> None:
     assert (0, "moved 0 and deleted 0 rows of the default partition\n", "") == done
 
 
+def test_output_is_valid(fleet: Fleet) -> None:
+    """No field is missing in the schema, and no other one is there; YAML and lines agree."""
+    fleet.database.query(STALE.format("node-2"))
+    for verb in ("nodes", "silent", "list", "history"):
+        found = json.loads(fleet.run(verb, "-o", "json").out)
+        assert found
+        errors = list(Draft202012Validator(schema_of(f"fleet {verb}")).iter_errors(found))
+        assert not errors, (verb, errors)
+
+
 def test_list_filters_as_that_of_a_node(fleet: Fleet) -> None:
     """The same filters with the same results, and the node beside them."""
     assert ["node-2-b", "node-1-b"] == fleet.ids("--state", "notready")
@@ -159,7 +172,38 @@ def test_history_shows_all_nodes_or_one_sandbox(fleet: Fleet) -> None:
     assert [] == fleet.found("history", "--since", "2020-01-01")
     assert 8 == len(fleet.found("history", "--since", "1969-12-31T23:00:00+00:00"))
     assert [] == fleet.found("history", "--reason", "NetNSReplaced")
+    ended = replace(NOTREADY, reason="OOMKilled")
+    for node in ("node-1", "node-2"):
+        with Store.open(fleet.paths[node], reconcile=False, clock=lambda: 10**18 + 1000) as store:
+            store.get(f"{node}-a").status.update(lambda _: ended)
+        fleet.push(node)
+    assert 2 == len(fleet.found("history", "--reason", "oomkilled"))
+    assert 2 == len(fleet.found("list", "--reason", "oomkilled"))
+    time = "2001-09-09T01:46:40.00000"
+    assert 8 == len(fleet.found("history", "--until", f"{time}1Z"))
+    assert 10 == len(fleet.found("history", "--until", f"{time}2Z"))
+    assert 2 == len(fleet.found("history", "--since", f"{time}1Z", "--until", f"{time}2Z"))
+    assert [] == fleet.found("history", "--since", f"{time}2Z")
     assert "nor a time such as" in fleet.run("history", "--since", "yesterday").err
+
+
+def test_history_finds_sandboxes_as_that_of_a_node(fleet: Fleet) -> None:
+    """By a full id alone if there is one, else by all that begin with it, names and pods."""
+    of_a = {"node-1-a", "node-2-a"}
+    for text, expected in {
+        "node-1-a": {"node-1-a"},
+        "node-1": {"node-1-a", "node-1-b", "node-1-c"},
+        "name-node-2-c": {"node-2-c"},
+        "shop/web": of_a,
+        "web": {*of_a, "node-1-c", "node-2-c"},
+        "other/web": set(),
+        "%": set(),
+    }.items():
+        assert expected == {each["sandbox_id"] for each in fleet.found("history", text)}
+    assert {"node-2-a"} == {
+        each["sandbox_id"] for each in fleet.found("history", "shop/web", "--node", "node-2")
+    }
+    assert 2 == fleet.run("history", "").code
 
 
 def test_nodes_and_silent_tell_who_is_alive(fleet: Fleet) -> None:

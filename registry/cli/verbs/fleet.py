@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -15,7 +16,7 @@ from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain
 from registry.cli.moments import Moment
 from registry.cli.output.formats import Format, Row, View, show
 from registry.cli.output.streams import write
-from registry.cli.verbs.listing import Filters
+from registry.cli.verbs import listing, transitions
 from registry.tables import filters
 
 if TYPE_CHECKING:
@@ -46,79 +47,17 @@ NODES: Final = View(
     cuts=True,
     paged=True,
 )
-SANDBOXES: Final = View(
-    (
-        *("node", "id", "name", "namespace", "pod", "uid", "state", "pid", "ip", "netns_path"),
-        *("reason", "message", "created_at", "changed_at", "since", "exited_at", "exit_status"),
-        *("attempt", "host_network", "runtime_handler", "labels", "kernel", "registry_id"),
-    ),
-    table={
-        "NODE": "node",
-        "ID": "id",
-        "STATE": "state",
-        "SINCE": "since",
-        "AGE": "created_at",
-        "NAMESPACE": "namespace",
-        "POD": "pod",
-        "REASON": "reason",
-    },
-    wide={
-        "NODE": "node",
-        "ID": "id",
-        "STATE": "state",
-        "SINCE": "since",
-        "CREATED": "created_at",
-        "NAMESPACE": "namespace",
-        "POD": "pod",
-        "ATTEMPT": "attempt",
-        "PID": "pid",
-        "IP": "ip",
-        "RUNTIME": "runtime_handler",
-        "NAME": "name",
-        "NETNS": "netns_path",
-        "KERNEL": "kernel",
-        "REASON": "reason",
-        "MESSAGE": "message",
-    },
-    name="name",
-    cuts=True,
-    paged=True,
+SANDBOXES: Final = replace(
+    listing.VIEW,
+    fields=("node", *listing.VIEW.fields, "kernel", "registry_id"),
+    table={"NODE": "node", **listing.VIEW.table},
+    wide={"NODE": "node", **listing.VIEW.wide, "KERNEL": "kernel"},
 )
-TRANSITIONS: Final = View(
-    (
-        *("node", "seq", "at", "sandbox_id", "name", "pod", "namespace", "uid", "event"),
-        *("from_state", "to_state", "pid", "reason", "message", "actor", "boot_id", "kernel"),
-        *("incarnation", "registry_id"),
-    ),
-    table={
-        "NODE": "node",
-        "SEQ": "seq",
-        "AGE": "at",
-        "ID": "sandbox_id",
-        "POD": "pod",
-        "FROM": "from_state",
-        "TO": "to_state",
-        "REASON": "reason",
-    },
-    wide={
-        "NODE": "node",
-        "SEQ": "seq",
-        "AT": "at",
-        "ID": "sandbox_id",
-        "NAMESPACE": "namespace",
-        "POD": "pod",
-        "FROM": "from_state",
-        "TO": "to_state",
-        "PID": "pid",
-        "ACTOR": "actor",
-        "KERNEL": "kernel",
-        "REASON": "reason",
-        "MESSAGE": "message",
-    },
-    name="name",
-    id="sandbox_id",
-    cuts=True,
-    paged=True,
+TRANSITIONS: Final = replace(
+    transitions.VIEW,
+    fields=("node", *transitions.VIEW.fields, "kernel", "incarnation", "registry_id"),
+    table={"NODE": "node", **transitions.VIEW.table},
+    wide={"NODE": "node", **transitions.VIEW.wide, "KERNEL": "kernel"},
 )
 METRICS_EVERY: Final = 5.0
 """Seconds between two writes of the metrics of a follower, at least."""
@@ -298,7 +237,7 @@ def silent(*, to: Target, node: Sequence[str], form: Format) -> int:
 @click.option("--pod", metavar="NAME", help="Name of the pod.")
 @click.option("--name", metavar="NAME", help="Name of the sandbox.")
 @click.option("--id", metavar="PREFIX", help="Beginning of the id.")
-@click.option("--reason", metavar="WORD", help="Reason of the state.")
+@click.option("--reason", metavar="WORD", help="Reason of the state, in any case of its letters.")
 @click.option(
     *("--label", "labels"),
     metavar="KEY=VALUE",
@@ -353,16 +292,29 @@ def list_sandboxes(
             **exact,
         )
 
-    found = find(**Filters(params).params(every=every))
+    found = find(**listing.Filters(params).params(every=every))
     return _show_some(found, SANDBOXES, form)
 
 
 @fleet.command("history")
-@click.argument("id", metavar="[ID]", required=False, help="Full id of a sandbox.")
+@click.argument(
+    "sandbox",
+    metavar="[SANDBOX]",
+    required=False,
+    help="Full id; else all with this prefix of the id, name, NAMESPACE/POD or pod.",
+)
 @to
 @of_node
-@click.option("--since", metavar="TIME", type=Moment(), help="Since 1h, or 2026-11-27T09:12:03Z.")
-@click.option("--reason", metavar="WORD", help="Only transitions with this reason.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    type=Moment(),
+    help="Only since 1h ago, or since 13:05 or 2026-11-27T09:12:03Z (UTC).",
+)
+@click.option(
+    "--until", metavar="TIME", type=Moment(), help="Only before TIME, which is as for --since."
+)
+@click.option("--reason", metavar="WORD", help="Only with this reason, in any case of its letters.")
 @click.option(
     "--after",
     metavar="SEQ",
@@ -372,13 +324,15 @@ def list_sandboxes(
 @click.option("--oldest-first", is_flag=True, help="Reverse the order.")
 @options.output(TRANSITIONS, lists=True)
 def history(
-    *, id: str | None, to: Target, node: Sequence[str], form: Format, **filters: Any
+    *, sandbox: str | None, to: Target, node: Sequence[str], form: Format, **filters: Any
 ) -> int:
-    """Show every change of state of all nodes, or of one sandbox, newest first."""
+    """Show every change of state, newest first, of all nodes or of a sandbox, even if deleted."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
+    if sandbox == "":
+        raise click.BadParameter("the id is empty; give an id, a name or NAMESPACE/POD")
     limit = _limit(form) + 1
-    found = queries.history(to, sandbox=id, node=list(node) or None, limit=limit, **filters)
+    found = queries.history(to, sandbox, node=list(node) or None, limit=limit, **filters)
     return _show_some(found, TRANSITIONS, form)
 
 
