@@ -9,6 +9,9 @@
     cgroups      cgroups of the pods, and the kernel's counters of them
     stats        statistics and metrics of sandboxes
     images       image service of a runtime that has no images
+    systemd      protocol of the supervisor
+    ending       end of a server that cannot serve any more
+    calls        calls: errors as status codes
     service      gRPC services: requests and responses
     server       gRPC server on a unix socket
     command      the verb `sandbox-registry serve`

@@ -14,7 +14,13 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from registry import FailedPreconditionError, NetNS, Process, RegistryError
+from registry import (
+    FailedPreconditionError,
+    NetNS,
+    Process,
+    RegistryError,
+    ResourceExhaustedError,
+)
 from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.host import kernel
 from registry.shim.validate import is_host_network, options_of, refused_sysctl, sysctls
@@ -81,6 +87,7 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
         config: config that `validate.check` has accepted.
     Raises:
         InvalidArgumentError: the kernel refuses a sysctl.
+        ResourceExhaustedError: no thread or process can be started.
         RegistryError: a namespace or the process cannot be created; none is left behind.
     """
 
@@ -98,9 +105,19 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
             return netns.do(inside)
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(inside).result()
+    except RuntimeError as error:  # Python starts no thread
+        raise _no_task(error) from error
+    except BlockingIOError as error:  # EAGAIN: the kernel starts no process
+        reraise_interrupt(error)
+        raise _no_task(error) from error
     except OSError as error:
         reraise_interrupt(error)
         raise RegistryError(f"spawn pause process: {error.strerror}") from error
+
+
+def _no_task(error: Exception) -> ResourceExhaustedError:
+    why = f"{error}; raise the limit of tasks (TasksMax= of the unit, pids.max of its cgroup)"
+    return ResourceExhaustedError(f"spawn pause process: {why}")
 
 
 def _flags(config: PodSandboxConfig) -> int:

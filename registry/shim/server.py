@@ -1,4 +1,8 @@
-"""gRPC server on a unix socket, until SIGTERM or SIGINT."""
+"""gRPC server on a unix socket, until SIGTERM or SIGINT.
+
+All threads are started before the first call is taken: gRPC does not survive a thread that cannot
+be started, and would neither answer nor end then.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,25 @@ import signal
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import grpc
 
-from registry import FailedPreconditionError, InvalidArgumentError, Store
+from registry import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    RegistryError,
+    ResourceExhaustedError,
+    Store,
+)
+from registry.host.file_locks import locks_on, process_name
+from registry.shim import systemd
+from registry.shim.calls import Calls
+from registry.shim.ending import SIGNALS, Ending
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.service import services
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
@@ -36,7 +52,6 @@ PATH_MAX: Final = 107
 PEER: Final = struct.Struct("@iII")
 """struct ucred of unix(7): pid, uid and gid of the process that listens."""
 STDERR: Final = 2
-ENDS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(db: str, listen: str) -> None:
@@ -51,17 +66,16 @@ def serve(db: str, listen: str) -> None:
     Raises:
         InvalidArgumentError: *listen* is no address of a unix socket.
         FailedPreconditionError: another process serves this socket or this registry, or the
-            socket cannot be created.
-        RegistryError: the registry cannot be opened.
+            socket cannot be created, or the host has no /proc.
+        ResourceExhaustedError: the threads cannot be started.
+        RegistryError: the registry cannot be opened, or is no longer safe to use.
     """
     path = _path_of(listen)
+    systemd.refuse_passed_sockets()
     _refuse_living(path)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > STDERR:
-            with suppress_os_errors():  # the descriptor that listed the directory is closed
-                fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    _close_on_exec()
     with (
         _claimed(f"{path}.lock", f"serve at {path!r}"),
         # Beside the real file, which symlinks may give several names.
@@ -69,32 +83,98 @@ def serve(db: str, listen: str) -> None:
         Store.open(db) as store,
     ):
         # Before the first thread starts: threads inherit the mask, so none gets the signals.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         with contextlib.closing(Sandboxer(store)) as sandboxer:
             _serve(store, sandboxer, path)
 
 
+def _close_on_exec() -> None:
+    """Keep inherited descriptors from the processes of sandboxes.
+
+    Raises:
+        FailedPreconditionError: /proc cannot be read.
+    """
+    try:
+        open_now = os.listdir("/proc/self/fd")
+    except OSError as error:
+        reraise_interrupt(error)
+        why = f"/proc cannot be read: {error.strerror}; mount it, processes are observed there"
+        raise FailedPreconditionError(f"serve: {why}") from error
+    for fd in map(int, open_now):
+        if fd > STDERR:
+            with suppress_os_errors():  # the descriptor that listed the directory is closed
+                fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+
+
 def _serve(store: Store, sandboxer: Sandboxer, path: str) -> None:
+    ending = Ending()
+    threading.excepthook = partial(_end_for_thread, ending)
+    answers, changes = _started(ANSWERS, "cri"), _started(CHANGES, "cri-changes")
     server = grpc.server(
-        ThreadPoolExecutor(ANSWERS, "cri"),
-        handlers=services(store, sandboxer, ThreadPoolExecutor(CHANGES, "cri-changes")),
+        answers,
+        handlers=services(store, sandboxer, changes, Calls(ending, lambda *_: None)),
         options=[
             ("grpc.max_receive_message_length", MESSAGE_MAX),
             ("grpc.max_send_message_length", -1),
         ],
     )
     _bind(server, path)
-    server.start()
+    try:
+        server.start()
+    except RuntimeError as error:
+        raise _no_thread("the thread of gRPC", error) from error
     log.info(
         "serving %r at %s",
         store,
         path,
         extra={"event": "serving", "path": store.path, "socket": path},
     )
-    number = signal.sigwait(ENDS)
-    name = signal.Signals(number).name
-    log.info("ending on %s", name, extra={"event": "ending", "signal": name})
-    server.stop(GRACE).wait()
+    systemd.notify("READY=1", f"STATUS=serving {store.path}")
+    name = ending.wait(systemd.watchdog_interval(), lambda: systemd.notify("WATCHDOG=1"))
+    if name:
+        log.info("ending on %s", name, extra={"event": "ending", "signal": name})
+    systemd.notify("STOPPING=1", f"STATUS=ending on {name or ending.error}")
+    if not ending.is_deaf:
+        with contextlib.suppress(RuntimeError):  # no thread is left to cancel the calls after GRACE
+            server.stop(GRACE)
+        server.wait_for_termination(GRACE + 1)
+    if ending.error is not None:
+        raise ending.error
+
+
+def _started(count: int, name: str) -> ThreadPoolExecutor:
+    """Return a pool of *count* threads, all of which run already.
+
+    Raises:
+        ResourceExhaustedError: one cannot be started.
+    """
+    pool, all_run = ThreadPoolExecutor(count, name), threading.Event()
+    try:
+        for _ in range(count):  # each finds no thread idle
+            pool.submit(all_run.wait)
+    except RuntimeError as error:
+        raise _no_thread(f"{count} threads", error) from error
+    finally:
+        all_run.set()
+    return pool
+
+
+def _no_thread(what: str, error: RuntimeError) -> ResourceExhaustedError:
+    why = f"{what} cannot be started ({error}); raise the limit of tasks (TasksMax=, pids.max)"
+    return ResourceExhaustedError(f"serve: {why} or of memory")
+
+
+def _end_for_thread(ending: Ending, args: threading.ExceptHookArgs) -> None:
+    """End the server after an exception that has ended a thread; that may be the one of gRPC."""
+    name = args.thread.name if args.thread else "unknown"
+    log.error(
+        "thread %s has ended",
+        name,
+        exc_info=args.exc_value,
+        extra={"event": "thread_ended", "error": args.exc_type.__name__},
+    )
+    error = RegistryError(f"serve: thread {name} has ended: {args.exc_type.__name__}; start again")
+    ending.fail(error, is_deaf=True)
 
 
 def _bind(server: grpc.Server, path: str) -> None:
@@ -128,19 +208,33 @@ def _path_of(listen: str) -> str:
 
 def _refuse_living(path: str) -> None:
     """Raise if a process serves at *path*: gRPC would remove the socket of a living server too."""
+    pid = 0  # that of a process in a pid namespace that is hidden from here, too
     try:
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(0)
             probe.connect(path)
-            peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+            pid, _, _ = PEER.unpack(
+                probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+            )
     except (FileNotFoundError, ConnectionRefusedError) as error:
         reraise_interrupt(error)
         return
+    except BlockingIOError as error:  # it listens, and accepts nothing: it may be stopped
+        reraise_interrupt(error)
     except OSError as error:
         reraise_interrupt(error)
         raise FailedPreconditionError(f"serve at {path!r}: {error.strerror}") from error
-    pid, _, _ = PEER.unpack(peer)
-    named = f", pid {pid}" if pid else ""  # 0: it is in a pid namespace that is hidden from here
-    raise FailedPreconditionError(f"serve at {path!r}: another process does{named}; stop it first")
+    raise _another_serves(f"serve at {path!r}", pid or _holder_of(f"{path}.lock"))
+
+
+def _holder_of(lock: str) -> int:
+    """Return the pid of the process that holds the flock of the file *lock*, 0 if it is unknown."""
+    return next((each.pid for each in locks_on(lock) if each.kind == "FLOCK"), 0)
+
+
+def _another_serves(doing: str, pid: int) -> FailedPreconditionError:
+    named = f", pid {pid}{process_name(pid)}" if pid > 0 else ""
+    return FailedPreconditionError(f"{doing}: another process does{named}; end it first")
 
 
 @contextlib.contextmanager
@@ -165,9 +259,7 @@ def _claimed(path: str, doing: str) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             reraise_interrupt(error)
-            raise FailedPreconditionError(
-                f"{doing}: another process does; stop it first"
-            ) from error
+            raise _another_serves(doing, _holder_of(path)) from error
         yield
     finally:
         os.close(fd)

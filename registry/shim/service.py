@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final
 
 import grpc
-from google.protobuf.message import Message
 
 from registry import (
-    AlreadyExistsError,
     AmbiguousPrefixError,
-    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
-    MetadataError,
     NameReservedError,
     NotFoundError,
-    RegistryError,
-    ResourceExhaustedError,
     Sandbox,
     Store,
-    UnavailableError,
 )
 from registry.shim import images, stats
 from registry.shim import runtime_pb2 as api
 from registry.shim.answers import Answers, info, to_json
+from registry.shim.calls import Calls, Method
 from registry.shim.cgroups import hierarchies, is_driver_systemd
+from registry.shim.ending import Ending
 from registry.shim.sandboxer import Sandboxer, name_of
 from registry.version import __version__
-
-Request = TypeVar("Request", bound=Message)
 
 log = logging.getLogger("registry.shim")
 
@@ -41,24 +34,9 @@ RUNTIME: Final = "runtime.v1.RuntimeService"
 IMAGE: Final = "runtime.v1.ImageService"
 """Service names on the wire; those of runtime.proto would begin with its own package."""
 
-DETAILS_MAX: Final = 2048
-"""Bytes of an error's text. gRPC escapes a byte by up to three, and refuses trailers of 8 KB."""
-
-_CODES: Final[tuple[tuple[type[RegistryError], grpc.StatusCode], ...]] = (
-    (NotFoundError, grpc.StatusCode.NOT_FOUND),
-    (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS),
-    (MetadataError, grpc.StatusCode.DATA_LOSS),
-    (InvalidArgumentError, grpc.StatusCode.INVALID_ARGUMENT),
-    (FailedPreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
-    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
-    (ResourceExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (DataLossError, grpc.StatusCode.DATA_LOSS),
-    (RegistryError, grpc.StatusCode.INTERNAL),
-)
-
 
 def services(
-    store: Store, sandboxer: Sandboxer, changes: ThreadPoolExecutor
+    store: Store, sandboxer: Sandboxer, changes: ThreadPoolExecutor, calls: Calls
 ) -> list[grpc.GenericRpcHandler]:
     """Return the runtime and the image service; a method that they lack is UNIMPLEMENTED.
 
@@ -66,119 +44,47 @@ def services(
         store: registry that the reading calls query.
         sandboxer: runs, stops and removes sandboxes.
         changes: thread pool of the calls that change something.
+        calls: runs the calls.
     """
-    runtime = RuntimeService(store, sandboxer)
-    unchanging = {
-        RUNTIME: images.CONTAINERS,
-        IMAGE: images.methods(store.path),
-    }
+    runtime = RuntimeService(store, sandboxer, calls.ending).methods(changes)
+    containers = {name: Method(*each) for name, each in images.CONTAINERS.items()}
+    image = {name: Method(*each) for name, each in images.methods(store.path).items()}
     return [
-        grpc.method_handlers_generic_handler(RUNTIME, runtime.methods(changes)),
-        *(
-            grpc.method_handlers_generic_handler(
-                service, {name: _unary(*method) for name, method in methods.items()}
-            )
-            for service, methods in unchanging.items()
-        ),
-        _Unimplemented(),
+        calls.service(RUNTIME, {**containers, **runtime}),
+        calls.service(IMAGE, image),
+        calls.without({RUNTIME, IMAGE}, "sandbox-registry runs no containers and has no images"),
     ]
-
-
-class _Unimplemented(grpc.GenericRpcHandler):
-    """Refusal of each other method of the two services, by its name."""
-
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Return the handler of one call; None if the call is not of the CRI v1."""
-        service, _, name = handler_call_details.method.lstrip("/").partition("/")
-        if service not in {RUNTIME, IMAGE}:
-            return None
-        message = f"{name}: sandbox-registry runs no containers and has no images"
-
-        def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
-            context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
-
-        return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-def _unary(
-    request_type: type[Request],
-    answer: Callable[[Request, grpc.ServicerContext], Message],
-    pool: ThreadPoolExecutor | None = None,
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """Return the handler of one method; an error of *answer* becomes its gRPC status code.
-
-    Args:
-        request_type: message class of the request.
-        answer: computes the response.
-        pool: thread pool of a method that changes something. Such a method may wait for the
-            database there while the other methods are answered.
-    """
-
-    def call(request: Request, context: grpc.ServicerContext) -> Message:
-        try:
-            if not context.is_active():
-                raise FailedPreconditionError("the client has cancelled the call")
-            return answer(request, context)
-        except RegistryError as error:
-            code = next(code for kind, code in _CODES if isinstance(error, kind))
-            if pool is not None:
-                log.warning(
-                    "%s: %s",
-                    code.name,
-                    error,
-                    extra={
-                        "event": "call_failed",
-                        "code": code.name,
-                        "error": type(error).__name__,
-                    },
-                )
-            context.abort(code, _shortened(str(error)))
-            raise
-
-    if pool is not None:
-        # An experimental attribute of grpcio. A version without it would use the common pool.
-        call.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    return grpc.unary_unary_rpc_method_handler(
-        call,
-        request_deserializer=request_type.FromString,
-        response_serializer=lambda response: response.SerializeToString(),
-    )
-
-
-def _shortened(text: str) -> str:
-    """Return *text*, without its middle if it is too long for the trailers of a response."""
-    if len(text.encode(errors="replace")) <= DETAILS_MAX:
-        return text
-    return f"{text[: DETAILS_MAX // 8]} ... {text[-DETAILS_MAX // 8 :]}"
 
 
 class RuntimeService:
     """The sandbox methods of runtime.v1.RuntimeService."""
 
-    def __init__(self, store: Store, sandboxer: Sandboxer) -> None:
-        """Answer queries from *store*, and make changes through *sandboxer*."""
+    def __init__(self, store: Store, sandboxer: Sandboxer, ending: Ending) -> None:
+        """Answer queries from *store*, and make changes through *sandboxer*.
+
+        Status tells the error of *ending*.
+        """
         self._store: Final = store
         self._sandboxer: Final = sandboxer
+        self._ending: Final = ending
         self._answers: Final = Answers(store)
 
-    def methods(self, changes: ThreadPoolExecutor) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def methods(self, changes: ThreadPoolExecutor) -> dict[str, Method]:
         """Return each method by its name on the wire."""
         return {
-            "Version": _unary(api.VersionRequest, self._answer_version),
-            "Status": _unary(api.StatusRequest, self._status),
-            "RunPodSandbox": _unary(api.RunPodSandboxRequest, self._run, changes),
-            "StopPodSandbox": _unary(api.StopPodSandboxRequest, self._stop, changes),
-            "RemovePodSandbox": _unary(api.RemovePodSandboxRequest, self._remove, changes),
-            "PodSandboxStatus": _unary(api.PodSandboxStatusRequest, self._sandbox_status),
-            "ListPodSandbox": _unary(api.ListPodSandboxRequest, self._list),
-            "RuntimeConfig": _unary(api.RuntimeConfigRequest, _runtime_config),
-            "UpdateRuntimeConfig": _unary(api.UpdateRuntimeConfigRequest, _update_runtime_config),
-            "PodSandboxStats": _unary(api.PodSandboxStatsRequest, self._stats),
-            "ListPodSandboxStats": _unary(api.ListPodSandboxStatsRequest, self._list_stats),
-            "ListMetricDescriptors": _unary(api.ListMetricDescriptorsRequest, _descriptors),
-            "ListPodSandboxMetrics": _unary(api.ListPodSandboxMetricsRequest, self._list_metrics),
+            "Version": Method(api.VersionRequest, self._answer_version),
+            "Status": Method(api.StatusRequest, self._status),
+            "RunPodSandbox": Method(api.RunPodSandboxRequest, self._run, changes),
+            "StopPodSandbox": Method(api.StopPodSandboxRequest, self._stop, changes),
+            "RemovePodSandbox": Method(api.RemovePodSandboxRequest, self._remove, changes),
+            "PodSandboxStatus": Method(api.PodSandboxStatusRequest, self._sandbox_status),
+            "ListPodSandbox": Method(api.ListPodSandboxRequest, self._list),
+            "RuntimeConfig": Method(api.RuntimeConfigRequest, _runtime_config),
+            "UpdateRuntimeConfig": Method(api.UpdateRuntimeConfigRequest, _update_runtime_config),
+            "PodSandboxStats": Method(api.PodSandboxStatsRequest, self._stats),
+            "ListPodSandboxStats": Method(api.ListPodSandboxStatsRequest, self._list_stats),
+            "ListMetricDescriptors": Method(api.ListMetricDescriptorsRequest, _descriptors),
+            "ListPodSandboxMetrics": Method(api.ListPodSandboxMetricsRequest, self._list_metrics),
         }
 
     def _answer_version(self, request: api.VersionRequest, _: object) -> api.VersionResponse:
@@ -193,6 +99,11 @@ class RuntimeService:
         response = api.StatusResponse()
         for kind in ("RuntimeReady", "NetworkReady"):
             response.status.conditions.add(type=kind, status=True)
+        error = self._ending.tell()
+        if error is not None:
+            runtime = response.status.conditions[0]
+            runtime.status, runtime.reason = False, type(error).__name__.removesuffix("Error")
+            runtime.message = str(error)
         response.runtime_handlers.add(features=api.RuntimeHandlerFeatures())
         response.features.supplemental_groups_policy = True
         if request.verbose:

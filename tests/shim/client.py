@@ -115,10 +115,10 @@ class Client:
         call, request = self._prepare(method, fields)
         return call(request, timeout=timeout, wait_for_ready=wait)
 
-    def begin(self, method: str, /, *, timeout: float, **fields: Any) -> Any:
-        """Begin a call, and return its future."""
+    def begin(self, method: str, /, *, timeout: float, wait: bool = False, **fields: Any) -> Any:
+        """Begin a call, and return its future; *wait* for the server."""
         call, request = self._prepare(method, fields)
-        return call.future(request, timeout=timeout)
+        return call.future(request, timeout=timeout, wait_for_ready=wait)
 
     def _prepare(self, method: str, fields: dict[str, Any]) -> tuple[Any, Any]:
         for service, its in upstream()["services"].items():

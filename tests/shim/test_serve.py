@@ -107,8 +107,9 @@ def test_serve_refuses_socket_of_another_server(server: Server) -> None:
     """The first server continues."""
     message = refused("--listen", f"unix://{server.socket}", "--db", server.db)
     assert server.process is not None
-    process = f"another process does, pid {server.process.pid}"
-    assert f"serve at {server.socket!r}: {process}; stop it first" in message
+    process = f"another process does, pid {server.process.pid} (python"
+    assert f"serve at {server.socket!r}: {process}" in message
+    assert "; end it first" in message
     with Client(server.socket) as cri:
         cri.call("Version")
 

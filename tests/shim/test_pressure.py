@@ -1,0 +1,237 @@
+"""Server under pressure: limits of tasks and memory, a lost registry, a stopped or deaf server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests import needs
+from tests.shim.client import READY, Client, pod_config, refused
+from tests.shim.conftest import NOTHING, Server, left_of, serving
+from tests.tools import environment, python, until
+
+pytestmark = [pytest.mark.netns, needs.namespaces]
+
+PIDS = Path("/sys/fs/cgroup/pids")
+"""Hierarchy of the controller of pids, version 1."""
+GIB = 1 << 30
+
+
+@pytest.fixture
+def limit() -> Iterator[Path]:
+    """Return a cgroup whose limit of tasks the test sets."""
+    path = PIDS / f"sandbox-registry-{os.getpid()}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup of the controller of pids can be made: {error.strerror}")
+    yield path
+    (path / "pids.max").write_text("max")
+    for pid in (path / "cgroup.procs").read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    until(lambda: not (path / "cgroup.procs").read_text())
+    path.rmdir()
+
+
+def join(cgroup: Path) -> list[str]:
+    """Return the words before a command line that run the command in *cgroup*."""
+    return ["/bin/sh", "-c", f'echo $$ >{cgroup}/cgroup.procs && exec "$@"', "sh"]
+
+
+@contextmanager
+def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server that may end by itself, and kill it at the end."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, env=environment(), stderr=file)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def failed(command: list[str]) -> str:
+    """Return the one line on stderr of a server that must end by itself with exit code 3."""
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert 3 == done.returncode, done.stderr
+    *_, line = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    return line
+
+
+@pytest.mark.parametrize("tasks", [2, 20, 50])
+def test_server_does_not_start_when_it_cannot_have_its_threads(
+    limit: Path, tmp_path: Path, tasks: int
+) -> None:
+    """The message names the limit; the socket is not there."""
+    (limit / "pids.max").write_text(str(tasks))
+    server = Server(tmp_path)
+    message = failed([*join(limit), *server.command()])
+    assert "raise the limit" in message
+    assert not os.path.exists(server.socket)
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 3, 4])
+def test_server_answers_and_ends_when_no_task_can_be_started(
+    limit: Path, tmp_path: Path, spare: int
+) -> None:
+    """Runs are refused and leave nothing; all else works, and SIGTERM ends the server."""
+    with serving(tmp_path) as server, Client(server.socket) as cri:
+        id = cri.run(pod_config("before"))
+        assert server.process is not None
+        (limit / "cgroup.procs").write_text(str(server.process.pid))
+        tasks = int((limit / "pids.current").read_text())
+        (limit / "pids.max").write_text(str(tasks + spare))
+        with ThreadPoolExecutor(64) as pool:
+            assert {"sandbox-registry"} == {
+                answer.runtime_name
+                for answer in pool.map(lambda _: cri.call("Version"), range(256))
+            }
+        for network in (True, False) if spare == 0 else ():
+            message = refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                cri,
+                "RunPodSandbox",
+                config=pod_config("web", host_network=network),
+            )
+            assert "thread" in message
+        with suppress(grpc.RpcError):
+            cri.remove(cri.run(pod_config("web")))
+        assert [id] == [item.id for item in cri.list()]
+        cri.remove(id)
+        assert NOTHING == left_of(server.db)
+        assert 0 == server.end()
+
+
+@pytest.mark.parametrize("size", [GIB // 4, GIB // 2, 3 * GIB // 4, GIB, 2 * GIB])
+def test_server_serves_or_ends_within_any_address_space(tmp_path: Path, size: int) -> None:
+    """It is never alive without answering."""
+    server = Server(tmp_path)
+    command = ["prlimit", f"--as={size}", *server.command()]
+    with started(command, server.log) as process, Client(server.socket) as cri:
+        call = cri.begin("Version", timeout=60, wait=True)
+        until(lambda: call.done() or process.poll() is not None)
+        if process.poll() is None:
+            assert "sandbox-registry" == call.result().runtime_name
+            process.terminate()
+            assert 0 == process.wait()
+        else:
+            assert 0 != process.returncode
+            call.cancel()
+
+
+def test_server_ends_when_the_thread_of_grpc_has_ended(tmp_path: Path) -> None:
+    """The exit code has a supervisor start it again."""
+    server = Server(tmp_path)
+    code = """
+        import sys
+        import grpc._server
+        from registry.__main__ import main
+
+        def fail(*_):
+            raise RuntimeError("can't start new thread")
+
+        grpc._server._process_event_and_continue = fail
+        sys.exit(main())
+    """
+    command = python(code, *server.command()[3:])
+    with started(command, server.log) as process, Client(server.socket) as cri:
+        call = cri.begin("Version", timeout=60, wait=True)
+        assert 3 == process.wait()
+        assert call.exception() is not None
+    *_, line = server.log.read_text().splitlines()
+    assert line.startswith("sandbox-registry: error: serve: thread ")
+    assert "RuntimeError" in line
+
+
+def test_server_without_registry_says_so_and_ends(mortal: Server) -> None:
+    """Status has the reason; the next server serves the registry that is in its place."""
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("web"))
+        os.rename(mortal.db, f"{mortal.db}-away")
+        message = refused(grpc.StatusCode.DATA_LOSS, cri, "StopPodSandbox", pod_sandbox_id=id)
+        ready, _ = cri.call("Status").status.conditions
+        assert ("RuntimeReady", False, "DataLoss") == (ready.type, ready.status, ready.reason)
+        assert ready.message == message
+        assert mortal.process is not None
+        assert 3 == mortal.process.wait()
+    *_, line = mortal.log.read_text().splitlines()
+    assert f"sandbox-registry: error: {message}" == line
+    os.rename(f"{mortal.db}-away", mortal.db)
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        assert READY == cri.status(id).state
+
+
+def test_server_whose_failure_no_client_asks_for_ends_on_a_signal(mortal: Server) -> None:
+    """The exit code is that of the failure."""
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("web"))
+        os.rename(mortal.db, f"{mortal.db}-away")
+        refused(grpc.StatusCode.DATA_LOSS, cri, "StopPodSandbox", pod_sandbox_id=id)
+        assert 3 == mortal.end()
+    os.rename(f"{mortal.db}-away", mortal.db)
+
+
+def test_start_beside_stopped_server_is_refused(mortal: Server, tmp_path: Path) -> None:
+    """Also when its queue of connections is full; the message says that it is stopped."""
+    assert mortal.process is not None
+    pid = mortal.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    clients = []
+    try:
+        listen = ["--listen", f"unix://{tmp_path}/other.sock"]
+        same = [sys.executable, "-m", "registry", "serve", "--db", mortal.db]
+        named = f"another process does, pid {pid} (python, stopped)"
+        assert named in failed(mortal.command())
+        assert named in failed([*same, *listen])
+        while True:
+            clients.append(socket.socket(socket.AF_UNIX))
+            clients[-1].settimeout(0)
+            try:
+                clients[-1].connect(mortal.socket)
+            except BlockingIOError:
+                break
+        assert named in failed(mortal.command())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        for client in clients:
+            client.close()
+
+
+def test_server_does_not_start_without_proc(tmp_path: Path) -> None:
+    """Processes of sandboxes are observed there."""
+    server = Server(tmp_path)
+    hide = ["unshare", "--mount", "/bin/sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    message = failed([*hide, *server.command()])
+    assert "serve: /proc cannot be read: No such file or directory; mount it" in message
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x7f\x1b[31m\n2026 forged", b"\x0a\x02\xff\xfe"])
+@pytest.mark.parametrize("method", ["RunPodSandbox", "PodSandboxStatus", "Version"])
+def test_malformed_request_is_refused_in_one_line_of_the_log(
+    server: Server, method: str, data: bytes
+) -> None:
+    """The bytes stay out of the log, and no traceback is there."""
+    before = len(server.log.read_text().splitlines())
+    with grpc.insecure_channel(f"unix://{server.socket}") as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/runtime.v1.RuntimeService/{method}"
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(data, timeout=60)
+    assert grpc.StatusCode.INVALID_ARGUMENT is caught.value.code()
+    (line,) = server.log.read_text().splitlines()[before:]
+    assert line.endswith(f"INVALID_ARGUMENT: {method}: the request is no valid {method}Request")
