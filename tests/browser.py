@@ -84,8 +84,8 @@ class Visitor:
     def __init__(self, address: str, *, enter: bool = True) -> None:
         """Visit the page at *address*; with the token that it contains if *enter*."""
         self.base = address.partition("/-/")[0]
-        self._cookies = HTTPCookieProcessor()
-        self._opener = build_opener(self._cookies)
+        self.cookies = HTTPCookieProcessor()
+        self._opener = build_opener(self.cookies)
         if enter:
             self._opener.open(address).close()
 

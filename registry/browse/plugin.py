@@ -66,7 +66,10 @@ def render_cell(value: Any, column: str, database: str) -> Any:
 
 @hookimpl
 def asgi_wrapper() -> Callable[[Any], Any]:
-    """Add the content security policy to each answer, and refuse a request to another host."""
+    """Add the content security policy to each answer, and refuse a request to another host.
+
+    No script can read a cookie.
+    """
 
     def wrap(app: Any) -> Any:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
@@ -77,7 +80,8 @@ def asgi_wrapper() -> Callable[[Any], Any]:
                         (b"referrer-policy", b"no-referrer"),
                         (b"x-content-type-options", b"nosniff"),
                     ]
-                    message = {**message, "headers": [*message.get("headers", []), *more]}
+                    headers = [_hidden_from_scripts(*each) for each in message.get("headers", [])]
+                    message = {**message, "headers": [*headers, *more]}
                 await send(message)
 
             if scope["type"] == "http" and not _is_local(scope["headers"]):
@@ -89,6 +93,13 @@ def asgi_wrapper() -> Callable[[Any], Any]:
         return wrapped
 
     return wrap
+
+
+def _hidden_from_scripts(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a header; one that sets a cookie with the attribute HttpOnly."""
+    if name.lower() == b"set-cookie" and b"httponly" not in value.lower():
+        value += b"; HttpOnly"
+    return name, value
 
 
 def _is_local(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -117,7 +128,9 @@ def handle_exception(request: Any, exception: Exception) -> Any:
     # Datasette says it in HTML, which no other of its errors is.
     if getattr(exception, "message_is_html", False) or text == "interrupted":
         status, text = 400, "the query takes longer than a second"
-    if isinstance(exception, (sqlite3.Error, RegistryError)) and text != "interrupted":
+    if _is_of_parameter(request, exception):
+        status, text = 400, f"a parameter of the address cannot be read: {text}"
+    elif isinstance(exception, (sqlite3.Error, RegistryError)) and text != "interrupted":
         status, text = 503, f"the registry cannot be read: {text}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning(
@@ -134,6 +147,16 @@ def handle_exception(request: Any, exception: Exception) -> Any:
     if request.path.endswith(".json"):
         return Response.json({"ok": False, "error": text, "status": status}, status=status)
     return Response.text(f"{status}: {text}\n", status=status)
+
+
+def _is_of_parameter(request: Any, exception: Exception) -> bool:
+    """Return whether *exception* is of a parameter that Datasette cannot read, such as `_next`.
+
+    It is an error of Python's conversion, or of SQLite's for a number of more than 64 bits.
+    """
+    if isinstance(exception, sqlite3.Error):
+        return getattr(exception, "sqlite_errorcode", 0) == sqlite3.SQLITE_MISMATCH
+    return isinstance(exception, ValueError) and bool(request.query_string)
 
 
 @hookimpl

@@ -107,6 +107,35 @@ def test_a_request_to_another_host_is_refused(visitor: Visitor, host: str, statu
     assert status == visitor.get("/", Host=host)[0]
 
 
+def test_no_script_can_read_the_cookie(path: str) -> None:
+    """Nor does another site send it with a form."""
+    with page(path) as (_, own):
+        visitor = Visitor(own)
+        assert 200 == visitor.get("/registry/sandboxes")[0]
+        found = {each.name: each for each in visitor.cookies.cookiejar}
+        assert "ds_actor" in found
+        for cookie in found.values():
+            assert cookie.has_nonstandard_attr("HttpOnly")
+        assert "lax" == found["ds_actor"].get_nonstandard_attr("SameSite")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("sandbox_overview?_next=x", f"sandbox_overview?_next={10**20}"),
+        *("sandboxes?_through=x", "sandboxes?_timelimit=x", "sandboxes?id__in=["),
+    ],
+)
+def test_a_parameter_that_cannot_be_read_is_told_in_a_sentence(
+    visitor: Visitor, where: str
+) -> None:
+    """By the page and by the JSON; it is no fault of the page."""
+    status, text = visitor.get(f"/registry/{where}")
+    assert (400, True) == (status, text.startswith("400: a parameter of the address cannot be "))
+    status, text = visitor.get(f"/registry/{where.replace('?', '.json?')}")
+    assert (400, True) == (status, "a parameter of the address cannot be read" in text)
+
+
 # What it shows.
 
 
