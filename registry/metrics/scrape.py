@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from registry.metrics.table import METRICS, PREFIX, Metric
 from registry.model.validation import check_seconds, invalid
 from registry.recovery.findings import Verdict
 from registry.store import Reconciled, Store
-from registry.sync.interrupts import reraise_interrupt
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 from registry.visible import visible
 
 if TYPE_CHECKING:
@@ -93,12 +94,12 @@ class StoreCollector(Collector):
         families.path = visible(path)
         try:
             families.add_reading(readings.read(session, self._seconds, check=self._check))
-            families.add_files(Files.read(path))
             self._failing.discard(path)
         except (RegistryError, OSError) as error:  # OSError: no thread can be started
             reraise_interrupt(error)
             self._note(path, error)
         families.add("up", int(path not in self._failing))
+        families.add_files_of(path)
         if store._reconciled is not None:  # noqa: SLF001
             families.add_reconciled(store._reconciled)  # noqa: SLF001
         if not session.engine.read_only:
@@ -120,10 +121,11 @@ class StoreCollector(Collector):
 
 
 def unreadable(path: str) -> list[Family]:
-    """Return the metrics of the registry at *path*, which cannot be opened."""
+    """Return the metrics of the registry at *path*, which cannot be opened: those of its files."""
     families = Families()
     families.path = visible(path)
     families.add("up", 0)
+    families.add_files_of(path)
     return [*families.filled()]
 
 
@@ -166,8 +168,12 @@ class Families:
         self.add("incarnation", reading.incarnation)
         self.add("schema_level", reading.level)
 
-    def add_files(self, files: Files) -> None:
-        """Add the values of the files beside the database."""
+    def add_files_of(self, path: str) -> None:
+        """Add the values of the files beside the database at *path*, if that exists."""
+        with suppress_os_errors():
+            if not os.path.exists(path):
+                return
+            files = Files.read(path)
         self.add("wal_bytes", files.wal_bytes)
         self.add("wal_readers", files.wal_readers)
         self.add("disk_reserve_whole", int(files.reserve_is_whole))

@@ -14,8 +14,10 @@ from registry import State, Status, Store
 from registry.metrics.table import METRICS, PREFIX
 from tests import needs
 from tests.cli.program import run
+from tests.integration.test_deadline import RECOVERY
+from tests.integration.test_stopped import stopped
 from tests.metrics.samples import families, samples, value
-from tests.tools import execute, sandbox
+from tests.tools import execute, line, running, sandbox, say
 
 OF_PROCESS = {"lock_wait_duration_seconds", "commit_duration_seconds", "group_writes"}
 """Metrics of a process that writes."""
@@ -98,9 +100,27 @@ def test_a_registry_that_fails_is_down_and_the_exit_code_is_3(
     assert done.err.startswith("sandbox-registry: error: ")
     assert 0 == value(done.out, "up")
     assert {} == samples(done.out, "sandboxes")
+    files = {"wal_bytes", "wal_readers", "disk_reserve_whole"}
+    assert {"up"} | (set() if fault == "missing" else files) <= families(done.out).keys()
     output = tmp_path / "registry.prom"
     assert 3 == run("--db", path, "metrics", "--output-file", str(output)).code
     assert f'{PREFIX}up{{path="{path}"}} 0.0\n' in output.read_text()
+
+
+def test_a_process_that_keeps_readers_out_is_named_within_seconds(path: str) -> None:
+    """It is stopped while it recovers the WAL; the metrics of the files are there."""
+    with Store.open(path, reconcile=False), running(RECOVERY, path) as process:
+        assert "held" == line(process)
+        with stopped(process.pid):
+            done = run("--db", path, "metrics")
+        say(process)
+        assert "released" == line(process)
+    assert 3 == done.code
+    assert "timed out after 5 s waiting for " in done.err
+    assert f"process {process.pid} (" in done.err
+    assert done.err.endswith("; printed is what is known without reading it\n")
+    assert {"up", "wal_bytes", "wal_readers", "disk_reserve_whole"} == families(done.out).keys()
+    assert 0 == value(done.out, "up")
 
 
 def test_an_output_file_of_another_kind_is_refused(path: str) -> None:

@@ -40,14 +40,15 @@ MODE: Final = 0o644
 def metrics(*, check: bool, reconcile: bool, output_file: str | None, db: str) -> int:
     """Print metrics of the registry as OpenMetrics text.
 
-    If the registry cannot be read, sandbox_registry_up is 0, and the exit code is 3.
+    If the registry cannot be read within 5 s, sandbox_registry_up is 0, of the others those of its
+    files are there, and the exit code is 3.
     """
-    from registry.metrics import text  # noqa: PLC0415 - prometheus-client is an extra of its own
+    from registry.metrics import scrape, text  # noqa: PLC0415 - an extra of its own
 
     if output_file is not None and not output_file.endswith(SUFFIX):
         raise click.BadParameter(f"{output_file!r} does not end with {SUFFIX}: it is not read")
     try:
-        with options.open_to_read(db) as store:
+        with options.open_to_read(db, scrape.TIMEOUT) as store:
             options.show_warnings()
             if reconcile:
                 store.reconcile(dry_run=True)
@@ -56,7 +57,8 @@ def metrics(*, check: bool, reconcile: bool, output_file: str | None, db: str) -
         reraise_interrupt(error)
         if code_of(error) != UNAVAILABLE:
             raise
-        complain(str(error), UNAVAILABLE)
+        known = "; printed is what is known without reading it" if os.path.exists(db) else ""
+        complain(f"{error}{known}", UNAVAILABLE)
         texts = text.of_unreadable(os.path.realpath(db))
     if output_file is None:
         write_bytes(texts.openmetrics)
