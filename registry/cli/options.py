@@ -138,6 +138,13 @@ _OF_LISTS: Final = (
 )
 
 
+_OF_PAGED: Final = click.option(
+    "--no-pager",
+    is_flag=True,
+    help="On a terminal, do not show long output by $PAGER, or less.",
+)
+
+
 def output(view: View | None, *, lists: bool = False) -> Callable[[Verb], Verb]:
     """Return the decorator that gives a verb its `Format`, as the parameter *form*.
 
@@ -152,7 +159,8 @@ def output(view: View | None, *, lists: bool = False) -> Callable[[Verb], Verb]:
             return verb(form=_format_of(params, view), **params)
 
         of_lists = _OF_LISTS if lists else ()
-        for option in reversed((form, as_json, *of_lists, *_OF_TABLES)):
+        of_paged = (_OF_PAGED,) if view is not None and view.paged else ()
+        for option in reversed((form, as_json, *of_lists, *_OF_TABLES, *of_paged)):
             option(run)
         return run
 
@@ -172,6 +180,7 @@ def _format_of(params: dict[str, Any], view: View | None) -> Format:
         quiet=params.pop("quiet", False),
         sort=params.pop("sort", ""),
         limit=params.pop("limit", None),
+        pages=not params.pop("no_pager", False),
     )
     if view is not None:
         found.require_fields(view)
@@ -207,9 +216,9 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def open_to_read(db: str) -> Store:
-    """Open the registry at *db* read-only."""
-    return Store.open(db, read_only=True, create=False)
+def open_to_read(db: str, timeout: float = TIMEOUT) -> Store:
+    """Open the registry at *db* read-only; *timeout*: seconds to wait for one that opens it."""
+    return Store.open(db, read_only=True, create=False, timeout=timeout)
 
 
 def open_to_show(db: str, *, warns: bool = True) -> Store:

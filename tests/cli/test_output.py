@@ -177,6 +177,9 @@ def test_long_output_on_a_terminal_goes_through_the_pager(path: str, tmp_path: P
     for pager, args, is_paged in (
         (str(program), ("list",), True),
         (str(program), ("list", "-n", "3"), False),
+        (str(program), ("list", "--no-pager"), False),
+        (str(program), ("history",), True),
+        (str(program), ("history", "--no-pager"), False),
         ("/no/such/pager", ("list",), False),
     ):
         lines = on_terminal(path, 80, *args, TERM="xterm", PAGER=pager)

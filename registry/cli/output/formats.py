@@ -105,6 +105,7 @@ class Format:
         quiet: print only ids.
         sort: field by which the objects are sorted, after a "-" in the reverse order; or "".
         limit: number of objects that are printed of a sorted list.
+        pages: whether long output on a terminal goes through a pager.
     """
 
     kind: str = "table"
@@ -114,6 +115,7 @@ class Format:
     quiet: bool = False
     sort: str = ""
     limit: int | None = None
+    pages: bool = True
 
     @property
     def shortens(self) -> bool:
@@ -175,7 +177,7 @@ def show(
         output = _table(rows, form.columns, form, view, {})
     else:
         output = (drawn(rows, view, form, ids) if text is None else text) + after
-    if view.paged and is_terminal():
+    if view.paged and form.pages and is_terminal():
         from registry.cli.output.pager import write_paged  # noqa: PLC0415 - only on terminals
 
         write_paged(output)
