@@ -53,8 +53,9 @@ another_user = pytest.mark.skipif(
     not (_root and _works("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true")),
     reason="becoming another user needs root with CAP_SETUID",
 )
+MAY_MAKE_CGROUPS = _root and _may_make_cgroups()
 cgroups = pytest.mark.skipif(
-    not (_root and _may_make_cgroups()),
+    not MAY_MAKE_CGROUPS,
     reason="needs mounted cgroups, and root that may create some",
 )
 veth = pytest.mark.skipif(

@@ -17,6 +17,7 @@ from registry import (
     Store,
 )
 from registry.cri import PodSandboxConfig, PodSandboxMetadata
+from registry.shim import cgroups
 from registry.shim import runtime_pb2 as api
 from registry.shim.validate import options_of
 
@@ -153,6 +154,7 @@ def info(sandbox: Sandbox) -> dict[str, Any]:
         "exitStatus": status.exit_status,
         "exitedAt": status.exited_at,
         "runtimeHandler": sandbox.runtime_handler,
+        "cgroupPath": cgroups.path_of(sandbox.config or PodSandboxConfig(), sandbox.id),
     }
 
 

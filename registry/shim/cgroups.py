@@ -2,6 +2,10 @@
 
 A cgroup has the same path in each hierarchy: one with cgroup v2, one for each controller with v1.
 On a hybrid host, whose controllers belong to v1, that of v2 is left alone, as kubelets do.
+
+The path of a pause process follows from the config and the id. A crash therefore leaves no cgroup
+that the next server does not find. The cgroup of the pod belongs to the client: it is created if it
+is missing, and never removed.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from registry import FailedPreconditionError, RegistryError
 from registry.cri import PodSandboxConfig
-from registry.sync.interrupts import suppress_os_errors
+from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 SLICE: Final = ".slice"
 """Suffix of the names that systemd gives to cgroups of services."""
@@ -38,6 +43,76 @@ def parent_of(config: PodSandboxConfig) -> str:
         return ""
     parts = name.removesuffix(SLICE).split("-")
     return "/".join("-".join(parts[:count]) + SLICE for count in range(1, len(parts) + 1))
+
+
+def path_of(config: PodSandboxConfig, id: str) -> str:
+    """Return the path of the pause process's cgroup; "" if it stays in that of the server.
+
+    Args:
+        config: config of the pod.
+        id: id of the sandbox.
+    """
+    parent = config.linux.cgroup_parent
+    if not parent:
+        return ""
+    scope = f"cri-{id}.scope" if parent.rstrip("/").endswith(SLICE) else id
+    return os.path.join(parent_of(config), scope)
+
+
+def enter(path: str, pid: int) -> None:
+    """Create the cgroup *path* in each hierarchy, and move the process *pid* into it.
+
+    Raises:
+        FailedPreconditionError: no hierarchy is mounted.
+        RegistryError: the kernel refuses a step; `remove` removes what was created.
+    """
+    doing = f"move pause process {pid} into cgroup {path!r}"
+    mounted = hierarchies()
+    if not mounted:
+        raise FailedPreconditionError(f"{doing}: no cgroups are mounted; leave cgroup_parent empty")
+    try:
+        for point in mounted:
+            parent = point
+            for name in path.split("/"):
+                place = os.path.join(parent, name)
+                os.makedirs(place, exist_ok=True)
+                _inherit_cpuset(parent, place)
+                parent = place
+            _write(f"{parent}/cgroup.procs", str(pid))
+    except OSError as error:
+        reraise_interrupt(error)
+        raise RegistryError(f"{doing}: {error.filename!r}: {error.strerror}") from error
+
+
+def remove(path: str) -> None:
+    """Remove the cgroup *path* from each hierarchy; a missing one is removed.
+
+    Raises:
+        RegistryError: a process is in it, or a cgroup below it.
+    """
+    for point in hierarchies() if path else ():
+        place = os.path.join(point, path)
+        try:
+            os.rmdir(place)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            reraise_interrupt(error)
+        except OSError as error:
+            reraise_interrupt(error)
+            pids = Counters([place], "").text("cgroup.procs").split()
+            why = f"processes {', '.join(pids)} are in it; end them" if pids else error.strerror
+            raise RegistryError(f"remove cgroup {place!r}: {why}") from error
+
+
+def _inherit_cpuset(parent: str, place: str) -> None:
+    """Give a new cgroup the processors of its parent: without any, cgroup v1 admits no process."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if Counters([place], "").text(name) == "\n":
+            _write(f"{place}/{name}", Counters([parent], "").text(name))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
 
 
 def hierarchies() -> list[str]:

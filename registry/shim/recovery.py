@@ -17,6 +17,7 @@ from typing import Final
 from registry import (
     Exits,
     InvalidArgumentError,
+    MetadataError,
     NotFoundError,
     Process,
     RegistryError,
@@ -25,7 +26,7 @@ from registry import (
     Status,
     Store,
 )
-from registry.shim import pause
+from registry.shim import cgroups, pause
 
 log = logging.getLogger("registry.shim")
 
@@ -212,12 +213,15 @@ def _kill(sandbox: Sandbox) -> None:
 
 
 def _end_all(sandbox: Sandbox, deadline: float) -> int | None:
-    """End pause process and namespace, as far as they exist; return the exit status if known."""
+    """End pause process, namespace and cgroup, if they exist; return the exit status if known."""
     process, exit_status = sandbox.open_process(), None
     if process is not None:
         with process:
             exit_status = end(process, deadline)
     sandbox.remove_netns()
+    with suppress(MetadataError):  # a damaged record does not name its cgroup
+        if sandbox.config:
+            cgroups.remove(cgroups.path_of(sandbox.config, sandbox.id))
     return exit_status
 
 

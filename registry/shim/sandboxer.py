@@ -8,13 +8,14 @@ Each step is recorded before it is taken. After a crash the next server finishes
             make the namespace                             undone
             spawn pause, held                              undone; pause ended with the server
             record its pid      UNKNOWN, pid               undone
+            put it in a cgroup                             undone
             release pause                                  undone
             done                READY, created_at          keeps running
     stop    intent              NOTREADY, SandboxStopped   finished
-            end pause, remove the namespace                finished
+            end pause, remove the rest                     finished
             (of a sandbox that had exited before, the message records the intent)
     remove  intent              NOTREADY, SandboxRemoved   finished
-            end pause, remove the namespace                finished
+            end pause, remove the rest                     finished
             done                none                       gone
 
 There are no locks: the first call that changes the state of a sandbox proceeds. A run that finds
@@ -48,7 +49,7 @@ from registry import (
     Store,
 )
 from registry.cri import PodSandboxConfig
-from registry.shim import pause, validate
+from registry.shim import cgroups, pause, validate
 from registry.shim.recovery import (
     AT_ONCE,
     FAILED,
@@ -130,6 +131,9 @@ class Sandboxer:
         held = pause.spawn(sandbox.id, netns, config)
         try:
             sandbox.status.update(_while(wanted, pid=held.process.pid))
+            # After its pid is recorded: a cgroup can be removed only once its processes have ended.
+            if cgroup := cgroups.path_of(config, sandbox.id):
+                cgroups.enter(cgroup, held.process.pid)
             held.release()
             sandbox.status.update(_while(wanted, state=State.READY, created_at=time.time_ns()))
         except BaseException as error:

@@ -26,6 +26,7 @@ from registry.cri import (
     ProfileType,
     SecurityProfile,
 )
+from registry.shim import cgroups
 
 HOSTNAME_MAX: Final = 64
 """Bytes that Linux keeps of a host name."""
@@ -89,6 +90,7 @@ def _refusals(config: PodSandboxConfig) -> Iterator[Refusal]:
     yield from _namespaces(context.namespace_options)
     yield from _user(context)
     yield from _confinement(context)
+    yield from _cgroup(config.linux.cgroup_parent)
     yield from _hostname(config)
     yield from _ports(config)
     for path, _, value in _leaves(config.windows, "windows."):
@@ -163,6 +165,16 @@ def _profile(name: str, profile: SecurityProfile) -> Iterator[Refusal]:
     if profile.profile_type == ProfileType.Localhost or profile.localhost_ref:
         why = "is not supported: profiles of the node are not loaded"
         yield Refusal(f"{CONTEXT}.{name}.localhost_ref", profile.localhost_ref, why)
+
+
+def _cgroup(parent: str) -> Iterator[Refusal]:
+    """Yield a path that would leave the hierarchy, and a slice that systemd would not accept."""
+    names = parent.strip("/").split("/") if parent.strip("/") else []
+    stem = names[-1].removesuffix(cgroups.SLICE) if names else ""
+    dashes = names and names[-1] != stem and stem != "-" and "" in stem.split("-")
+    if dashes or not {"", ".", ".."}.isdisjoint(names) or not parent.isprintable():
+        why = "is neither the path of a cgroup nor the name of a slice"
+        yield Refusal("linux.cgroup_parent", parent, why)
 
 
 def _hostname(config: PodSandboxConfig) -> Iterator[Refusal]:

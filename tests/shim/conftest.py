@@ -15,6 +15,7 @@ import pytest
 
 from registry import Store
 from registry.shim.sandboxer import Sandboxer
+from tests.shim import traces
 from tests.shim.client import Client
 from tests.tools import environment, query, until
 
@@ -62,12 +63,12 @@ def asked(db: str, column: str, table: str) -> list[tuple[Any, ...]]:
     return query(db, f"SELECT {column} FROM {table}") if os.path.exists(db) else []
 
 
-def left_of(db: str) -> tuple[set[int], set[str]]:
-    """Return the processes and the namespaces of a registry."""
-    return pauses(db), namespaces(db)
+def left_of(db: str) -> tuple[set[int], set[str], set[str]]:
+    """Return the processes, the namespaces and the cgroups of a registry."""
+    return pauses(db), namespaces(db), traces.cgroups(db)
 
 
-NOTHING: tuple[set[int], set[str]] = (set(), set())
+NOTHING: tuple[set[int], set[str], set[str]] = (set(), set(), set())
 
 
 class Server:
@@ -118,6 +119,7 @@ def serving(directory: Path) -> Iterator[Server]:
         server.kill()
         remove_all(server.db)
     until(lambda: NOTHING == left_of(server.db))
+    traces.remove_cgroup(server.db)
     assert "Traceback" not in server.log.read_text()
 
 
@@ -160,3 +162,4 @@ def db(tmp_path: Path) -> Iterator[str]:
     yield db
     remove_all(db)
     assert NOTHING == left_of(db)
+    traces.remove_cgroup(db)

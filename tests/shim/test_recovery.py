@@ -23,6 +23,7 @@ from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving
+from tests.shim.traces import cgroup_of
 from tests.tools import execute, is_recent, line, running, say, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.crash, needs.namespaces]
@@ -74,7 +75,7 @@ def test_run_killed_before_any_line_is_undone_or_kept(shims: Shims, db: str, fir
         assert found or not lived
         if found:
             assert [State.READY] == [state for _, state in found]
-            assert (1, 1) == tuple(len(each) for each in left_of(db))
+            assert is_whole(db)
             remove_all(db)
         # A held pause process reads end of file, and ends.
         until(lambda: NOTHING == left_of(db))
@@ -110,8 +111,13 @@ def untouched(found: list[tuple[str, State]], db: str) -> bool:
     """Return whether a sandbox is READY, with its process and its namespace."""
     if State.READY not in {state for _, state in found}:
         return False
-    assert (1, 1) == tuple(len(each) for each in left_of(db))
+    assert is_whole(db)
     return True
+
+
+def is_whole(db: str) -> bool:
+    """Return whether a registry has all of one sandbox: process, namespace and cgroup."""
+    return (1, 1, bool(cgroup_of(db))) == tuple(len(each) for each in left_of(db))
 
 
 @every_line

@@ -17,6 +17,7 @@ from registry.shim import validate
 from tests import needs
 from tests.shim.client import NODE, READY, Client, messages, pod_config, upstream
 from tests.shim.conftest import NOTHING, Server, left_of
+from tests.shim.traces import cgroup_of
 from tests.tools import ROOT, until
 
 pytestmark = [
@@ -137,6 +138,20 @@ REFUSED: dict[str, list[Change]] = {
         f"{CONTEXT}.selinux_options.{part}": [setting(f"{CONTEXT}.selinux_options.{part}", "s0")]
         for part in ("user", "role", "type", "level")
     },
+    "linux.cgroup_parent": [
+        setting("linux.cgroup_parent", parent)
+        for parent in (
+            "/kubepods/../..",
+            "..",
+            "a//b",
+            "a/./b",
+            "a\nb",
+            "a-.slice",
+            "-a.slice",
+            "a--b.slice",
+            ".slice",
+        )
+    ],
     f"{CONTEXT}.readonly_rootfs": [setting(f"{CONTEXT}.readonly_rootfs", value=True)],
     "port_mappings.host_port": [
         adding("port_mappings", container_port=80, host_port=8080),
@@ -258,12 +273,14 @@ RUNS = {
 pid namespace or a profile of the node."""
 
 
-def test_configs_of_containerd_are_run_or_refused(cri: Client) -> None:
+def test_configs_of_containerd_are_run_or_refused(server: Server, cri: Client) -> None:
     """A refusal has the code of an invalid argument."""
     refused = set()
     for path in sorted((DATA / "containerd").glob("*.config.pb")):
         config = messages()["PodSandboxConfig"].FromString(path.read_bytes())
         name = path.name.partition(".")[0]
+        if config.linux.cgroup_parent:
+            config.linux.cgroup_parent = cgroup_of(server.db)
         if name in RUNS:
             assert READY == cri.status(cri.run(config)).state
         else:
@@ -284,7 +301,6 @@ IGNORED = [
     setting(f"{CONTEXT}.seccomp_profile_path", "runtime/default"),
     setting(f"{CONTEXT}.seccomp_profile_path", "unconfined"),
     setting(f"{CONTEXT}.supplemental_groups_policy", 1),
-    setting("linux.cgroup_parent", "/kubepods/burstable/pod1"),
     adding("port_mappings", protocol=1, container_port=53),
 ]
 

@@ -17,7 +17,8 @@ from registry import Store
 from registry.shim import cgroups, runtime_pb2, stats
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
-from tests.shim.client import Client, config, pod_config, refused
+from tests.shim.client import Client, pod_config, refused
+from tests.shim.traces import whole_pod
 from tests.tools import is_recent, line, say
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
@@ -83,7 +84,7 @@ def cpu_of(path: str) -> int:
 
 
 @needs.cgroups
-def test_statistics_of_a_pod_are_those_of_its_cgroup(cri: Client, pod: str) -> None:
+def test_statistics_of_a_pod_are_those_of_its_cgroup(pod: str, cri: Client) -> None:
     """The cgroup of the pod counts all its processes, not only the pause process."""
     wanted = pod_config("web", app="shop")
     wanted.linux.cgroup_parent = pod
@@ -109,7 +110,7 @@ def test_statistics_of_a_pod_are_those_of_its_cgroup(cri: Client, pod: str) -> N
 
 
 @needs.cgroups
-def test_memory_without_a_limit_has_nothing_available(cri: Client, pod: str) -> None:
+def test_memory_without_a_limit_has_nothing_available(pod: str, cri: Client) -> None:
     """The largest number of cgroup v1, or "max", is no number of bytes."""
     for point in cgroups.hierarchies():
         for name, unlimited in (("memory.max", "max"), ("memory.limit_in_bytes", "-1")):
@@ -171,7 +172,7 @@ def test_list_of_statistics_has_the_ready_sandboxes_that_match(cri: Client) -> N
 
 @needs.cgroups
 @needs.veth
-def test_metrics_have_the_names_and_labels_of_their_descriptors(cri: Client, pod: str) -> None:
+def test_metrics_have_the_names_and_labels_of_their_descriptors(pod: str, cri: Client) -> None:
     """A kubelet drops a metric without a descriptor, or with another number of labels."""
     descriptors = {each.name: each for each in cri.call("ListMetricDescriptors").descriptors}
     wanted = pod_config("web")
@@ -198,8 +199,7 @@ def test_pressure_is_read_from_cgroup_v2(db: str, tmp_path: Path) -> None:
     mounted = subprocess.run(["mount", "-t", "cgroup2", "none", point], check=False)
     if mounted.returncode:
         pytest.skip("the kernel mounts no cgroup v2")
-    wanted = config()
-    wanted.linux.cgroup_parent = f"/sr-test-v2-{os.getpid()}"
+    wanted = whole_pod(db, "web")
     try:
         with (
             cgroup(wanted.linux.cgroup_parent.strip("/"), [str(point)]) as (folder,),
