@@ -283,3 +283,11 @@ def free_pages(pages: Pages) -> Iterator[int]:
             number = following
     except PageError:
         return
+
+
+def free_count(pages: Pages) -> int:
+    """Return the number of pages on the freelist, by the header of the file; -1 without one."""
+    try:
+        return int.from_bytes(pages.read(1)[36:40], "big")
+    except PageError:
+        return -1

@@ -15,6 +15,8 @@ The scratch database bounds the memory: SQLite sorts there what the file has in 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from registry.maintenance.pages import (
@@ -23,6 +25,7 @@ from registry.maintenance.pages import (
     PageError,
     Pages,
     Value,
+    free_count,
     free_pages,
 )
 from registry.maintenance.salvage_report import Loss, Report
@@ -108,7 +111,14 @@ class Collector:
         """Create the tables of `found`, which *connection* has attached."""
         self._connection, self._pages, self._report = connection, pages, report
         self._marks = bytearray(pages.count + 1)
+        self._inner: set[int] = set()
+        """Pages that cannot be read and had no records: they led to the pages that have them."""
+        self._freed_all = False
+        """Whether the whole freelist was read."""
+        self._roots_of_rowids: dict[int, str] = {}
+        """Tables with rowids whose root page cannot be read, by that page."""
         shapes = [Shape.of(connection, table) for table in TABLES]
+        self._with_rowids: Final = {shape.table for shape in shapes if shape.in_table}
         self._shapes: Final = {(shape.in_table, len(shape.names)): shape for shape in shapes}
         for shape in shapes:
             added = len(_ADDED.get(shape.table, ()))
@@ -121,6 +131,7 @@ class Collector:
     def collect(self) -> None:
         """Read every page, and report those that cannot be read although they are in use."""
         self._mark()
+        unread: list[tuple[int, PageError]] = []
         for number in range(1, self._pages.count + 1):
             mark = self._marks[number]
             if mark == _LEFT_OUT:
@@ -129,10 +140,10 @@ class Collector:
             try:
                 node = self._pages.node(number)
             except PageError as error:
-                if name in TABLES:
-                    self._report(Loss(name, "", f"page {number}", f"{error}; its records are lost"))
+                unread.append((number, error))
                 continue
             self._add_records(node, name)
+        self._report_unread(unread)
         for number, visits in enumerate(self._pages.visits):
             if visits > 1 or (visits and self._marks[number]):
                 why = (
@@ -140,11 +151,68 @@ class Collector:
                 )
                 self._report(Loss("", "", f"page {number}", why))
 
+    def _report_unread(self, unread: Iterable[tuple[int, PageError]]) -> None:
+        """Report the pages *unread*, which cannot be read, if records are lost with them.
+
+        An inner page of a table with rowids has none. If one is damaged, a page below it may be
+        damaged too, and nothing leads to that one any more.
+        """
+        roots = {root for root, table in self._roots_of_rowids.items() if self._has_others(table)}
+        inner = {number for number, _ in unread if number in self._inner | roots}
+        for number, error in unread:
+            mark = self._marks[number]
+            name = _OURS[mark - _FIRST] if mark >= _FIRST else ""
+            if number in inner:
+                continue
+            if name in TABLES:
+                self._report(Loss(name, "", f"page {number}", f"{error}; its records are lost"))
+            elif inner and not mark and not self._pages.visits[number]:
+                why = f"{error}; nothing leads to it, and its records, if it had any, are lost"
+                self._report(Loss("", "", f"page {number}", why))
+
+    def _has_others(self, table: str) -> bool:
+        """Return whether records of *table* are on pages that nothing leads to.
+
+        They prove that its root led to other pages: a root that has the records itself has no such
+        pages, except on the freelist.
+        """
+        query = f"SELECT 1 FROM found.{table} WHERE NOT reached LIMIT 1"  # noqa: S608 - a constant
+        return self._freed_all and self._connection.execute(query).fetchone() is not None
+
+    def _find_inner(self, roots: Mapping[str, int]) -> None:
+        """Find the inner pages that cannot be read, by the pages at their depth.
+
+        All pages of one depth of a B-tree lead to others, or all have records.
+        """
+        for table in self._with_rowids & roots.keys():
+            self._find_inner_below(roots[table], table)
+
+    def _find_inner_below(self, root: int, table: str) -> None:
+        level, seen = [root], {root}
+        while level:
+            nodes: dict[int, Node | None] = dict.fromkeys(level)
+            for number in level:
+                with suppress(PageError):
+                    nodes[number] = self._pages.node(number)
+            read = [node for node in nodes.values() if node is not None and node.is_table]
+            if not read:
+                if level == [root]:
+                    self._roots_of_rowids[root] = table
+                return
+            if any(node.kind == TABLE_LEAF for node in read):
+                return
+            self._inner.update(number for number, node in nodes.items() if node is None)
+            below = (number for node in read for number in node.children())
+            level = [each for each in dict.fromkeys(below) if 0 < each <= self._pages.count]
+            level = [each for each in level if each not in seen]
+            seen.update(level)
+
     def _mark(self) -> None:
         """Mark each page by what leads to it; the tables that are copied come first."""
         roots, misplaced = self._roots(), []
         if not all(table in roots and self._may_be(table, roots[table]) for table in TABLES):
             roots = {name: root for name, root in roots.items() if name in _OURS}
+        self._find_inner(roots)
         self._pages.visits[:] = bytes(len(self._pages.visits))  # each record is read again
         for name in sorted(roots, key=lambda name: (name not in _OURS, name)):
             mark = _FIRST + _OURS.index(name) if name in _OURS else _LEFT_OUT
@@ -155,7 +223,9 @@ class Collector:
                     misplaced.append((number, mark))
                 elif not self._marks[number]:
                     self._marks[number] = mark
-        for number in free_pages(self._pages):
+        freed = list(free_pages(self._pages))
+        self._freed_all = len(freed) == free_count(self._pages)
+        for number in freed:
             if number <= self._pages.count and not self._marks[number]:
                 self._marks[number] = _LEFT_OUT
         for number, mark in misplaced:

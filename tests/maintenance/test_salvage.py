@@ -42,6 +42,7 @@ from tests.tools import (
     contents,
     environment,
     execute,
+    fill_history,
     is_locked,
     line,
     make_old_registry,
@@ -293,6 +294,42 @@ def test_of_a_history_with_a_gap_the_newest_part_is_copied(path: str, new: str) 
     assert exported == set(range(1, max(exported) + 1))
     gap = f"transitions {max(exported) + 1} to {first - 1} are lost"
     assert ("", gap) in told(found, "sandbox_transitions")
+
+
+@pytest.mark.parametrize("depth", ["root", "below the root"])
+def test_a_damaged_inner_page_loses_no_record(path: str, new: str, depth: str) -> None:
+    """It leads to the pages that have the records, and all of these are found."""
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("a1"), READY)
+    fill_history(path, 90_000)
+    where = "name = 'sandbox_transitions' AND pagetype = 'internal'"
+    pages = query(path, f"SELECT pageno FROM dbstat WHERE {where} ORDER BY path")
+    assert len(pages) > 3
+    overwrite(path, pages[0 if depth == "root" else 2][0])
+    found = salvage(path, new)
+    assert () == found.losses
+    assert found.complete
+    assert {"a1": State.READY} == checked(found)
+    seqs = "SELECT min(seq), max(seq), count(*) FROM sandbox_transitions"
+    assert query(new, seqs) == [(1, 90_001, 90_001)]
+
+
+def test_a_page_below_a_damaged_inner_page_is_reported(path: str, new: str) -> None:
+    """Nothing leads to it any more, and its records are the only ones that are lost."""
+    with Store.open(path, reconcile=False) as store, store.transaction():
+        for n in range(200):
+            store.add(sandbox(f"s{n:03}"), READY)
+    where = "name = 'sandboxes' AND pagetype = '{}' ORDER BY path"
+    ((root,),) = query(path, f"SELECT pageno FROM dbstat WHERE {where.format('internal')}")
+    leaves = query(path, f"SELECT pageno, ncell FROM dbstat WHERE {where.format('leaf')}")
+    leaf, cells = leaves[len(leaves) // 2]
+    overwrite(path, root)
+    overwrite(path, leaf)
+    found = salvage(path, new)
+    assert cells == len(found.lost) == 200 - len(checked(found))
+    (loss,) = [each for each in found.losses if each.source == f"page {leaf}"]
+    assert "nothing leads to it, and its records, if it had any, are lost" in loss.reason
+    assert not [each for each in found.losses if each.source == f"page {root}"]
 
 
 def test_the_id_of_a_registry_that_is_lost_is_reported(filled: str, new: str) -> None:
