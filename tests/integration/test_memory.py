@@ -201,3 +201,32 @@ def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> Non
         thread.join()
     assert [] == wrong
     assert (os.path.realpath(path), False, False) not in open_files._engines
+
+
+def test_a_process_that_commits_often_imports_nothing_late(path: str) -> None:
+    """A late import looks like a leak to a program that measures the memory of a process at work."""
+    found = run(
+        """
+        import sys
+        from registry import Store
+        from tests.tools import READY, sandbox
+
+        def work():
+            try:
+                with store.transaction():
+                    store.add(sandbox("a"), READY)
+                    raise KeyError
+            except KeyError:
+                pass
+
+        with Store.open(sys.argv[1]) as store:
+            for _ in range(12):
+                work()
+            before = set(sys.modules)
+            for _ in range(60):
+                work()
+            print(sorted(set(sys.modules) - before))
+        """,
+        path,
+    )
+    assert found.strip() == "[]"
