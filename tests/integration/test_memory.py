@@ -204,7 +204,7 @@ def test_threads_that_open_and_close_one_file_share_its_engine(path: str) -> Non
 
 
 def test_a_process_that_commits_often_imports_nothing_late(path: str) -> None:
-    """A late import looks like a leak to a program that measures the memory of a process at work."""
+    """A late import looks like a leak to a program that measures its own memory."""
     found = run(
         """
         import sys
