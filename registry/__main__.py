@@ -10,6 +10,7 @@ EXTRAS: Final = {
     "click": "cli",
     "datasette": "browse",
     "grpc": "shim",
+    "grpc_health": "shim",
     "prometheus_client": "metrics",
     "psycopg": "fleet",
     "rich": "cli",

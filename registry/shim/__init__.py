@@ -12,7 +12,9 @@
     systemd      protocol of the supervisor
     ending       end of a server that cannot serve any more
     calls        calls: errors as status codes
+    events       transitions as events of the CRI, and as lines of the log
     service      gRPC services: requests and responses
+    metrics      metrics of the calls, served to Prometheus
     server       gRPC server on a unix socket
     command      the verb `sandbox-registry serve`
 

@@ -126,7 +126,7 @@ def _config_of(sandbox: Sandbox) -> PodSandboxConfig:
     """Return the config of a damaged record, or one with the metadata that its name contains."""
     with contextlib.suppress(MetadataError):
         return sandbox.config or PodSandboxConfig()
-    return PodSandboxConfig(metadata=_metadata_of(_utf8(sandbox.name)))
+    return PodSandboxConfig(metadata=metadata_of(_utf8(sandbox.name)))
 
 
 def _utf8(text: object) -> str:
@@ -134,7 +134,7 @@ def _utf8(text: object) -> str:
     return text.encode(errors="replace").decode() if isinstance(text, str) else ""
 
 
-def _metadata_of(name: str) -> PodSandboxMetadata:
+def metadata_of(name: str) -> PodSandboxMetadata:
     """Return the pod's metadata that `name_of` has composed *name* from."""
     if not re.fullmatch(r"(.+_){3}[0-9]{1,9}", name):
         return PodSandboxMetadata(name=name)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -35,6 +36,9 @@ log = logging.getLogger("registry.shim")
 
 DETAILS_MAX: Final = 2048
 """Bytes of an error's text. gRPC escapes a byte by up to three, and refuses trailers of 8 KB."""
+
+STREAMS: Final = 8
+"""Streams that are open at a time. Each has a thread, and one more thread refuses the others."""
 
 EXHAUSTED: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
 """Errors of the system about a namespace that come from a limit: of tasks, files or memory."""
@@ -61,7 +65,7 @@ class Method(NamedTuple):
 
     Attributes:
         request: message class of the request.
-        answer: returns the response to a request and its context; of a stream, an iterator of them.
+        answer: returns the response to a request and its context, or the `Responses` of a stream.
         pool: threads of a method that changes something, or goes on for long, while the others
             are answered by the common ones.
         is_stream: whether there are many responses.
@@ -71,6 +75,16 @@ class Method(NamedTuple):
     answer: Callable[..., Any]
     pool: ThreadPoolExecutor | None = None
     is_stream: bool = False
+
+
+class Responses(Protocol):
+    """Responses of a stream."""
+
+    def __iter__(self) -> Iterator[Message]:
+        """Return an iterator of the responses."""
+
+    def close(self) -> None:
+        """End the iteration, also one that waits in another thread. Idempotent."""
 
 
 class MalformedRequestError(InvalidArgumentError):
@@ -84,6 +98,17 @@ class Calls:
         """Note errors of the store in *ending*, and *observe* each call."""
         self.ending: Final = ending
         self._observe: Final = observe
+        self._mutex: Final = threading.Lock()
+        self._streams: Final[list[Responses]] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """End the streams that are open, and those that begin later."""
+        with self._mutex:
+            self._closed = True
+            streams = list(self._streams)
+        for responses in streams:
+            responses.close()
 
     def service(self, name: str, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
         """Return the service *name*; a method that it lacks is UNIMPLEMENTED."""
@@ -101,8 +126,14 @@ class Calls:
                 return response.SerializeToString()
 
         def stream(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            with self._answering(name, method, context):
-                for response in method.answer(_parsed(name, method, data), context):
+            with (
+                self._answering(name, method, context),
+                self._opened(name, method.answer(_parsed(name, method, data), context)) as opened,
+            ):
+                if not context.add_callback(opened.close):  # called when the client leaves
+                    return
+                context.send_initial_metadata(())  # no event is missed from here on
+                for response in opened:
                     yield response.SerializeToString()
 
         behavior: Any = stream if method.is_stream else call
@@ -112,6 +143,28 @@ class Calls:
         if method.is_stream:
             return grpc.unary_stream_rpc_method_handler(behavior)
         return grpc.unary_unary_rpc_method_handler(behavior)
+
+    @contextmanager
+    def _opened(self, name: str, responses: Responses) -> Iterator[Responses]:
+        """Close *responses* after the body, or when this is closed.
+
+        Raises:
+            ResourceExhaustedError: too many streams are open.
+        """
+        with self._mutex:
+            if len(self._streams) >= STREAMS:
+                responses.close()
+                raise ResourceExhaustedError(f"{name}: {STREAMS} streams are open; end one")
+            self._streams.append(responses)
+            closed = self._closed
+        try:
+            if closed:
+                responses.close()
+            yield responses
+        finally:
+            responses.close()
+            with self._mutex:
+                self._streams.remove(responses)
 
     @contextmanager
     def _answering(self, name: str, method: Method, context: Any) -> Iterator[None]:

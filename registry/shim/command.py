@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import click
 
 from registry.cli import options
 from registry.cli.failures import FINE
 from registry.visible import visible, visible_record
+
+STANDARD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime"}
+"""Attributes of every record, which are no fields."""
 
 
 class OneLine(logging.Formatter):
@@ -31,6 +36,28 @@ class OneLine(logging.Formatter):
         return "\n".join(f"\t{visible(line)}" for line in lines)
 
 
+class Json(logging.Formatter):
+    """Formatter that writes each record, with its fields, as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return *record* as JSON of ASCII characters."""
+        fields = {name: value for name, value in vars(record).items() if name not in STANDARD}
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields,
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+FORMATS: Final = {"text": OneLine("%(asctime)s %(name)s: %(message)s"), "json": Json()}
+"""Formatter of the log by its name."""
+
+
 @click.command(
     epilog=options.examples("sandbox-registry --db registry.db serve --listen unix:///run/sr.sock"),
 )
@@ -41,8 +68,21 @@ class OneLine(logging.Formatter):
     show_default=True,
     help="Socket to serve at.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(sorted(FORMATS)),
+    default="text",
+    show_default=True,
+    help="Format of the log on stderr, one record a line.",
+)
+@click.option(
+    "--metrics-listen",
+    metavar="HOST:PORT",
+    default="",
+    help="Serve metrics of the calls and of the registry to Prometheus there, by HTTP.",
+)
 @options.db
-def serve(*, listen: str, db: str) -> int:
+def serve(*, listen: str, log_format: str, metrics_listen: str, db: str) -> int:
     """Serve the CRI's sandbox calls until SIGTERM; this writes.
 
     The server creates a missing registry. The sandboxes keep running when the server ends.
@@ -52,8 +92,8 @@ def serve(*, listen: str, db: str) -> int:
     from registry.shim import server  # noqa: PLC0415 - gRPC is an extra of its own
 
     log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(OneLine("%(asctime)s %(name)s: %(message)s"))
+    log.setFormatter(FORMATS[log_format])
     logging.basicConfig(handlers=[log])
     logging.getLogger("registry").setLevel(logging.INFO)
-    server.serve(db, listen)
+    server.serve(db, listen, metrics_listen)
     return FINE

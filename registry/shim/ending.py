@@ -68,7 +68,7 @@ class Ending:
         return self.error
 
     def wait(self, seconds: float, beat: Callable[[], object]) -> str:
-        """Wait for the end, and return the name of the signal, or "" after an error.
+        """Wait for a signal or an error, and return the name of the signal, or "".
 
         Args:
             seconds: time between two calls of *beat*.
@@ -79,11 +79,12 @@ class Ending:
             number = signal.sigtimedwait(SIGNALS, seconds)
             if number is None:
                 beat()
-        if self.error is None:
-            return signal.Signals(number.si_signo).name
-        if not self.is_deaf and not self._is_told:  # until a client was told, or a signal comes
+        return "" if self.error else signal.Signals(number.si_signo).name
+
+    def wait_until_told(self) -> None:
+        """Wait, after an error, until a client was told or a signal comes."""
+        if self.error is not None and not self.is_deaf and not self._is_told:
             signal.sigtimedwait(SIGNALS, TOLD_WITHIN)
-        return ""
 
     def _wake(self) -> None:
         """Wake the main thread, by a signal to it alone."""

@@ -16,12 +16,15 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
 import grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from registry import (
     FailedPreconditionError,
@@ -32,8 +35,9 @@ from registry import (
 )
 from registry.host.file_locks import locks_on, process_name
 from registry.shim import systemd
-from registry.shim.calls import Calls
+from registry.shim.calls import STREAMS, Calls, Method, Observe
 from registry.shim.ending import SIGNALS, Ending
+from registry.shim.events import ChangeLog
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.service import services
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
@@ -54,7 +58,7 @@ PEER: Final = struct.Struct("@iII")
 STDERR: Final = 2
 
 
-def serve(db: str, listen: str) -> None:
+def serve(db: str, listen: str, metrics_listen: str = "") -> None:
     """Serve the CRI at *listen* until SIGTERM or SIGINT; the sandboxes keep running.
 
     Call it in the main thread of a process of its own. It raises the soft limit of descriptors to
@@ -63,8 +67,9 @@ def serve(db: str, listen: str) -> None:
     Args:
         db: path of the registry, which is created if it is missing.
         listen: address of the socket, `unix:///path`.
+        metrics_listen: address to serve metrics at, HOST:PORT; "" serves none.
     Raises:
-        InvalidArgumentError: *listen* is no address of a unix socket.
+        InvalidArgumentError: an address is malformed.
         FailedPreconditionError: another process serves this socket or this registry, or the
             socket cannot be created, or the host has no /proc.
         ResourceExhaustedError: the threads cannot be started.
@@ -80,12 +85,15 @@ def serve(db: str, listen: str) -> None:
         _claimed(f"{path}.lock", f"serve at {path!r}"),
         # Beside the real file, which symlinks may give several names.
         _claimed(f"{os.path.realpath(db)}-serve", f"serve registry {db!r}"),
-        Store.open(db) as store,
+        Store.open(db, actor=f"sandbox-registry[{os.getpid()}]") as store,
     ):
         # Before the first thread starts: threads inherit the mask, so none gets the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        ending = Ending()
+        calls = Calls(ending, _observer(store, metrics_listen))
+        change_log = ChangeLog(store, ending)  # before the recovery, whose changes are logged too
         with contextlib.closing(Sandboxer(store)) as sandboxer:
-            _serve(store, sandboxer, path)
+            _serve(store, sandboxer, path, calls, change_log)
 
 
 def _close_on_exec() -> None:
@@ -106,13 +114,29 @@ def _close_on_exec() -> None:
                 fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
 
 
-def _serve(store: Store, sandboxer: Sandboxer, path: str) -> None:
-    ending = Ending()
-    threading.excepthook = partial(_end_for_thread, ending)
+def _serve(
+    store: Store,
+    sandboxer: Sandboxer,
+    path: str,
+    calls: Calls,
+    change_log: ChangeLog,
+) -> None:
     answers, changes = _started(ANSWERS, "cri"), _started(CHANGES, "cri-changes")
+    streams = _started(STREAMS + 1, "cri-streams")  # the last one refuses a stream too many
+    health, ending = HealthServicer(experimental_non_blocking=False), calls.ending
+    threading.excepthook = partial(_end_for_thread, ending)
     server = grpc.server(
         answers,
-        handlers=services(store, sandboxer, changes, Calls(ending, lambda *_: None)),
+        handlers=[
+            *services(store, sandboxer, changes, streams, calls),
+            calls.service(
+                HEALTH,
+                {
+                    "Check": Method(HealthCheckRequest, health.Check),
+                    "Watch": Method(HealthCheckRequest, health.Watch, streams, is_stream=True),
+                },
+            ),
+        ],
         options=[
             ("grpc.max_receive_message_length", MESSAGE_MAX),
             ("grpc.max_send_message_length", -1),
@@ -129,17 +153,54 @@ def _serve(store: Store, sandboxer: Sandboxer, path: str) -> None:
         path,
         extra={"event": "serving", "path": store.path, "socket": path},
     )
+    _start_thread(change_log.run, "change-log")
     systemd.notify("READY=1", f"STATUS=serving {store.path}")
-    name = ending.wait(systemd.watchdog_interval(), lambda: systemd.notify("WATCHDOG=1"))
+    name = ending.wait(systemd.watchdog_interval(), partial(_beat, path))
     if name:
         log.info("ending on %s", name, extra={"event": "ending", "signal": name})
-    systemd.notify("STOPPING=1", f"STATUS=ending on {name or ending.error}")
+    systemd.notify("STOPPING=1", f"STATUS=ending: {name or ending.error}")
+    health.enter_graceful_shutdown()
+    ending.wait_until_told()
+    calls.close()
     if not ending.is_deaf:
         with contextlib.suppress(RuntimeError):  # no thread is left to cancel the calls after GRACE
             server.stop(GRACE)
         server.wait_for_termination(GRACE + 1)
+    change_log.close()
     if ending.error is not None:
         raise ending.error
+
+
+def _observer(store: Store, listen: str) -> Observe:
+    """Return the function that counts the calls; serve the metrics if *listen* is an address."""
+    if not listen:
+        return lambda *_: None
+    from registry.shim.metrics import Metrics  # noqa: PLC0415 - prometheus-client is an extra
+
+    metrics = Metrics(store)
+    _start_thread(metrics.listen(listen), "metrics")
+    return metrics.observe
+
+
+def _beat(path: str) -> None:
+    """Tell the watchdog of the supervisor that calls at *path* are answered, if they are."""
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{HEALTH}/Check")
+        with contextlib.suppress(grpc.RpcError):
+            check(b"", timeout=systemd.watchdog_interval())
+            systemd.notify("WATCHDOG=1")
+
+
+def _start_thread(run: Callable[[], None], name: str) -> None:
+    """Start *run* in a thread that ends with the process.
+
+    Raises:
+        ResourceExhaustedError: it cannot be started.
+    """
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as error:
+        raise _no_thread(f"thread {name}", error) from error
 
 
 def _started(count: int, name: str) -> ThreadPoolExecutor:

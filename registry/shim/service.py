@@ -25,6 +25,7 @@ from registry.shim.answers import Answers, info, to_json
 from registry.shim.calls import Calls, Method
 from registry.shim.cgroups import hierarchies, is_driver_systemd
 from registry.shim.ending import Ending
+from registry.shim.events import EventStream
 from registry.shim.sandboxer import Sandboxer, name_of
 from registry.version import __version__
 
@@ -36,7 +37,11 @@ IMAGE: Final = "runtime.v1.ImageService"
 
 
 def services(
-    store: Store, sandboxer: Sandboxer, changes: ThreadPoolExecutor, calls: Calls
+    store: Store,
+    sandboxer: Sandboxer,
+    changes: ThreadPoolExecutor,
+    streams: ThreadPoolExecutor,
+    calls: Calls,
 ) -> list[grpc.GenericRpcHandler]:
     """Return the runtime and the image service; a method that they lack is UNIMPLEMENTED.
 
@@ -44,9 +49,10 @@ def services(
         store: registry that the reading calls query.
         sandboxer: runs, stops and removes sandboxes.
         changes: thread pool of the calls that change something.
+        streams: thread pool of the calls with many responses.
         calls: runs the calls.
     """
-    runtime = RuntimeService(store, sandboxer, calls.ending).methods(changes)
+    runtime = RuntimeService(store, sandboxer, calls.ending).methods(changes, streams)
     containers = {name: Method(*each) for name, each in images.CONTAINERS.items()}
     image = {name: Method(*each) for name, each in images.methods(store.path).items()}
     return [
@@ -69,7 +75,9 @@ class RuntimeService:
         self._ending: Final = ending
         self._answers: Final = Answers(store)
 
-    def methods(self, changes: ThreadPoolExecutor) -> dict[str, Method]:
+    def methods(
+        self, changes: ThreadPoolExecutor, streams: ThreadPoolExecutor
+    ) -> dict[str, Method]:
         """Return each method by its name on the wire."""
         return {
             "Version": Method(api.VersionRequest, self._answer_version),
@@ -79,6 +87,9 @@ class RuntimeService:
             "RemovePodSandbox": Method(api.RemovePodSandboxRequest, self._remove, changes),
             "PodSandboxStatus": Method(api.PodSandboxStatusRequest, self._sandbox_status),
             "ListPodSandbox": Method(api.ListPodSandboxRequest, self._list),
+            "GetContainerEvents": Method(
+                api.GetEventsRequest, self._events, streams, is_stream=True
+            ),
             "RuntimeConfig": Method(api.RuntimeConfigRequest, _runtime_config),
             "UpdateRuntimeConfig": Method(api.UpdateRuntimeConfigRequest, _update_runtime_config),
             "PodSandboxStats": Method(api.PodSandboxStatsRequest, self._stats),
@@ -145,6 +156,9 @@ class RuntimeService:
         if request.verbose:
             response.info["info"] = to_json(info(sandbox))
         return response
+
+    def _events(self, *_: object) -> EventStream:
+        return EventStream(self._store, self._answers.status)
 
     def _list(self, request: api.ListPodSandboxRequest, _: object) -> api.ListPodSandboxResponse:
         wanted, response = request.filter, api.ListPodSandboxResponse()

@@ -120,10 +120,19 @@ class Client:
         call, request = self._prepare(method, fields)
         return call.future(request, timeout=timeout, wait_for_ready=wait)
 
-    def _prepare(self, method: str, fields: dict[str, Any]) -> tuple[Any, Any]:
+    def stream(self, method: str, /) -> Any:
+        """Begin a call with many responses, and wait until the server has begun to answer."""
+        call, request = self._prepare(method, {}, kind="unary_stream")
+        responses = call(request, wait_for_ready=True)
+        responses.initial_metadata()
+        return responses
+
+    def _prepare(
+        self, method: str, fields: dict[str, Any], kind: str = "unary_unary"
+    ) -> tuple[Any, Any]:
         for service, its in upstream()["services"].items():
             if method in its:
-                call: Any = self._channel.unary_unary(
+                call: Any = getattr(self._channel, kind)(
                     f"/runtime.v1.{service}/{method}",
                     request_serializer=lambda message: message.SerializeToString(),
                     response_deserializer=messages()[its[method]["response"]].FromString,

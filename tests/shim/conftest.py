@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from registry.shim.sandboxer import Sandboxer
 from tests.shim import traces
 from tests.shim.client import Client
 from tests.tools import environment, query, until
+
+CHANGE = re.compile(r" sandbox '\w+' of pod .*: \w+ -> \w+")
+"""A change of a sandbox, in the log of a server."""
 
 
 def pauses(db: str) -> set[int]:
@@ -79,11 +83,19 @@ class Server:
         self.socket = str(directory / "cri.sock")
         self.log = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.options: list[str] = []
+        """Options beside socket and registry."""
+
+    def lines(self) -> list[str]:
+        """Return the lines of the log, without the changes, which a thread of its own logs."""
+        lines = self.log.read_text().splitlines()
+        return [line for line in lines if not CHANGE.search(line)]
 
     def command(self) -> list[str]:
         """Return the command line."""
         listen = f"unix://{self.socket}"
-        return [sys.executable, "-m", "registry", "serve", "--listen", listen, "--db", self.db]
+        fixed = ["serve", "--listen", listen, "--db", self.db]
+        return [sys.executable, "-m", "registry", *fixed, *self.options]
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
@@ -109,9 +121,10 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Server]:
+def serving(directory: Path, *options: str) -> Iterator[Server]:
     """Run a server; remove its sandboxes at the end, and check that nothing is left."""
     server = Server(directory)
+    server.options += options
     server.start()
     try:
         yield server

@@ -225,7 +225,7 @@ def test_malformed_request_is_refused_in_one_line_of_the_log(
     server: Server, method: str, data: bytes
 ) -> None:
     """The bytes stay out of the log, and no traceback is there."""
-    before = len(server.log.read_text().splitlines())
+    before = len(server.lines())
     with grpc.insecure_channel(f"unix://{server.socket}") as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             f"/runtime.v1.RuntimeService/{method}"
@@ -233,5 +233,5 @@ def test_malformed_request_is_refused_in_one_line_of_the_log(
         with pytest.raises(grpc.RpcError) as caught:
             call(data, timeout=60)
     assert grpc.StatusCode.INVALID_ARGUMENT is caught.value.code()
-    (line,) = server.log.read_text().splitlines()[before:]
+    (line,) = server.lines()[before:]
     assert line.endswith(f"INVALID_ARGUMENT: {method}: the request is no valid {method}Request")

@@ -314,22 +314,22 @@ def test_damaged_record_does_not_hide_others(mortal: Server) -> None:
 
 def test_failed_change_is_logged_in_one_line(server: Server, cri: Client) -> None:
     """A failed query is not logged."""
-    before = len(server.log.read_text().splitlines())
+    before = len(server.lines())
     for method in ("StopPodSandbox", "PodSandboxStatus"):
         with pytest.raises(grpc.RpcError):
             cri.call(method, pod_sandbox_id="")
-    (message,) = server.log.read_text().splitlines()[before:]
+    (message,) = server.lines()[before:]
     assert "INVALID_ARGUMENT: get sandbox ''" in message
 
 
 def test_text_of_a_client_stays_in_its_line_of_the_log(server: Server, cri: Client) -> None:
     """Neither an escape sequence, nor a forged line, nor a character that is not seen."""
-    before = len(server.log.read_text().splitlines())
+    before = len(server.lines())
     refused = pod_config("web")
     refused.hostname = "\x1b[31mx\n2026-01-01 00:00:00,000 registry.shim: forged\u202e\u3164"
     with pytest.raises(grpc.RpcError):
         cri.run(refused)
-    (message,) = server.log.read_text().splitlines()[before:]
+    (message,) = server.lines()[before:]
     assert message.isprintable()
     assert r"'\x1b[31mx\n2026-01-01 00:00:00,000 registry.shim: forged\u202e\u3164'" in message
 
