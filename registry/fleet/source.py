@@ -6,15 +6,17 @@ nothing. They are converted here to what PostgreSQL can store, so that both side
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from registry.engine.commits import ThreadWaiter
 from registry.engine.driver import Fetch
-from registry.errors import RegistryError
+from registry.errors import DataLossError, RegistryError
 from registry.fleet.statements import TRANSITION
 from registry.fleet.text import digest, key, number, text
 from registry.host.paths import identity
@@ -113,7 +115,7 @@ class Source:
 
     def id(self) -> tuple[str, int]:
         """Return the id of the registry and its incarnation; errors as `read`."""
-        found = self._with_fetch(Incarnation.read)
+        found = self._with_fetch(_incarnation)
         return found.registry_id, found.number
 
     def transition(self, seq: int) -> Row | None:
@@ -175,8 +177,24 @@ class Source:
         return found
 
 
+def _incarnation(fetch: Fetch) -> Incarnation:
+    """Return the identity of the registry.
+
+    Raises:
+        DataLossError: it is damaged, so that PostgreSQL could not store it, or count on from it.
+    """
+    with contextlib.suppress(IndexError, TypeError, ValueError):
+        found = Incarnation.read(fetch)
+        if re.fullmatch("[0-9a-f]{32}", found.registry_id) and 0 < found.number < 2**62:
+            return found
+    raise DataLossError(
+        f"{DOING}: the table 'registry' has no valid id and incarnation; restore a backup with "
+        "`sandbox-registry restore`"
+    )
+
+
 def _snapshot(fetch: Fetch, after: int, limit: int) -> Snapshot:
-    incarnation = Incarnation.read(fetch)
+    incarnation = _incarnation(fetch)
     ((oldest, newest),) = fetch(KEPT, {})
     rows = fetch(HISTORY, {"after": after, "limit": limit + 1})
     at_cursor = fetch(ONE, {"seq": after})
