@@ -67,6 +67,74 @@ FORKED = """
     print("killed", kills)
     """
 
+DYING = """
+    import glob, os, shutil, signal, sys
+    import psycopg
+    from registry import Store
+    from registry.fleet import follow, lease, lines, postgres, push
+    from registry.fleet.push import Pusher
+    from registry.fleet.source import Source
+    from tests.tools import READY, execute, fill, sandbox
+
+    path, url, scenario = sys.argv[1:]
+    push.BATCH = 40
+    MODULES = {"restored": (lines, push), "replaced": (lease,)}
+    FILES = {each.__file__ for each in MODULES[scenario]}
+
+    def news():
+        execute(path, fill(50), "DELETE FROM sandboxes WHERE id IN (SELECT min(id) FROM sandboxes)")
+        with Store.open(path, reconcile=False) as store:
+            store.add(sandbox(os.urandom(8).hex()), READY)
+
+    def remove():
+        for each in glob.glob(path + "*"):
+            if not each.endswith(".raw"):
+                os.unlink(each)
+
+    def restored():
+        news()
+        remove()
+        shutil.copy(path + ".raw", path)
+        news()
+
+    def replaced():
+        remove()
+        with Store.open(path, reconcile=False) as store:
+            store.add(sandbox("a"), READY)
+        news()
+        with psycopg.connect(url.replace("+psycopg", "")) as connection:
+            connection.execute("UPDATE fleet_registries SET seen_at = seen_at - interval '1 day'")
+
+    def die_at(number):
+        seen = set()
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_filename not in FILES:
+                return None
+            seen.add((frame.f_code.co_filename, frame.f_lineno))
+            if len(seen) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+
+    number = 0
+    while True:
+        {"restored": restored, "replaced": replaced}[scenario]()
+        number += 1
+        pid = os.fork()
+        if pid == 0:
+            pusher = Pusher(Source(path), postgres.target(url), node="node-1", machine_id="m1")
+            die_at(number)
+            follow.catch_up(pusher)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, status
+    print("killed", number - 1)
+    """
+
 
 @contextmanager
 def writing(path: str, rest: float = 0.002) -> Iterator[None]:

@@ -5,6 +5,7 @@ The long form, by FLEET=long, kills and stops four times as often.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from tests import needs
 from tests.fleet.cluster import Cluster, missing
 from tests.fleet.compare import assert_equal
 from tests.fleet.conftest import LONG, Database, prepare
-from tests.fleet.processes import FORKED, program, writing
+from tests.fleet.processes import DYING, FORKED, program, writing
 from tests.tools import READY, run, sandbox, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
@@ -71,6 +72,19 @@ def test_rule_1_pusher_that_is_killed_again_and_again_stores_each_row_once(
     total = assert_pushed(database, registry)
     assert [] == database.query("SELECT * FROM fleet_breaks")
     record_property("figures", f"{KILLS} kills, {total} transitions, {stored} before the last push")
+
+
+@pytest.mark.parametrize("scenario", ["restored", "replaced"])
+def test_rule_1_pusher_that_is_killed_before_each_line_stores_each_row_once(
+    registry: str, database: Database, record_property: Note, scenario: str
+) -> None:
+    """Of a batch and of the beginning of a line, or of a registration that ends another one."""
+    shutil.copy(registry, f"{registry}.raw")
+    out = run(DYING, registry, database.url(), scenario)
+    killed = int(out.removeprefix("killed "))
+    assert killed > 20
+    total = assert_pushed(database, registry)
+    record_property("figures", f"{scenario}: {killed} lines, {total} transitions")
 
 
 @pytest.fixture
