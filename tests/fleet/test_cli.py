@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from jsonschema import Draft202012Validator
 from registry import Store
 from registry.cli import program as cli
 from registry.cli.verbs import fleet as verbs
+from registry.fleet.figures import Figures
 from tests.cli.program import Done
 from tests.cli.test_schema import schema_of
 from tests.fleet.cluster import OWNER
@@ -231,6 +233,34 @@ def test_follow_writes_metrics_and_ends_by_sigterm(fleet: Fleet, tmp_path: objec
         assert -15 == process.wait()
     with open(file, encoding="utf-8") as written:
         assert "sandbox_registry_fleet_lag_transitions 0" in written.read()
+
+
+def test_metrics_show_a_change_of_state_at_once(tmp_path: Path) -> None:
+    """The head that follows a batch within seconds is not left to the next heartbeat."""
+    file = tmp_path / "fleet.prom"
+    show = verbs._shows(str(file))
+    for behind in (500, 400, 0):
+        show(Figures(batches=1, behind=behind))
+    assert "lag_transitions 0\n" in file.read_text()
+    show(Figures(batches=1, problem="down"))
+    assert "problem 1\n" in file.read_text()
+
+
+def test_metrics_that_cannot_be_written_are_told(
+    fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start by an exit code of 2; later by a warning, and the push goes on."""
+    path = fleet.paths["node-1"]
+    done = fleet.run("push", "--db", path, "--metrics", f"{tmp_path}/missing/fleet.prom")
+    assert 2 == done.code
+    assert "No such file or directory; name a file" in done.err
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    show = verbs._shows(str(folder / "fleet.prom"))
+    (folder / "fleet.prom").unlink()
+    folder.rmdir()
+    show(Figures())
+    assert "No such file or directory" in caplog.text
 
 
 def test_pusher_imports_no_sqlalchemy(fleet: Fleet) -> None:

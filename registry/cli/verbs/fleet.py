@@ -60,7 +60,9 @@ TRANSITIONS: Final = replace(
     wide={"NODE": "node", **transitions.VIEW.wide, "KERNEL": "kernel"},
 )
 METRICS_EVERY: Final = 5.0
-"""Seconds between two writes of the metrics of a follower, at least."""
+"""Seconds between two writes of the metrics of a follower, at least, if its state is the same."""
+
+log = logging.getLogger("registry")
 
 
 def _target(_: click.Context, __: click.Parameter, value: str) -> Target:
@@ -182,20 +184,39 @@ def _log_to_stderr() -> None:
 
 def _shows(path: str | None, *, progress: bool = False) -> Callable[[Figures], None]:
     """Return a function that writes figures to the file *path*, and shows the *progress*."""
-    written = [-METRICS_EVERY]
     is_shown = progress and sys.stderr is not None and sys.stderr.isatty()
+    written_at, written = 0.0, None
+    if path is not None:
+        _require_writable(path)
 
     def show(figures: Figures) -> None:
         if is_shown:
             sys.stderr.write(f"\r{figures.transitions} transitions, {figures.behind} to go ")
             sys.stderr.write("\r\x1b[K" if not figures.behind else "")
             sys.stderr.flush()
-        now = time.monotonic()
-        if path is not None and (now - written[0] >= METRICS_EVERY or progress):
+        nonlocal written_at, written
+        # A change is written at once: the next round may be a heartbeat away.
+        now, state = time.monotonic(), (bool(figures.behind), figures.problem)
+        if path is None or (state == written and now - written_at < METRICS_EVERY and not progress):
+            return
+        written_at, written = now, state
+        try:
             figures.write(path)
-            written[0] = now
+        except OSError as error:  # of a full disk, say: the registry is pushed all the same
+            log.warning("write figures to %r: %s", path, error.strerror)
 
     return show
+
+
+def _require_writable(path: str) -> None:
+    """Raise unless figures can be written to the file *path*."""
+    from registry.fleet.figures import Figures  # noqa: PLC0415 - psycopg is an extra
+
+    try:
+        Figures().write(path)
+    except OSError as error:
+        why = f"cannot write {path!r}: {error.strerror}; name a file in a directory that exists"
+        raise click.BadParameter(why, param_hint="--metrics") from error
 
 
 @fleet.command("nodes")
