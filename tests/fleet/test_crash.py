@@ -5,6 +5,7 @@ The long form, by FLEET=long, kills and stops four times as often.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
@@ -42,17 +43,17 @@ def registry(path: str) -> str:
 
 
 @contextmanager
-def pushed(url: str, path: str) -> Iterator[None]:
+def pushed(url: str, path: str, node: str = "node-1") -> Iterator[None]:
     """Follow the registry at *path* by a process of its own during the block."""
-    args = ("push", "--db", path, "--follow", "--every", "1", "--node", "node-1", "--machine", "m1")
+    args = ("push", "--db", path, "--follow", "--every", "1", "--node", node, "--machine", "m1")
     with program(*args, SANDBOX_REGISTRY_FLEET=url):
         yield
 
 
-def assert_pushed(database: Database, path: str, url: str = "") -> int:
+def assert_pushed(database: Database, path: str, url: str = "", node: str = "node-1") -> int:
     """Push the rest, and assert that both sides are equal; return the number of transitions."""
     to = postgres.target(url or database.url())
-    pusher = Pusher(Source(path), to, node="node-1", machine_id="m1")
+    pusher = Pusher(Source(path), to, node=node, machine_id="m1")
     try:
         catch_up(pusher)
         return assert_equal(database, path)
@@ -163,29 +164,40 @@ def test_follower_opens_the_registry_that_has_replaced_its_own(
 
 
 @needs.program("pgbouncer")
-def test_pusher_works_through_pgbouncer_in_transaction_mode(
+def test_pushers_work_through_pgbouncer_in_transaction_mode(
     registry: str, database: Database
 ) -> None:
-    """Two pushers share one server connection; each transaction may get another one."""
+    """Two nodes share one connection of the server; each transaction has the role of its node."""
     folder = database.cluster.folder
+    registries = {"node-p": registry, "node-q": f"{registry}.q"}
+    with Store.open(registries["node-q"], reconcile=False) as store:
+        store.add(sandbox("q"), READY)
+    for node in registries:
+        database.node(node)
     settings, socket = Path(folder, "pgbouncer.ini"), Path(folder, ".s.PGSQL.6432")
+    Path(folder, "users").write_text("".join(f'"{node}" ""\n' for node in registries))
     settings.write_text(
-        f"[databases]\n* = host={folder} user=fleet_owner\n[pgbouncer]\npool_mode = transaction\n"
-        f"unix_socket_dir = {folder}\nlisten_port = 6432\nlisten_addr =\nauth_type = any\n"
-        "default_pool_size = 2\n"
+        f"[databases]\n* = host={folder}\n[pgbouncer]\npool_mode = transaction\n"
+        f"unix_socket_dir = {folder}\nlisten_port = 6432\nlisten_addr =\nauth_type = trust\n"
+        f"auth_file = {folder}/users\nmax_db_connections = 1\n"
     )
     command = [*database.cluster.as_user, "pgbouncer", "-q", str(settings)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as bouncer:
         try:
             until(lambda: socket.exists() or bouncer.poll() is not None)
             assert bouncer.poll() is None, bouncer.stderr and bouncer.stderr.read()
-            url = f"postgresql+psycopg://fleet_owner@/{database.name}?host={folder}&port=6432"
-            with writing(registry), pushed(url, registry), pushed(url, registry):
-                until(lambda: newest(database) > 2000)
+            url = f"postgresql://{{}}@/{database.name}?host={folder}&port=6432"
+            with contextlib.ExitStack() as stack:
+                for node, path in registries.items():
+                    stack.enter_context(writing(path))
+                    stack.enter_context(pushed(url.format(node), path, node=node))
+                least = "SELECT count(*) FROM fleet_registries WHERE cursor > 1000 AND node = role"
+                until(lambda: database.one(least) == 2)
         finally:
             bouncer.terminate()
             bouncer.wait()
-    assert_pushed(database, registry)
+    for node, path in registries.items():
+        assert_pushed(database, path, database.url(node), node=node)
 
 
 def test_commit_is_visible_in_postgresql_within_a_moment(

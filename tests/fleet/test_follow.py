@@ -24,9 +24,10 @@ from registry.fleet.follow import catch_up, follow
 from registry.fleet.push import BATCH, Pushed, Pusher
 from registry.fleet.source import Source
 from registry.fleet.statements import LEVEL
-from tests.fleet.cluster import Cluster, missing
+from tests.fleet.cluster import OWNER, Cluster, missing
 from tests.fleet.compare import assert_equal
 from tests.fleet.conftest import Database, NewPusher, push
+from tests.fleet.proxy import Proxy
 from tests.tools import READY, execute, fill, sandbox, until
 
 NODE = "SELECT status, problem FROM fleet_nodes"
@@ -242,6 +243,28 @@ def test_rule_9_follower_goes_on_after_its_connection_was_ended(
             execute(filled, fill(10))
         until(reached(database, pusher, filled))
     assert waits
+
+
+@pytest.mark.parametrize("lose", ["before", "after"])
+def test_rule_1_connection_lost_at_commit_is_a_question_that_the_cursor_answers(
+    filled: str, database: Database, new_pusher: NewPusher, lose: str
+) -> None:
+    """Whether the server has committed or not: the batch is stored once."""
+    execute(filled, fill(BATCH + 10))
+    with Proxy(database.cluster.folder) as proxy:
+        pusher = new_pusher(
+            to=f"postgresql://{OWNER}@/{database.name}?host={proxy.folder}", node="n"
+        )
+        pusher.round()
+        proxy.lose = lose
+        with pytest.raises(UnavailableError):
+            pusher.round()
+        assert "" == proxy.lose
+        stored = BATCH if lose == "before" else BATCH + 11
+        assert stored == database.one("SELECT count(*) FROM fleet_transitions")
+        assert BATCH + 11 - stored == push(pusher)
+        pusher.close()
+    assert_equal(database, filled)
 
 
 def test_rule_9_connection_to_a_demoted_primary_is_not_used_again(
