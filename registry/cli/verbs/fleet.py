@@ -203,7 +203,12 @@ def _shows(path: str | None, *, progress: bool = False) -> Callable[[Figures], N
         try:
             figures.write(path)
         except OSError as error:  # of a full disk, say: the registry is pushed all the same
-            log.warning("write figures to %r: %s", path, error.strerror)
+            log.warning(
+                "write figures to %r: %s",
+                path,
+                error.strerror,
+                extra={"event": "figures_not_written", "path": path, "error": type(error).__name__},
+            )
 
     return show
 
