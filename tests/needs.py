@@ -6,6 +6,7 @@ So each feature is tried, once in a process.
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import shutil
 import subprocess
@@ -61,6 +62,9 @@ cgroups = pytest.mark.skipif(
 veth = pytest.mark.skipif(
     not _works("unshare", "--net", "ip", "link", "add", "sr-test", "type", "veth"),
     reason="needs iproute2, and a kernel with veth devices",
+)
+libseccomp = pytest.mark.skipif(
+    ctypes.util.find_library("seccomp") is None, reason="libseccomp is not installed"
 )
 strace = pytest.mark.skipif(
     not (_root and _may_trace()),

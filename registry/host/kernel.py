@@ -22,16 +22,22 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable
 
-CLONE_NEWUTS: Final = 0x04000000  # linux/sched.h
+CLONE_NEWNS: Final = 0x00020000  # linux/sched.h
+CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
 NS_GET_ID: Final = 0x8008B70D
 SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h
 MS_BIND: Final = 0x1000  # linux/mount.h
 MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
 MS_SHARED: Final = 0x100000
 MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
 P_PIDFD: Final = getattr(os, "P_PIDFD", 3)  # linux/wait.h; Python has it from glibc 2.36 on
 PIDFD_GET_INFO: Final = 0xC040FF0B  # linux/pidfd.h, _IOWR(0xFF, 11, struct pidfd_info), 64 bytes
 PIDFD_INFO_EXIT: Final = 8
@@ -316,6 +322,11 @@ def unshare(flags: int) -> None:
     _call("unshare", flags, path=None)
 
 
+def set_no_new_privs() -> None:
+    """Let no program that the calling thread, or a child of it, executes gain privileges."""
+    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, path=None)
+
+
 def setns(fd: int, flags: int) -> None:
     """Move the calling thread into the namespace open as *fd*. Raises OSError."""
     _call("setns", fd, flags, path=None)
@@ -379,6 +390,7 @@ def _libc() -> ctypes.CDLL:
     text, number, flags = ctypes.c_char_p, ctypes.c_int, ctypes.c_ulong
     libc.unshare.argtypes = [number]
     libc.setns.argtypes = [number, number]
+    libc.prctl.argtypes = [number, flags, flags, flags, flags]
     libc.mount.argtypes = [text, text, text, flags, ctypes.c_void_p]
     libc.umount2.argtypes = [text, number]
     libc.inotify_init1.argtypes = [number]

@@ -7,6 +7,8 @@
     sandboxer    runs, stops and removes sandboxes
     answers      records as messages
     cgroups      cgroups of the pods, and the kernel's counters of them
+    mounts       mount namespace and resolv.conf of a pause process
+    seccomp      seccomp filter of a pause process
     stats        statistics and metrics of sandboxes
     images       image service of a runtime that has no images
     systemd      protocol of the supervisor

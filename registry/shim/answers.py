@@ -17,9 +17,9 @@ from registry import (
     Store,
 )
 from registry.cri import PodSandboxConfig, PodSandboxMetadata
-from registry.shim import cgroups
+from registry.shim import cgroups, mounts
 from registry.shim import runtime_pb2 as api
-from registry.shim.validate import options_of
+from registry.shim.validate import has_resolv, options_of
 
 log = logging.getLogger("registry.shim")
 
@@ -142,9 +142,14 @@ def metadata_of(name: str) -> PodSandboxMetadata:
     return PodSandboxMetadata(name=pod, namespace=namespace, uid=uid, attempt=int(attempt))
 
 
-def info(sandbox: Sandbox) -> dict[str, Any]:
-    """Return the verbose information of a status; keys are containerd's where it has one."""
-    status = sandbox.status_as_read
+def info(sandbox: Sandbox, registry: str) -> dict[str, Any]:
+    """Return the verbose information of a status; keys are containerd's where it has one.
+
+    Args:
+        sandbox: record to translate.
+        registry: path of the registry.
+    """
+    status, config = sandbox.status_as_read, sandbox.config or PodSandboxConfig()
     return {
         "pid": status.pid,
         "netNamespaceClosed": _is_closed(sandbox),
@@ -154,7 +159,8 @@ def info(sandbox: Sandbox) -> dict[str, Any]:
         "exitStatus": status.exit_status,
         "exitedAt": status.exited_at,
         "runtimeHandler": sandbox.runtime_handler,
-        "cgroupPath": cgroups.path_of(sandbox.config or PodSandboxConfig(), sandbox.id),
+        "cgroupPath": cgroups.path_of(config, sandbox.id),
+        "resolvConfPath": mounts.resolv_path(registry, sandbox.id) if has_resolv(config) else "",
     }
 
 

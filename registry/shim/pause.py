@@ -23,7 +23,8 @@ from registry import (
 )
 from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.host import kernel
-from registry.shim.validate import is_host_network, options_of, refused_sysctl, sysctls
+from registry.shim import mounts, seccomp
+from registry.shim.validate import has_seccomp, is_host_network, options_of, refused_sysctl, sysctls
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
@@ -76,8 +77,10 @@ class Pause:
             os.close(gate)
 
 
-def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
-    """Spawn a held pause process in *netns* and in UTS and IPC namespaces of its own.
+def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig, resolv: str = "") -> Pause:
+    """Spawn a held pause process in *netns* and in further namespaces of its own.
+
+    They are a mount namespace, and those of UTS, IPC and pids unless the config says otherwise.
 
     The environment variable SANDBOX_ID names the sandbox to an operator who finds the process.
 
@@ -85,6 +88,7 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
         id: id of the sandbox.
         netns: network namespace of the process; None is the host's.
         config: config that `validate.check` has accepted.
+        resolv: path of the resolv.conf to mount; "": that of the node.
     Raises:
         InvalidArgumentError: the kernel refuses a sysctl.
         ResourceExhaustedError: no thread or process can be started.
@@ -94,10 +98,14 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig) -> Pause:
     def inside() -> Pause:
         # Runs in a thread that ends afterwards: the child inherits the namespaces of the thread.
         kernel.unshare(_flags(config))
+        mounts.isolate(resolv)
         if config.hostname and not is_host_network(config):
             socket.sethostname(config.hostname)
         for path, key, value in sysctls(config):
             _write_sysctl(path, key, value)
+        kernel.set_no_new_privs()
+        if has_seccomp(config):
+            seccomp.load_default()
         return _spawn_held(id, _command(config))
 
     try:
@@ -122,8 +130,14 @@ def _no_task(error: Exception) -> ResourceExhaustedError:
 
 def _flags(config: PodSandboxConfig) -> int:
     """Return the CLONE_NEW* flags of the namespaces beside the network."""
-    uts = 0 if is_host_network(config) else kernel.CLONE_NEWUTS
-    return uts | (0 if options_of(config).ipc == NamespaceMode.NODE else kernel.CLONE_NEWIPC)
+    options, flags = options_of(config), kernel.CLONE_NEWNS
+    if not is_host_network(config):
+        flags |= kernel.CLONE_NEWUTS
+    if options.ipc == NamespaceMode.POD:
+        flags |= kernel.CLONE_NEWIPC
+    if options.pid == NamespaceMode.POD:
+        flags |= kernel.CLONE_NEWPID
+    return flags
 
 
 def _command(config: PodSandboxConfig) -> list[str]:

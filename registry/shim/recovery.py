@@ -26,7 +26,7 @@ from registry import (
     Status,
     Store,
 )
-from registry.shim import cgroups, pause
+from registry.shim import cgroups, mounts, pause
 
 log = logging.getLogger("registry.shim")
 
@@ -60,14 +60,28 @@ class Recovery:
         # handle still names the process and the namespace that the run made after that.
         with suppress(NotFoundError):
             sandbox = self._store.get(sandbox.id, include_unknown=True)
-        _end_all(sandbox, deadline)
+        self._end_all(sandbox, deadline)
         sandbox.delete()
 
     def clean_up(self, sandbox: Sandbox, deadline: float) -> None:
         """End process and namespace of a stopped sandbox, and record the end of the process."""
-        exit_status = _end_all(sandbox, deadline)
+        exit_status = self._end_all(sandbox, deadline)
         if sandbox.stored["pid"]:
             self.note_exit(sandbox, exit_status)
+
+    def _end_all(self, sandbox: Sandbox, deadline: float) -> int | None:
+        """End the process and remove the rest, as far as it exists; return the exit status."""
+        process, exit_status = sandbox.open_process(), None
+        if process is not None:
+            with process:
+                exit_status = end(process, deadline)
+        sandbox.remove_netns()
+        with suppress(MetadataError):  # a damaged record does not name its cgroup
+            if sandbox.config:
+                cgroups.remove(cgroups.path_of(sandbox.config, sandbox.id))
+        if "/" not in sandbox.id:  # another program may have given any id
+            mounts.remove_resolv(mounts.resolv_path(self._store.path, sandbox.id))
+        return exit_status
 
     def note_exit(self, sandbox: Sandbox, exit_status: int | None) -> None:
         """Record the end of a process. Idempotent: a stop and the watcher both report an end."""
@@ -210,19 +224,6 @@ def _kill(sandbox: Sandbox) -> None:
     if process is not None:
         with process:
             process.kill()
-
-
-def _end_all(sandbox: Sandbox, deadline: float) -> int | None:
-    """End pause process, namespace and cgroup, if they exist; return the exit status if known."""
-    process, exit_status = sandbox.open_process(), None
-    if process is not None:
-        with process:
-            exit_status = end(process, deadline)
-    sandbox.remove_netns()
-    with suppress(MetadataError):  # a damaged record does not name its cgroup
-        if sandbox.config:
-            cgroups.remove(cgroups.path_of(sandbox.config, sandbox.id))
-    return exit_status
 
 
 def end(process: Process, deadline: float) -> int | None:

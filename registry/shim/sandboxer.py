@@ -6,6 +6,7 @@ Each step is recorded before it is taken. After a crash the next server finishes
     --------------------------- -------------------------- -----------------------------------
     run     reserve the name    UNKNOWN, netns path        undone
             make the namespace                             undone
+            write resolv.conf                              undone
             spawn pause, held                              undone; pause ended with the server
             record its pid      UNKNOWN, pid               undone
             put it in a cgroup                             undone
@@ -49,7 +50,7 @@ from registry import (
     Store,
 )
 from registry.cri import PodSandboxConfig
-from registry.shim import cgroups, pause, validate
+from registry.shim import cgroups, mounts, pause, validate
 from registry.shim.recovery import (
     AT_ONCE,
     FAILED,
@@ -60,6 +61,7 @@ from registry.shim.recovery import (
     end,
     killed_by,
 )
+from registry.shim.validate import has_resolv
 
 log = logging.getLogger("registry.shim")
 
@@ -128,7 +130,10 @@ class Sandboxer:
         self, sandbox: Sandbox, config: PodSandboxConfig, wanted: Callable[[], bool]
     ) -> Process:
         netns = NetNS.create(sandbox.netns_path) if sandbox.netns_path else None
-        held = pause.spawn(sandbox.id, netns, config)
+        resolv = mounts.resolv_path(self._store.path, sandbox.id) if has_resolv(config) else ""
+        if resolv:
+            mounts.write_resolv(resolv, config.dns_config)
+        held = pause.spawn(sandbox.id, netns, config, resolv)
         try:
             sandbox.status.update(_while(wanted, pid=held.process.pid))
             # After its pid is recorded: a cgroup can be removed only once its processes have ended.

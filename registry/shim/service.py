@@ -154,7 +154,7 @@ class RuntimeService:
         status = self._answers.status(sandbox)
         response = api.PodSandboxStatusResponse(status=status, timestamp=now)
         if request.verbose:
-            response.info["info"] = to_json(info(sandbox))
+            response.info["info"] = to_json(info(sandbox, self._store.path))
         return response
 
     def _events(self, *_: object) -> EventStream:

@@ -39,8 +39,8 @@ MODES: Final = {
     "ipc": (NamespaceMode.POD, NamespaceMode.NODE),
 }
 """Supported modes by kind of namespace."""
-DEFAULT_PROFILES: Final = frozenset({"", "runtime/default", "docker/default", "unconfined"})
-"""Values of seccomp_profile_path that name no file on the node."""
+RUNTIME_DEFAULT: Final = frozenset({"runtime/default", "docker/default"})
+"""Values of seccomp_profile_path, an older form of seccomp, that stand for RuntimeDefault."""
 IPC_SYSCTLS: Final = (
     r"kernel/(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced)|fs/mqueue/.+"
 )
@@ -72,6 +72,21 @@ def is_host_network(config: PodSandboxConfig) -> bool:
     return options_of(config).network == NamespaceMode.NODE
 
 
+def has_resolv(config: PodSandboxConfig) -> bool:
+    """Return whether the sandbox has a resolv.conf of its own; an empty one is that of the node."""
+    return bool(config.dns_config.ListFields())
+
+
+def has_seccomp(config: PodSandboxConfig) -> bool:
+    """Return whether the process gets the filter RuntimeDefault; a privileged one gets none."""
+    context = config.linux.security_context
+    if context.privileged:
+        return False
+    if context.HasField("seccomp"):
+        return context.seccomp.profile_type == ProfileType.RuntimeDefault
+    return context.seccomp_profile_path in RUNTIME_DEFAULT
+
+
 def check(config: PodSandboxConfig) -> None:
     """Raise unless a sandbox can be run exactly as *config* specifies.
 
@@ -91,6 +106,7 @@ def _refusals(config: PodSandboxConfig) -> Iterator[Refusal]:
     yield from _user(context)
     yield from _confinement(context)
     yield from _cgroup(config.linux.cgroup_parent)
+    yield from _dns(config)
     yield from _hostname(config)
     yield from _ports(config)
     for path, _, value in _leaves(config.windows, "windows."):
@@ -151,7 +167,7 @@ def _user(context: LinuxSandboxSecurityContext) -> Iterator[Refusal]:
 def _confinement(context: LinuxSandboxSecurityContext) -> Iterator[Refusal]:
     yield from _profile("seccomp", context.seccomp)
     yield from _profile("apparmor", context.apparmor)
-    if context.seccomp_profile_path not in DEFAULT_PROFILES:
+    if context.seccomp_profile_path not in {"", "unconfined", *RUNTIME_DEFAULT}:
         why = "is not supported: profiles of the node are not loaded"
         yield Refusal(f"{CONTEXT}.seccomp_profile_path", context.seccomp_profile_path, why)
     for path, _, value in _leaves(context.selinux_options, f"{CONTEXT}.selinux_options."):
@@ -175,6 +191,19 @@ def _cgroup(parent: str) -> Iterator[Refusal]:
     if dashes or not {"", ".", ".."}.isdisjoint(names) or not parent.isprintable():
         why = "is neither the path of a cgroup nor the name of a slice"
         yield Refusal("linux.cgroup_parent", parent, why)
+
+
+def _dns(config: PodSandboxConfig) -> Iterator[Refusal]:
+    """Yield the words that would be several words, or lines, of a resolv.conf."""
+    dns = config.dns_config
+    for field, words in (
+        ("servers", dns.servers),
+        ("searches", dns.searches),
+        ("options", dns.options),
+    ):
+        for word in words:
+            if word.split() != [word] or not word.isprintable():
+                yield Refusal(f"dns_config.{field}", word, "is not one word")
 
 
 def _hostname(config: PodSandboxConfig) -> Iterator[Refusal]:

@@ -68,8 +68,8 @@ def asked(db: str, column: str, table: str) -> list[tuple[Any, ...]]:
 
 
 def left_of(db: str) -> tuple[set[int], set[str], set[str]]:
-    """Return the processes, the namespaces and the cgroups of a registry."""
-    return pauses(db), namespaces(db), traces.cgroups(db)
+    """Return the processes, the namespaces and the other traces of a registry."""
+    return pauses(db), namespaces(db), traces.traces(db)
 
 
 NOTHING: tuple[set[int], set[str], set[str]] = (set(), set(), set())

@@ -23,7 +23,6 @@ from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving
-from tests.shim.traces import cgroup_of
 from tests.tools import execute, is_recent, line, running, say, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.crash, needs.namespaces]
@@ -116,8 +115,8 @@ def untouched(found: list[tuple[str, State]], db: str) -> bool:
 
 
 def is_whole(db: str) -> bool:
-    """Return whether a registry has all of one sandbox: process, namespace and cgroup."""
-    return (1, 1, bool(cgroup_of(db))) == tuple(len(each) for each in left_of(db))
+    """Return whether a registry has all of one sandbox: process, namespace, cgroup and file."""
+    return (1, 1, 1) == tuple(len(each) for each in left_of(db))
 
 
 @every_line
@@ -166,7 +165,7 @@ def test_running_sandboxes_are_watched_after_restart(mortal: Server) -> None:
         assert ("ProcessExited", 0) == (info["reason"], info["pid"])
         assert is_recent(info["exitedAt"])
         assert [before[0], before[2]] == [cri.info(ids[0]), cri.info(ids[2])]
-        os.kill(before[2]["pid"], signal.SIGTERM)
+        os.kill(before[2]["pid"], signal.SIGKILL)
         until(lambda: cri.status(ids[2]).state == NOTREADY)
         assert "ProcessExited" == cri.info(ids[2])["reason"]
         cri.stop(ids[0])
@@ -187,8 +186,8 @@ def test_exit_status_of_earlier_servers_process_is_recorded(
         parent = int(stat.read().rpartition(")")[2].split()[1])
     mortal.start()
     with Client(mortal.socket) as cri:
-        os.kill(pid, signal.SIGTERM)
-        until(lambda: cri.info(id)["exitStatus"] == 143)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: cri.info(id)["exitStatus"] == 137)
         assert parent != mortal.process.pid  # type: ignore[union-attr]
 
 
@@ -206,7 +205,7 @@ def test_exits_are_recorded_before_init_reaps(mortal: Server) -> None:
     with Client(mortal.socket) as cri:
         pids = [cri.info(id)["pid"] for id in ids]
         for pid in pids:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)
         until(lambda: not cri.list(state=READY))
         infos = [cri.info(id) for id in ids]  # all ten are zombies still
         for pid in pids:
@@ -214,7 +213,7 @@ def test_exits_are_recorded_before_init_reaps(mortal: Server) -> None:
         assert {f"pause process {pid} has ended" for pid in pids} == {i["message"] for i in infos}
         assert [None] * 10 == [info["exitStatus"] for info in infos]
         if kernel_tells_exits():
-            until(lambda: {143} == {cri.info(id)["exitStatus"] for id in ids})
+            until(lambda: {137} == {cri.info(id)["exitStatus"] for id in ids})
 
 
 def kernel_tells_exits() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def adding(path: str, **fields: object) -> Change:
         getattr(config, name).add(**fields)
 
     return change
+
+
+def _append(part: str, word: str, config: Any) -> None:
+    """Append a word to a list of dns_config."""
+    getattr(config.dns_config, part).append(word)
 
 
 def both(*changes: Change) -> Change:
@@ -152,6 +158,13 @@ REFUSED: dict[str, list[Change]] = {
             ".slice",
         )
     ],
+    **{
+        f"dns_config.{part}": [
+            partial(_append, part, word)
+            for word in ("", " ", "two words", "a\nnameserver 1", "a\0")
+        ]
+        for part in ("servers", "searches", "options")
+    },
     f"{CONTEXT}.readonly_rootfs": [setting(f"{CONTEXT}.readonly_rootfs", value=True)],
     "port_mappings.host_port": [
         adding("port_mappings", container_port=80, host_port=8080),
@@ -292,14 +305,7 @@ def test_configs_of_containerd_are_run_or_refused(server: Server, cri: Client) -
 
 
 IGNORED = [
-    setting(f"{OPTIONS}.pid", CONTAINER),
-    setting(f"{OPTIONS}.pid", NODE),
-    setting(f"{CONTEXT}.privileged", value=True),
-    setting(f"{CONTEXT}.seccomp.profile_type", 0),
-    setting(f"{CONTEXT}.seccomp.profile_type", 1),
     setting(f"{CONTEXT}.apparmor.profile_type", 1),
-    setting(f"{CONTEXT}.seccomp_profile_path", "runtime/default"),
-    setting(f"{CONTEXT}.seccomp_profile_path", "unconfined"),
     setting(f"{CONTEXT}.supplemental_groups_policy", 1),
     adding("port_mappings", protocol=1, container_port=53),
 ]

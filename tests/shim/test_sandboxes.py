@@ -250,8 +250,13 @@ def test_remove_stops_a_running_sandbox(server: Server, cri: Client) -> None:
     ("number", "status"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)], ids=["kill", "term"]
 )
 def test_exit_of_pause_process_is_recorded(cri: Client, number: int, status: int) -> None:
-    """Exit status, time and reason are recorded without a call."""
-    id = cri.run(pod_config("web"))
+    """Exit status, time and reason are recorded without a call.
+
+    A process with pid 1 in a pid namespace of its own would ignore SIGTERM.
+    """
+    config = pod_config("web")
+    config.linux.security_context.namespace_options.pid = NODE
+    id = cri.run(config)
     pid = cri.info(id)["pid"]
     os.kill(pid, number)
     until_stopped(cri, id)

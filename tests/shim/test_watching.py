@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import closing
 
 import pytest
@@ -36,11 +37,11 @@ def test_exit_is_recorded_after_database_was_locked(
         id = sandboxer.run(config())
         pid = store.get(id).status_as_read.pid
         with Store.open(db, timeout=5) as other, other.transaction():
-            os.kill(pid, 15)
+            os.kill(pid, signal.SIGKILL)
             until(lambda: "trying again" in caplog.text)
             assert State.READY is store.get(id).status_as_read.state
         until(lambda: store.get(id).status_as_read.state is State.NOTREADY)
-        assert 143 == store.get(id).status_as_read.exit_status
+        assert 137 == store.get(id).status_as_read.exit_status
         assert "Traceback" not in caplog.text
 
 
@@ -53,9 +54,9 @@ def test_watcher_continues_after_unexpected_exception(
         first, second = (store.get(sandboxer.run(config(name))) for name in ("a", "b"))
         with monkeypatch.context() as trouble:
             trouble.setattr(Recovery, "note_exit", None)
-            os.kill(first.status_as_read.pid, 15)
+            os.kill(first.status_as_read.pid, signal.SIGKILL)
             until(lambda: "Traceback" in caplog.text)
-        os.kill(second.status_as_read.pid, 15)
+        os.kill(second.status_as_read.pid, signal.SIGKILL)
         until(lambda: State.NOTREADY is first.status.get().state is second.status.get().state)
 
 
@@ -65,7 +66,7 @@ def test_exit_is_dropped_after_store_was_closed(db: str, caplog: pytest.LogCaptu
         sandboxer = Sandboxer(store)
         pid = store.get(sandboxer.run(config())).status_as_read.pid
     with closing(sandboxer):
-        os.kill(pid, 15)
+        os.kill(pid, signal.SIGKILL)
         until(lambda: "the end is not noted" in caplog.text)
         until(lambda: pid not in pauses(db))
     assert 1 == caplog.text.count("the end is not noted")

@@ -24,15 +24,18 @@ def whole_pod(db: str, name: str) -> PodSandboxConfig:
     """Return a config whose sandbox has all that a sandbox can have."""
     config = pod(name)
     config.linux.cgroup_parent = cgroup_of(db)
+    config.dns_config.servers.append("10.96.0.10")
     return config
 
 
-def cgroups(db: str) -> set[str]:
-    """Return the names of the cgroups of the sandboxes of a registry."""
+def traces(db: str) -> set[str]:
+    """Return the names of the cgroups and files of the sandboxes of a registry."""
     found = set()
     for point in hierarchies() if cgroup_of(db) else ():
         with suppress(FileNotFoundError), os.scandir(point + cgroup_of(db)) as entries:
             found |= {entry.name for entry in entries if entry.is_dir()}
+    with suppress(FileNotFoundError):
+        found |= set(os.listdir(f"{os.path.realpath(db)}-resolv"))
     return found
 
 

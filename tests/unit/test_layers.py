@@ -199,6 +199,8 @@ ORDER = [
     "cli.program",
     "cli",
     "shim.cgroups",
+    "shim.mounts",
+    "shim.seccomp",
     "shim.validate",
     "shim.pause",
     "shim.recovery",
