@@ -15,6 +15,8 @@ from registry.cli import options
 from registry.cli.failures import FINE
 from registry.visible import visible, visible_record
 
+log = logging.getLogger("registry.shim")
+
 STANDARD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime"}
 """Attributes of every record, which are no fields."""
 
@@ -58,6 +60,19 @@ FORMATS: Final = {"text": OneLine("%(asctime)s %(name)s: %(message)s"), "json": 
 """Formatter of the log by its name."""
 
 
+def configure_log(form: str) -> None:
+    """Write all that is logged, and what would end this program, to stderr in the format *form*.
+
+    The other loggers are those of libraries, such as gRPC. Python would write the traceback of an
+    unexpected error with the text of a client as it is.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(FORMATS[form])
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("registry").setLevel(logging.INFO)
+    sys.excepthook = lambda *args: log.error("ended", exc_info=args, extra={"event": "crashed"})
+
+
 @click.command(
     epilog=options.examples("sandbox-registry --db registry.db serve --listen unix:///run/sr.sock"),
 )
@@ -91,9 +106,6 @@ def serve(*, listen: str, log_format: str, metrics_listen: str, db: str) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from registry.shim import server  # noqa: PLC0415 - gRPC is an extra of its own
 
-    log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(FORMATS[log_format])
-    logging.basicConfig(handlers=[log])
-    logging.getLogger("registry").setLevel(logging.INFO)
+    configure_log(log_format)
     server.serve(db, listen, metrics_listen)
     return FINE

@@ -19,9 +19,9 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from tests import needs
-from tests.shim.client import Client, pod_config, refused
-from tests.shim.conftest import CHANGE, Server, serving
-from tests.tools import ROOT, environment, until
+from tests.shim.client import NOTREADY, Client, pod_config, refused
+from tests.shim.conftest import CHANGE, Server, serving, state_and_parent
+from tests.tools import ROOT, environment, python, until
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
 
@@ -91,6 +91,39 @@ def test_runtime_handler_of_a_client_stays_in_its_line(server: Server, cri: Clie
         cri.call("RunPodSandbox", config=pod_config("web"), runtime_handler=HOSTILE)
     (line,) = server.lines()[before:]
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("statement", ["log.error(text)", "log.error('%s', text)", "fail()"])
+def test_text_that_a_library_logs_stays_in_its_line(form: str, statement: str) -> None:
+    """Also an exception that ends the program; the lines of a traceback are indented."""
+    code = f"""
+        import logging, sys
+        from registry.shim.command import configure_log
+
+        def fail():
+            raise ValueError(text)
+
+        configure_log({form!r})
+        log, text = logging.getLogger("grpc._server"), {HOSTILE!r}
+        try:
+            fail()
+        except ValueError:
+            log.exception(text)
+        {statement}
+    """
+    done = subprocess.run(
+        python(code), env=environment(), capture_output=True, text=True, check=False
+    )
+    lines = done.stderr.splitlines()
+    assert lines
+    for line in lines:
+        assert line.removeprefix("\t").isprintable()
+    whole = [line for line in lines if not line.startswith("\t")]
+    assert 2 == len(whole)
+    if form == "json":
+        for line in whole:
+            json.loads(line)
 
 
 # Metrics.
@@ -185,6 +218,34 @@ def test_health_service_answers_and_tells_of_the_end(mortal: Server) -> None:
         assert 0 == mortal.end()
         assert HealthCheckResponse.NOT_SERVING == next(statuses).status
         assert [] == list(statuses)
+
+
+def test_server_reaps_only_the_processes_of_its_sandboxes(tmp_path: Path) -> None:
+    """A child that the program had before belongs to another supervisor."""
+    server = Server(tmp_path)
+    code = 'sleep infinity & echo $! >"$0" && exec "$@"'
+    with ExitStack() as stack:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", code, str(tmp_path / "pid"), *server.command()],
+            env=environment(),
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        with Client(server.socket) as cri:
+            ids = [cri.run(pod_config(f"web-{n}"), wait=True) for n in range(2)]
+            foreign = int((tmp_path / "pid").read_text())
+            assert process.pid == state_and_parent(foreign)[1]
+            ended = cri.info(ids[0])["pid"]
+            for pid in (foreign, ended):
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: cri.status(ids[0]).state == NOTREADY)
+            until(lambda: not os.path.exists(f"/proc/{ended}"))
+            for id in ids:
+                cri.remove(id)
+            assert ("Z", process.pid) == state_and_parent(foreign)
+        process.terminate()
+        assert 0 == process.wait()
 
 
 # systemd.
