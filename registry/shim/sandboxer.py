@@ -37,6 +37,7 @@ from typing import Final
 from registry import (
     Exit,
     Exits,
+    Extension,
     FailedPreconditionError,
     InvalidArgumentError,
     Metadata,
@@ -49,8 +50,9 @@ from registry import (
     Status,
     Store,
 )
-from registry.cri import PodSandboxConfig
+from registry.cri import LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig
 from registry.shim import cgroups, mounts, pause, validate
+from registry.shim import runtime_pb2 as api
 from registry.shim.recovery import (
     AT_ONCE,
     FAILED,
@@ -65,6 +67,8 @@ from registry.shim.validate import has_resolv
 
 log = logging.getLogger("registry.shim")
 
+RESOURCES_TYPE: Final = f"type.googleapis.com/{LinuxContainerResources.DESCRIPTOR.full_name}"
+"""Type URL of an extension, by which `sandbox-registry inspect` decodes it."""
 MESSAGE_MAX: Final = 1024
 """Characters that are kept of an error's text or of an earlier message."""
 
@@ -117,7 +121,9 @@ class Sandboxer:
         name = name_of(config)
         path = "" if validate.is_host_network(config) else self._store.new_netns_path()
         metadata = Metadata(os.urandom(32).hex(), name, config, netns_path=path)
-        sandbox = self._store.add(metadata, Status(State.UNKNOWN))
+        with self._store.transaction():
+            sandbox = self._store.add(metadata, Status(State.UNKNOWN))
+            _store_resources(sandbox, config.linux)
         try:
             process = self._start(sandbox, config, wanted)
             self._exits.watch(sandbox, process)
@@ -170,6 +176,21 @@ class Sandboxer:
             # Until then clients can list the sandbox and remove it.
             with suppress(RegistryError):
                 sandbox.status.update(_failed(error))
+
+    def update_resources(self, id: str, wanted: api.UpdatePodSandboxResourcesRequest) -> None:
+        """Store what a kubelet has set for the pod's cgroup; what *wanted* lacks stays.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+            RegistryError: the change cannot be stored.
+        """
+        sandbox = self._store.get(id)
+        _store_resources(sandbox, wanted)
+        log.info(
+            "resources of sandbox %r were updated",
+            sandbox.id,
+            extra={"event": "resources_updated", "sandbox_id": sandbox.id},
+        )
 
     # Stopping.
 
@@ -228,6 +249,19 @@ def name_of(config: PodSandboxConfig) -> str:
     """
     metadata = config.metadata
     return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+
+
+def _store_resources(
+    sandbox: Sandbox, source: LinuxPodSandboxConfig | api.UpdatePodSandboxResourcesRequest
+) -> None:
+    """Store overhead and resources as extensions of these names, as far as *source* has them."""
+    given = {
+        name: Extension(RESOURCES_TYPE, getattr(source, name).SerializeToString(deterministic=True))
+        for name in ("overhead", "resources")
+        if source.HasField(name)
+    }
+    if given:
+        sandbox.extensions.update(lambda stored: {**stored, **given})
 
 
 def _while(wanted: Callable[[], bool], **changes: object) -> Callable[[Status], Status]:

@@ -90,6 +90,9 @@ class RuntimeService:
             "GetContainerEvents": Method(
                 api.GetEventsRequest, self._events, streams, is_stream=True
             ),
+            "UpdatePodSandboxResources": Method(
+                api.UpdatePodSandboxResourcesRequest, self._update_resources, changes
+            ),
             "RuntimeConfig": Method(api.RuntimeConfigRequest, _runtime_config),
             "UpdateRuntimeConfig": Method(api.UpdateRuntimeConfigRequest, _update_runtime_config),
             "PodSandboxStats": Method(api.PodSandboxStatsRequest, self._stats),
@@ -145,6 +148,12 @@ class RuntimeService:
     ) -> api.RemovePodSandboxResponse:
         self._sandboxer.remove(request.pod_sandbox_id)
         return api.RemovePodSandboxResponse()
+
+    def _update_resources(
+        self, request: api.UpdatePodSandboxResourcesRequest, _: object
+    ) -> api.UpdatePodSandboxResourcesResponse:
+        self._sandboxer.update_resources(request.pod_sandbox_id, request)
+        return api.UpdatePodSandboxResourcesResponse()
 
     def _sandbox_status(
         self, request: api.PodSandboxStatusRequest, _: object

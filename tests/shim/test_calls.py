@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from registry import Metadata, State, Status, Store
-from registry.cri import PodSandboxConfig
+from registry.cri import LinuxContainerResources, PodSandboxConfig
 from tests import needs
 from tests.shim.client import DEADLINE, NOTREADY, READY, Client, pod_config, refused, upstream
 from tests.shim.conftest import NOTHING, Server, left_of
@@ -19,6 +19,9 @@ pytestmark = [
     pytest.mark.netns,
     needs.namespaces,
 ]
+
+RESOURCES = "type.googleapis.com/sandbox_registry.cri.v1.LinuxContainerResources"
+"""Type URL of the extensions of a sandbox that `sandbox-registry inspect` decodes."""
 
 
 # Calls that clients make on every connect.
@@ -114,7 +117,7 @@ def test_file_system_of_images_is_that_of_the_registry(server: Server, cri: Clie
     if method in {
         "CreateContainer", "StartContainer", "UpdateContainerResources", "ReopenContainerLog",
         "ExecSync", "Exec", "Attach", "PortForward", "ContainerStats", "CheckpointContainer",
-        "UpdatePodSandboxResources", "PullImage",
+        "PullImage",
     }
 ], ids=lambda pair: pair[1])  # fmt: skip
 def test_other_methods_are_unimplemented(server: Server, method: tuple[str, str]) -> None:
@@ -309,3 +312,41 @@ def test_runtime_handler_is_refused(server: Server, cri: Client) -> None:
     )
     assert [] == cri.list()
     assert NOTHING == left_of(server.db)
+
+
+# Resources.
+
+
+def test_resources_of_the_config_and_of_updates_are_extensions(server: Server, cri: Client) -> None:
+    """What an update lacks stays; a kubelet sends it after it has changed the pod's cgroup."""
+    config = pod_config("web", host_network=True)
+    config.linux.overhead.SetInParent()
+    config.linux.resources.cpu_shares = 2
+    id = cri.run(config)
+
+    def stored() -> dict[str, LinuxContainerResources]:
+        with Store.open(server.db, read_only=True) as store:
+            found = store.get(id).extensions
+            assert {RESOURCES} == {each.type_url for each in found.values()}
+            return {
+                name: LinuxContainerResources.FromString(each.value) for name, each in found.items()
+            }
+
+    overhead, two, many = (LinuxContainerResources(cpu_shares=shares) for shares in (0, 2, 512))
+    assert {"overhead": overhead, "resources": two} == stored()
+    cri.call("UpdatePodSandboxResources", pod_sandbox_id=id[:12], resources={"cpu_shares": 512})
+    assert {"overhead": overhead, "resources": many} == stored()
+    assert f"resources of sandbox '{id}' were updated" in server.log.read_text()
+    cri.call("UpdatePodSandboxResources", pod_sandbox_id=id)
+    assert {"overhead": overhead, "resources": many} == stored()
+    refused(grpc.StatusCode.NOT_FOUND, cri, "UpdatePodSandboxResources", pod_sandbox_id="4a33")
+
+
+def test_resources_that_cannot_be_stored_leave_no_sandbox(cri: Client) -> None:
+    """An extension has at most 256 KiB; record and extensions are one commit."""
+    config = pod_config("web")
+    config.linux.resources.unified["memory.high"] = "1" * (256 << 10)
+    refused(grpc.StatusCode.RESOURCE_EXHAUSTED, cri, "RunPodSandbox", config=config)
+    assert [] == cri.list()
+    config.linux.resources.Clear()
+    cri.run(config)
