@@ -318,7 +318,7 @@ def test_runtime_handler_is_refused(server: Server, cri: Client) -> None:
 
 
 def test_resources_of_the_config_and_of_updates_are_extensions(server: Server, cri: Client) -> None:
-    """What an update lacks stays; a kubelet sends it after it has changed the pod's cgroup."""
+    """An update keeps what it lacks; a kubelet sends it after it has changed the pod's cgroup."""
     config = pod_config("web", host_network=True)
     config.linux.overhead.SetInParent()
     config.linux.resources.cpu_shares = 2
