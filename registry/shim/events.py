@@ -155,7 +155,7 @@ class ChangeLog:
 
 
 def _log(change: Transition) -> None:
-    cause = f", {change.reason}: {change.message}" if change.reason else ""
+    cause = "".join(f", {text}" for text in (change.reason, change.message) if text)
     before, after = (
         "" if state is None else str(state) for state in (change.from_state, change.to_state)
     )
