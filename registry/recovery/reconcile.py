@@ -95,7 +95,7 @@ def run(session: Session, registry_id: str, *, dry_run: bool) -> Report:
         pending = marked.changed_meanwhile
     orphans = find_orphans(session, registry_id, directories)
     return verdicts.report(
-        results.reported.values(), results.verdicts.values(), results.changed, orphans
+        results.reported.values(), [*results.verdicts.values()], results.changed, orphans
     )
 
 
@@ -166,12 +166,12 @@ class _Results(NamedTuple):
     """Decisions so far, by creation.
 
     Attributes:
-        verdicts: verdict on each sandbox.
+        verdicts: id of each sandbox, and the verdict on it.
         reported: decisions that the report has a finding for.
         changed: creations of the sandboxes that were made NOTREADY.
     """
 
-    verdicts: dict[int, Verdict]
+    verdicts: dict[int, tuple[str, Verdict]]
     reported: dict[int, Decision]
     changed: set[int]
 
@@ -180,7 +180,7 @@ class _Results(NamedTuple):
         asked = []
         for decision in decisions:
             creation = decision.row.creation
-            self.verdicts[creation] = decision.verdict
+            self.verdicts[creation] = rows.as_text(decision.row.id), decision.verdict
             if decision.reported:
                 self.reported[creation] = decision
             else:

@@ -356,9 +356,17 @@ def _conclude(case: _Case) -> Decision:
     if case.unseen:
         return _reported(row, Verdict.UNREACHABLE, case.message)._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
+    if verdict is Verdict.OPEN and row.state == _NOTREADY and not _is_seen(case.observation):
+        verdict = Verdict.UNRECORDED
     if not (left or case.notes):
         return Decision(row, verdict)
     return _reported(row, verdict, case.message)._replace(left=left)
+
+
+def _is_seen(observation: Observation) -> bool:
+    """Return whether a network namespace or a process of the sandbox is there."""
+    is_open = observation.netns is not None and observation.netns.identity is not None
+    return is_open or _runs(observation.process)
 
 
 def _marked(case: _Case) -> Decision:
@@ -407,7 +415,7 @@ def _is_leftover_file(case: _Case, observed: NetNSObservation) -> bool:
 
 def report(
     decisions: Collection[Decision],
-    verdicts: Iterable[Verdict],
+    verdicts: Sequence[tuple[str, Verdict]],
     changed: Collection[int],
     orphans: Sequence[str],
 ) -> Report:
@@ -415,15 +423,16 @@ def report(
 
     Args:
         decisions: decisions that are reported.
-        verdicts: verdicts on all sandboxes.
+        verdicts: id of each sandbox, and the verdict on it.
         changed: creations of the sandboxes that were made NOTREADY.
         orphans: paths of orphaned namespaces.
     """
     ordered = sorted(decisions, key=_place)
     return Report(
         findings=tuple(each.finding(changed=each.row.creation in changed) for each in ordered),
-        counts=dict(Counter(verdicts)),
+        counts=dict(Counter(verdict for _, verdict in verdicts)),
         orphans=tuple(orphans),
+        verdicts=dict(verdicts),
     )
 
 

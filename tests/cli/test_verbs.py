@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store
+from registry import CNIResult, Metadata, NetNSError, Report, State, Status, Store, Verdict
 from registry.cli.verbs import listing, summary
 from registry.cli.verbs.report import ORPHANS
 from tests.cli.program import (
@@ -72,7 +72,7 @@ def test_reconcile_marks_closed_sandboxes_and_reports_them(path: str) -> None:
     assert ["CLOSED", "yes", "NetNSClosed"] == verdicts["6def"][:3]
     assert ["CREATING", "no", "-"] == verdicts["5abc"][:3]
     assert LONG not in verdicts
-    assert "sandboxes: 1 CLOSED, 1 CREATING, 1 HOST, 1 OPEN" == out.splitlines()[-1]
+    assert "sandboxes: 1 CLOSED, 1 CREATING, 1 HOST, 1 UNRECORDED" == out.splitlines()[-1]
 
 
 def test_check_finds_no_violation_in_a_sound_registry(path: str) -> None:
@@ -430,9 +430,25 @@ def orphans(monkeypatch: pytest.MonkeyPatch) -> None:
             raise NetNSError("remove '/run/netns/sr-a': busy", path=paths[0], errno=16)
         return paths
 
-    report = Report((), {}, ("/run/netns/sr-a", "/run/netns/sr-b"))
+    report = Report((), {}, ("/run/netns/sr-a", "/run/netns/sr-b"), {})
     monkeypatch.setattr(Store, "reconcile", lambda *_, **__: report)
     monkeypatch.setattr(Store, "remove_orphans", remove)
+
+
+def test_a_sandbox_without_anything_to_observe_is_not_counted_as_open(call: Call) -> None:
+    """It is NOTREADY, and its namespace was never created; the JSON has the verdict on each id."""
+    done = call("reconcile", "--dry-run")
+    assert "sandboxes: 1 CREATING, 1 HOST, 1 UNRECORDED\n" in done.out
+    found = json.loads(call("reconcile", "--dry-run", "--json").out)
+    assert {"3f2a": "HOST", LONG: "UNRECORDED", "5abc": "CREATING"} == found["verdicts"]
+    assert 1 == found["counts"]["UNRECORDED"]
+
+
+def test_the_help_of_reconcile_explains_each_verdict() -> None:
+    """Without the documents."""
+    out = run("reconcile", "--help").out
+    for verdict in Verdict:
+        assert re.search(rf"^    {verdict} +\w", out, re.MULTILINE)
 
 
 def test_orphans_are_reported_with_a_warning(orphans: None, call: Call) -> None:

@@ -309,13 +309,13 @@ CASES = {
         "CreationInterrupted", marks=True, says="hidden",
     ),
     "NOTREADY, its namespace never made": Case(
-        never_noted(NOTREADY), Observation(ABSENT), Verdict.OPEN, reported=False
+        never_noted(NOTREADY), Observation(ABSENT), Verdict.UNRECORDED, reported=False
     ),
     "NOTREADY, its namespace never made, process runs": Case(
         never_noted(NOTREADY, pid=5), Observation(ABSENT, RUNS), Verdict.OPEN, says="process 5 runs"
     ),
     "NOTREADY, its namespace never made, but the file for it": Case(
-        never_noted(NOTREADY), Observation(PLAIN), Verdict.OPEN, left=
+        never_noted(NOTREADY), Observation(PLAIN), Verdict.UNRECORDED, left=
         "still to be cleaned up: '/n' is no namespace",
     ),
     "NOTREADY, closed": Case(row(NOTREADY), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed"),
@@ -325,7 +325,7 @@ CASES = {
         Verdict.HOST, says="process 5"
     ),
     "NOTREADY, nothing left": Case(
-        never_noted(NOTREADY, netns_path=""), Observation(), Verdict.OPEN, reported=False
+        never_noted(NOTREADY, netns_path=""), Observation(), Verdict.UNRECORDED, reported=False
     ),
 }  # fmt: skip
 
@@ -421,13 +421,14 @@ def test_the_report_counts_each_sandbox_once_and_finds_only_what_is_worth_saying
         now=0,
     )
     assert not fine.reported
-    found = [each.verdict for each in (fine, *decided)]
+    found = [(str(each.row.id), each.verdict) for each in (fine, *decided)]
     made = report(decided, found, {2}, ["/run/netns/x"])
     assert {Verdict.OPEN: 1, Verdict.CLOSED: 4} == made.counts
     assert [("d", False), ("b", True), ("c", False), ("a", False)] == [
         (each.sandbox_id, each.changed) for each in made.findings
     ]
     assert ("/run/netns/x",) == made.orphans
+    assert dict(found) == made.verdicts
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -8,12 +8,13 @@ from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output.formats import Format, show
 from registry.cli.output.progress import Progress
-from registry.cli.verbs.report import DRY_RUN, VIEW, findings, lines_of, whole
+from registry.cli.verbs.report import DRY_RUN, MEANING, VIEW, findings, lines_of, whole
 from registry.errors import InvalidArgumentError, NetNSError
 
 
 @click.command(
-    epilog=options.examples(
+    epilog=MEANING
+    + options.examples(
         "sandbox-registry reconcile --dry-run", "sandbox-registry reconcile --remove-orphans"
     ),
 )

@@ -17,6 +17,25 @@ ORPHANS: Final = (
 """Line after the orphans: a copy, or a backup, does not record what was created later."""
 
 
+VERDICTS: Final = {
+    Verdict.HOST: "on the host network, which is not observed",
+    Verdict.OPEN: "its network namespace and process are as recorded",
+    Verdict.CLOSED: "its network namespace is gone, or of an earlier boot",
+    Verdict.REPLACED: "another network namespace is at its path",
+    Verdict.EXITED: "its process has ended",
+    Verdict.INTERRUPTED: "the process that was creating it has ended",
+    Verdict.UNREACHABLE: "it cannot be observed for certain, and is left as it is",
+    Verdict.CREATING: "it is being created",
+    Verdict.UNVERIFIED: "it was imported, and not updated since",
+    Verdict.UNRECORDED: "it is NOTREADY, and nothing to observe is recorded",
+}
+"""Meanings of the verdicts, for the help."""
+MEANING: Final = (
+    "\b\nVerdicts:\n"
+    + "".join(f"  {verdict:11}  {meaning}\n" for verdict, meaning in VERDICTS.items())
+    + "\n"
+)
+"""Part of the help that explains the verdicts."""
 VIEW: Final = View(
     ("sandbox_id", "verdict", "reason", "message", "changed", "would_change"),
     table={
