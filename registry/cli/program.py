@@ -186,6 +186,8 @@ def main(args: Sequence[str] | None = None, *, more: Mapping[str, str] | None = 
     except click.ClickException as error:
         return complain(usage.line_of(error), error.exit_code)
     except RegistryError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise error.__cause__ from error  # `__main__` names the extra
         return _report(error)
     except (OSError, MemoryError) as error:  # the store raises RegistryErrors
         reraise_interrupt(error)

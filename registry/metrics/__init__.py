@@ -13,6 +13,14 @@ text      metrics of one scrape as text, for the command line
 docs/metrics.md lists the metrics.
 """
 
-from registry.metrics.scrape import collector
+from registry.errors import FailedPreconditionError
+
+try:
+    from registry.metrics.scrape import collector
+except ModuleNotFoundError as error:
+    raise FailedPreconditionError(
+        f"import registry.metrics: {error.name} is not installed; "
+        "run `pip install 'sandbox-registry[metrics]'`"
+    ) from error
 
 __all__ = ["collector"]

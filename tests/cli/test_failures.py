@@ -294,12 +294,20 @@ def test_ctrl_c_ends_the_program_with_130(call: Call, monkeypatch: pytest.Monkey
     assert Done(130, "", "") == call("list")
 
 
-@pytest.mark.parametrize(("missing", "extra"), [("click", "cli"), ("grpc", "shim")])
-def test_missing_dependency_names_the_extra_to_install(missing: str, extra: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "extra", "verb"),
+    [
+        *(("click", "cli", "serve"), ("grpc", "shim", "serve")),
+        ("prometheus_client", "metrics", "metrics"),
+    ],
+)
+def test_missing_dependency_names_the_extra_to_install(
+    missing: str, extra: str, verb: str, path: str
+) -> None:
     """The library itself works without them."""
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
-        f"sys.argv[1:] = ['serve', '--db', {path!r}]\n"
+        f"sys.argv[1:] = [{verb!r}, '--db', {path!r}]\n"
         "from registry.__main__ import main; sys.exit(main())"
     )
     done = subprocess.run(

@@ -29,6 +29,7 @@ from tests.tools import (
     is_recent,
     line,
     pod,
+    run,
     running,
     sandbox,
     say,
@@ -321,3 +322,23 @@ def test_scrapes_go_on_beside_writes_of_another_thread(store: Store) -> None:
         writing.result()
     assert {1} == {value(text, "up") for text in texts}
     assert value(scrape(scraped), "group_writes_count") >= 51
+
+
+def test_without_the_extra_the_import_says_what_to_install() -> None:
+    """An error of the package, with the command; its cause is Python's own."""
+    out = run(
+        """
+        import sys
+        sys.modules["prometheus_client"] = None
+        from registry import FailedPreconditionError
+        try:
+            import registry.metrics
+        except FailedPreconditionError as error:
+            print(type(error.__cause__).__name__)
+            print(error)
+        """
+    )
+    cause, message = out.splitlines()
+    assert "ModuleNotFoundError" == cause
+    assert message.startswith("import registry.metrics: prometheus_client")
+    assert message.endswith("; run `pip install 'sandbox-registry[metrics]'`")
