@@ -54,6 +54,13 @@ def write_resolv(path: str, dns: DNSConfig) -> None:
         raise RegistryError(f"write {path!r}: {error.strerror}") from error
 
 
+def resolvs(registry: str) -> set[str]:
+    """Return the ids of the sandboxes that have a resolv.conf of their own."""
+    with suppress_os_errors():  # there is no directory before the first
+        return set(os.listdir(os.path.dirname(resolv_path(registry, ""))))
+    return set()
+
+
 def remove_resolv(path: str) -> None:
     """Remove the file at *path*; a missing one is removed.
 
@@ -83,7 +90,7 @@ def isolate(resolv: str) -> None:
     if resolv and os.path.exists(target):
         kernel.mount(resolv, target, "none", kernel.MS_BIND)
     for point in _points():
-        if not _is_needed(point, target):
+        if not is_needed(point, target):
             with suppress_os_errors():  # it went with the mount above it
                 kernel.umount(point, kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
     kernel.mount("none", "/", "none", kernel.MS_REC | kernel.MS_PRIVATE)
@@ -96,5 +103,6 @@ def _points() -> list[str]:
     return [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), each) for each in points]
 
 
-def _is_needed(point: str, target: str) -> bool:
+def is_needed(point: str, target: str) -> bool:
+    """Return whether a mount stays for the programs of the process, or for *target*."""
     return point == "/" or point.split("/")[1] in SYSTEM or f"{target}/".startswith(f"{point}/")

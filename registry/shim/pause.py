@@ -120,7 +120,8 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig, resolv: str = 
         raise _no_task(error) from error
     except OSError as error:
         reraise_interrupt(error)
-        raise RegistryError(f"spawn pause process: {error.strerror}") from error
+        at = f"{error.filename!r}: " if error.filename else ""
+        raise RegistryError(f"spawn pause process: {at}{error.strerror}") from error
 
 
 def _no_task(error: Exception) -> ResourceExhaustedError:

@@ -121,7 +121,10 @@ class Recovery:
         """
         unfinished = []
         running: list[tuple[Sandbox, Process]] = []
+        # Read before the records: a file is written after the record of its sandbox.
+        resolvs = mounts.resolvs(self._store.path)
         for sandbox in self._store.list(include_unknown=True):
+            resolvs.discard(sandbox.id)
             with _logged(f"recover sandbox {sandbox.id!r}"):
                 work = self._recover_one(sandbox, running)
                 if work is not None:
@@ -135,6 +138,9 @@ class Recovery:
             self._finish(sandbox, work, deadline)
         # Those that `open` has found; each is observed again before it is removed.
         report = self._store.recovery or self._store.reconcile(dry_run=True)
+        for id in resolvs:
+            with _logged(f"remove resolv.conf of sandbox {id!r}, which has no record"):
+                mounts.remove_resolv(mounts.resolv_path(self._store.path, id))
         for path in report.orphans:
             with _logged(f"remove orphan {path!r}"):
                 self._store.remove_orphans([path])

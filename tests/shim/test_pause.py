@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from registry import Store
-from registry.shim import seccomp
+from registry.shim import mounts, seccomp
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NODE, Client, config, pod_config
@@ -86,6 +86,24 @@ def test_mounts_of_the_host_are_not_kept(server: Server, cri: Client, tmp_path: 
         assert {"/", "/proc", "/dev"} <= points(pid)
         assert not {str(volume), first["netNamespacePath"], "/run/netns"} & points(pid)
         assert not Path(f"/proc/{pid}/root", str(volume).lstrip("/"), "any").exists()
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ("/", True),
+        ("/dev/shm", True),
+        ("/run", True),
+        ("/run/netns", False),
+        ("/run/systemd/resolve", True),
+        ("/runner", False),
+        ("/devices", False),
+        ("/var/lib/kubelet/pods/1/volumes/token", False),
+    ],
+)
+def test_mounts_on_the_way_to_resolv_conf_are_needed(point: str, expected: bool) -> None:
+    """On many hosts /etc/resolv.conf is a symlink into a tmpfs."""
+    assert expected == mounts.is_needed(point, "/run/systemd/resolve/stub-resolv.conf")
 
 
 def test_mounts_of_the_pause_process_do_not_reach_the_host(server: Server, cri: Client) -> None:
@@ -172,7 +190,7 @@ def test_runtime_default_is_a_filter(cri: Client, profile: str, privileged: bool
 FILTERED = """
 import ctypes, errno, os
 from registry.host import kernel
-from registry.shim import seccomp
+from registry.shim import mounts, seccomp
 
 libc = ctypes.CDLL(None, use_errno=True)
 kernel.set_no_new_privs()

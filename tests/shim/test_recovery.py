@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 from registry import NetNS, State, Store, Verdict
+from registry.shim import cgroups
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
@@ -278,6 +279,22 @@ def test_namespace_without_record_is_removed(db: str) -> None:
     assert [] == recovered(db)
     assert orphan.closed
     assert not os.path.exists(orphan.path)
+
+
+def test_resolv_conf_without_record_is_removed(shims: Shims, db: str) -> None:
+    """It remains when a record is deleted by hand; that of another sandbox stays."""
+    kept, deleted = ran(shims, db, "a"), ran(shims, db, "b")
+    with Store.open(db, reconcile=False) as store:
+        sandbox = store.get(deleted)
+        pid = sandbox.status_as_read.pid
+        config = sandbox.config
+        assert config is not None
+        sandbox.delete()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pid not in pauses(db))
+    assert [(kept, State.READY)] == recovered(db)
+    assert [kept] == os.listdir(f"{os.path.realpath(db)}-resolv")
+    cgroups.remove(cgroups.path_of(config, deleted))
 
 
 def test_recovery_continues_after_a_sandbox_that_fails(
