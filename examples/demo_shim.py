@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +24,11 @@ from registry import Process
 from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.shim import runtime_pb2 as api
 
+CONFLIST = '{"cniVersion": "1.0.0", "name": "demo", "plugins": [{"type": "demo"}]}'
+PLUGIN = """#!/bin/sh
+# CNI plugin of the demo: gives a pod an address, and connects it to nothing.
+[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.88.0.7/16"}]}'
+"""
 EXPECTED = {"web-0": "SANDBOX_READY", "web-1": "SANDBOX_NOTREADY", "proxy": "SANDBOX_READY"}
 
 
@@ -74,6 +80,7 @@ class Runtime:
 def serve(folder: str) -> subprocess.Popen[bytes]:
     """Start the server; its log goes to a file in *folder*."""
     command = [sys.executable, "-m", "registry", "serve", "--listen", f"unix://{folder}/cri.sock"]
+    command += ["--cni-conf-dir", folder, "--cni-bin-dir", folder]
     with open(f"{folder}/log", "ab") as log:
         # A process group of its own: Ctrl-C must not end the server before the pods are removed.
         command += ["--db", f"{folder}/registry.db"]
@@ -134,6 +141,9 @@ def kill(pid: int) -> None:
 def main() -> int:
     """Run the demo in a directory of its own."""
     with tempfile.TemporaryDirectory(prefix="sandbox-registry-demo-") as folder:
+        Path(folder, "10-demo.conflist").write_text(CONFLIST, encoding="utf-8")
+        Path(folder, "demo").write_text(PLUGIN, encoding="utf-8")
+        Path(folder, "demo").chmod(0o700)
         demonstrate(folder)
     return 0
 

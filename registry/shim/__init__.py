@@ -3,7 +3,10 @@
     runtime      requests and responses of the CRI
     validate     validation of a config, field by field
     pause        process that holds the namespaces of a sandbox
+    plugins      programs of CNI plugins
+    network      configuration, plugins and results of pod networks
     recovery     ends sandboxes, and finishes or undoes the calls that a crash interrupted
+    runs         runs in progress, which retried calls join
     sandboxer    runs, stops and removes sandboxes
     answers      records as messages
     cgroups      cgroups of the pods, and the kernel's counters of them
@@ -20,7 +23,6 @@
     server       gRPC server on a unix socket
     command      the verb `sandbox-registry serve`
 
-The shim runs no containers and has no images. A pod network is a namespace with only a loopback
-device: CNI is not supported yet. The registry holds the whole state. The shim uses the public names
-of `registry` wherever they suffice.
+The shim runs no containers and has no images. The registry holds the whole state. The shim uses the
+public names of `registry` wherever they suffice.
 """

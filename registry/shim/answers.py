@@ -43,7 +43,8 @@ class Answers:
         config = sandbox.config or PodSandboxConfig()
         fields = self._fields(sandbox, config, sandbox.status_as_read)
         status = api.PodSandboxStatus(**fields)
-        status.network.ip = sandbox.ip
+        if sandbox.ip:  # a kubelet takes an empty address for a broken sandbox, and runs another
+            status.network.ip = sandbox.ip
         for ip in sandbox.additional_ips or ():
             status.network.additional_ips.add(ip=ip)
         status.linux.namespaces.options.CopyFrom(options_of(config))
@@ -149,8 +150,13 @@ def info(sandbox: Sandbox, registry: str) -> dict[str, Any]:
         sandbox: record to translate.
         registry: path of the registry.
     """
+    import json  # noqa: PLC0415 - a server that is not asked for it starts without
+
     status, config = sandbox.status_as_read, sandbox.config or PodSandboxConfig()
+    metadata = json.loads(sandbox.metadata.marshal_json())["Metadata"]
     return {
+        "config": metadata["Config"],
+        "cniResult": metadata["CNIResult"],
         "pid": status.pid,
         "netNamespaceClosed": _is_closed(sandbox),
         "netNamespacePath": sandbox.netns_path,

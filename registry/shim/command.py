@@ -96,8 +96,31 @@ def configure_log(form: str) -> None:
     default="",
     help="Serve metrics of the calls and of the registry to Prometheus there, by HTTP.",
 )
+@click.option(
+    "--cni-conf-dir",
+    metavar="DIR",
+    default="/etc/cni/net.d",
+    show_default=True,
+    help="Directory of CNI configurations; the first one by name is used.",
+)
+@click.option(
+    "--cni-bin-dir",
+    metavar="DIR",
+    multiple=True,
+    default=("/opt/cni/bin", "/usr/lib/cni"),
+    show_default=True,
+    help="Directory of CNI plugins; give it again for each further one.",
+)
 @options.db
-def serve(*, listen: str, log_format: str, metrics_listen: str, db: str) -> int:
+def serve(
+    *,
+    listen: str,
+    log_format: str,
+    metrics_listen: str,
+    cni_conf_dir: str,
+    cni_bin_dir: tuple[str, ...],
+    db: str,
+) -> int:
     """Serve the CRI's sandbox calls until SIGTERM; this writes.
 
     The server creates a missing registry. The sandboxes keep running when the server ends.
@@ -105,7 +128,8 @@ def serve(*, listen: str, log_format: str, metrics_listen: str, db: str) -> int:
     # Errors are reported by this program; gRPC would write its own to stderr first.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from registry.shim import server  # noqa: PLC0415 - gRPC is an extra of its own
+    from registry.shim.network import Network  # noqa: PLC0415 - as above
 
     configure_log(log_format)
-    server.serve(db, listen, metrics_listen)
+    server.serve(db, listen, Network(cni_conf_dir, cni_bin_dir), metrics_listen)
     return FINE

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from registry import (
     Exits,
+    Extension,
+    FailedPreconditionError,
     InvalidArgumentError,
     MetadataError,
     NotFoundError,
@@ -26,7 +27,8 @@ from registry import (
     Status,
     Store,
 )
-from registry.shim import cgroups, mounts, pause
+from registry.shim import cgroups, mounts, pause, plugins
+from registry.shim.network import Attachment, Network
 
 log = logging.getLogger("registry.shim")
 
@@ -42,39 +44,96 @@ KILLED_WITHIN: Final = 10.0
 AT_ONCE: Final = 0.0
 """A deadline in the past, for work that is retried and must not delay other work."""
 
-Work = Callable[[Sandbox, float], None]
-"""Ends process and namespace of a sandbox before a deadline (monotonic seconds)."""
+LEFT: Final = "not cleaned up yet: "
+"""Prefix of the error, in the message of a sandbox that could not be cleaned up."""
+MESSAGE_MAX: Final = 1024
+"""Characters that are kept of an error's text or of an earlier message."""
+CNI: Final = "cni"
+"""Name of the extension with the attachment of a sandbox, from before ADD until after DEL."""
+
+Work = Callable[[Sandbox, float, float | None], None]
+"""Ends a sandbox; its process before one deadline (monotonic seconds), its plugins before the other
+one, or, None, in the time that `Network.delete` gives them."""
 
 
 class Recovery:
     """Ends the sandboxes of one store, and recovers them after a crash."""
 
-    def __init__(self, store: Store, exits: Exits) -> None:
-        """Recover the sandboxes of *store*; *exits* watches processes and retries failed work."""
+    def __init__(self, store: Store, network: Network, exits: Exits) -> None:
+        """Recover the sandboxes of *store*, whose ends *exits* watches."""
         self._store: Final = store
+        self._network: Final = network
         self._exits: Final = exits
+        # In a thread of its own: a plugin that hangs must not delay the notes of exits.
+        self._retries: Final = Exits(lambda _: None)
+        self._retried: Final[set[str]] = set()
 
-    def undo(self, sandbox: Sandbox, deadline: float) -> None:
-        """End process and namespace of a run that failed, and delete its record."""
+    def close(self) -> None:
+        """Stop retrying; the next server does."""
+        self._retries.close()
+
+    def undo(
+        self,
+        sandbox: Sandbox,
+        deadline: float,
+        deleted_by: float | None = None,
+        attachment: Attachment | None = None,
+    ) -> None:
+        """End a sandbox whose run has failed, and delete its record.
+
+        Args:
+            sandbox: any handle of it.
+            deadline: monotonic time in seconds before which its process has to end.
+            deleted_by: the same for the plugins; None: the time that `Network.delete` gives them.
+            attachment: what the run knows of it; None: what is recorded.
+        """
         # Read again, since the run may have recorded more. If the record was removed meanwhile, the
         # handle still names the process and the namespace that the run made after that.
         with suppress(NotFoundError):
             sandbox = self._store.get(sandbox.id, include_unknown=True)
-        self._end_all(sandbox, deadline)
+        attachment = attachment or attachment_of(sandbox)
+        self._end_all(sandbox, attachment, deadline, deleted_by)
         sandbox.delete()
 
-    def clean_up(self, sandbox: Sandbox, deadline: float) -> None:
-        """End process and namespace of a stopped sandbox, and record the end of the process."""
-        exit_status = self._end_all(sandbox, deadline)
-        if sandbox.stored["pid"]:
-            self.note_exit(sandbox, exit_status)
+    def finish(self, sandbox: Sandbox, deadline: float, deleted_by: float | None = None) -> None:
+        """End a stopped sandbox, and record that; delete the record if it was removed.
 
-    def _end_all(self, sandbox: Sandbox, deadline: float) -> int | None:
-        """End the process and remove the rest, as far as it exists; return the exit status."""
+        The arguments are those of `undo`. A failed step is recorded in the message.
+        """
+        with suppress(NotFoundError):
+            sandbox = self._store.get(sandbox.id, include_unknown=True)
+        attachment, stored = attachment_of(sandbox), sandbox.stored
+        try:
+            exit_status = self._end_all(sandbox, attachment, deadline, deleted_by)
+        except RegistryError as error:
+            with suppress(RegistryError):
+                sandbox.status.update(_left(f"{LEFT}{error}"))
+            raise
+        with suppress(NotFoundError), self._store.transaction():  # removed by another call
+            if attachment is not None:
+                sandbox.extensions.update(recorded(None))
+            if stored["pid"]:
+                self.note_exit(sandbox, exit_status)
+            if LEFT in str(stored["message"]):
+                sandbox.status.update(_left(""))
+        if stored["reason"] == REMOVED:
+            sandbox.delete()
+
+    def _end_all(
+        self,
+        sandbox: Sandbox,
+        attachment: Attachment | None,
+        deadline: float,
+        deleted_by: float | None,
+    ) -> int | None:
+        """End process and network, and remove the rest; return the exit status."""
         process, exit_status = sandbox.open_process(), None
         if process is not None:
             with process:
                 exit_status = end(process, deadline)
+        if attachment is not None:
+            path = sandbox.netns_path if sandbox.netns is not None else ""
+            self._network.delete(attachment, sandbox.id, path, deleted_by)
         sandbox.remove_netns()
         with suppress(MetadataError):  # a damaged record does not name its cgroup
             if sandbox.config:
@@ -82,6 +141,19 @@ class Recovery:
         if "/" not in sandbox.id:  # another program may have given any id
             mounts.remove_resolv(mounts.resolv_path(self._store.path, sandbox.id))
         return exit_status
+
+    def retry(self, work: Work, sandbox: Sandbox) -> None:
+        """Do *work* in the background until it does not raise, unless that is tried already."""
+        if sandbox.id in self._retried:
+            return
+        self._retried.add(sandbox.id)
+
+        def again() -> None:
+            work(sandbox, AT_ONCE, None)
+            self._retried.discard(sandbox.id)
+
+        with suppress(FailedPreconditionError):  # closing
+            self._retries.retry(again)
 
     def note_exit(self, sandbox: Sandbox, exit_status: int | None) -> None:
         """Record the end of a process. Idempotent: a stop and the watcher both report an end."""
@@ -134,8 +206,14 @@ class Recovery:
             with _logged(f"kill process of sandbox {sandbox.id!r}"):
                 _kill(sandbox)
         deadline = killed_by()
+        if any(sandbox.netns_path for sandbox, _ in unfinished):
+            plugins.end([sandbox.id for sandbox, _ in unfinished], deadline)
         for sandbox, work in unfinished:
-            self._finish(sandbox, work, deadline)
+            self._do(work, sandbox, deadline)
+        with _logged("collect garbage of the network"):
+            self._network.collect(
+                each.id for each in self._store.list(include_unknown=True) if CNI in each.extensions
+            )
         # Those that `open` has found; each is observed again before it is removed.
         report = self._store.recovery or self._store.reconcile(dry_run=True)
         for id in resolvs:
@@ -155,18 +233,16 @@ class Recovery:
             self._open(sandbox, running)
         elif self._never_ran(sandbox):
             return self.undo
-        elif reason == REMOVED:
-            return self._clean_up_and_delete
-        elif reason == STOPPED or status.message.endswith(STOPPED_TOO):
-            return self.clean_up
+        elif reason in {STOPPED, REMOVED} or status.message.endswith(STOPPED_TOO):
+            return self.finish
         else:
             self._open(sandbox, running)
         return None
 
-    def _finish(self, sandbox: Sandbox, work: Work, deadline: float) -> None:
+    def _do(self, work: Work, sandbox: Sandbox, deadline: float) -> None:
         """Do *work* before *deadline*; a failure is retried in the background."""
         try:
-            work(sandbox, deadline)
+            work(sandbox, deadline, deadline)
         except RegistryError as error:
             log.warning(
                 "recover sandbox %r: %s; trying again",
@@ -178,11 +254,7 @@ class Recovery:
                     "error": type(error).__name__,
                 },
             )
-            self._exits.retry(partial(work, sandbox, AT_ONCE))
-
-    def _clean_up_and_delete(self, sandbox: Sandbox, deadline: float) -> None:
-        self.clean_up(sandbox, deadline)
-        sandbox.delete()
+            self.retry(work, sandbox)
 
     def _open(self, sandbox: Sandbox, running: list[tuple[Sandbox, Process]]) -> None:
         """Add *sandbox* and its process to *running*, or note the end of the process."""
@@ -198,6 +270,39 @@ class Recovery:
             (change.from_state, change.to_state) == (State.UNKNOWN, State.NOTREADY)
             for change in self._store.history(sandbox.id)
         )
+
+
+def attachment_of(sandbox: Sandbox) -> Attachment | None:
+    """Return the attachment that is recorded; None if there is none or the record is gone."""
+    try:
+        extension = sandbox.extensions.get(CNI)
+    except NotFoundError:
+        return None
+    return None if extension is None else Attachment.load(extension.value)
+
+
+def recorded(
+    attachment: Attachment | None,
+) -> Callable[[Mapping[str, Extension]], Mapping[str, Extension | bytes]]:
+    """Return the function that records *attachment*, or that there is none any more."""
+
+    def change(old: Mapping[str, Extension]) -> Mapping[str, Extension | bytes]:
+        others = {name: value for name, value in old.items() if name != CNI}
+        return others if attachment is None else {**others, CNI: attachment.dump()}
+
+    return change
+
+
+def _left(why: str) -> Callable[[Status], Status]:
+    """Return the UpdateFunc that says *why* a sandbox is not cleaned up, or "" once it is."""
+
+    def change(old: Status) -> Status:
+        suffix = STOPPED_TOO if old.message.endswith(STOPPED_TOO) else ""
+        first = old.message.removesuffix(suffix).partition(LEFT)[0].removesuffix("; ")
+        parts = [part for part in (first, why[:MESSAGE_MAX]) if part]
+        return replace(old, message="; ".join(parts) + suffix)
+
+    return change
 
 
 def _ended_unseen(status: Status) -> bool:

@@ -4,32 +4,38 @@ Each step is recorded before it is taken. After a crash the next server finishes
 
     step                        record                     after a crash here
     --------------------------- -------------------------- -----------------------------------
-    run     reserve the name    UNKNOWN, netns path        undone
+    run     reserve the name    UNKNOWN, netns path,       undone
+                                attachment
             make the namespace                             undone
+            ADD of each plugin                             undone by DEL, after the plugin's end
             write resolv.conf                              undone
             spawn pause, held                              undone; pause ended with the server
-            record its pid      UNKNOWN, pid               undone
+            record its pid      UNKNOWN, pid, addresses,   undone
+                                result in the attachment
             put it in a cgroup                             undone
             release pause                                  undone
             done                READY, created_at          keeps running
     stop    intent              NOTREADY, SandboxStopped   finished
-            end pause, remove the rest                     finished
+            end pause                                      finished
+            DEL of each plugin                             finished, after the plugin's end
+            remove namespace and the rest                  finished
+            done                no attachment, exited_at   stopped
             (of a sandbox that had exited before, the message records the intent)
     remove  intent              NOTREADY, SandboxRemoved   finished
-            end pause, remove the rest                     finished
+            the steps of a stop                            finished
             done                none                       gone
 
-There are no locks: the first call that changes the state of a sandbox proceeds. A run that finds
-its sandbox stopped or removed meanwhile undoes its own steps.
+The first call that changes the state of a sandbox proceeds. A run that finds its sandbox stopped or
+removed meanwhile undoes its own steps. Only plugins wait for each other: an ADD begins only while
+the sandbox is not stopped, so the DEL of a stop comes after it, or finds it never begun.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -53,43 +59,53 @@ from registry import (
 from registry.cri import LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig
 from registry.shim import cgroups, mounts, pause, validate
 from registry.shim import runtime_pb2 as api
+from registry.shim.network import Attached, Attachment, Network, PluginError
 from registry.shim.recovery import (
-    AT_ONCE,
     FAILED,
+    MESSAGE_MAX,
     REMOVED,
     STOPPED,
     STOPPED_TOO,
     Recovery,
     end,
     killed_by,
+    recorded,
 )
+from registry.shim.runs import Run, Runs
 from registry.shim.validate import has_resolv
 
 log = logging.getLogger("registry.shim")
 
 RESOURCES_TYPE: Final = f"type.googleapis.com/{LinuxContainerResources.DESCRIPTOR.full_name}"
 """Type URL of an extension, by which `sandbox-registry inspect` decodes it."""
-MESSAGE_MAX: Final = 1024
-"""Characters that are kept of an error's text or of an earlier message."""
 
 
 class Sandboxer:
     """Runs the sandboxes of one store as processes and namespaces of this host."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, network: Network) -> None:
         """Finish or undo the calls that a crash interrupted, and watch the running processes."""
         self._store: Final = store
-        self._exits: Final = Exits(self._note_exits)
-        self._recovery: Final = Recovery(store, self._exits)
-        try:
-            self._recovery.recover()
-        except BaseException:
-            self.close()
-            raise
+        self._network: Final = network
+        self._runs: Final = Runs()
+        with ExitStack() as stack:
+            self._exits: Final = stack.enter_context(closing(Exits(self._note_exits)))
+            recovery = Recovery(store, network, self._exits)
+            self._recovery: Final = stack.enter_context(closing(recovery))
+            recovery.recover()
+            self._closing: Final = stack.pop_all()
 
     def close(self) -> None:
         """Stop watching; the sandboxes keep running, and the store stays open."""
-        self._exits.close()
+        self._closing.close()
+
+    def why_no_network(self) -> str:
+        """Return why pod-network sandboxes cannot be run, or ""."""
+        try:
+            self._network.configuration()
+        except FailedPreconditionError as error:
+            return str(error)
+        return ""
 
     # Running.
 
@@ -118,35 +134,61 @@ class Sandboxer:
             why = f'failed to get sandbox runtime: no runtime for "{runtime_handler}" is configured'
             raise InvalidArgumentError(why, field="runtime_handler", value=runtime_handler)
         validate.check(config)
-        name = name_of(config)
-        path = "" if validate.is_host_network(config) else self._store.new_netns_path()
-        metadata = Metadata(os.urandom(32).hex(), name, config, netns_path=path)
+        return self._runs.run(name_of(config), config, wanted, self._run)
+
+    def _run(self, run: Run) -> None:
+        config, attachment, path = run.config, None, ""
+        if not validate.is_host_network(config):
+            attachment = self._network.attachment(run.id, config)
+            path = self._store.new_netns_path()
+        metadata = Metadata(run.id, name_of(config), config, netns_path=path)
         with self._store.transaction():
             sandbox = self._store.add(metadata, Status(State.UNKNOWN))
             _store_resources(sandbox, config.linux)
+            if attachment is not None:
+                sandbox.extensions.update(recorded(attachment))
         try:
-            process = self._start(sandbox, config, wanted)
+            netns = attached = None
+            if attachment is not None:
+                netns = NetNS.create(path)
+                begin = partial(self._refuse_stopped, run, sandbox)
+                attached = self._network.add(attachment, run.id, path, begin)
+                attachment = attached.attachment
+            process = self._start(run, sandbox, netns, attached)
             self._exits.watch(sandbox, process)
-        except BaseException:
-            self._undo(sandbox)
+        except BaseException as error:
+            if isinstance(error, PluginError) and not error.begun:
+                # Else the undo would start a plugin for DEL, which fails for the same reason.
+                with suppress(RegistryError):
+                    sandbox.extensions.update(recorded(None))
+                attachment = None
+            self._undo(sandbox, attachment)
             raise
-        return sandbox.id
+
+    def _refuse_stopped(self, run: Run, sandbox: Sandbox) -> None:
+        """Raise if the run was stopped or cancelled."""
+        _while(run.is_wanted)(sandbox.status.get())
 
     def _start(
-        self, sandbox: Sandbox, config: PodSandboxConfig, wanted: Callable[[], bool]
+        self, run: Run, sandbox: Sandbox, netns: NetNS | None, attached: Attached | None
     ) -> Process:
-        netns = NetNS.create(sandbox.netns_path) if sandbox.netns_path else None
-        resolv = mounts.resolv_path(self._store.path, sandbox.id) if has_resolv(config) else ""
-        if resolv:
+        config, resolv = run.config, ""
+        if has_resolv(config):
+            resolv = mounts.resolv_path(self._store.path, sandbox.id)
             mounts.write_resolv(resolv, config.dns_config)
         held = pause.spawn(sandbox.id, netns, config, resolv)
         try:
-            sandbox.status.update(_while(wanted, pid=held.process.pid))
+            with self._store.transaction():
+                sandbox.status.update(_while(run.is_wanted, pid=held.process.pid))
+                if attached is not None:
+                    sandbox.extensions.update(recorded(attached.attachment))
+                    self._store.update_metadata(sandbox.id, _with_addresses(attached))
             # After its pid is recorded: a cgroup can be removed only once its processes have ended.
             if cgroup := cgroups.path_of(config, sandbox.id):
                 cgroups.enter(cgroup, held.process.pid)
             held.release()
-            sandbox.status.update(_while(wanted, state=State.READY, created_at=time.time_ns()))
+            now = time.time_ns()
+            sandbox.status.update(_while(run.is_wanted, state=State.READY, created_at=now))
         except BaseException as error:
             held.close()
             with held.process:
@@ -156,10 +198,10 @@ class Sandboxer:
             raise
         return held.process
 
-    def _undo(self, sandbox: Sandbox) -> None:
+    def _undo(self, sandbox: Sandbox, attachment: Attachment | None) -> None:
         """Undo a run that failed; a failed undo is retried in the background."""
         try:
-            self._recovery.undo(sandbox, killed_by())
+            self._recovery.undo(sandbox, killed_by(), attachment=attachment)
         except RegistryError as error:
             log.warning(
                 "undo run of sandbox %r: %s; trying again",
@@ -171,8 +213,7 @@ class Sandboxer:
                     "error": type(error).__name__,
                 },
             )
-            with suppress(FailedPreconditionError):  # closing: the next server undoes the run
-                self._exits.retry(partial(self._recovery.undo, sandbox, AT_ONCE))
+            self._recovery.retry(partial(self._recovery.undo, attachment=attachment), sandbox)
             # Until then clients can list the sandbox and remove it.
             with suppress(RegistryError):
                 sandbox.status.update(_failed(error))
@@ -200,7 +241,8 @@ class Sandboxer:
         Raises:
             AmbiguousPrefixError: several sandboxes have ids that begin with *id*.
             InvalidArgumentError: *id* is empty.
-            RegistryError: process or namespace cannot be removed; retry.
+            RegistryError: process, network or namespace cannot be removed; retry. What a plugin
+                did not remove is retried in the background too.
         """
         self._close_down(id, _stopped)
 
@@ -231,7 +273,12 @@ class Sandboxer:
             sandbox = self._store.get(sandbox.id, include_unknown=True)
         except NotFoundError:
             return None
-        self._recovery.clean_up(sandbox, killed_by())
+        self._runs.forget(sandbox.id)
+        try:
+            self._recovery.finish(sandbox, killed_by())
+        except PluginError:
+            self._recovery.retry(self._recovery.finish, sandbox)
+            raise
         return sandbox
 
     # Exits.
@@ -262,6 +309,16 @@ def _store_resources(
     }
     if given:
         sandbox.extensions.update(lambda stored: {**stored, **given})
+
+
+def _with_addresses(attached: Attached) -> Callable[[Metadata], Metadata]:
+    """Return the function that takes over the addresses."""
+    return lambda old: replace(
+        old,
+        ip=attached.ip,
+        additional_ips=attached.additional_ips,
+        cni_result=attached.cni_result,
+    )
 
 
 def _while(wanted: Callable[[], bool], **changes: object) -> Callable[[Status], Status]:

@@ -38,6 +38,7 @@ from registry.shim import systemd
 from registry.shim.calls import STREAMS, Calls, Method, Observe
 from registry.shim.ending import SIGNALS, Ending
 from registry.shim.events import ChangeLog
+from registry.shim.network import Network
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.service import services
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
@@ -58,7 +59,7 @@ PEER: Final = struct.Struct("@iII")
 STDERR: Final = 2
 
 
-def serve(db: str, listen: str, metrics_listen: str = "") -> None:
+def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> None:
     """Serve the CRI at *listen* until SIGTERM or SIGINT; the sandboxes keep running.
 
     Call it in the main thread of a process of its own. It raises the soft limit of descriptors to
@@ -67,6 +68,7 @@ def serve(db: str, listen: str, metrics_listen: str = "") -> None:
     Args:
         db: path of the registry, which is created if it is missing.
         listen: address of the socket, `unix:///path`.
+        network: network of the pods.
         metrics_listen: address to serve metrics at, HOST:PORT; "" serves none.
     Raises:
         InvalidArgumentError: an address is malformed.
@@ -92,7 +94,7 @@ def serve(db: str, listen: str, metrics_listen: str = "") -> None:
         ending = Ending()
         calls = Calls(ending, _observer(store, metrics_listen))
         change_log = ChangeLog(store, ending)  # before the recovery, whose changes are logged too
-        with contextlib.closing(Sandboxer(store)) as sandboxer:
+        with contextlib.closing(Sandboxer(store, network)) as sandboxer:
             _serve(store, sandboxer, path, calls, change_log)
 
 

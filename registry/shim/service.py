@@ -35,6 +35,9 @@ RUNTIME: Final = "runtime.v1.RuntimeService"
 IMAGE: Final = "runtime.v1.ImageService"
 """Service names on the wire; those of runtime.proto would begin with its own package."""
 
+KUBE_API_VERSION: Final = "0.1.0"
+"""Version that a kubelet expects, whatever it asks for."""
+
 
 def services(
     store: Store,
@@ -101,9 +104,9 @@ class RuntimeService:
             "ListPodSandboxMetrics": Method(api.ListPodSandboxMetricsRequest, self._list_metrics),
         }
 
-    def _answer_version(self, request: api.VersionRequest, _: object) -> api.VersionResponse:
+    def _answer_version(self, _request: api.VersionRequest, _: object) -> api.VersionResponse:
         return api.VersionResponse(
-            version=request.version or "0.1.0",
+            version=KUBE_API_VERSION,
             runtime_name="sandbox-registry",
             runtime_version=__version__,
             runtime_api_version="v1",
@@ -111,17 +114,21 @@ class RuntimeService:
 
     def _status(self, request: api.StatusRequest, _: object) -> api.StatusResponse:
         response = api.StatusResponse()
-        for kind in ("RuntimeReady", "NetworkReady"):
-            response.status.conditions.add(type=kind, status=True)
+        runtime = response.status.conditions.add(type="RuntimeReady", status=True)
         error = self._ending.tell()
         if error is not None:
-            runtime = response.status.conditions[0]
             runtime.status, runtime.reason = False, type(error).__name__.removesuffix("Error")
             runtime.message = str(error)
+        network = response.status.conditions.add(type="NetworkReady", status=True)
+        why = self._sandboxer.why_no_network()
+        if why:
+            network.status, network.reason = False, "NetworkPluginNotReady"
+            network.message = f"Network plugin returns error: {why}"
         response.runtime_handlers.add(features=api.RuntimeHandlerFeatures())
         response.features.supplemental_groups_policy = True
         if request.verbose:
             response.info["registry"] = to_json(self._store.path)
+            response.info["lastCNILoadStatus"] = to_json(why or "OK")
         return response
 
     def _run(

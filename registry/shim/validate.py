@@ -30,6 +30,7 @@ from registry.shim import cgroups
 
 HOSTNAME_MAX: Final = 64
 """Bytes that Linux keeps of a host name."""
+PORT_MAX: Final = 65535
 ID_MAX: Final = 2**32 - 2
 """The highest user or group id: the number above it stands for "unchanged" (setresuid(2))."""
 MODES: Final = {
@@ -214,11 +215,9 @@ def _hostname(config: PodSandboxConfig) -> Iterator[Refusal]:
 
 
 def _ports(config: PodSandboxConfig) -> Iterator[Refusal]:
-    """Yield the ports that need forwarding; on the host network none does."""
     for port in () if is_host_network(config) else config.port_mappings:
-        if port.host_port:
-            why = "is not supported: ports of the node are not forwarded"
-            yield Refusal("port_mappings.host_port", port.host_port, why)
+        if not 0 <= port.host_port <= PORT_MAX:
+            yield Refusal("port_mappings.host_port", port.host_port, f"is not 0 to {PORT_MAX}")
 
 
 # Sysctls.

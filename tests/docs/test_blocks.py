@@ -73,6 +73,9 @@ PARTS = {
         "tests/shim/test_docs.py::test_pod_of_docs_is_run_by_the_calls_of_crictl": 1,
         "tests/shim/test_docs.py::test_serve_command_of_docs_has_the_options_of_the_program": 1,
     },
+    ("docs/shim.md", "text"): {
+        "tests/shim/test_networks.py::test_network_of_docs_connects_pods_and_host": 1
+    },
     ("docs/shim.md", "json"): {
         "tests/shim/test_docs.py::test_pod_of_docs_is_run_by_the_calls_of_crictl": 1
     },

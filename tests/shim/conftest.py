@@ -14,11 +14,16 @@ from typing import Any
 
 import pytest
 
-from registry import Store
+from registry import NetNS, Store
+from registry.shim.network import Network
 from registry.shim.sandboxer import Sandboxer
 from tests.shim import traces
 from tests.shim.client import Client
-from tests.tools import environment, query, until
+from tests.tools import ROOT, environment, query, until
+
+CNI = os.path.join(ROOT, "tests", "shim", "cni")
+"""Directory of the configuration and the plugin for pods that need no connection."""
+NETWORK = Network(CNI, [CNI])
 
 CHANGE = re.compile(r" sandbox '\w+' of pod .*: \w+ -> \w+")
 """A change of a sandbox, in the log of a server."""
@@ -82,6 +87,9 @@ class Server:
         self.db = str(directory / "registry.db")
         self.socket = str(directory / "cri.sock")
         self.log = directory / "log"
+        self.cni_conf_dir = self.cni_bin_dir = CNI
+        self.netns = ""
+        """Path of the network namespace to serve in; "": that of this process."""
         self.process: subprocess.Popen[bytes] | None = None
         self.options: list[str] = []
         """Options beside socket and registry."""
@@ -93,9 +101,10 @@ class Server:
 
     def command(self) -> list[str]:
         """Return the command line."""
-        listen = f"unix://{self.socket}"
-        fixed = ["serve", "--listen", listen, "--db", self.db]
-        return [sys.executable, "-m", "registry", *fixed, *self.options]
+        command = [sys.executable, "-m", "registry", "serve", "--listen", f"unix://{self.socket}"]
+        network = ["--cni-conf-dir", self.cni_conf_dir, "--cni-bin-dir", self.cni_bin_dir]
+        enter = ["nsenter", f"--net={self.netns}"] if self.netns else []
+        return [*enter, *command, *network, "--db", self.db, *self.options]
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
@@ -121,16 +130,24 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path, *options: str) -> Iterator[Server]:
-    """Run a server; remove its sandboxes at the end, and check that nothing is left."""
-    server = Server(directory)
+def serving(server: Server | Path, *options: str) -> Iterator[Server]:
+    """Run a server; remove its sandboxes at the end, and check that nothing is left.
+
+    A path is the directory of a server with the network of `CNI`.
+    """
+    if isinstance(server, Path):
+        server = Server(server)
     server.options += options
     server.start()
     try:
         yield server
     finally:
         server.kill()
-        remove_all(server.db)
+        network = Network(server.cni_conf_dir, [server.cni_bin_dir])
+        if server.netns:
+            NetNS.load(server.netns).do(lambda: remove_all(server.db, network))
+        else:
+            remove_all(server.db, network)
     until(lambda: NOTHING == left_of(server.db))
     traces.remove_cgroup(server.db)
     assert "Traceback" not in server.log.read_text()
@@ -150,9 +167,9 @@ def mortal(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def remove_all(db: str) -> None:
+def remove_all(db: str, network: Network = NETWORK) -> None:
     """Remove every sandbox of a registry, and check it."""
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, network)) as sandboxer:
         for sandbox in store.list(include_unknown=True):
             sandboxer.remove(sandbox.id)
         assert [] == store.list(include_unknown=True)

@@ -25,6 +25,7 @@ import registry.shim
 from registry import Store
 from registry.host import netns
 from registry.shim.sandboxer import Sandboxer
+from tests.shim.conftest import NETWORK
 from tests.shim.traces import whole_pod
 
 ROUNDS: Final = 2
@@ -59,7 +60,7 @@ def work(db: str, verb: str, argument: str, place: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         if place:
             threading.settrace(trace)
             sys.settrace(trace)

@@ -30,7 +30,7 @@ RESOURCES = "type.googleapis.com/sandbox_registry.cri.v1.LinuxContainerResources
 def test_version_and_status_satisfy_crictl(cri: Client) -> None:
     """Crictl refuses a runtime that leaves one of four fields of Version empty."""
     version = cri.call("Version", version="v1")
-    assert ("v1", "sandbox-registry", "v1") == (
+    assert ("0.1.0", "sandbox-registry", "v1") == (
         version.version,
         version.runtime_name,
         version.runtime_api_version,

@@ -15,7 +15,7 @@ from registry.shim import cgroups
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import Client, config, pod_config, refused
-from tests.shim.conftest import Server
+from tests.shim.conftest import NETWORK, Server
 from tests.shim.traces import cgroup_of, whole_pod
 from tests.tools import environment, python
 
@@ -99,7 +99,7 @@ def test_pause_process_without_parent_stays_in_the_cgroup_of_the_server(
 def test_cgroup_with_another_process_is_removed_once_that_has_ended(db: str) -> None:
     """The refusal names the process; the shim ends only what it has started."""
     wanted = whole_pod(db, "web")
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         id = sandboxer.run(wanted)
         point = cgroups.hierarchies()[-1]
         place = Path(point, cgroups.path_of(wanted, id))
@@ -127,6 +127,7 @@ from contextlib import closing
 from registry import FailedPreconditionError, Store
 from registry.shim import cgroups
 from registry.shim.sandboxer import Sandboxer
+from tests.shim.conftest import NETWORK
 from tests.tools import pod
 
 for point in cgroups.hierarchies():
@@ -135,7 +136,7 @@ while cgroups.hierarchies():
     subprocess.run(["umount", "--lazy", cgroups.hierarchies()[0]], check=True)
 config = pod()
 config.linux.cgroup_parent = "/" + sys.argv[2]
-with Store.open(sys.argv[1]) as store, closing(Sandboxer(store)) as sandboxer:
+with Store.open(sys.argv[1]) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
     try:
         sandboxer.run(config)
     except FailedPreconditionError as error:

@@ -17,7 +17,7 @@ from registry.shim.recovery import REMOVED, STOPPED
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, Client, pod_config
-from tests.shim.conftest import Server, namespaces, pauses
+from tests.shim.conftest import NETWORK, Server, namespaces, pauses
 from tests.tools import until
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
@@ -76,7 +76,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
 
 def interrupt_stops(db: str, reasons: Sequence[str]) -> list[int]:
     """Run sandboxes whose stop or removal is only recorded, and return their pids."""
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         pids = []
         for n, reason in enumerate(reasons):
             (config,) = configs(f"frozen-{n}")
@@ -95,7 +95,7 @@ def test_start_waits_for_frozen_processes_together(
     pids = interrupt_stops(db, [STOPPED, REMOVED, STOPPED])
     with frozen(pids), Store.open(db) as store:
         calls.clear()
-        with closing(Sandboxer(store)) as sandboxer:
+        with closing(Sandboxer(store, NETWORK)) as sandboxer:
             assert ["kill"] * N == [name for name, _ in calls[:N]]
             assert 0.5 >= sum(seconds for _, seconds in calls)
             assert N <= sum(name == "wait" for name, _ in calls)
@@ -113,7 +113,7 @@ def test_frozen_process_is_ended_after_it_is_thawed(
     with Store.open(db) as store:
         with frozen(pids):
             calls.clear()
-            sandboxer = Sandboxer(store)
+            sandboxer = Sandboxer(store, NETWORK)
             begun = len(calls)
             until(lambda: len(calls) >= begun + 8)
             assert {0.0} == {seconds for _, seconds in calls[begun:]}
@@ -130,7 +130,7 @@ def test_frozen_process_is_ended_after_it_is_thawed(
 def test_stop_of_frozen_process_fails_with_advice(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second stop succeeds after the process was thawed."""
     monkeypatch.setattr(recovery, "KILLED_WITHIN", 0.1)
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         (config,) = configs("web")
         id = sandboxer.run(config)
         pid = store.get(id).status_as_read.pid

@@ -17,7 +17,7 @@ from registry.shim import mounts, seccomp
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NODE, Client, config, pod_config
-from tests.shim.conftest import Server
+from tests.shim.conftest import NETWORK, Server
 from tests.tools import run, until
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
@@ -226,7 +226,7 @@ def test_missing_libseccomp_is_logged_once(
     monkeypatch.setattr(seccomp, "LIBRARY", "libseccomp-of-no-system.so.2")
     seccomp._library.cache_clear()
     try:
-        with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+        with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
             for name in ("web", "db"):
                 wanted = config(name)
                 wanted.linux.security_context.seccomp.SetInParent()

@@ -23,7 +23,7 @@ from registry.shim import cgroups
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
-from tests.shim.conftest import NOTHING, Server, left_of, pauses, remove_all, serving
+from tests.shim.conftest import NETWORK, NOTHING, Server, left_of, pauses, remove_all, serving
 from tests.tools import execute, is_recent, line, running, say, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.crash, needs.namespaces]
@@ -58,7 +58,7 @@ def ran(shims: Shims, db: str, name: str = "web") -> str:
 
 def recovered(db: str) -> list[tuple[str, State]]:
     """Start and end a shim; return ids and states of all sandboxes, UNKNOWN included."""
-    with Store.open(db) as store, closing(Sandboxer(store)):
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)):
         assert [] == store.check()
         found = store.list(include_unknown=True)
         return [(each.id, each.status_as_read.state) for each in found]
@@ -310,7 +310,7 @@ def test_recovery_continues_after_a_sandbox_that_fails(
         "process_time_ns = NULL, process_inode = NULL, process_start_time = NULL "
         f"WHERE pid = {pid}",
     )
-    with Store.open(db) as store, closing(Sandboxer(store)):
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)):
         assert {State.READY} == {each.status_as_read.state for each in store.list()}
         assert f"recover sandbox {first!r}" in caplog.text
         os.kill(store.get(second).status_as_read.pid, signal.SIGKILL)

@@ -167,8 +167,8 @@ REFUSED: dict[str, list[Change]] = {
     },
     f"{CONTEXT}.readonly_rootfs": [setting(f"{CONTEXT}.readonly_rootfs", value=True)],
     "port_mappings.host_port": [
-        adding("port_mappings", container_port=80, host_port=8080),
         adding("port_mappings", container_port=80, host_port=-1),
+        adding("port_mappings", container_port=80, host_port=65536),
     ],
     "port_mappings.protocol": [adding("port_mappings", protocol=UNHEARD_OF, container_port=80)],
     "windows.security_context.run_as_username": [

@@ -18,7 +18,7 @@ from registry.host import kernel
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NODE, NOTREADY, READY, Client, pod_config, refused
-from tests.shim.conftest import NOTHING, Server, left_of, namespaces, pauses
+from tests.shim.conftest import NETWORK, NOTHING, Server, left_of, namespaces, pauses
 from tests.tools import is_recent, run, until
 
 pytestmark = [
@@ -285,7 +285,10 @@ def test_exit_of_pause_process_sets_stopch(tmp_path: Path, monkeypatch: pytest.M
     for timer in ("RETRY", "LOOK"):
         monkeypatch.setattr(f"registry.handles.exit_watcher.{timer}", 3600.0)
     config = PodSandboxConfig.FromString(pod_config("web").SerializeToString())
-    with Store.open(tmp_path / "registry.db") as store, closing(Sandboxer(store)) as sandboxer:
+    with (
+        Store.open(tmp_path / "registry.db") as store,
+        closing(Sandboxer(store, NETWORK)) as sandboxer,
+    ):
         sandbox = store.get(sandboxer.run(config))
         assert not sandbox.stopped.wait(0.05)
         os.kill(sandbox.status_as_read.pid, signal.SIGKILL)

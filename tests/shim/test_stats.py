@@ -18,6 +18,7 @@ from registry.shim import cgroups, runtime_pb2, stats
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import Client, pod_config, refused
+from tests.shim.conftest import NETWORK
 from tests.shim.traces import whole_pod
 from tests.tools import is_recent, line, say
 
@@ -204,7 +205,7 @@ def test_pressure_is_read_from_cgroup_v2(db: str, tmp_path: Path) -> None:
         with (
             cgroup(wanted.linux.cgroup_parent.strip("/"), [str(point)]) as (folder,),
             Store.open(db) as store,
-            closing(Sandboxer(store)) as sandboxer,
+            closing(Sandboxer(store, NETWORK)) as sandboxer,
         ):
             sandbox = store.get(sandboxer.run(wanted))
             item = runtime_pb2.PodSandbox(id=sandbox.id)

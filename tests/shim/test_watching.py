@@ -19,7 +19,7 @@ from registry.shim.recovery import Recovery
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, config, pod_config
-from tests.shim.conftest import NOTHING, left_of, pauses
+from tests.shim.conftest import NETWORK, NOTHING, left_of, pauses
 from tests.tools import until
 
 pytestmark = [
@@ -33,7 +33,7 @@ def test_exit_is_recorded_after_database_was_locked(
 ) -> None:
     """The exit status is kept meanwhile."""
     monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
-    with Store.open(db, timeout=0.05) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db, timeout=0.05) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         id = sandboxer.run(config())
         pid = store.get(id).status_as_read.pid
         with Store.open(db, timeout=5) as other, other.transaction():
@@ -50,7 +50,7 @@ def test_watcher_continues_after_unexpected_exception(
 ) -> None:
     """The exception is logged, and the call retried."""
     monkeypatch.setattr("registry.handles.exit_watcher.RETRY", 0.01)
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         first, second = (store.get(sandboxer.run(config(name))) for name in ("a", "b"))
         with monkeypatch.context() as trouble:
             trouble.setattr(Recovery, "note_exit", None)
@@ -63,7 +63,7 @@ def test_watcher_continues_after_unexpected_exception(
 def test_exit_is_dropped_after_store_was_closed(db: str, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged once, and the process is reaped."""
     with Store.open(db) as store:
-        sandboxer = Sandboxer(store)
+        sandboxer = Sandboxer(store, NETWORK)
         pid = store.get(sandboxer.run(config())).status_as_read.pid
     with closing(sandboxer):
         os.kill(pid, signal.SIGKILL)
@@ -74,7 +74,7 @@ def test_exit_is_dropped_after_store_was_closed(db: str, caplog: pytest.LogCaptu
 
 def test_shim_leaves_no_zombies(db: str) -> None:
     """Killed, stopped and removed sandboxes are reaped by the process that forked them."""
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         for n in range(5):
             killed, stopped, removed, both = (sandboxer.run(config(f"{n}-{m}")) for m in range(4))
             for id in (killed, both):
@@ -100,7 +100,7 @@ def test_shim_leaves_no_zombies(db: str) -> None:
 
 def test_exits_close_keeps_watched_processes(db: str) -> None:
     """The descriptors are closed, and the processes run."""
-    with Store.open(db) as store, closing(Sandboxer(store)) as sandboxer:
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
         sandbox = store.get(sandboxer.run(config()))
         process = sandbox.open_process()
         assert process is not None
