@@ -13,6 +13,7 @@ from typing import Final
 from datasette.utils import tilde_encode
 
 from registry.browse.timeline import Line, Span
+from registry.model.status import short_state
 from registry.visible import visible
 
 WIDTH: Final = 1100
@@ -77,7 +78,7 @@ def _bar(line: Line, row: int, begin: float, end: float, scale: float) -> Iterat
 
 
 def _box(span: Span, x: float, y: float, width: float) -> Iterator[str]:
-    state = span.state.removeprefix("SANDBOX_")
+    state = short_state(span.state)
     kind = {"READY": "ready", "NOTREADY": "notready"}.get(state, "unknown")
     times = " to ".join(
         datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -27,6 +27,7 @@ from registry.browse.metadata import DATABASE
 from registry.browse.questions import load
 from registry.browse.timeline import ROWS_MAX
 from registry.errors import RegistryError
+from registry.model.status import short_state
 from registry.visible import visible
 
 log = logging.getLogger("registry")
@@ -48,8 +49,9 @@ _IDS: Final = {"id", "sandbox_id"}
 
 @hookimpl
 def prepare_jinja2_environment(env: Any) -> None:
-    """Show what is not seen in each text that a template contains."""
+    """Show what is not seen in each text that a template contains, and states without prefix."""
     env.finalize = shown
+    env.filters["short_state"] = short_state
 
 
 @hookimpl

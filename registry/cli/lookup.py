@@ -14,6 +14,7 @@ from registry.errors import (
     NotFoundError,
 )
 from registry.handles.sandbox import Sandbox
+from registry.model.status import short_state
 from registry.store import Store
 from registry.tables import queries, sql
 from registry.tables.rows import as_text
@@ -161,7 +162,7 @@ def _shown(found: Iterable[Sandbox]) -> list[str]:
     """Return how an error names the sandboxes *found*, the newest first."""
     lines = []
     for sandbox in sorted(found, key=_created_at, reverse=True):
-        state = str(sandbox.stored["state"]).removeprefix("SANDBOX_")
+        state = short_state(sandbox.stored["state"])
         lines.append(f"{sandbox.id} ({sandbox.name}, {state})")
     return lines
 

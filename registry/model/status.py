@@ -54,6 +54,13 @@ class State(IntEnum):
 
 _TEXTS: Final = tuple(f"SANDBOX_{state.name}" for state in State)
 _BY_TEXT: Final[Mapping[str, State]] = {str(state): state for state in State}
+_PREFIX: Final = "SANDBOX_"
+
+
+def short_state(text: object) -> str:
+    """Return the text of a state as people read it, such as `READY`; also of a damaged one."""
+    return str(text).removeprefix(_PREFIX)
+
 
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
     {

@@ -33,7 +33,7 @@ from registry.handles.sandbox import Sandbox
 from registry.host.context import HostContext
 from registry.model.extensions import Extension
 from registry.model.extensions import validate as validate_extensions
-from registry.model.status import State, Status
+from registry.model.status import State, Status, short_state
 from registry.store import Store
 from registry.sync.interrupts import reraise_interrupt
 
@@ -139,7 +139,7 @@ def _status_of(entry: Mapping[str, Any]) -> Status:
         MetadataError: *entry* has no known state.
     """
     fields = {name: _field(entry, name) for name in Status.__dataclass_fields__}
-    name = str(fields.pop("state")).removeprefix("SANDBOX_")
+    name = short_state(fields.pop("state"))
     if name not in State.__members__:
         known = ", ".join(map(str, State))
         raise MetadataError(f"status: state {entry.get('state')!r} is none of {known}")

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from registry.cli.failures import PROGRAM
 from registry.cli.output.values import age, shown
 from registry.host.process import Liveness
-from registry.model.status import State
+from registry.model.status import State, short_state
 from registry.recovery.findings import Reason, Verdict
 from registry.recovery.verdicts import Decision, Observation
 from registry.tables.rows import Transition, load_netns
@@ -143,7 +143,7 @@ def _headline(facts: Facts, now: int) -> str:
     pod = f", pod {facts.pod} in namespace {facts.namespace}," if facts.pod else ""
     subject = f"Sandbox {facts.id} ({facts.name}){pod}"
     if not facts.since:
-        return f"{subject} is {_short(facts.state)}; since when is not recorded."
+        return f"{subject} is {short_state(facts.state)}; since when is not recorded."
     old, moment = age(facts.since, now), shown("at", facts.since)
     if facts.state is None:
         return f"{subject} was deleted {old} ago, at {moment}."
@@ -152,7 +152,7 @@ def _headline(facts: Facts, now: int) -> str:
             f"{subject} is UNKNOWN: its creation began {old} ago, at {moment}, and is not complete."
         )
     longer = "" if facts.transition else ", or longer: the history no longer has the change"
-    return f"{subject} has been {_short(facts.state)} for {old}, since {moment}{longer}."
+    return f"{subject} has been {short_state(facts.state)} for {old}, since {moment}{longer}."
 
 
 def _cause(facts: Facts, now: int) -> str:
@@ -177,11 +177,11 @@ def _change(facts: Facts, now: int) -> str:
     found = facts.transition
     if found is None:
         return ""
-    before = _short(found.from_state)
+    before = short_state(found.from_state)
     event = {
-        "created": f"added it as {_short(found.to_state)}",
+        "created": f"added it as {short_state(found.to_state)}",
         "deleted": f"deleted it; it was {before} before",
-    }.get(found.event, f"changed it from {before} to {_short(found.to_state)}")
+    }.get(found.event, f"changed it from {before} to {short_state(found.to_state)}")
     writer = {
         "sql": "a client wrote it with SQL, such as the sqlite3 shell",
         "": "its writer is not recorded",
@@ -263,10 +263,6 @@ def _netns_is_open(facts: Facts) -> bool:
 def _process_runs(facts: Facts) -> bool:
     seen = None if facts.observation is None else facts.observation.process
     return seen is not None and seen.liveness is Liveness.RUNNING
-
-
-def _short(state: object) -> str:
-    return str(state).removeprefix("SANDBOX_")
 
 
 def _sentence(text: str) -> str:

@@ -15,7 +15,7 @@ from registry.cli.moments import Moment
 from registry.cli.output.formats import PEOPLE, Format, Records, View, show
 from registry.cli.output.streams import is_terminal, note
 from registry.cli.verbs.summary import FIELDS, labels, row_of, summaries
-from registry.model.status import State
+from registry.model.status import State, short_state
 from registry.store import Store
 from registry.tables import sql
 from registry.tables.rows import Summary, summary_damages
@@ -57,7 +57,7 @@ VIEW: Final = View(
 
 
 def _states(texts: Iterable[str]) -> set[State]:
-    names = {text: text.upper().removeprefix("SANDBOX_") for text in texts}
+    names = {text: short_state(text.upper()) for text in texts}
     for text, name in names.items():
         if name not in State.__members__:
             known = ", ".join(State.__members__)
