@@ -665,6 +665,11 @@ def _admit(session: Session) -> bool:
         return migrations.admit(fetch, doing, path)
 
 
+def session_of(store: Store) -> Session:
+    """Return the session of *store*, by which the command line and the metrics read its tables."""
+    return store._session  # noqa: SLF001 - of this module
+
+
 def _author(actor: str, clock: Callable[[], int] | None, doing: str) -> Author:
     """Return the author of writes; *actor* "" means the program's name and pid."""
     script = (sys.argv or [""])[0]

@@ -15,7 +15,7 @@ from registry.errors import (
 )
 from registry.handles.sandbox import Sandbox
 from registry.model.status import short_state
-from registry.store import Store
+from registry.store import Store, session_of
 from registry.tables import queries, sql
 from registry.tables.rows import as_text
 from registry.visible import visible
@@ -104,7 +104,7 @@ def _find_past(store: Store, text: str, doing: str) -> str:
     namespace, slash, pod = text.partition("/")
     pods = {"namespace": namespace, "pod": pod} if slash else {"namespace": None, "pod": text}
     params = {"name": text, **pods, **queries.prefix_params(text)}
-    found = [id for (id,) in store._session.fetch(sql.PAST_IDS, params, doing)]  # noqa: SLF001
+    found = [id for (id,) in session_of(store).fetch(sql.PAST_IDS, params, doing)]
     if len(found) > 1:
         raise _several(doing, found, text)
     if not found:
@@ -116,7 +116,7 @@ def _find_past(store: Store, text: str, doing: str) -> str:
 def ids(store: Store) -> list[str]:
     """Return all ids, which a short id must not begin; none if damage hides them."""
     with contextlib.suppress(DataLossError):
-        return [str(id) for (id,) in store._session.fetch(sql.IDS, {}, "list ids")]  # noqa: SLF001
+        return [str(id) for (id,) in session_of(store).fetch(sql.IDS, {}, "list ids")]
     return []
 
 
@@ -132,7 +132,7 @@ def nothing(store: Store, message: str, query: str, what: str, value: str | None
     """
     if value is None:
         return message
-    known = [as_text(each) for (each,) in store._session.fetch(query, {}, f"list {what}s")]  # noqa: SLF001
+    known = [as_text(each) for (each,) in session_of(store).fetch(query, {}, f"list {what}s")]
     if value.casefold() in map(str.casefold, known):
         return message
     if not known:

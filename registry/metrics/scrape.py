@@ -24,7 +24,7 @@ from registry.metrics.readings import Files, Reading
 from registry.metrics.table import METRICS, PREFIX, Metric
 from registry.model.validation import check_seconds, invalid
 from registry.recovery.findings import Verdict
-from registry.store import Reconciled, Store
+from registry.store import Reconciled, Store, session_of
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 from registry.visible import visible
 
@@ -89,7 +89,7 @@ class StoreCollector(Collector):
 
     def _scrape(self, store: Store, families: Families) -> None:
         began = time.monotonic()
-        session = store._session  # noqa: SLF001 - this module is another face of the session
+        session = session_of(store)
         path = session.engine.path
         families.path = visible(path)
         try:

@@ -34,7 +34,7 @@ from registry.host.context import HostContext
 from registry.model.extensions import Extension
 from registry.model.extensions import validate as validate_extensions
 from registry.model.status import State, Status, short_state
-from registry.store import Store
+from registry.store import Store, session_of
 from registry.sync.interrupts import reraise_interrupt
 
 STATUSES_MAX: Final = 2**26
@@ -242,7 +242,7 @@ def _adopt(store: Store, candidate: Candidate, sources: dict[str, str]) -> Outco
         return outcome
     try:
         # The second half of `Store.adopt`.
-        sandbox = additions.insert(store._session, addition)  # noqa: SLF001
+        sandbox = additions.insert(session_of(store), addition)
         if found:
             sandbox.extensions.update(lambda _: found)
     except AlreadyExistsError as error:

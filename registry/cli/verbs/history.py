@@ -13,7 +13,7 @@ from registry.cli.moments import Moment
 from registry.cli.output.formats import Format, show
 from registry.cli.verbs.transitions import VIEW, row_of
 from registry.errors import MetadataError
-from registry.store import Store
+from registry.store import Store, session_of
 from registry.tables import queries, sql
 from registry.tables.rows import Transition
 
@@ -103,7 +103,7 @@ def transitions(
     limit = params.pop("limit", None) if is_damaged else None  # read from one end, then the other
     names = frozenset(params) - {"after"}
     query = queries.history(names, newest_first=not (oldest_first or is_damaged))
-    rows = store._session.history(query, params, doing)  # noqa: SLF001
+    rows = session_of(store).history(query, params, doing)
     if is_damaged:
         rows = (rows if oldest_first else rows[::-1])[:limit]
     found, failed = list[Transition](), list[str]()

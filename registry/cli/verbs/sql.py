@@ -21,6 +21,7 @@ from registry.engine import driver
 from registry.engine.driver import Connection
 from registry.errors import InvalidArgumentError, RegistryError, UnavailableError
 from registry.host import paths
+from registry.store import session_of
 from registry.tables.rows import as_text
 from registry.visible import visible
 
@@ -95,7 +96,7 @@ def run_sql(*, query: str | None, db: str, timeout: float, form: Format) -> int:
         return _open_shell(db)
     with options.open_to_show(db) as store:
         doing = "run SQL"
-        with store._session.engine.committed(doing) as connection:  # noqa: SLF001
+        with session_of(store).engine.committed(doing) as connection:
             limit = None if form.sort else form.limit
             columns, rows = _fetch(connection, DOT.get(query.strip(), query), timeout, limit)
     first = columns[0] if columns else ""
@@ -198,7 +199,7 @@ def _open_shell(db: str) -> int:
     """Replace this process by the `sqlite3` shell on the registry; without it, say what to do."""
     shell, path = shutil.which("sqlite3"), paths.resolve(db)
     with options.open_to_show(db) as store:  # it must be a registry, and the WAL its own
-        tables = store._session.fetch(TABLES, {}, "list the tables")  # noqa: SLF001
+        tables = session_of(store).fetch(TABLES, {}, "list the tables")
     if shell is not None and sys.stdin.isatty():
         write("read-only; .tables lists the tables and views, .quit ends\n")
         os.execv(shell, [shell, *SHELL, f"file:{driver.quoted(path)}?mode=ro"])  # noqa: S606

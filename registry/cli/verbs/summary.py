@@ -10,7 +10,7 @@ from registry import cri
 from registry.cli import options
 from registry.errors import DataLossError, MetadataError
 from registry.handles.sandbox import Sandbox
-from registry.store import Store
+from registry.store import Store, session_of
 from registry.tables import filters, sql
 from registry.tables.rows import Summary, as_text
 
@@ -26,7 +26,7 @@ def summaries(store: Store, fields: tuple[str, ...], **wanted: Any) -> list[tupl
     """
     if not options.is_damaged():
         query, params = filters.list_query(summaries=fields, **wanted)
-        return store._session.fetch(query, params, filters.LISTING)  # noqa: SLF001
+        return session_of(store).fetch(query, params, filters.LISTING)
     since, reason = wanted.pop("since", None), wanted.pop("reason", None)
     limit = wanted.pop("limit", None)
     handles = [
@@ -51,7 +51,7 @@ def latest_summary(store: Store, sandbox: Sandbox) -> tuple[Any, ...] | None:
     query = f"{sql.SUMMARIES.format(columns=columns)} WHERE {sql.LIST_ONE}"
     params = {"creation": sandbox._entry.row.creation}  # noqa: SLF001 - a damaged id names none
     with contextlib.suppress(DataLossError):
-        for found in store._session.fetch(query, params, filters.LISTING):  # noqa: SLF001
+        for found in session_of(store).fetch(query, params, filters.LISTING):
             return found
     return None
 
@@ -83,7 +83,7 @@ def labels(store: Store) -> dict[str, dict[str, str]]:
     """Return the labels of all pods, by the id of the sandbox, sorted by key."""
     found: dict[str, dict[str, str]] = {}
     with contextlib.suppress(DataLossError):
-        for id, key, value in store._session.fetch(sql.LABELS, {}, "read labels"):  # noqa: SLF001
+        for id, key, value in session_of(store).fetch(sql.LABELS, {}, "read labels"):
             found.setdefault(id, {})[as_text(key)] = as_text(value)
     return found
 

@@ -19,7 +19,7 @@ from registry.engine.usage import Usage
 from registry.errors import NotFoundError, RegistryError
 from registry.host import file_users, paths
 from registry.host.file_users import Program
-from registry.store import Store
+from registry.store import Store, session_of
 from registry.tables import sql
 from registry.tables.incarnation import Incarnation
 from registry.tables.version import LEVEL
@@ -83,7 +83,7 @@ def _registry(path: str) -> dict[str, Any]:
     """Return the identity of the registry at *path* as it says itself."""
     with (
         Store.open(path, damaged="read", timeout=WAIT) as store,
-        store._session.snapshot("read the registry") as fetch,  # noqa: SLF001
+        session_of(store).snapshot("read the registry") as fetch,
     ):
         now, ((level, _, _),) = Incarnation.read(fetch), fetch(sql.VERSION, {})
     return {"registry_id": now.registry_id, "incarnation": now.number, "level": level}

@@ -24,7 +24,7 @@ from registry.handles.sandbox import Sandbox
 from registry.host import file_users, kernel, pidfd
 from registry.host.context import HostContext
 from registry.recovery import reconcile
-from registry.store import Store
+from registry.store import Store, session_of
 from registry.tables.rows import Transition, as_text
 from registry.visible import visible
 
@@ -88,7 +88,7 @@ def _facts(store: Store, sandbox: Sandbox) -> Facts:
     if last is not None and found.state != str(last.to_state):
         last = None  # the transition to this state is not kept
     creation = sandbox._entry.row.creation  # noqa: SLF001 - the command line observes as the store
-    seen = reconcile.decide_on(store._session, creation)  # noqa: SLF001
+    seen = reconcile.decide_on(session_of(store), creation)
     if seen is None:
         raise NotFoundError(f"explain sandbox {sandbox.id!r}: it has been deleted", id=sandbox.id)
     return Facts(
