@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
@@ -13,12 +12,13 @@ from typing import Any
 import pytest
 
 from registry import Store
+from registry.cri import DNSConfig
 from registry.shim import mounts, seccomp
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NODE, Client, config, pod_config
 from tests.shim.conftest import NETWORK, Server
-from tests.tools import run, until
+from tests.tools import environment, python, run, until
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
 
@@ -106,15 +106,59 @@ def test_mounts_on_the_way_to_resolv_conf_are_needed(point: str, expected: bool)
     assert expected == mounts.is_needed(point, "/run/systemd/resolve/stub-resolv.conf")
 
 
-def test_mounts_of_the_pause_process_do_not_reach_the_host(server: Server, cri: Client) -> None:
-    """Nor does the host pass on what it mounts later: the mounts are private."""
-    pid = cri.info(cri.run(pod_config("web")))["pid"]
-    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
-    assert not [line for line in lines if re.search(r" (shared|master):", line)]
+SHARED = """
+import os, re, subprocess, sys
+from contextlib import closing
+from registry import Store
+from registry.cri import DNSConfig
+from registry.shim.sandboxer import Sandboxer
+from tests.shim.conftest import NETWORK
+from tests.tools import pod
+
+def mounts(pid):
+    with open(f"/proc/{pid}/mountinfo") as file:
+        return file.read()
+
+db, volume = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", volume], check=True)
+with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
+    sandbox = store.get(sandboxer.run(pod()))
+    pid, ours = sandbox.status_as_read.pid, mounts("self")
+    assert re.search(" shared:", ours)
+    assert f" {volume} " in ours
+    assert f" {sandbox.netns_path} " in ours
+    assert not re.search(r" (shared|master):", mounts(pid))
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/usr/share"], check=True)
+    assert " /usr/share " not in mounts(pid)
+    sandboxer.remove(sandbox.id)
+"""
+
+
+def test_mounts_do_not_propagate_between_host_and_pause_process(db: str, tmp_path: Path) -> None:
+    """On a host with shared mounts, as under systemd, what a run drops stays on the host."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    inside = ["unshare", "--mount", "--propagation", "shared", *python(SHARED, db, volume)]
+    done = subprocess.run(inside, env=environment(), capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr
+
+
+def test_resolv_conf_is_readable_under_any_umask(tmp_path: Path) -> None:
+    """A process that runs as another user reads it; the directory is for root."""
+    path = str(tmp_path / "registry.db-resolv" / "4a33")
+    before = os.umask(0o077)
+    try:
+        mounts.write_resolv(path, DNSConfig(servers=["10.96.0.10"]))
+    finally:
+        os.umask(before)
+    assert 0o644 == os.stat(path).st_mode & 0o777
+    assert 0o700 == os.stat(os.path.dirname(path)).st_mode & 0o777
+    mounts.remove_resolv(path)
+    mounts.remove_resolv(path)
 
 
 def test_resolv_conf_is_that_of_the_config(server: Server, cri: Client) -> None:
-    """It is mounted on the node's, readable for every user, and removed with the sandbox."""
+    """It is mounted on the node's, and removed when the sandbox is stopped."""
     wanted = pod_config("web")
     wanted.dns_config.servers.extend(["10.96.0.10", "fd00::10"])
     wanted.dns_config.searches.extend(["default.svc.cluster.local", "cluster.local"])
@@ -130,8 +174,6 @@ def test_resolv_conf_is_that_of_the_config(server: Server, cri: Client) -> None:
     path = Path(info["resolvConfPath"])
     assert Path(f"{os.path.realpath(server.db)}-resolv", id) == path
     assert expected == path.read_text()
-    assert 0o644 == path.stat().st_mode & 0o777
-    assert 0o700 == path.parent.stat().st_mode & 0o777
     node = Path("/etc/resolv.conf")
     if node.exists():
         assert expected == Path(f"/proc/{info['pid']}/root/etc/resolv.conf").read_text()

@@ -64,11 +64,12 @@ def pod() -> Iterator[str]:
         yield f"/{path}"
 
 
-def add_devices(cri: Client, id: str) -> None:
-    """Make the devices eth0 and other in the network namespace of a sandbox."""
+def add_devices(cri: Client, id: str, *names: str) -> None:
+    """Make pairs of devices in the network namespace of a sandbox."""
     inside = ["nsenter", f"--net={cri.info(id)['netNamespacePath']}"]
-    veth = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other"]
-    subprocess.run([*inside, *veth], check=True)
+    for name, peer in zip(names[::2], names[1::2], strict=True):
+        veth = ["ip", "link", "add", name, "type", "veth", "peer", "name", peer]
+        subprocess.run([*inside, *veth], check=True)
 
 
 def read(path: str, name: str) -> str:
@@ -136,17 +137,27 @@ def test_pod_without_cgroup_and_devices_has_no_statistics(cri: Client) -> None:
 
 @needs.veth
 def test_interfaces_of_a_pod_are_counted_in_its_namespace(cri: Client) -> None:
-    """The default interface comes first for a kubelet; the loopback device does not count."""
+    """A kubelet shows the default interface as the pod; the loopback device does not count."""
     id = cri.run(pod_config("web"))
-    add_devices(cri, id)
+    add_devices(cri, id, "first", "eth0", "last", "other")
     network = cri.call("PodSandboxStats", pod_sandbox_id=id).stats.linux.network
     assert is_recent(network.timestamp)
     assert "eth0" == network.default_interface.name
-    assert {"eth0", "other"} == {each.name for each in network.interfaces}
+    assert {"first", "eth0", "last", "other"} == {each.name for each in network.interfaces}
     for each in network.interfaces:
         assert {"name", "rx_bytes", "rx_errors", "tx_bytes", "tx_errors"} == {
             field.name for field, _ in each.ListFields()
         }
+
+
+@needs.veth
+def test_pod_without_eth0_has_a_default_interface(cri: Client) -> None:
+    """A kubelet reads it unchecked."""
+    id = cri.run(pod_config("web"))
+    add_devices(cri, id, "net1", "net2")
+    network = cri.call("PodSandboxStats", pod_sandbox_id=id).stats.linux.network
+    assert network.default_interface in network.interfaces
+    assert {"net1", "net2"} == {each.name for each in network.interfaces}
 
 
 def test_list_of_statistics_has_the_ready_sandboxes_that_match(cri: Client) -> None:
@@ -179,7 +190,7 @@ def test_metrics_have_the_names_and_labels_of_their_descriptors(pod: str, cri: C
     wanted = pod_config("web")
     wanted.linux.cgroup_parent = pod
     id = cri.run(wanted)
-    add_devices(cri, id)
+    add_devices(cri, id, "eth0", "other")
     (found,) = cri.call("ListPodSandboxMetrics").pod_metrics
     assert id == found.pod_sandbox_id
     assert set(descriptors) == {each.name for each in found.metrics}
