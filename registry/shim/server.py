@@ -117,33 +117,11 @@ def _close_on_exec() -> None:
 
 
 def _serve(
-    store: Store,
-    sandboxer: Sandboxer,
-    path: str,
-    calls: Calls,
-    change_log: ChangeLog,
+    store: Store, sandboxer: Sandboxer, path: str, calls: Calls, change_log: ChangeLog
 ) -> None:
-    answers, changes = _started(ANSWERS, "cri"), _started(CHANGES, "cri-changes")
-    streams = _started(STREAMS + 1, "cri-streams")  # the last one refuses a stream too many
     health, ending = HealthServicer(experimental_non_blocking=False), calls.ending
     threading.excepthook = partial(_end_for_thread, ending)
-    server = grpc.server(
-        answers,
-        handlers=[
-            *services(store, sandboxer, changes, streams, calls),
-            calls.service(
-                HEALTH,
-                {
-                    "Check": Method(HealthCheckRequest, health.Check),
-                    "Watch": Method(HealthCheckRequest, health.Watch, streams, is_stream=True),
-                },
-            ),
-        ],
-        options=[
-            ("grpc.max_receive_message_length", MESSAGE_MAX),
-            ("grpc.max_send_message_length", -1),
-        ],
-    )
+    server = _new_server(store, sandboxer, calls, health)
     _bind(server, path)
     try:
         server.start()
@@ -171,6 +149,29 @@ def _serve(
     change_log.close()
     if ending.error is not None:
         raise ending.error
+
+
+def _new_server(
+    store: Store, sandboxer: Sandboxer, calls: Calls, health: HealthServicer
+) -> grpc.Server:
+    """Return a server of all services, whose threads run."""
+    changes = _started(CHANGES, "cri-changes")
+    streams = _started(STREAMS + 1, "cri-streams")  # the last one refuses a stream too many
+    methods = {
+        "Check": Method(HealthCheckRequest, health.Check),
+        "Watch": Method(HealthCheckRequest, health.Watch, streams, is_stream=True),
+    }
+    return grpc.server(
+        _started(ANSWERS, "cri"),
+        handlers=[
+            *services(store, sandboxer, changes, streams, calls),
+            calls.service(HEALTH, methods),
+        ],
+        options=[
+            ("grpc.max_receive_message_length", MESSAGE_MAX),
+            ("grpc.max_send_message_length", -1),
+        ],
+    )
 
 
 def _observer(store: Store, listen: str) -> Observe:
