@@ -13,7 +13,7 @@ import click
 
 from registry.cli import complete
 from registry.cli.failures import DAMAGED, FOUND, PROGRAM, complain
-from registry.cli.output.formats import CUSTOM, KINDS, Format, View, read_columns
+from registry.cli.output.views import CUSTOM, KINDS, Format, View, read_columns
 from registry.errors import DataLossError
 from registry.store import TIMEOUT, Store
 

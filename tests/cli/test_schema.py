@@ -13,7 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from registry import Status, Store
-from registry.cli.output.formats import View, fields_of
+from registry.cli.output.views import View, fields_of
 from registry.cli.program import VERBS
 from registry.cli.verbs import fleet
 from tests.cli.program import KNOWN, SAMPLES, Call

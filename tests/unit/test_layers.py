@@ -153,6 +153,8 @@ ORDER = [
     "cli.output.terminal",
     "cli.output.progress",
     "cli.output.pager",
+    "cli.output.views",
+    "cli.output.rows",
     "cli.output.formats",
     "cli.output",
     *("fleet.text", "fleet.tables", "fleet.statements", "fleet.postgres", "fleet.source"),

@@ -7,5 +7,7 @@ ids       short ids
 terminal  tables on a terminal: their width, and colours
 progress  bars for long work
 pager     pager for long output
+views     fields of objects, and formats
+rows      values of rows, and their order
 formats   objects as tables, as JSON and in other formats
 """

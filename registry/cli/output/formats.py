@@ -1,148 +1,28 @@
-"""Formats of the objects that a verb prints: tables for people, JSON and others for programs.
-
-A verb gives rows, which are its objects as fields, and a `View` that says which of them a table
-has. The formats are a contract (docs/cli.md): fields are only ever added.
-"""
+"""Objects as tables for people, and as JSON and other formats for programs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import itemgetter
-from typing import Any, Final, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from registry.cli.output import cells
 from registry.cli.output.ids import shortened
+from registry.cli.output.rows import arranged, values_of
 from registry.cli.output.streams import is_terminal, note, write
 from registry.cli.output.values import (
-    EXACT,
-    STATE_FIELDS,
+    IDS,
     TIMES,
     UNSET,
+    WHOLE,
     age,
     clock_time,
     for_programs,
     shown,
     to_json,
 )
-from registry.errors import InvalidArgumentError
+from registry.cli.output.views import CUSTOM, PEOPLE, SERIAL, Format, Records, Row, View
 from registry.visible import visible
-
-Row = Mapping[str, Any]
-"""An object: its fields by name."""
-KINDS: Final = ("table", "wide", "json", "yaml", "jsonl", "name")
-PEOPLE: Final = frozenset({"table", "wide"})
-"""Formats that are tables for people."""
-CUSTOM: Final = "custom-columns"
-"""Format whose columns the operator names."""
-SERIAL: Final = frozenset({"json", "yaml", "jsonl"})
-"""Formats that have every field of an object."""
-IDS: Final = frozenset({"id", "sandbox_id", "holder"})
-"""Fields that hold ids of sandboxes."""
-WHOLE: Final = TIMES | STATE_FIELDS | {"seq"}
-"""Fields whose cells a terminal never cuts: a part of a time or a number is another one."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Fields and columns of the objects that a verb prints.
-
-    Attributes:
-        fields: all fields of an object, in order; those of times without their second name.
-        table: titles of the columns of a table, each with its field.
-        wide: the same of the format `wide`; by default as *table*.
-        name: field that the format `name` prints.
-        id: field that `--quiet` prints.
-        cuts: whether a table on a terminal is cut to its width.
-        clock: whether a table has times by the clock, not ages.
-        folds: whether the last column of a table on a terminal is folded.
-        raw: whether values are shown as they are: no field is an id or a time, and the line breaks
-            of the only column are kept.
-        paged: whether long output on a terminal goes through a pager.
-        nothing: line on stderr beside a table without objects; "" for none.
-    """
-
-    fields: tuple[str, ...]
-    table: Mapping[str, str]
-    wide: Mapping[str, str] = field(default_factory=dict)
-    name: str = "id"
-    id: str = "id"
-    cuts: bool = False
-    clock: bool = False
-    folds: bool = False
-    raw: bool = False
-    paged: bool = False
-    nothing: str = ""
-
-    def columns(self, kind: str) -> Mapping[str, str]:
-        """Return the columns of a table of *kind*, which is `table` or `wide`."""
-        return (kind == "wide" and self.wide) or self.table
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """Objects as tuples: of thousands, a table needs no dictionaries.
-
-    Attributes:
-        fields: names of the values of each tuple.
-        rows: the tuples.
-    """
-
-    fields: tuple[str, ...]
-    rows: Sequence[tuple[Any, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """Format that the operator asks for; see `options.output`.
-
-    Attributes:
-        kind: one of `KINDS`, or `CUSTOM`.
-        columns: titles and paths of fields of `CUSTOM`.
-        headers: whether a table begins with its titles.
-        trunc: whether ids are shortened, and tables on a terminal cut.
-        quiet: print only ids.
-        sort: field by which the objects are sorted, after a "-" in the reverse order; or "".
-        limit: number of objects that are printed of a sorted list.
-        pages: whether long output on a terminal goes through a pager.
-    """
-
-    kind: str = "table"
-    columns: Mapping[str, str] = field(default_factory=dict)
-    headers: bool = True
-    trunc: bool = True
-    quiet: bool = False
-    sort: str = ""
-    limit: int | None = None
-    pages: bool = True
-
-    @property
-    def shortens(self) -> bool:
-        """Return whether the output has short ids."""
-        return self.trunc and not self.quiet and self.kind in {"table", "wide"}
-
-    def fields(self, view: View) -> tuple[str, ...]:
-        """Return the fields of *view* that the output needs; all, unless it is a plain table."""
-        if self.quiet or self.kind == "name":
-            found = {view.id, view.name}
-        elif self.shortens or self.kind in {"table", "wide"}:
-            found = {view.id, *view.columns(self.kind).values()}
-        else:
-            return view.fields
-        return view.fields if self.sort else tuple(each for each in view.fields if each in found)
-
-    def require_fields(self, view: View) -> None:
-        """Raise InvalidArgumentError if a field that the operator has named is none of *view*."""
-        known = {*view.fields, *(f"{name}{EXACT}" for name in TIMES.intersection(view.fields))}
-        for path in (*self.columns.values(), self.sort.removeprefix("-")):
-            if path and path.partition(".")[0] not in known:
-                fields = ", ".join(view.fields)
-                raise InvalidArgumentError(
-                    f"print the field {path!r}: there is no such field; the fields are {fields}",
-                    field="output",
-                    value=path,
-                )
 
 
 def show(
@@ -170,7 +50,7 @@ def show(
         rows = arranged(rows, form)
     if form.quiet or form.kind == "name":
         name = view.id if form.quiet else view.name
-        output = "".join([f"{visible(str(value))}\n" for value in _values(rows, name)])
+        output = "".join([f"{visible(str(value))}\n" for value in values_of(rows, name)])
     elif form.kind in SERIAL:
         output = _serial(cast("Sequence[Row]", rows), whole, form.kind, raw=view.raw)
     elif form.kind == CUSTOM:
@@ -199,47 +79,6 @@ def table(rows: Sequence[Row], view: View) -> str:
     return _table(rows, view.table, Format(), view, {})
 
 
-def arranged(rows: Sequence[Row], form: Format) -> Sequence[Row]:
-    """Return *rows*, sorted and limited as *form* asks for; unset values come last."""
-    path = form.sort.removeprefix("-")
-    if path:
-        unset = (None, "")
-        given = [row for row in rows if value_of(row, path) not in unset]
-        given.sort(key=lambda row: _key(value_of(row, path)), reverse=form.sort.startswith("-"))
-        rows = [*given, *(row for row in rows if value_of(row, path) in unset)]
-        rows = rows[: form.limit]
-    return rows
-
-
-def _key(value: object) -> tuple[bool, Any]:
-    """Return what a value is sorted by: numbers by their value, all else as text."""
-    is_number = isinstance(value, (int, float))
-    return not is_number, value if is_number else str(value)
-
-
-def _values(rows: Sequence[Row] | Records, path: str) -> list[Any]:
-    """Return the values at *path* of all *rows*."""
-    if isinstance(rows, Records):
-        return list(map(itemgetter(rows.fields.index(path)), rows.rows))
-    return [value_of(row, path) for row in rows]
-
-
-def value_of(row: Row, path: str) -> Any:
-    """Return the value at *path*, names of fields joined by dots; None if there is none.
-
-    Keys may have dots, as those of labels do.
-    """
-    found: Any = row
-    while path and isinstance(found, Mapping):
-        if path in found:
-            return found[path]
-        name, _, path = path.partition(".")
-        if name not in found and name.removesuffix(EXACT) in TIMES:
-            return found.get(name.removesuffix(EXACT)) if not path else None
-        found = found.get(name)
-    return found if not path else None
-
-
 def _serial(rows: Sequence[Row], whole: Row | None, kind: str, *, raw: bool) -> str:
     """Return the objects as JSON or YAML; *kind* is one of `SERIAL`."""
     given: Any = rows if whole is None else [whole]
@@ -266,7 +105,7 @@ def _short_ids(
     if not form.shortens:
         return {}
     named = IDS.intersection(columns.values())
-    here = {str(value) for name in named for value in _values(rows, name) if value}
+    here = {str(value) for name in named for value in values_of(rows, name) if value}
     return shortened(here.union(ids)) if here else {}
 
 
@@ -288,7 +127,7 @@ def _table(
     for title, path in columns.items():
         titles = [visible(title)] if form.headers else []
         of = "" if view.raw else path
-        found.append(titles + _cells(of, _values(rows, path), short, now, clock=view.clock))
+        found.append(titles + _cells(of, values_of(rows, path), short, now, clock=view.clock))
     if not found[0]:
         return ""
     if is_terminal():
@@ -306,7 +145,7 @@ def _texts(rows: Sequence[Row] | Records, columns: Mapping[str, str], form: Form
     The definition of a view has more lines than one, and so may what SQLite's own check reports.
     """
     ((title, path),) = columns.items()
-    values = _values(rows, path)
+    values = values_of(rows, path)
     if not any(isinstance(each, str) and "\n" in each for each in values):
         return ""
     lines = [title] if form.headers else []
@@ -337,27 +176,3 @@ def _cells(
     except TypeError:  # objects or arrays
         return [shown(path, value) for value in values]
     return [cells_of[value] for value in values]
-
-
-def read_columns(text: str) -> dict[str, str]:
-    """Return the columns in *text*, `TITLE:FIELD` separated by commas, as titles and fields.
-
-    Raises:
-        ValueError: it has another form.
-    """
-    found: dict[str, str] = {}
-    for column in text.split(","):
-        title, colon, path = column.partition(":")
-        path = path.strip().strip("{}").removeprefix(".")
-        if not colon or not title or not path:
-            raise ValueError(f"{column!r} is not TITLE:FIELD")
-        if title in found:
-            raise ValueError(f"{title!r} is given twice")
-        found[title] = path
-    return found
-
-
-def fields_of(view: View) -> Collection[str]:
-    """Return the fields of the JSON objects of *view*, in order."""
-    doubled = ([name, name + EXACT] if name in TIMES else [name] for name in view.fields)
-    return [name for each in doubled for name in each]

@@ -23,6 +23,10 @@ STATES: Final = {str(state): state.name for state in State}
 """States as tables show them, by their text in SQL and JSON."""
 UNSET: Final = "-"
 STATE_FIELDS: Final = frozenset({"state", "from_state", "to_state"})
+IDS: Final = frozenset({"id", "sandbox_id", "holder"})
+"""Fields that hold ids of sandboxes."""
+WHOLE: Final = TIMES | STATE_FIELDS | {"seq"}
+"""Fields whose cells a terminal never cuts: a part of a time or a number is another one."""
 _SECOND, _DATE, _OF_YEAR = len("2026-11-27T09:12:03"), len("2026-11-27T"), len("2026-")
 _YEAR, _DAY, _HOUR, _MINUTE = 365 * 86400, 86400, 3600, 60
 

@@ -10,9 +10,10 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND
-from registry.cli.output.formats import PEOPLE, Format, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.progress import Progress
 from registry.cli.output.streams import is_terminal
+from registry.cli.output.views import PEOPLE, Format, View
 from registry.store import Store
 from registry.tables.integrity import NOT_CHECKED
 from registry.visible import visible

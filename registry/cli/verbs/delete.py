@@ -9,7 +9,8 @@ import click
 
 from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import show
+from registry.cli.output.views import Format, View
 from registry.errors import NotFoundError, RegistryError
 from registry.handles.sandbox import Sandbox
 from registry.sync.interrupts import reraise_interrupt

@@ -14,8 +14,9 @@ import click
 from registry.cli import options
 from registry.cli.failures import FINE, FOUND, UNAVAILABLE, complain
 from registry.cli.moments import Moment
-from registry.cli.output.formats import Format, Row, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.streams import write
+from registry.cli.output.views import Format, Row, View
 from registry.cli.verbs import listing, transitions
 from registry.tables import filters
 

@@ -10,7 +10,8 @@ import click
 from registry.cli import complete, lookup, options
 from registry.cli.failures import complain_all
 from registry.cli.moments import Moment
-from registry.cli.output.formats import Format, show
+from registry.cli.output.formats import show
+from registry.cli.output.views import Format
 from registry.cli.verbs.transitions import VIEW, row_of
 from registry.errors import MetadataError
 from registry.store import Store, session_of

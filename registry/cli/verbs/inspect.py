@@ -9,8 +9,9 @@ import click
 from registry import cri
 from registry.cli import lookup, options
 from registry.cli.failures import complain_all
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.values import age_of, shown, to_json
+from registry.cli.output.views import Format, View
 from registry.cli.verbs.summary import (
     FIELDS,
     labels_of,

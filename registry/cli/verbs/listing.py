@@ -12,8 +12,9 @@ import click
 from registry.cli import complete, lookup, options
 from registry.cli.failures import complain_all
 from registry.cli.moments import Moment
-from registry.cli.output.formats import PEOPLE, Format, Records, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.streams import is_terminal, note
+from registry.cli.output.views import PEOPLE, Format, Records, View
 from registry.cli.verbs.summary import FIELDS, labels, row_of, summaries
 from registry.model.status import State, short_state
 from registry.store import Store

@@ -7,8 +7,10 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Final, NoReturn
 
-from registry.cli.output.formats import PEOPLE, Format, Records, Row, View, arranged, drawn, show
+from registry.cli.output.formats import drawn, show
+from registry.cli.output.rows import arranged
 from registry.cli.output.streams import is_terminal, require_reader, write
+from registry.cli.output.views import PEOPLE, Format, Records, Row, View
 from registry.cli.signals import exit_by_signals
 from registry.errors import MetadataError
 from registry.store import Store

@@ -6,8 +6,9 @@ import click
 
 from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
-from registry.cli.output.formats import Format, show
+from registry.cli.output.formats import show
 from registry.cli.output.progress import Progress
+from registry.cli.output.views import Format
 from registry.cli.verbs.report import DRY_RUN, MEANING, VIEW, findings, lines_of, whole
 from registry.errors import InvalidArgumentError, NetNSError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Final
 
-from registry.cli.output.formats import View
+from registry.cli.output.views import View
 from registry.recovery.findings import Report, Verdict
 from registry.visible import visible
 

@@ -10,8 +10,9 @@ import click
 from registry.cli import complete, options
 from registry.cli.failures import FINE
 from registry.cli.output import formats
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.progress import Progress
+from registry.cli.output.views import Format, View
 from registry.cli.verbs import report
 from registry.visible import visible
 

@@ -15,8 +15,9 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, PROGRAM
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.streams import write
+from registry.cli.output.views import Format, View
 from registry.engine import driver
 from registry.engine.driver import Connection
 from registry.errors import InvalidArgumentError, RegistryError, UnavailableError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
-from registry.cli.output.formats import View
+from registry.cli.output.views import View
 from registry.tables.rows import Transition
 
 VIEW: Final = View(

@@ -9,8 +9,9 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import FINE
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.streams import write
+from registry.cli.output.views import Format, View
 from registry.errors import SchemaVersionError
 from registry.host import paths
 from registry.tables.version import REVISION

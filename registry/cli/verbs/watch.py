@@ -13,9 +13,10 @@ import click
 from registry.cli import complete, lookup, options
 from registry.cli.failures import FINE, FOUND, complain
 from registry.cli.output.cells import COLUMN_MAX, GAP, cut, padded, width
-from registry.cli.output.formats import PEOPLE, WHOLE, Format, show
+from registry.cli.output.formats import show
 from registry.cli.output.streams import is_terminal, note, require_reader, write
-from registry.cli.output.values import clock_time, shown
+from registry.cli.output.values import WHOLE, clock_time, shown
+from registry.cli.output.views import PEOPLE, Format
 from registry.cli.verbs.transitions import VIEW as HISTORY
 from registry.cli.verbs.transitions import row_of
 from registry.errors import MetadataError

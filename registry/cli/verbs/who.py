@@ -11,9 +11,10 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import FINE, code_of, complain
-from registry.cli.output.formats import Format, View, show, table
+from registry.cli.output.formats import show, table
 from registry.cli.output.streams import is_terminal
 from registry.cli.output.values import age, for_programs, timestamp
+from registry.cli.output.views import Format, View
 from registry.engine import driver, usage
 from registry.engine.usage import Usage
 from registry.errors import NotFoundError, RegistryError

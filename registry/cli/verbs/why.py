@@ -14,8 +14,9 @@ import click
 
 from registry.cli import lookup, options
 from registry.cli.failures import PROGRAM, complain_all
-from registry.cli.output.formats import Format, View, show
+from registry.cli.output.formats import show
 from registry.cli.output.values import for_programs
+from registry.cli.output.views import Format, View
 from registry.cli.verbs.explanation import Explanation, Facts, explain, pid_of
 from registry.cli.verbs.summary import summary_of, unreadable
 from registry.cli.verbs.transitions import row_of
