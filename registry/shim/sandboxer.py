@@ -83,8 +83,20 @@ RESOURCES_TYPE: Final = f"type.googleapis.com/{LinuxContainerResources.DESCRIPTO
 class Sandboxer:
     """Runs the sandboxes of one store as processes and namespaces of this host."""
 
-    def __init__(self, store: Store, network: Network) -> None:
-        """Finish or undo the calls that a crash interrupted, and watch the running processes."""
+    def __init__(
+        self,
+        store: Store,
+        network: Network,
+        note_error: Callable[[RegistryError], object] = lambda _: None,
+    ) -> None:
+        """Finish or undo the calls that a crash interrupted, and watch the running processes.
+
+        Args:
+            store: of the sandboxes.
+            network: of the pods.
+            note_error: called when the end of a process cannot be recorded, which is retried.
+        """
+        self._note_error: Final = note_error
         self._store: Final = store
         self._network: Final = network
         self._runs: Final = Runs()
@@ -284,9 +296,13 @@ class Sandboxer:
     # Exits.
 
     def _note_exits(self, exits: Sequence[Exit]) -> None:
-        with self._store.transaction():
-            for sandbox, exit_status in exits:
-                self._recovery.note_exit(sandbox, exit_status)
+        try:
+            with self._store.transaction():
+                for sandbox, exit_status in exits:
+                    self._recovery.note_exit(sandbox, exit_status)
+        except RegistryError as error:
+            self._note_error(error)
+            raise
 
 
 def name_of(config: PodSandboxConfig) -> str:

@@ -94,7 +94,7 @@ def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> N
         ending = Ending()
         calls = Calls(ending, _observer(store, metrics_listen))
         change_log = ChangeLog(store, ending)  # before the recovery, whose changes are logged too
-        with contextlib.closing(Sandboxer(store, network)) as sandboxer:
+        with contextlib.closing(Sandboxer(store, network, ending.note)) as sandboxer:
             _serve(store, sandboxer, path, calls, change_log)
 
 

@@ -185,6 +185,22 @@ def test_server_whose_failure_no_client_asks_for_ends_on_a_signal(mortal: Server
     os.rename(f"{mortal.db}-away", mortal.db)
 
 
+def test_server_notices_the_loss_of_its_registry_when_a_process_ends(mortal: Server) -> None:
+    """No client has to make a change; the next server records the end."""
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("web"))
+        pid = cri.info(id)["pid"]
+        os.rename(mortal.db, f"{mortal.db}-away")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not cri.call("Status").status.conditions[0].status)
+        assert mortal.process is not None
+        assert 3 == mortal.process.wait()
+    os.rename(f"{mortal.db}-away", mortal.db)
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        assert "ProcessExited" == cri.info(id)["reason"]
+
+
 def test_start_beside_stopped_server_is_refused(mortal: Server, tmp_path: Path) -> None:
     """Also when its queue of connections is full; the message says that it is stopped."""
     assert mortal.process is not None
