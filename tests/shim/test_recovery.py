@@ -24,6 +24,7 @@ from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import NETWORK, NOTHING, Server, left_of, pauses, remove_all, serving
+from tests.shim.traces import with_traces
 from tests.tools import execute, is_recent, line, running, say, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.crash, needs.namespaces]
@@ -325,14 +326,15 @@ def test_servers_killed_at_random_lose_no_acknowledged_call(tmp_path: Path) -> N
     unsure: set[str] = set()
     stop = threading.Event()
 
-    def churn(worker: int, socket: str) -> None:
+    def churn(worker: int, socket: str, db: str) -> None:
         n = 0
         with Client(socket) as cri:
             while not stop.is_set():
                 name, n = f"pod-{worker}-{n}", n + 1
                 unsure.add(name)
                 with suppress(grpc.RpcError):
-                    id = cri.run(pod_config(name, host_network=worker % 2 == 0))
+                    config = pod_config(name, host_network=worker % 2 == 0)
+                    id = cri.run(with_traces(db, config))
                     acknowledged[name] = id
                     unsure.discard(name)
                     if n % 3:
@@ -342,7 +344,7 @@ def test_servers_killed_at_random_lose_no_acknowledged_call(tmp_path: Path) -> N
                         unsure.discard(name)
 
     with serving(tmp_path) as server, ThreadPoolExecutor(8) as pool:
-        workers = [pool.submit(churn, worker, server.socket) for worker in range(8)]
+        workers = [pool.submit(churn, worker, server.socket, server.db) for worker in range(8)]
         try:
             for _ in range(5):
                 before = len(acknowledged)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import zlib
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from registry.cri import PodSandboxConfig
 from registry.shim.cgroups import hierarchies
 from tests import needs
 from tests.tools import pod
+
+T = TypeVar("T")
 
 
 def cgroup_of(db: str) -> str:
@@ -22,9 +25,14 @@ def cgroup_of(db: str) -> str:
 
 def whole_pod(db: str, name: str) -> PodSandboxConfig:
     """Return a config whose sandbox has all that a sandbox can have."""
-    config = pod(name)
-    config.linux.cgroup_parent = cgroup_of(db)
-    config.dns_config.servers.append("10.96.0.10")
+    return with_traces(db, pod(name))
+
+
+def with_traces(db: str, config: T) -> T:
+    """Return *config*, a message of ours or of upstream's, with a cgroup and a resolv.conf."""
+    wanted: Any = config
+    wanted.linux.cgroup_parent = cgroup_of(db)
+    wanted.dns_config.servers.append("10.96.0.10")
     return config
 
 
