@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from registry import State, Transition
-from registry.cli.verbs.explanation import Facts, explain, pid_of
+from registry.cli.verbs.explanation import explain, pid_of
+from registry.cli.verbs.facts import Facts
 from registry.recovery.verdicts import Observation, decide
 from registry.tables.rows import AnyRow
 from tests.unit.test_reconcile import (

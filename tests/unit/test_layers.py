@@ -178,6 +178,8 @@ ORDER = [
     "cli.verbs.live",
     "cli.verbs.listing",
     "cli.verbs.inspect",
+    "cli.verbs.facts",
+    "cli.verbs.steps",
     "cli.verbs.explanation",
     "cli.verbs.why",
     "cli.verbs.history",

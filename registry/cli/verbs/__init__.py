@@ -6,6 +6,8 @@ report       the report of a reconcile
 live         a list that goes on
 listing      list
 inspect      inspect
+facts        data on one sandbox
+steps        commands that may be run next on one sandbox
 explanation  sentences on one sandbox
 why          why
 history      history

@@ -1,25 +1,20 @@
 """Explanation of one sandbox in sentences, from data that was read before; pure.
 
-Each sentence is a fact that was recorded or observed. The commands are those that the operator may
-run next, in this order; none of them is run here.
+Each sentence is a fact that was recorded or observed.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from registry.cli.failures import PROGRAM
 from registry.cli.output.values import age, shown
-from registry.host.process import Liveness
+from registry.cli.verbs.facts import Facts
+from registry.cli.verbs.steps import Step, steps_of
 from registry.model.status import State, short_state
 from registry.recovery.findings import Reason, Verdict
-from registry.recovery.verdicts import Decision, Observation
-from registry.tables.rows import Transition, load_netns
+from registry.recovery.verdicts import Observation
 
 UNKNOWN, READY, NOTREADY = map(str, State)
 MEANINGS: Final = {
@@ -32,68 +27,6 @@ MEANINGS: Final = {
 """Meanings of the reasons that a reconcile records; other reasons are the shim's own."""
 PROCESS: Final = re.compile(r"(?s).*\[([1-9][0-9]{0,9})\]")
 """Name of a writer that ends with a pid, as the default one does."""
-NETNS_DIRECTORIES: Final = {"/run/netns", "/var/run/netns"}
-"""Directories in which `ip netns` finds a namespace by its name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Data on one sandbox.
-
-    Attributes:
-        id: full id.
-        name: of the sandbox.
-        namespace: Kubernetes namespace of the pod; "" if it is not known.
-        pod: name of the pod; "" if it is not known.
-        state: stored state; None: the sandbox was deleted.
-        pid: recorded pid; 0 without one.
-        netns_path: recorded path of the network namespace; "" without one.
-        host_network: it is on the host network.
-        reason: cause of the state, one word.
-        message: cause of the state.
-        exited_at: end of the sandbox, in ns since the Unix epoch; 0: not set.
-        exit_status: None if it is not known.
-        changed_at: time of the last write to the status, in ns since the Unix epoch; 0: not known.
-        transition: the last one that is kept.
-        writer: whether the process that wrote the transition still runs; "" if that is not known.
-        shim: the last writer other than this program, and whether its process still runs; "" if
-            that is not known.
-        damaged: path of the registry if it is damaged; else "".
-        observation: observation of now; None of a deleted sandbox.
-        decision: what a reconcile would decide now; None of a deleted sandbox.
-    """
-
-    id: str
-    name: str = ""
-    namespace: str = ""
-    pod: str = ""
-    state: str | None = None
-    pid: int = 0
-    netns_path: str = ""
-    host_network: bool = False
-    reason: str = ""
-    message: str = ""
-    exited_at: int = 0
-    exit_status: int | None = None
-    changed_at: int = 0
-    transition: Transition | None = None
-    writer: str = ""
-    shim: str = ""
-    damaged: str = ""
-    observation: Observation | None = None
-    decision: Decision | None = None
-
-    @property
-    def since(self) -> int:
-        """Time of the change to this state in ns since the Unix epoch; 0: not known."""
-        return self.changed_at if self.transition is None else self.transition.at
-
-
-class Step(NamedTuple):
-    """Command that the operator may run next, and its purpose."""
-
-    command: str
-    purpose: str
 
 
 class Explanation(NamedTuple):
@@ -126,8 +59,7 @@ def explain(facts: Facts, *, now: int, program: str) -> Explanation:
         _observed(facts),
         _cleanup(facts, left),
     )
-    steps = tuple(_steps(facts, f"{program} ", shlex.quote(facts.id)))
-    return Explanation(tuple(filter(None, sentences)), left, steps)
+    return Explanation(tuple(filter(None, sentences)), left, tuple(steps_of(facts, program)))
 
 
 def pid_of(actor: str) -> int:
@@ -222,7 +154,7 @@ def _seen(facts: Facts) -> Iterator[str]:
         yield "it is on the host network, whose namespace is not observed"
     elif seen.netns is None:
         yield "no network namespace is recorded"
-    elif _netns_is_open(facts):
+    elif facts.netns_is_open:
         yield f"{facts.netns_path!r} is its network namespace"
     else:
         yield seen.netns.detail
@@ -237,7 +169,7 @@ def _cleanup(facts: Facts, left: tuple[str, ...]) -> str:
         )
     if left:
         return _sentence(f"left to clean up: {'; '.join(left)}")
-    if facts.state == NOTREADY and not _is_uncertain(facts):
+    if facts.state == NOTREADY and not facts.is_uncertain:
         return "Nothing is left to clean up but the record."
     return ""
 
@@ -248,73 +180,6 @@ def _left(facts: Facts) -> Iterator[str]:
         yield from facts.decision.left.removeprefix("still to be cleaned up: ").split("; ")
 
 
-def _is_uncertain(facts: Facts) -> bool:
-    return facts.decision is not None and facts.decision.verdict is Verdict.UNREACHABLE
-
-
-def _netns_is_open(facts: Facts) -> bool:
-    """Return whether the network namespace at the path is the recorded one."""
-    if facts.decision is None or facts.observation is None or facts.observation.netns is None:
-        return False
-    recorded, found = load_netns(facts.decision.row), facts.observation.netns.identity
-    return recorded is not None and found is not None and recorded.same_as(found)
-
-
-def _process_runs(facts: Facts) -> bool:
-    seen = None if facts.observation is None else facts.observation.process
-    return seen is not None and seen.liveness is Liveness.RUNNING
-
-
 def _sentence(text: str) -> str:
     """Return *text* with a capital letter and a full stop; "" if there is none."""
     return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
-
-
-# Next steps.
-
-
-def _steps(facts: Facts, program: str, id: str) -> Iterator[Step]:
-    decision = facts.decision
-    if facts.damaged:  # it refuses every change
-        yield from _rescues(facts.damaged, program)
-        yield Step(f"{program}history {id}", "shows the changes of it that can be read")
-        return
-    if decision is not None and decision.marks:
-        yield Step(f"{program}reconcile", "records this, for each sandbox that is gone")
-    if decision is not None and _is_uncertain(facts):
-        yield Step(f"{program}why {id}", "as root on the host, sees what is hidden here")
-    if decision is not None and decision.verdict is Verdict.CREATING:
-        yield Step(f"{program}watch {id}", "waits for its creator")
-    if decision is not None and _is_over(facts, decision):
-        yield from _removals(facts)
-        how = facts.shim or f"`{program}who` shows which processes use the registry"
-        yield Step(f"{program}delete {id}", f"deletes the record, if its shim is gone: {how}")
-    yield Step(f"{program}history {id}", "shows every change of it")
-
-
-def _rescues(path: str, program: str) -> Iterator[Step]:
-    """Yield what helps with the damaged registry at *path*."""
-    yield Step(f"{program}check", "shows the damage")
-    paths = shlex.join([path, os.path.join(os.path.dirname(path), "salvaged.db")])
-    yield Step(f"{PROGRAM} salvage {paths}", "copies what can be read to a new registry")
-    yield Step(f"{program}restore BACKUP", "puts a backup in its place")
-
-
-def _is_over(facts: Facts, decision: Decision) -> bool:
-    """Return whether the sandbox may be removed."""
-    if decision.verdict is Verdict.UNVERIFIED:
-        return True
-    return not _is_uncertain(facts) and (facts.state == NOTREADY or decision.marks)
-
-
-def _removals(facts: Facts) -> Iterator[Step]:
-    """Yield how to remove by hand what is left, as its shim does if it runs."""
-    path = shlex.quote(facts.netns_path)
-    if _process_runs(facts):
-        yield Step(f"kill {facts.pid}", "ends its process, if its shim is gone")
-    if _netns_is_open(facts):
-        directory, name = os.path.split(facts.netns_path)
-        by_hand = f"umount {path} && rm {path}"
-        if directory in NETNS_DIRECTORIES:
-            by_hand = f"ip netns delete {shlex.quote(name)}"
-        yield Step(by_hand, "removes its network namespace, if its shim is gone")

@@ -17,7 +17,8 @@ from registry.cli.failures import PROGRAM, complain_all
 from registry.cli.output.formats import show
 from registry.cli.output.values import for_programs
 from registry.cli.output.views import Format, View
-from registry.cli.verbs.explanation import Explanation, Facts, explain, pid_of
+from registry.cli.verbs.explanation import Explanation, explain, pid_of
+from registry.cli.verbs.facts import Facts
 from registry.cli.verbs.summary import summary_of, unreadable
 from registry.cli.verbs.transitions import row_of
 from registry.errors import DataLossError, MetadataError, NotFoundError
