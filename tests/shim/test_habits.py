@@ -356,7 +356,7 @@ def test_watchdog_is_fed_while_calls_are_answered(tmp_path: Path, manager: socke
     """Not when the socket is no longer that of the server."""
     server = Server(tmp_path)
     with ExitStack() as stack:
-        supervised(stack, server, manager, WATCHDOG_USEC="20000")
+        supervised(stack, server, manager, WATCHDOG_USEC="200000")
         assert manager.recv(4096).startswith(b"READY=1")
         assert b"WATCHDOG=1" == manager.recv(4096) == manager.recv(4096)
         os.unlink(server.socket)
