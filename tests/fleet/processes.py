@@ -48,6 +48,7 @@ FORKED = """
     from registry.fleet.push import Pusher
     from registry.fleet.source import Source
 
+    follow.REST = 0  # so that nearly each kill meets a batch
     path, url, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
     for number in range(kills):
         read, write = os.pipe()
@@ -74,9 +75,10 @@ DYING = """
     from registry.fleet import follow, lease, lines, postgres, push
     from registry.fleet.push import Pusher
     from registry.fleet.source import Source
+    from tests.fleet.compare import assert_equal
     from tests.tools import READY, execute, fill, sandbox
 
-    path, url, scenario = sys.argv[1:]
+    path, url, scenario, step = *sys.argv[1:4], int(sys.argv[4])
     push.BATCH = 40
     MODULES = {"restored": (lines, push), "replaced": (lease,)}
     FILES = {each.__file__ for each in MODULES[scenario]}
@@ -118,20 +120,29 @@ DYING = """
 
         sys.settrace(trace)
 
-    number = 0
-    while True:
-        {"restored": restored, "replaced": replaced}[scenario]()
-        number += 1
+    class Database:
+        def query(self, sql):
+            with psycopg.connect(url.replace("+psycopg", "")) as connection:
+                return connection.execute(sql).fetchall()
+
+    def push_it(number):
         pid = os.fork()
         if pid == 0:
             pusher = Pusher(Source(path), postgres.target(url), node="node-1", machine_id="m1")
-            die_at(number)
+            if number:
+                die_at(number)
             follow.catch_up(pusher)
             os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    for number in range(1, 1000, step):
+        {"restored": restored, "replaced": replaced}[scenario]()
+        status = push_it(number)
         if status == 0:
             break
         assert status == -signal.SIGKILL, status
+        assert push_it(0) == 0
+        assert_equal(Database(), path)
     print("killed", number - 1)
     """
 
