@@ -233,7 +233,7 @@ def refused(doing: str, path: str, what: str, error: OSError) -> RegistryError:
         return ReadOnlyError(f"{message}; open it with read_only=True", **operands)
     if error.errno == errno.ENOENT:
         return NotFoundError(f"{message}; is its disk mounted?", path=path)
-    advice = _ADVICE.get(error.errno or 0, "is this user allowed to?")
+    advice = _ADVICE.get(error.errno or 0, "run this as the user who owns it, or as root")
     return FailedPreconditionError(f"{message}; {advice}", **operands)
 
 

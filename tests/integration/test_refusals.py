@@ -171,7 +171,7 @@ def test_a_file_of_another_user_is_a_matter_of_permission() -> None:
         Store.open(path).close()
         told = run(UNPRIVILEGED, path)
         assert told.startswith("FailedPreconditionError open registry")
-        assert f"'{path}': Permission denied; is this user allowed to?" in told
+        assert f"'{path}': Permission denied; run this as the user who owns it, or as root" in told
 
 
 @needs.namespaces
