@@ -18,6 +18,7 @@ from registry import Store
 from registry.__main__ import ABOVE
 from registry.cli import program
 from registry.cli.moments import Moment
+from registry.cli.output import formats
 from registry.cli.output.cells import cut, width
 from registry.cli.output.ids import LEAST, shortened
 from registry.cli.output.terminal import fit, render
@@ -90,6 +91,17 @@ def test_several_columns_are_folded_until_the_table_fits(monkeypatch: pytest.Mon
 
 
 # Formats.
+
+
+def test_yaml_of_many_objects_is_written_in_parts_as_one_document(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nodes would take 400 MB of 20,000 objects."""
+    whole = call("list", "--all", "-o", "yaml").out
+    none = call("list", "--pod", "x", "-o", "yaml").out
+    monkeypatch.setattr(formats, "PART", 2)
+    assert whole == call("list", "--all", "-o", "yaml").out
+    assert "[]\n" == none == call("list", "--pod", "x", "-o", "yaml").out
 
 
 def test_wide_has_exact_times_and_more_columns(call: Call) -> None:
