@@ -21,7 +21,6 @@ class Verdict(StrEnum):
     UNREACHABLE = "UNREACHABLE"
     CREATING = "CREATING"
     UNVERIFIED = "UNVERIFIED"
-    UNRECORDED = "UNRECORDED"
 
 
 class Reason(StrEnum):
@@ -66,8 +65,8 @@ class Report:
     """Result of a reconcile.
 
     Attributes:
-        findings: one for each sandbox whose verdict is none of OPEN, HOST and UNRECORDED, and for
-            each NOTREADY sandbox that has to be cleaned up; ordered by created_at and id.
+        findings: one for each sandbox whose verdict is neither OPEN nor HOST, and for each NOTREADY
+            sandbox that has to be cleaned up; ordered by created_at and id.
         counts: number of sandboxes by verdict; each sandbox is counted once.
         orphans: paths of namespaces that carry this registry's id and belong to no sandbox.
         verdicts: conclusion about each sandbox, by its id.

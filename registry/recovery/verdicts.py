@@ -356,17 +356,9 @@ def _conclude(case: _Case) -> Decision:
     if case.unseen:
         return _reported(row, Verdict.UNREACHABLE, case.message)._replace(left=left)
     verdict = Verdict.HOST if row.host_network else Verdict.OPEN
-    if verdict is Verdict.OPEN and row.state == _NOTREADY and not _is_seen(case.observation):
-        verdict = Verdict.UNRECORDED
     if not (left or case.notes):
         return Decision(row, verdict)
     return _reported(row, verdict, case.message)._replace(left=left)
-
-
-def _is_seen(observation: Observation) -> bool:
-    """Return whether a network namespace or a process of the sandbox is there."""
-    is_open = observation.netns is not None and observation.netns.identity is not None
-    return is_open or _runs(observation.process)
 
 
 def _marked(case: _Case) -> Decision:

@@ -72,7 +72,7 @@ def test_reconcile_marks_closed_sandboxes_and_reports_them(path: str) -> None:
     assert ["CLOSED", "yes", "NetNSClosed"] == verdicts["6def"][:3]
     assert ["CREATING", "no", "-"] == verdicts["5abc"][:3]
     assert LONG not in verdicts
-    assert "sandboxes: 1 CLOSED, 1 CREATING, 1 HOST, 1 UNRECORDED" == out.splitlines()[-1]
+    assert "sandboxes: 1 CLOSED, 1 CREATING, 1 HOST, 1 OPEN" == out.splitlines()[-1]
 
 
 def test_check_finds_no_violation_in_a_sound_registry(path: str) -> None:
@@ -435,13 +435,11 @@ def orphans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "remove_orphans", remove)
 
 
-def test_a_sandbox_without_anything_to_observe_is_not_counted_as_open(call: Call) -> None:
-    """It is NOTREADY, and its namespace was never created; the JSON has the verdict on each id."""
-    done = call("reconcile", "--dry-run")
-    assert "sandboxes: 1 CREATING, 1 HOST, 1 UNRECORDED\n" in done.out
+def test_reconcile_names_the_verdict_on_each_id(call: Call) -> None:
+    """Also on those without a finding, which the counts have."""
     found = json.loads(call("reconcile", "--dry-run", "--json").out)
-    assert {"3f2a": "HOST", LONG: "UNRECORDED", "5abc": "CREATING"} == found["verdicts"]
-    assert 1 == found["counts"]["UNRECORDED"]
+    assert {"3f2a": "HOST", LONG: "OPEN", "5abc": "CREATING"} == found["verdicts"]
+    assert 1 == found["counts"]["OPEN"]
 
 
 def test_the_help_of_reconcile_explains_each_verdict() -> None:

@@ -275,9 +275,9 @@ def test_a_namespace_that_was_never_made_is_not_closed_ever_after(
     with running(CREATOR, path, f"{base_dir}/planned") as child:
         assert "added" == line(child)
     marked(store, Verdict.INTERRUPTED, "CreationInterrupted")
-    assert ((), {Verdict.UNRECORDED: 1}) == (store.reconcile().findings, store.reconcile().counts)
+    assert ((), {Verdict.OPEN: 1}) == (store.reconcile().findings, store.reconcile().counts)
     Path(f"{base_dir}/planned").touch()
-    finding = unmarked(store, Verdict.UNRECORDED)
+    finding = unmarked(store, Verdict.OPEN)
     assert f"still to be cleaned up: '{base_dir}/planned' is no namespace" == finding.message
     os.unlink(f"{base_dir}/planned")
     assert () == store.reconcile().findings

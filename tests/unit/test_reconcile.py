@@ -309,13 +309,13 @@ CASES = {
         "CreationInterrupted", marks=True, says="hidden",
     ),
     "NOTREADY, its namespace never made": Case(
-        never_noted(NOTREADY), Observation(ABSENT), Verdict.UNRECORDED, reported=False
+        never_noted(NOTREADY), Observation(ABSENT), Verdict.OPEN, reported=False
     ),
     "NOTREADY, its namespace never made, process runs": Case(
         never_noted(NOTREADY, pid=5), Observation(ABSENT, RUNS), Verdict.OPEN, says="process 5 runs"
     ),
     "NOTREADY, its namespace never made, but the file for it": Case(
-        never_noted(NOTREADY), Observation(PLAIN), Verdict.UNRECORDED, left=
+        never_noted(NOTREADY), Observation(PLAIN), Verdict.OPEN, left=
         "still to be cleaned up: '/n' is no namespace",
     ),
     "NOTREADY, closed": Case(row(NOTREADY), Observation(ABSENT), Verdict.CLOSED, "NetNSClosed"),
@@ -325,7 +325,7 @@ CASES = {
         Verdict.HOST, says="process 5"
     ),
     "NOTREADY, nothing left": Case(
-        never_noted(NOTREADY, netns_path=""), Observation(), Verdict.UNRECORDED, reported=False
+        never_noted(NOTREADY, netns_path=""), Observation(), Verdict.OPEN, reported=False
     ),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ ORPHANS: Final = (
 
 VERDICTS: Final = {
     Verdict.HOST: "on the host network, which is not observed",
-    Verdict.OPEN: "its network namespace and process are as recorded",
+    Verdict.OPEN: "what is recorded of it is there, or nothing is recorded",
     Verdict.CLOSED: "its network namespace is gone, or of an earlier boot",
     Verdict.REPLACED: "another network namespace is at its path",
     Verdict.EXITED: "its process has ended",
@@ -27,7 +27,6 @@ VERDICTS: Final = {
     Verdict.UNREACHABLE: "it cannot be observed for certain, and is left as it is",
     Verdict.CREATING: "it is being created",
     Verdict.UNVERIFIED: "it was imported, and not updated since",
-    Verdict.UNRECORDED: "it is NOTREADY, and nothing to observe is recorded",
 }
 """Meanings of the verdicts, for the help."""
 MEANING: Final = (
