@@ -138,9 +138,10 @@ def _serve(
     name = ending.wait(systemd.watchdog_interval(), partial(_beat, path))
     if name:
         log.info("ending on %s", name, extra={"event": "ending", "signal": name})
-    systemd.notify("STOPPING=1", f"STATUS=ending: {name or ending.error}")
+    systemd.notify(f"STATUS=ending: {name or ending.error}")
     health.enter_graceful_shutdown()
     ending.wait_until_told()
+    systemd.notify("STOPPING=1")  # not before: it ends the proxy, through which a client may ask
     calls.close()
     if not ending.is_deaf:
         with contextlib.suppress(RuntimeError):  # no thread is left to cancel the calls after GRACE
