@@ -363,3 +363,29 @@ def test_a_long_path_in_a_report_stands_below_its_row(path: str) -> None:
     assert f"'{netns_path}'" in map(str.strip, lines)
     wide = on_terminal(path, 200, "reconcile", "--dry-run", TERM="xterm", NO_COLOR="1")
     assert [*titles, "MESSAGE"] == wide[0].split()
+
+
+def test_sentences_on_a_terminal_break_between_words_and_in_no_command(
+    path: str, tmp_path: Path
+) -> None:
+    """Of the verbs that print no table; a pipe gets one line of each."""
+    netns_path = "/run/netns/cni-6f1c9b1e-2f7e-11ee-be56-0242ac120002"
+    with Store.open(path, reconcile=False) as store:
+        for id in ("77ab", "78ab"):
+            store.add(Metadata(id, id, None, netns_path=netns_path), READY)
+        store.backup(str(tmp_path / "copy.db"))
+        store.delete("78ab")
+    args = ("restore", str(tmp_path / "copy.db"), "--force")
+    lines = on_terminal(path, 60, *args, TERM="xterm", NO_COLOR="1")
+    (command,) = [each for each in lines if "`sandbox-registry --db" in each]
+    assert command.endswith(" history --after 5`")
+    assert not [each for each in lines if len(each) > 60 and str(tmp_path) not in each]
+    text = f"deleted 78ab; network namespace {netns_path} is gone"
+    lines = on_terminal(path, 60, "delete", "78ab", TERM="xterm")
+    assert max(map(len, lines)) <= 60
+    assert text.split() == " ".join(lines).split()
+    with Store.open(path, reconcile=False) as store:
+        assert ["77ab"] == [each.id for each in store.list(id="77ab")]
+    assert f"deleted 77ab; network namespace {netns_path} is gone\n" == (
+        run("--db", path, "delete", "77ab").out
+    )

@@ -71,6 +71,16 @@ def show(
         note(view.nothing)
 
 
+def sentences(lines: Iterable[str]) -> str:
+    """Return *lines* as text for people; a terminal breaks them between words."""
+    text = list(map(visible, lines))
+    if is_terminal():
+        from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
+
+        text = list(map(folded, text))
+    return "".join([f"{each}\n" for each in text])
+
+
 def drawn(rows: Sequence[Row] | Records, view: View, form: Format, ids: Iterable[str] = ()) -> str:
     """Return the table of *rows* for people; *ids* are further ids, as of `show`."""
     columns = view.columns(form.kind)

@@ -11,12 +11,11 @@ import click
 
 from registry.cli import complete, options
 from registry.cli.failures import FINE
-from registry.cli.output.formats import show
+from registry.cli.output.formats import sentences, show
 from registry.cli.output.progress import Progress
 from registry.cli.output.views import Format, View
 from registry.host import paths
 from registry.sync.interrupts import reraise_interrupt
-from registry.visible import visible
 
 VIEW: Final = View(
     ("path", "bytes", "removed"), table={"PATH": "path", "BYTES": "bytes"}, name="path", id="path"
@@ -59,8 +58,7 @@ def backup(*, path: str, keep: int | None, db: str, form: Format) -> int:
         removed = _remove_oldest(target, _stem(db), keep)
     found = {"path": target, "bytes": paths.size(target), "removed": removed}
     lines = [f"backed up {db} to {target}", *(f"removed {each}" for each in removed)]
-    text = "".join(f"{visible(each)}\n" for each in lines)
-    show([found], VIEW, form, whole=found, text=text)
+    show([found], VIEW, form, whole=found, text=sentences(lines))
     return FINE
 
 

@@ -9,12 +9,11 @@ import click
 
 from registry.cli import lookup, options
 from registry.cli.failures import FINE, FOUND, complain
-from registry.cli.output.formats import show
+from registry.cli.output.formats import sentences, show
 from registry.cli.output.views import Format, View
 from registry.errors import NotFoundError, RegistryError
 from registry.handles.sandbox import Sandbox
 from registry.sync.interrupts import reraise_interrupt
-from registry.visible import visible
 
 VIEW: Final = View(("id", "deleted"), table={"ID": "id", "DELETED": "deleted"})
 
@@ -35,7 +34,7 @@ def delete(*, id: str, db: str, timeout: float, form: Format) -> int:
         id, left = sandbox.id, _left(sandbox)
         deleted = sandbox.delete()
     found = {"id": id, "deleted": deleted}
-    text = visible(f"deleted {id}{left}") + "\n" if deleted else ""
+    text = sentences([f"deleted {id}{left}"] if deleted else [])
     show([found], VIEW, form, whole=found, text=text)
     if not deleted:
         return complain(f"delete sandbox {id!r}: there is no such sandbox", FOUND)

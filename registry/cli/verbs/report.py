@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Final
 
+from registry.cli.output.formats import sentences
 from registry.cli.output.views import View
 from registry.recovery.findings import Report, Verdict
-from registry.visible import visible
 
 ORPHANS: Final = (
     "--remove-orphans removes orphans, unless a process lives in one; first make sure that this "
@@ -92,10 +92,7 @@ def lines_of(
     if dry_run:
         lines.append("dry run: nothing was changed")
     left = "not removed" if tried else "no sandbox owns it"
-    lines += [
-        f"orphan {visible(path)}: {'removed' if path in removed else left}"
-        for path in report.orphans
-    ]
+    lines += [f"orphan {path}: {'removed' if path in removed else left}" for path in report.orphans]
     if report.orphans and not tried:
         lines.append(ORPHANS)
-    return "".join(f"{line}\n" for line in lines)
+    return sentences(lines)

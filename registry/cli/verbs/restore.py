@@ -10,11 +10,10 @@ import click
 from registry.cli import complete, options
 from registry.cli.failures import FINE
 from registry.cli.output import formats
-from registry.cli.output.formats import show
+from registry.cli.output.formats import sentences, show
 from registry.cli.output.progress import Progress
 from registry.cli.output.views import Format, View
 from registry.cli.verbs import report
-from registry.visible import visible
 
 if TYPE_CHECKING:
     from registry.maintenance.restore import Restoration
@@ -76,7 +75,7 @@ def _text(done: Restoration) -> str:
     if done.replaced:
         there = os.path.lexists(done.replaced)
         lines.append(f"what was replaced is kept as {done.replaced}{'' if there else '-*'}")
-    text = "".join(f"{visible(each)}\n" for each in lines)
+    text = sentences(lines)
     found = report.findings(done.recovery)
     return (
         text + (formats.table(found, report.VIEW) if found else "") + report.lines_of(done.recovery)

@@ -10,10 +10,9 @@ import click
 
 from registry.cli import complete, options
 from registry.cli.failures import FINE, FOUND
-from registry.cli.output.formats import show
+from registry.cli.output.formats import sentences, show
 from registry.cli.output.progress import Progress
 from registry.cli.output.views import Format, View
-from registry.visible import visible
 
 VIEW: Final = View(
     ("table", "sandbox_id", "source", "reason", "record"),
@@ -50,8 +49,8 @@ def salvage(*, old: str, new: str, timeout: float, form: Format) -> int:
     with Progress("salvage"):
         found = copy(old, new, timeout=timeout)
     step = f"sandbox-registry --db {shlex.quote(old)} restore {shlex.quote(new)}"
-    step = f"to put the copy in the place of the old one: {step}"
-    lines = [*found.lines(), visible(f"{step} (--force, if SQLite cannot read the old one at all)")]
-    text = "".join(f"{line}\n" for line in lines)
+    step = f"to put the copy in the place of the old one: `{step}`"
+    lines = [*found.lines(), f"{step} (--force, if SQLite cannot read the old one at all)"]
+    text = sentences(lines)
     show([asdict(each) for each in found.losses], VIEW, form, whole=asdict(found), text=text)
     return FINE if found.complete else FOUND

@@ -9,13 +9,12 @@ import click
 
 from registry.cli import options
 from registry.cli.failures import FINE
-from registry.cli.output.formats import show
+from registry.cli.output.formats import sentences, show
 from registry.cli.output.streams import write
 from registry.cli.output.views import Format, View
 from registry.errors import SchemaVersionError
 from registry.host import paths
 from registry.tables.version import REVISION
-from registry.visible import visible
 
 FIELDS: Final = ("path", "from", "to", "backup", "dry_run", "upgraded")
 VIEW: Final = View(FIELDS, table={"PATH": "path"}, name="path", id="path")
@@ -52,7 +51,7 @@ def upgrade(*, db: str, as_sql: bool, dry_run: bool, timeout: float, form: Forma
     upgraded = found != REVISION and not dry_run
     values = (path, found, REVISION, backup, dry_run, upgraded)
     fields = dict(zip(FIELDS, values, strict=True))
-    text = visible(_sentence(found, path, backup, dry_run=dry_run)) + "\n"
+    text = sentences([_sentence(found, path, backup, dry_run=dry_run)])
     show([fields], VIEW, form, whole=fields, text=text)
     return FINE
 
