@@ -210,7 +210,9 @@ def test_history_finds_sandboxes_as_that_of_a_node(fleet: Fleet) -> None:
 
 def test_nodes_and_silent_tell_who_is_alive(fleet: Fleet) -> None:
     """Silent nodes are an exit code of 1, for monitoring."""
-    assert (0, 1) == (fleet.run("silent").code, len(fleet.run("silent").out.splitlines()))
+    done = fleet.run("silent")
+    assert (0, 1, "no node is silent\n") == (done.code, len(done.out.splitlines()), done.err)
+    assert "no registry matches\n" == fleet.run("nodes", "--node", "node-3").err
     fleet.database.query(STALE.format("node-2"))
     found = {each["node"]: each for each in fleet.found("nodes")}
     assert ["alive", "silent"] == [found[name]["status"] for name in ("node-1", "node-2")]

@@ -47,6 +47,7 @@ NODES: Final = View(
     id="node",
     cuts=True,
     paged=True,
+    nothing="no registry matches",
 )
 SANDBOXES: Final = replace(
     listing.VIEW,
@@ -246,7 +247,7 @@ def silent(*, to: Target, node: Sequence[str], form: Format) -> int:
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
     found = queries.nodes(to, node=list(node) or None, status=["silent"])
-    show(found, NODES, form)
+    show(found, replace(NODES, nothing="no node is silent"), form)
     return FOUND if found else FINE
 
 
