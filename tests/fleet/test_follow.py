@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -243,6 +244,31 @@ def test_rule_9_follower_goes_on_after_its_connection_was_ended(
             execute(filled, fill(10))
         until(reached(database, pusher, filled))
     assert waits
+
+
+def test_rule_9_deadlock_is_retried(filled: str, database: Database, new_pusher: NewPusher) -> None:
+    """40P01: a session of an operator locks in the other order; the batch is stored afterwards."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    database.query(f"ALTER DATABASE {database.name} SET deadlock_timeout = '10ms'")
+    pusher = new_pusher()
+    push(pusher)
+    pusher.disconnect()
+    execute(filled, "UPDATE sandbox_statuses SET message = 'm'")
+    with (
+        database.cluster.connect(database.name) as connection,
+        ThreadPoolExecutor(2) as pool,
+        connection.transaction(),
+    ):
+        connection.execute("SET LOCAL deadlock_timeout = '10min'")  # the pusher is the victim
+        connection.execute("LOCK TABLE fleet_sandboxes IN SHARE MODE")
+        round = pool.submit(pusher.round)
+        until(lambda: database.one(waiting) == 1)
+        other = pool.submit(connection.execute, "UPDATE fleet_registries SET problem = 'x'")
+        with pytest.raises(UnavailableError, match="40P01"):
+            round.result()
+        other.result()
+    push(pusher)
+    assert_equal(database, filled)
 
 
 @pytest.mark.parametrize("lose", ["before", "after"])
