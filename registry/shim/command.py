@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -53,6 +52,8 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
+        import json  # noqa: PLC0415 - the help of the program does without
+
         return json.dumps(line, default=str)
 
 
