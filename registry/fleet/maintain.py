@@ -100,7 +100,7 @@ def maintain(to: Target, *, keep_days: int = KEEP_DAYS, now: datetime | None = N
         connection = postgres.connect(to, postgres.OWNER)
         with connection, connection.transaction():
             connection.execute(ALONE)
-            _require_owner(connection, doing)
+            _become_owner(connection, doing)
             oldest = now - timedelta(days=keep_days)
             # First, since it locks the table and then its partitions, as pushers do: no deadlock.
             dropped = _drop(connection, oldest)
@@ -126,12 +126,18 @@ def _require_own_schema(found: Sequence[Any], doing: str) -> None:
         )
 
 
-def _require_owner(connection: psycopg.Connection, doing: str) -> None:
-    """Raise unless the role owns the tables: row level security would hide rows from it."""
-    query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s::regclass"
-    row = connection.execute(query, [DEFAULT]).fetchone()
-    if row is None or not row[0]:
-        raise FailedPreconditionError(f"{doing}: the role does not own it; connect as its owner")
+def _become_owner(connection: psycopg.Connection, doing: str) -> None:
+    """Take the role that owns the tables: it must own new partitions too, to drop them later."""
+    query = (
+        "SELECT rolname, pg_has_role(relowner, 'MEMBER') FROM pg_class"
+        " JOIN pg_roles ON pg_roles.oid = relowner WHERE pg_class.oid = %s::regclass"
+    )
+    for owner, may in connection.execute(query, [DEFAULT]):
+        if not may:  # row level security would hide rows from it
+            raise FailedPreconditionError(
+                f"{doing}: the role does not own it; connect as {owner!r}"
+            )
+        connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(owner)))
 
 
 def _month(moment: datetime, months: int = 0) -> datetime:

@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from registry import FailedPreconditionError, SchemaVersionError, Store, UnavailableError
 from registry.fleet import maintain, postgres, tables
 from registry.fleet.statements import LEVEL, SANDBOX, TRANSITION
+from tests.fleet.cluster import OWNER
 from tests.fleet.conftest import Database, NewPusher, push
 from tests.tools import READY, sandbox, tamper
 
@@ -44,7 +45,7 @@ def test_revisions_build_the_tables_of_core(database: Database) -> None:
 def test_migration_without_the_rights_says_so(database: Database) -> None:
     """42501, without a traceback."""
     database.query(f"CREATE ROLE other_{database.name} LOGIN")
-    with pytest.raises(FailedPreconditionError, match="connect as its owner"):
+    with pytest.raises(FailedPreconditionError, match=f"connect as '{OWNER}'"):
         maintain.maintain(postgres.target(database.node("node-m")))
     database.query("DROP TABLE fleet_version CASCADE")
     with pytest.raises(FailedPreconditionError, match="42501"):
@@ -144,6 +145,14 @@ def test_retention_drops_whole_partitions(
         store.add(sandbox("new"), READY)
     assert 1 == push(pusher)
     assert 2 == database.one("SELECT count(*) FROM fleet_history")
+
+
+def test_partition_that_a_superuser_makes_is_the_owners(database: Database) -> None:
+    """Who could not drop it otherwise."""
+    early, late = (datetime(2026, month, 1, tzinfo=UTC) for month in (1, 11))
+    made = maintain.maintain(postgres.target(database.url("postgres")), now=early).made
+    dropped = maintain.maintain(postgres.target(database.url()), now=late).dropped
+    assert made == dropped
 
 
 def test_new_partition_has_every_index_and_no_privileges(database: Database) -> None:
