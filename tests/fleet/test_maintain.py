@@ -148,11 +148,10 @@ def test_retention_drops_whole_partitions(
 
 
 def test_partition_that_a_superuser_makes_is_the_owners(database: Database) -> None:
-    """Who could not drop it otherwise."""
-    early, late = (datetime(2026, month, 1, tzinfo=UTC) for month in (1, 11))
-    made = maintain.maintain(postgres.target(database.url("postgres")), now=early).made
-    dropped = maintain.maintain(postgres.target(database.url()), now=late).dropped
-    assert made == dropped
+    """In PostgreSQL 14, the owner does not own the schema, and could not drop it otherwise."""
+    assert maintain.maintain(postgres.target(database.url("postgres"))).made
+    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'fleet_transitions%'"
+    assert [(OWNER,)] == database.query(owners)
 
 
 def test_new_partition_has_every_index_and_no_privileges(database: Database) -> None:
