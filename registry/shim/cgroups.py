@@ -116,18 +116,25 @@ def _write(path: str, text: str) -> None:
 
 
 def hierarchies() -> list[str]:
-    """Return the mount point of each hierarchy with controllers; [] without /proc."""
+    """Return the mount point of each hierarchy with controllers.
+
+    Raises:
+        RegistryError: the mounts cannot be read.
+    """
     points: dict[str, dict[str, str]] = {"cgroup": {}, "cgroup2": {}}
-    with (
-        suppress_os_errors(),
-        open("/proc/thread-self/mountinfo", encoding="utf-8", errors="replace") as file,
-    ):
-        for line in file:
-            mount, _, system = line.partition(" - ")
-            kind, _, options = system.split(" ", 2)
-            if kind in points and "name=" not in options:
-                _, _, device, _, point, *_ = mount.split(" ")
-                points[kind].setdefault(device, point)
+    try:
+        with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="replace") as file:
+            lines = file.readlines()
+    except OSError as error:
+        reraise_interrupt(error)
+        message = f"find the mounted cgroups: {error.filename!r}: {error.strerror}"
+        raise RegistryError(message) from error
+    for line in lines:
+        mount, _, system = line.partition(" - ")
+        kind, _, options = system.split(" ", 2)
+        if kind in points and "name=" not in options:
+            _, _, device, _, point, *_ = mount.split(" ")
+            points[kind].setdefault(device, point)
     return [*(points["cgroup"] or points["cgroup2"]).values()]
 
 
@@ -147,7 +154,7 @@ class Counters:
         return "".join(found)
 
     def number(self, *names: str) -> int | None:
-        """Return the number in the first file of *names* that exists and has no limit of "max"."""
+        """Return the number in the first file of *names* that exists; None if that says "max"."""
         text = next(filter(None, map(self.text, names)), "").strip()
         return int(text) if text.isdigit() else None
 

@@ -121,6 +121,30 @@ def test_cgroup_that_cannot_be_made_fails_the_run(server: Server, cri: Client) -
     assert [] == cri.list()
 
 
+WITHOUT_PROC = """
+import subprocess, sys
+from registry import RegistryError
+from registry.shim import cgroups
+
+subprocess.run(["umount", "--lazy", "/proc"], check=True)
+for call in (cgroups.hierarchies, lambda: cgroups.remove("pod/4a33"),
+             lambda: cgroups.enter("pod/4a33", 1)):
+    try:
+        call()
+    except RegistryError as error:
+        assert "find the mounted cgroups: '/proc/thread-self/mountinfo': No such file" in str(error)
+    else:
+        raise AssertionError
+"""
+
+
+def test_removal_fails_when_the_mounted_cgroups_cannot_be_read() -> None:
+    """The cgroup would be left over otherwise; a later stop removes it."""
+    command = ["unshare", "--mount", *python(WITHOUT_PROC)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr
+
+
 WITHOUT_V1 = """
 import os, subprocess, sys
 from contextlib import closing
