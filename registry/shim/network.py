@@ -496,7 +496,7 @@ def _rate(kind: str, text: str) -> int:
     from decimal import Decimal  # noqa: PLC0415 - few pods have a limit
 
     found = re.fullmatch(
-        r"([0-9]+\.?[0-9]*|\.[0-9]+)(?:([kMGTPE]?)|([KMGTPE])i|e([0-9]{1,2}))", text
+        r"([0-9]+\.?[0-9]*|\.[0-9]+)(?:([kMGTPE]?)|([KMGTPE])i|[eE]([0-9]{1,2}))", text
     )
     rate = 0
     if found:
