@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from types import FrameType
 from typing import Any, Final
@@ -24,6 +24,7 @@ import pyroute2  # noqa: F401
 import registry.shim
 from registry import Store
 from registry.host import netns
+from registry.shim.network import Network
 from registry.shim.sandboxer import Sandboxer
 from tests.shim.conftest import NETWORK
 from tests.shim.traces import whole_pod
@@ -40,18 +41,19 @@ VERBS: Final[dict[str, Callable[[Sandboxer, str, str], object]]] = {
 """Calls of a shim, with the registry and the name of a pod or the id of a sandbox."""
 
 
-def work(db: str, verb: str, argument: str, place: int) -> None:
-    """Make the call, and kill this process before the *place*-th line; 0: do not kill it.
+def work(network: Network, files: Collection[str], line: str) -> None:
+    """Make the call of an input line, and kill this process before the PLACE-th line of code.
 
-    Lines are counted as they are executed, in all threads, in the shim and in
-    `registry.host.netns`: each line twice at most, since the later rounds of a loop are alike.
+    0 does not kill it. Lines are counted as they are executed, in all threads, in *files*: each line twice at most,
+    since the later rounds of a loop are alike.
     """
-    left, counted = place, Counter[tuple[str, int]]()
+    db, verb, argument, place = line.split()
+    left, counted = int(place), Counter[tuple[str, int]]()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
         file = frame.f_code.co_filename
-        if not file.startswith(SHIM) and file != netns.__file__:
+        if file not in files:
             return None
         if event == "line":
             counted[file, frame.f_lineno] += 1
@@ -60,24 +62,31 @@ def work(db: str, verb: str, argument: str, place: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
-    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
-        if place:
+    with Store.open(db) as store, closing(Sandboxer(store, network)) as sandboxer:
+        if left:
             threading.settrace(trace)
             sys.settrace(trace)
         VERBS[verb](sandboxer, db, argument)
         sys.settrace(None)
 
 
-def serve() -> None:
-    """Fork a shim for each line of the input."""
+def serve(network: Network = NETWORK, names: Collection[str] = ()) -> None:
+    """Fork a shim for each line of the input.
+
+    Args:
+        network: network of the pods.
+        names: names of the modules of the shim whose lines count; default: all of them, and
+            `registry.host.netns`.
+    """
+    files = {f"{SHIM}/{name}.py" for name in names}
+    files = files or {f"{SHIM}/{name}" for name in os.listdir(SHIM)} | {netns.__file__}
     gc.freeze()  # the shims share the memory of what is imported
     for line in sys.stdin:
-        db, verb, argument, place = line.split()
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                work(db, verb, argument, int(place))
+                work(network, files, line)
                 code = 0
             finally:
                 os._exit(code)

@@ -20,6 +20,7 @@ import pytest
 
 from registry import NetNS, State, Store, Verdict
 from registry.shim import cgroups
+from registry.shim.network import Network
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
@@ -57,9 +58,9 @@ def ran(shims: Shims, db: str, name: str = "web") -> str:
         return store.list()[-1].id
 
 
-def recovered(db: str) -> list[tuple[str, State]]:
+def recovered(db: str, network: Network = NETWORK) -> list[tuple[str, State]]:
     """Start and end a shim; return ids and states of all sandboxes, UNKNOWN included."""
-    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)):
+    with Store.open(db) as store, closing(Sandboxer(store, network)):
         assert [] == store.check()
         found = store.list(include_unknown=True)
         return [(each.id, each.status_as_read.state) for each in found]
