@@ -44,8 +44,8 @@ VERBS: Final[dict[str, Callable[[Sandboxer, str, str], object]]] = {
 def work(network: Network, files: Collection[str], line: str) -> None:
     """Make the call of an input line, and kill this process before the PLACE-th line of code.
 
-    0 does not kill it. Lines are counted as they are executed, in all threads, in *files*: each line twice at most,
-    since the later rounds of a loop are alike.
+    0 does not kill it. Lines are counted as they are executed, in all threads, in *files*: each
+    line twice at most, since the later rounds of a loop are alike.
     """
     db, verb, argument, place = line.split()
     left, counted = int(place), Counter[tuple[str, int]]()

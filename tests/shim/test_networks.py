@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,18 @@ def test_failed_add_is_undone(place: Node, cri: Client) -> None:
     assert 'plugin type="portmap" name="tests" failed (add): ' in message
     assert [] == cri.list()
     assert NO_NETWORK == place.left("30080")
+
+
+# Many pods, and the calls of a kubelet.
+
+
+def test_50_pods_are_connected_at_the_same_time(place: Node, cri: Client) -> None:
+    """Each has addresses of its own; all are released."""
+    with ThreadPoolExecutor(50) as pool:
+        ids = list(pool.map(lambda n: cri.run(pod_config(f"web-{n}")), range(50)))
+        ips = [ip for id in ids for ip in ips_of(cri.status(id))]
+        assert 100 == len(set(ips))
+        assert set(ips) == place.addresses()
+        assert 50 == len(place.links())
+        list(pool.map(cri.stop, ids))
+    assert NO_NETWORK == place.left(*ids)

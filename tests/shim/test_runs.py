@@ -1,0 +1,266 @@
+"""Retried runs: a call with an equal config joins a run, or takes over what it has run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+
+from registry import NameReservedError, RegistryError, State, Store
+from registry.cri import PodSandboxConfig
+from registry.shim.network import Network
+from registry.shim.runs import Run, Runs
+from registry.shim.sandboxer import Sandboxer
+from tests import needs
+from tests.shim.client import Client, config, pod_config
+from tests.shim.conftest import CNI, NOTHING, Server, left_of, serving
+from tests.tools import pod, until
+
+pytestmark = [
+    pytest.mark.netns,
+    needs.namespaces,
+]
+
+
+class Steps:
+    """Steps of a run, which wait until the test lets them go on."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.began, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.error: BaseException | None = None
+
+    def __call__(self, run: Run) -> None:
+        self.runs.append(run)
+        self.began.release()
+        assert self.go.acquire(timeout=240)
+        if not run.is_wanted():
+            self.began.release()
+            assert self.go.acquire(timeout=240)  # the undo
+            raise RegistryError("cancelled")
+        if self.error:
+            raise self.error
+
+
+class Calls:
+    """Calls of several clients."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.pool, self.runs, self.steps = pool, Runs(), Steps()
+
+    def call(
+        self, waits: Callable[[], bool] = lambda: True, config: PodSandboxConfig | None = None
+    ) -> Future[str]:
+        """Begin a call; *waits* returns whether its client waits."""
+        return self.pool.submit(self.runs.run, "web", config or pod(), waits, self.steps)
+
+    def joined(self, waits: list[bool]) -> Future[str]:
+        """Begin a call that joins a run, and return once it has done so.
+
+        A client is asked whether it waits when the run goes on; the last of *waits* is the answer.
+        """
+        before = len(self.steps.runs[-1]._clients)
+        call = self.call(lambda: waits[-1])
+        until(lambda: len(self.steps.runs[-1]._clients) > before)
+        return call
+
+
+@pytest.fixture
+def calls() -> Iterator[Calls]:
+    """Return calls without a run."""
+    with ThreadPoolExecutor(8) as pool:
+        yield Calls(pool)
+
+
+def test_equal_call_joins_the_run_and_gets_its_id(calls: Calls) -> None:
+    """The steps are taken once."""
+    first = calls.call()
+    assert calls.steps.began.acquire(timeout=240)
+    second = calls.joined([True])
+    assert not first.done()
+    calls.steps.go.release()
+    (run,) = calls.steps.runs
+    assert (run.id, run.id) == (first.result(), second.result())
+
+
+def test_equal_call_gets_the_error_of_the_run(calls: Calls) -> None:
+    """The next call runs again."""
+    first = calls.call()
+    assert calls.steps.began.acquire(timeout=240)
+    second = calls.joined([True])
+    calls.steps.error = RegistryError("no")
+    calls.steps.go.release()
+    assert calls.steps.error is first.exception() is second.exception()
+    calls.steps.error = None
+    calls.steps.go.release()
+    assert calls.call().result() != calls.steps.runs[0].id
+
+
+def test_call_with_another_config_is_refused_and_names_the_run(calls: Calls) -> None:
+    """It does not wait for the run."""
+    first = calls.call()
+    assert calls.steps.began.acquire(timeout=240)
+    other = pod()
+    other.hostname = "other"
+    error = calls.call(config=other).exception()
+    assert isinstance(error, NameReservedError)
+    assert calls.steps.runs[0].id == error.holder
+    calls.steps.go.release()
+    first.result()
+
+
+def test_run_goes_on_while_one_client_waits(calls: Calls) -> None:
+    """The first has gone."""
+    first = calls.call(lambda: False)
+    assert calls.steps.began.acquire(timeout=240)
+    second = calls.joined([True])
+    calls.steps.go.release()
+    assert first.result() == second.result()
+
+
+def test_retry_during_the_undo_waits_and_runs_again(calls: Calls) -> None:
+    """All clients had gone before."""
+    first = calls.call(lambda: False)
+    assert calls.steps.began.acquire(timeout=240)
+    calls.steps.go.release()
+    assert calls.steps.began.acquire(timeout=240)  # the undo has begun
+    retry = calls.call()
+    assert not retry.done()
+    calls.steps.go.release()
+    assert isinstance(first.exception(), RegistryError)
+    calls.steps.go.release()
+    id = retry.result()
+    assert [id] == [run.id for run in calls.steps.runs[1:]]
+
+
+def test_retry_takes_over_a_run_that_was_told_to_none(calls: Calls) -> None:
+    """Once, with an equal config; a client that has gone again does not take it."""
+    answers = [True]
+    first = calls.call(lambda: answers.pop() if answers else False)
+    calls.steps.go.release()
+    id = first.result()
+    assert id == calls.call(lambda: False).result()
+    assert id == calls.call().result()
+    assert 1 == len(calls.steps.runs)
+    calls.steps.go.release()
+    assert id != calls.call().result()
+
+
+def test_stopped_sandbox_is_not_taken_over(calls: Calls) -> None:
+    """The next call runs again."""
+    answers = [True]
+    first = calls.call(lambda: answers.pop() if answers else False)
+    calls.steps.go.release()
+    calls.runs.forget(first.result())
+    calls.steps.go.release()
+    assert first.result() != calls.call().result()
+
+
+# With a server.
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[Server]:
+    """Return a server whose plugin waits for a line in a FIFO before it answers ADD."""
+    server = Server(tmp_path)
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "began").mkdir()
+    (tmp_path / "10-gated.conflist").write_text(
+        '{"cniVersion": "1.0.0", "name": "gated", "plugins": [{"type": "gated"}]}'
+    )
+    (tmp_path / "gated").write_text(
+        f"#!/bin/sh\n[ $CNI_COMMAND != ADD ] || {{ : > {tmp_path}/began/$CNI_CONTAINERID\n"
+        f"read -r go < {tmp_path}/gate; }}\nexec {CNI}/given\n"
+    )
+    (tmp_path / "gated").chmod(0o755)
+    server.cni_conf_dir = server.cni_bin_dir = str(tmp_path)
+    with serving(server):
+        yield server
+
+
+def let_go(server: Server) -> None:
+    """Let one ADD go on, once a plugin waits."""
+    with open(Path(server.cni_conf_dir, "gate"), "w", encoding="ascii") as gate:
+        gate.write("go\n")
+
+
+def adds(server: Server) -> set[str]:
+    """Return the ids of the sandboxes whose ADD has begun."""
+    return set(os.listdir(Path(server.cni_conf_dir, "began")))
+
+
+def test_retry_of_a_kubelet_gets_the_id_of_its_first_try(gated: Server, db: str) -> None:
+    """The first call has timed out while the plugin worked."""
+    waits = [True]
+    network = Network(gated.cni_conf_dir, [gated.cni_bin_dir])
+    with (
+        Store.open(db) as store,
+        closing(Sandboxer(store, network)) as sandboxer,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(sandboxer.run, config(), wanted=lambda: waits[-1])
+        until(lambda: adds(gated))
+        retry = pool.submit(sandboxer.run, config())
+        (run,) = sandboxer._runs._running.values()
+        until(lambda: len(run._clients) > 1)
+        waits.append(False)
+        let_go(gated)
+        (id,) = adds(gated)
+        assert id == retry.result() == first.result()
+        assert State.READY is store.get(id).status_as_read.state
+        with pytest.raises(NameReservedError):
+            sandboxer.run(config())
+        sandboxer.remove(id)
+
+
+def test_cancelled_run_is_undone_and_the_retry_runs(gated: Server) -> None:
+    """No client waits when ADD has ended."""
+    with Client(gated.socket) as cri, ThreadPoolExecutor(1) as pool:
+        first = cri.begin("RunPodSandbox", timeout=60, config=pod_config("web"))
+        until(lambda: adds(gated))
+        first.cancel()
+        (cancelled,) = adds(gated)
+        with Store.open(gated.db, read_only=True) as store:
+            let_go(gated)
+            until(lambda: not store.list(include_unknown=True))
+        retry = pool.submit(cri.run, pod_config("web"))
+        until(lambda: len(adds(gated)) == 2)
+        let_go(gated)
+        assert {cancelled, retry.result()} == adds(gated)
+
+
+def test_stop_during_add_waits_for_the_plugin(gated: Server) -> None:
+    """DEL must not run beside it; the run fails and nothing is left."""
+    with Client(gated.socket) as cri, ThreadPoolExecutor(1) as pool:
+        run = cri.begin("RunPodSandbox", timeout=240, config=pod_config("web"))
+        until(lambda: adds(gated))
+        (id,) = adds(gated)
+        stop = pool.submit(cri.stop, id, 240)
+        with Store.open(gated.db, read_only=True) as store:
+            until(lambda: [State.NOTREADY] == [each.status_as_read.state for each in store.list()])
+        assert not stop.done()
+        let_go(gated)
+        stop.result()
+        with pytest.raises(grpc.RpcError):
+            run.result()
+        until(lambda: NOTHING == left_of(gated.db))
+
+
+def test_ready_sandbox_that_no_client_knows_is_taken_over(db: str) -> None:
+    """The last client had gone after the last step."""
+    answers = iter([True, True, True, False, False])
+    network = Network(CNI, [CNI])
+    with Store.open(db) as store, closing(Sandboxer(store, network)) as sandboxer:
+        id = sandboxer.run(config(), wanted=lambda: next(answers))
+        assert State.READY is store.get(id).status_as_read.state
+        assert id == sandboxer.run(config(), wanted=lambda: next(answers))
+        assert id == sandboxer.run(config())
+        with pytest.raises(NameReservedError):
+            sandboxer.run(config())
+        sandboxer.remove(id)
