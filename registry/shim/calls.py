@@ -31,6 +31,7 @@ from registry import (
     UnavailableError,
 )
 from registry.shim.ending import Ending
+from registry.sync.interrupts import reraise_interrupt
 
 log = logging.getLogger("registry.shim")
 
@@ -175,6 +176,7 @@ class Calls:
             yield
             code = context.code() or code
         except Exception as error:  # noqa: BLE001 - gRPC would log it with the text of the client
+            reraise_interrupt(error)
             code = _code_of(error)
             self.ending.note(error)
             self._log(name, method, error, code)

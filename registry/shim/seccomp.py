@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from registry.host import kernel
+from registry.sync.interrupts import reraise_interrupt
 
 if TYPE_CHECKING:
     import ctypes
@@ -103,7 +104,8 @@ def _library() -> ctypes.CDLL | None:
 
     try:
         library = ctypes.CDLL(LIBRARY)
-    except OSError:  # of dlopen, without an errno; signal handlers run in another thread
+    except OSError as error:  # of dlopen, without an errno
+        reraise_interrupt(error)
         log.warning(
             "%s is not installed; pause processes run without a seccomp filter",
             LIBRARY,

@@ -18,6 +18,7 @@ from registry.cli.output.formats import show
 from registry.cli.output.streams import write
 from registry.cli.output.views import Format, Row, View
 from registry.cli.verbs import listing, transitions
+from registry.sync.interrupts import reraise_interrupt
 from registry.tables import filters
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def _shows(path: str | None, *, progress: bool = False) -> Callable[[Figures], N
         try:
             figures.write(path)
         except OSError as error:  # of a full disk, say: the registry is pushed all the same
+            reraise_interrupt(error)
             log.warning(
                 "write figures to %r: %s",
                 path,
@@ -222,6 +224,7 @@ def _require_writable(path: str) -> None:
     try:
         Figures().write(path)
     except OSError as error:
+        reraise_interrupt(error)
         why = f"cannot write {path!r}: {error.strerror}; name a file in a directory that exists"
         raise click.BadParameter(why, param_hint="--metrics") from error
 
