@@ -31,7 +31,7 @@ from registry import (
     UnavailableError,
 )
 from registry.shim.ending import Ending
-from registry.sync.interrupts import reraise_interrupt
+from registry.sync.interrupts import is_interrupt
 
 log = logging.getLogger("registry.shim")
 
@@ -176,7 +176,8 @@ class Calls:
             yield
             code = context.code() or code
         except Exception as error:  # noqa: BLE001 - gRPC would log it with the text of the client
-            reraise_interrupt(error)
+            if is_interrupt(error):
+                raise
             code = _code_of(error)
             self.ending.note(error)
             self._log(name, method, error, code)

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from registry.host import kernel
-from registry.sync.interrupts import reraise_interrupt
+from registry.sync.interrupts import is_interrupt
 
 if TYPE_CHECKING:
     import ctypes
@@ -105,7 +105,8 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError as error:  # of dlopen, without an errno
-        reraise_interrupt(error)
+        if is_interrupt(error):
+            raise
         log.warning(
             "%s is not installed; pause processes run without a seccomp filter",
             LIBRARY,
