@@ -175,7 +175,7 @@ class Calls:
             _require_waiting(context)
             yield
             code = context.code() or code
-        except Exception as error:  # noqa: BLE001 - gRPC would log it with the text of the client
+        except Exception as error:  # gRPC would log it with the text of the client
             if is_interrupt(error):
                 raise
             code = _code_of(error)
