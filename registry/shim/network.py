@@ -255,12 +255,15 @@ class Network:
             for plugin in reversed(attachment.network["plugins"]):
                 self._run(call, plugin, attachment.result if known else None)
 
-    def collect(self, ids: Iterable[str]) -> None:
+    def collect(self, ids: Iterable[str], deadline: float) -> None:
         """Have the plugins release what belongs to none of the sandboxes *ids*.
 
         Only for a network of version 1.1 or later, in which GC is defined, and only if its
         configuration does not say `disableGC`.
 
+        Args:
+            ids: ids of the sandboxes with an attachment.
+            deadline: monotonic time in seconds at which a plugin is killed.
         Raises:
             PluginError: a plugin has failed.
         """
@@ -271,8 +274,8 @@ class Network:
         if VERSIONS.index(network["cniVersion"]) < VERSIONS.index("1.1.0") or network["disableGC"]:
             return
         valid = [{"containerID": id, "ifname": IF_NAME} for id in ids]
+        call = _Call("GC", "", "", Attachment(network, ""), deadline)
         for plugin in network["plugins"]:
-            call = _Call("GC", "", "", Attachment(network, ""), time.monotonic() + PLUGINS_WITHIN)
             self._run(call, {**plugin, "cni.dev/valid-attachments": valid}, None)
 
     @contextmanager

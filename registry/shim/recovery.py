@@ -211,9 +211,9 @@ class Recovery:
         for sandbox, work in unfinished:
             self._do(work, sandbox, deadline)
         with _logged("collect garbage of the network"):
-            self._network.collect(
-                each.id for each in self._store.list(include_unknown=True) if CNI in each.extensions
-            )
+            sandboxes = self._store.list(include_unknown=True)
+            attached = (sandbox.id for sandbox in sandboxes if CNI in sandbox.extensions)
+            self._network.collect(attached, killed_by())
         # Those that `open` has found; each is observed again before it is removed.
         report = self._store.recovery or self._store.reconcile(dry_run=True)
         for id in resolvs:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ from registry import (
     FailedPreconditionError,
     InvalidArgumentError,
     IPConfig,
+    Metadata,
     MetadataError,
+    State,
+    Status,
+    Store,
 )
 from registry.cri import PodSandboxConfig
 from registry.shim import network, plugins
 from registry.shim.network import Attachment, Network, PluginError
+from registry.shim.sandboxer import Sandboxer
 from tests.tools import pod, until
 
 ID = os.urandom(32).hex()  # no plugin of another test has it
@@ -565,7 +571,7 @@ def test_plugin_of_an_earlier_server_is_killed_at_the_deadline(made: Plugins) ->
 def test_collect_runs_gc_where_it_is_defined(made: Plugins) -> None:
     """With the sandboxes that there are."""
     made.configure({"type": "one"}, cniVersion="1.1.0")
-    made.network.collect(["a", "b"])
+    made.network.collect(["a", "b"], time.monotonic() + 3600)
     assert made.called("one")[0].startswith("GC ")
     valid = [{"containerID": id, "ifname": "eth0"} for id in ("a", "b")]
     assert valid == made.given("one")["cni.dev/valid-attachments"]
@@ -577,9 +583,9 @@ def test_collect_runs_gc_where_it_is_defined(made: Plugins) -> None:
 def test_collect_does_nothing_else(made: Plugins, more: dict[str, Any]) -> None:
     """Nor does it without a network."""
     made.configure({"type": "one"}, **more)
-    made.network.collect(["a"])
+    made.network.collect(["a"], time.monotonic() + 3600)
     (made.folder / "10-a.conflist").unlink()
-    made.network.collect(["a"])
+    made.network.collect(["a"], time.monotonic() + 3600)
     assert not (made.folder / "one.call").exists()
 
 
@@ -588,4 +594,17 @@ def test_collect_names_a_plugin_that_fails(made: Plugins) -> None:
     made.configure({"type": "one"}, cniVersion="1.1.0")
     made.add("one", "exit 1")
     with pytest.raises(PluginError, match=r'plugin type="one" name="net" failed \(GC\): exit'):
-        made.network.collect([])
+        made.network.collect([], time.monotonic() + 3600)
+
+
+def test_start_of_a_server_collects_garbage(made: Plugins, tmp_path: Path) -> None:
+    """A sandbox counts as long as its attachment is recorded, in whatever state it is."""
+    made.configure({"type": "one"}, cniVersion="1.1.0")
+    with Store.open(tmp_path / "registry.db") as store:
+        for name in ("attached", "other"):
+            store.add(Metadata(name, name, None), Status(State.NOTREADY))
+        store.get("attached").extensions.update(lambda _: {"cni": Attachment({}, "").dump()})
+        with closing(Sandboxer(store, made.network)):
+            assert [{"containerID": "attached", "ifname": "eth0"}] == (
+                made.given("one")["cni.dev/valid-attachments"]
+            )

@@ -114,6 +114,25 @@ def test_host_port_is_forwarded_until_the_pod_is_stopped(place: Node, cri: Clien
     assert NO_NETWORK == place.left(id)
 
 
+@needs.program("tc")
+def test_bandwidth_of_annotations_is_limited(place: Node, cri: Client) -> None:
+    """By a token bucket on the interface of the host."""
+    limit = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+    place.configure(bridged(place.data, limit))
+    config = pod_config("web")
+    config.annotations["kubernetes.io/ingress-bandwidth"] = "10M"
+    try:
+        id = cri.run(config)
+    except grpc.RpcError as error:
+        if "operation not supported" in str(error.details()):
+            pytest.skip(f"the kernel limits no rates: {error.details()}")
+        raise
+    assert "qdisc tbf" in (shown := place.run("tc", "qdisc", "show"))
+    assert "rate 10Mbit" in shown
+    cri.stop(id)
+    assert "qdisc tbf" not in place.run("tc", "qdisc", "show")
+
+
 def test_stop_releases_the_address_of_a_namespace_that_is_gone(place: Node, cri: Client) -> None:
     """DEL is run with an empty CNI_NETNS."""
     place.configure(
