@@ -113,6 +113,25 @@ def test_cgroup_with_another_process_is_removed_once_that_has_ended(db: str) -> 
 
 
 @needs.cgroups
+def test_pid_is_recorded_before_the_process_moves(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that finds the cgroup after a crash then waits for the end of the process."""
+    recorded, moved, enter = [], [], cgroups.enter
+
+    def observed(path: str, pid: int) -> None:
+        with Store.open(db, read_only=True) as reader:
+            (sandbox,) = reader.list(include_unknown=True)
+            recorded.append(sandbox.status_as_read.pid)
+        moved.append(pid)
+        enter(path, pid)
+
+    monkeypatch.setattr(cgroups, "enter", observed)
+    with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
+        sandboxer.run(whole_pod(db, "web"))
+    assert moved == recorded
+    assert len(moved) == 1
+
+
+@needs.cgroups
 def test_cgroup_that_cannot_be_made_fails_the_run(server: Server, cri: Client) -> None:
     """Nothing is left of it; a file of the kernel has the name of the parent."""
     wanted = pod_config("web")
