@@ -171,15 +171,15 @@ def test_follower_opens_the_registry_that_has_replaced_its_own(
 def test_pushers_work_through_pgbouncer_in_transaction_mode(
     registry: str, database: Database
 ) -> None:
-    """Two nodes share one connection of the server; each transaction has the role of its node."""
+    """Three pushers of two nodes share one connection of the server, each under its own role."""
     folder = database.cluster.folder
-    registries = {"node-p": registry, "node-q": f"{registry}.q"}
-    with Store.open(registries["node-q"], reconcile=False) as store:
-        store.add(sandbox("q"), READY)
-    for node in registries:
+    registries = {registry: "node-p", f"{registry}.p": "node-p", f"{registry}.q": "node-q"}
+    for path, node in registries.items():
+        with Store.open(path, reconcile=False) as store:
+            store.add(sandbox("b"), READY)
         database.node(node)
     settings, socket = Path(folder, "pgbouncer.ini"), Path(folder, ".s.PGSQL.6432")
-    Path(folder, "users").write_text("".join(f'"{node}" ""\n' for node in registries))
+    Path(folder, "users").write_text('"node-p" ""\n"node-q" ""\n')
     settings.write_text(
         f"[databases]\n* = host={folder}\n[pgbouncer]\npool_mode = transaction\n"
         f"unix_socket_dir = {folder}\nlisten_port = 6432\nlisten_addr =\nauth_type = trust\n"
@@ -192,15 +192,15 @@ def test_pushers_work_through_pgbouncer_in_transaction_mode(
             assert bouncer.poll() is None, bouncer.stderr and bouncer.stderr.read()
             url = f"postgresql://{{}}@/{database.name}?host={folder}&port=6432"
             with contextlib.ExitStack() as stack:
-                for node, path in registries.items():
+                for path, node in registries.items():
                     stack.enter_context(writing(path))
                     stack.enter_context(pushed(url.format(node), path, node=node))
                 least = "SELECT count(*) FROM fleet_registries WHERE cursor > 1000 AND node = role"
-                until(lambda: database.one(least) == 2)
+                until(lambda: database.one(least) == 3)
         finally:
             bouncer.terminate()
             bouncer.wait()
-    for node, path in registries.items():
+    for path, node in registries.items():
         assert_pushed(database, path, database.url(node), node=node)
 
 
