@@ -104,7 +104,7 @@ def test_values_of_the_wrong_type_are_pushed(
     }
     for table, names in columns.items():
         for name in names:
-            for value in ("x'00ff'", "1.5", "9e999", "'text'", "''"):
+            for value in ("x'00ff'", "9e999", "'text'"):
                 tamper(filled, f"UPDATE {table} SET {name} = {value}")
                 pusher.round()
                 pusher.disconnect()
