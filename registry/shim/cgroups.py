@@ -10,6 +10,7 @@ is missing, and never removed.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from typing import Final
@@ -22,6 +23,8 @@ SLICE: Final = ".slice"
 """Suffix of the names that systemd gives to cgroups of services."""
 SYSTEMD: Final = "/run/systemd/system"
 """Directory that exists while systemd runs (sd_booted(3))."""
+MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+"""Errors of the removal of a cgroup that was never there; no path can be too long and exist."""
 
 
 def is_driver_systemd() -> bool:
@@ -94,10 +97,10 @@ def remove(path: str) -> None:
         place = os.path.join(point, path)
         try:
             os.rmdir(place)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            reraise_interrupt(error)
         except OSError as error:
             reraise_interrupt(error)
+            if error.errno in MISSING:
+                continue
             pids = Counters([place], "").text("cgroup.procs").split()
             why = f"processes {', '.join(pids)} are in it; end them" if pids else error.strerror
             raise RegistryError(f"remove cgroup {place!r}: {why}") from error

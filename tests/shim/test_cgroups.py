@@ -164,6 +164,18 @@ def test_removal_fails_when_the_mounted_cgroups_cannot_be_read() -> None:
     assert 0 == done.returncode, done.stderr
 
 
+@needs.cgroups
+def test_cgroup_whose_path_is_too_long_fails_the_run(server: Server, cri: Client) -> None:
+    """The name is free again; the kernel can neither make nor remove it."""
+    parent, wanted = cgroup_of(server.db), pod_config("web")
+    wanted.linux.cgroup_parent = "/".join((parent, *["x" * 255] * 16))
+    for _ in range(2):
+        assert "too long" in refused(grpc.StatusCode.INTERNAL, cri, "RunPodSandbox", config=wanted)
+    assert [] == cri.list()
+    for path, _, _ in [*os.walk(cgroups.hierarchies()[0] + parent, topdown=False)]:
+        os.rmdir(path)
+
+
 WITHOUT_V1 = """
 import os, subprocess, sys
 from contextlib import closing
