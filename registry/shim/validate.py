@@ -215,9 +215,13 @@ def _hostname(config: PodSandboxConfig) -> Iterator[Refusal]:
 
 
 def _ports(config: PodSandboxConfig) -> Iterator[Refusal]:
+    """Yield the ports that portmap refuses: it refuses them for DEL, too, for ever."""
     for port in () if is_host_network(config) else config.port_mappings:
         if not 0 <= port.host_port <= PORT_MAX:
             yield Refusal("port_mappings.host_port", port.host_port, f"is not 0 to {PORT_MAX}")
+        if port.host_port and not 1 <= port.container_port <= PORT_MAX:
+            why = f"is not 1 to {PORT_MAX}"
+            yield Refusal("port_mappings.container_port", port.container_port, why)
 
 
 # Sysctls.

@@ -170,6 +170,9 @@ REFUSED: dict[str, list[Change]] = {
         adding("port_mappings", container_port=80, host_port=-1),
         adding("port_mappings", container_port=80, host_port=65536),
     ],
+    "port_mappings.container_port": [
+        adding("port_mappings", container_port=port, host_port=8080) for port in (-1, 0, 65536)
+    ],
     "port_mappings.protocol": [adding("port_mappings", protocol=UNHEARD_OF, container_port=80)],
     "windows.security_context.run_as_username": [
         setting("windows.security_context.run_as_username", "u")
@@ -199,7 +202,7 @@ def test_unsupported_field_is_refused_by_name(
     message = pod_config("web", host_network=host_network)
     change(message)
     config = PodSandboxConfig.FromString(message.SerializeToString())
-    if host_network and field == "port_mappings.host_port":
+    if host_network and field in {"port_mappings.host_port", "port_mappings.container_port"}:
         validate.check(config)  # the port is one of the node already
         return
     with pytest.raises(InvalidArgumentError) as caught:
