@@ -111,10 +111,23 @@ class Attachment:
             MetadataError: *data* is something else.
         """
         try:
-            return cls(**_load(data))
-        except (ValueError, TypeError) as error:
+            return _checked(cls(**_load(data)))
+        except (ValueError, TypeError, AttributeError) as error:
             why = f"read attachment: {error}; restore a backup, or delete the extension"
             raise MetadataError(why) from error
+
+
+def _checked(found: Attachment) -> Attachment:
+    """Return *found* if DEL can use it.
+
+    Raises:
+        ValueError, AttributeError: a field has another type, or a later version of this program
+            has recorded it.
+    """
+    objects = isinstance(found.capabilities, dict) and isinstance(found.result or {}, dict)
+    if not objects or not isinstance(found.args, str):
+        raise ValueError("a field has another type")
+    return replace(found, network=_network(found.network, is_list=True))
 
 
 class Attached(NamedTuple):
@@ -422,7 +435,8 @@ def _network(conf: Mapping[str, Any], *, is_list: bool) -> dict[str, Any]:
         sound = (
             isinstance(plugin, dict)
             and isinstance(plugin.get("capabilities", {}), dict)
-            and re.fullmatch(r"[^/\0]+", str(plugin.get("type", "")))
+            and isinstance(plugin.get("type"), str)
+            and re.fullmatch(r"[^/\0]+", plugin["type"])
         )
         if not sound:
             raise ValueError("a plugin has no type, or its capabilities are no object")
@@ -432,7 +446,7 @@ def _network(conf: Mapping[str, Any], *, is_list: bool) -> dict[str, Any]:
     known = [version for version in VERSIONS if version in versions]
     if not known:
         raise ValueError(f"cniVersion {versions[0]!r} is none of {', '.join(VERSIONS)}")
-    disabled = conf.get("disableGC") in {True, "true"}
+    disabled = conf.get("disableGC") in (True, "true")
     return {"name": name, "cniVersion": known[-1], "disableGC": disabled, "plugins": found}
 
 

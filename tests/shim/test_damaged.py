@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from registry import Store
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config
 from tests.shim.conftest import Server, namespaces, pauses, serving
@@ -130,6 +131,40 @@ def test_damaged_record_is_stopped_and_removed(tmp_path: Path) -> None:
             cri.remove(id)
         assert 1 == len(pauses(server.db)) == len(namespaces(server.db))
         assert [whole] == [item.id for item in cri.list()]
+
+
+@pytest.mark.parametrize(
+    "attachment",
+    [
+        "{}",
+        '{"network": {}, "args": ""}',
+        '{"network": 5, "args": ""}',
+        '{"network": {"name": "n", "cniVersion": "9.0.0", "plugins": [{"type": "p"}]}, "args": ""}',
+        '{"network": {"name": "n", "cniVersion": "1.0.0", "plugins": [{"type": "p"}]}, "args": 5}',
+    ],
+)
+def test_damaged_attachment_fails_only_the_stop_of_its_sandbox(
+    tmp_path: Path, attachment: str
+) -> None:
+    """The next server starts, and the other sandboxes are stopped; a repair lets it go on."""
+    with serving(tmp_path) as server, Client(server.socket) as cri:
+        hurt, whole = [cri.run(pod_config(name)) for name in ("hurt", "whole")]
+        with Store.open(server.db) as store:
+            extensions = store.get(hurt).extensions
+            before = extensions["cni"]
+            extensions.update(lambda old: {**old, "cni": attachment.encode()})
+            for start in (False, True):
+                if start:
+                    server.kill()
+                    server.start()
+                with pytest.raises(grpc.RpcError) as caught:
+                    cri.call("StopPodSandbox", pod_sandbox_id=hurt, wait=True)
+                assert grpc.StatusCode.DATA_LOSS is caught.value.code()
+                assert "read attachment: " in str(caught.value.details())
+            cri.remove(whole)
+            extensions.update(lambda old: {**old, "cni": before})
+        cri.remove(hurt)
+        assert [] == cri.list()
 
 
 def test_exit_is_recorded_beside_one_of_a_damaged_record(

@@ -186,6 +186,19 @@ def test_node_without_a_configuration_runs_only_host_network_pods(place: Node, c
     cri.run(pod_config("a"))
 
 
+def test_configuration_of_other_types_is_none(place: Node, cri: Client) -> None:
+    """Status says why, and a server starts with it."""
+    network = bridged(place.data)
+    network["plugins"][0]["type"] = 5
+    place.configure({**network, "disableGC": []})
+    place.server.kill()
+    place.server.start()
+    ready = cri.call("Status", wait=True).status.conditions[1]
+    assert not ready.status
+    assert "cni plugin not initialized: " in ready.message
+    assert ready.message.endswith("a plugin has no type, or its capabilities are no object")
+
+
 # Failures.
 
 
