@@ -4,6 +4,7 @@
     validate     validation of a config, field by field
     pause        process that holds the namespaces of a sandbox
     plugins      programs of CNI plugins
+    arguments    arguments of CNI plugins from the config of a pod
     network      configuration, plugins and results of pod networks
     recovery     ends sandboxes, and finishes or undoes the calls that a crash interrupted
     runs         runs in progress, which retried calls join

@@ -208,6 +208,7 @@ ORDER = [
     "shim.validate",
     "shim.pause",
     "shim.plugins",
+    "shim.arguments",
     "shim.network",
     "shim.recovery",
     "shim.runs",
