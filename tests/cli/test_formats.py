@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from registry import Store
 from registry.__main__ import ABOVE
 from registry.cli import program
-from registry.cli.moments import Moment
+from registry.cli.moments import Moment, read_moment
 from registry.cli.output import formats
 from registry.cli.output.cells import cut, width
 from registry.cli.output.ids import LEAST, shortened
@@ -232,6 +232,47 @@ def test_a_date_without_a_zone_is_utc(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "since", "expected"),
+    [
+        ("02:59", None, "2026-11-27T02:59:00"),
+        ("03:00", None, "2026-11-27T03:00:00"),
+        ("22:00", None, "2026-11-26T22:00:00"),
+        ("05:30+02:00", None, "2026-11-26T03:30:00"),
+        ("03:10", "2026-11-26T22:00:00", "2026-11-27T03:10:00"),
+        ("23:00", "2026-11-26T22:00:00", "2026-11-26T23:00:00"),
+        ("2026-11-27T22:00", None, "2026-11-27T22:00:00"),
+    ],
+)
+def test_a_clock_time_that_is_still_ahead_is_of_yesterday(
+    text: str, since: str | None, expected: str
+) -> None:
+    """Unless the range, which begins before, would end before it begins; at three at night."""
+    now = _ns("2026-11-27T03:00:00")
+    begin = None if since is None else _ns(since)
+    assert _ns(expected) == read_moment(text, now, begin)
+
+
+def _ns(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * SECOND
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ("--since 2026-11-27T21:19 --until 2026-11-27T21:18", "(2026-11-27T21:18:00.000000000Z)"),
+        ("--until 2026-11-27 --since 2026-11-28", "--since, 2026-11-28T00:00:00.000000000Z; give "),
+        ("--since 1h --until 2h", "'2h' ("),
+    ],
+)
+def test_a_range_that_ends_before_it_begins_is_an_error(call: Call, args: str, why: str) -> None:
+    """In either order of the options."""
+    code, out, err = call("history", *args.split())
+    assert (2, "") == (code, out)
+    assert "Invalid value for '--until': " in err
+    assert why in err
+
+
+@pytest.mark.parametrize(
     ("moment", "text"),
     [
         ("2026-11-27T00:00:00", "00:00:00Z"),
@@ -261,10 +302,8 @@ def test_a_time_of_this_year_can_be_given_as_the_history_shows_it() -> None:
 @pytest.mark.parametrize("text", ["13:05", "13:05:00", "13:05Z", "14:05+01:00"])
 def test_a_time_without_a_date_is_of_today_in_utc(text: str) -> None:
     """Today by UTC, also if it is another day where the operator is."""
-    days = {time.time_ns() // (86400 * SECOND)}
-    found = Moment().convert(text, None, None)
-    days.add(time.time_ns() // (86400 * SECOND))  # it may be midnight
-    assert found in {(day * 86400 + 13 * 3600 + 5 * 60) * SECOND for day in days}
+    now = _ns("2026-11-27T20:00:00")
+    assert _ns("2026-11-27T13:05:00") == read_moment(text, now)
 
 
 # The help, and progress.

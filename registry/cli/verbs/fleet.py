@@ -340,6 +340,7 @@ def list_sandboxes(
     "--since",
     metavar="TIME",
     type=Moment(),
+    is_eager=True,  # before --until
     help="Only since 1h ago, or since 13:05 or 2026-11-27T09:12:03Z (UTC).",
 )
 @click.option(

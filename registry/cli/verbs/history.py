@@ -34,6 +34,7 @@ from registry.tables.rows import Transition
     "--since",
     metavar="TIME",
     type=Moment(),
+    is_eager=True,  # before --until
     help="Only since 1h ago, or since 13:05 or 2026-11-27T09:12:03Z (UTC).",
 )
 @click.option(
