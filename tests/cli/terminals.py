@@ -57,6 +57,12 @@ class Terminal(NamedTuple):
         return self.process.returncode
 
 
+def _as_a_login() -> None:
+    """Take the terminal, and the default for a signal that the tests may ignore, under nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def terminal(
     command: Sequence[str], environment: Mapping[str, str], *, columns: int = 80
@@ -72,7 +78,7 @@ def terminal(
         stderr=slave,
         env=dict(environment),
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+        preexec_fn=_as_a_login,  # noqa: PLW1509
     )
     os.close(slave)
     try:
