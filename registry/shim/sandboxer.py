@@ -169,7 +169,8 @@ class Sandboxer:
             process = self._start(run, sandbox, netns, attached)
             self._exits.watch(sandbox, process)
         except BaseException as error:
-            if isinstance(error, PluginError) and not error.begun:
+            unbegun = isinstance(error, PluginError) and not error.begun
+            if attachment is not None and (netns is None or unbegun):
                 # Else the undo would start a plugin for DEL, which fails for the same reason.
                 with suppress(RegistryError):
                     sandbox.extensions.update(recorded(None))

@@ -105,6 +105,7 @@ def test_server_answers_and_ends_when_no_task_can_be_started(
                 "RunPodSandbox",
                 config=pod_config(f"web-{network}", host_network=network),
             )
+            assert [id] == [item.id for item in cri.list()]  # no plugin has begun: none has to end
         with suppress(grpc.RpcError):
             cri.remove(cri.run(pod_config("web")))
         (limit / "pids.max").write_text("max")
