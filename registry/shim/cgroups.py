@@ -84,7 +84,8 @@ def enter(path: str, pid: int) -> None:
             _write(f"{parent}/cgroup.procs", str(pid))
     except OSError as error:
         reraise_interrupt(error)
-        raise RegistryError(f"{doing}: {error.filename!r}: {error.strerror}") from error
+        at = f"{error.filename!r}: " if error.filename else ""  # none: the write itself failed
+        raise RegistryError(f"{doing}: {at}{error.strerror}") from error
 
 
 def remove(path: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from registry import Store
+from registry import RegistryError, Store
 from registry.shim import cgroups
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
@@ -162,6 +162,17 @@ def test_removal_fails_when_the_mounted_cgroups_cannot_be_read() -> None:
     command = ["unshare", "--mount", *python(WITHOUT_PROC)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stderr
+
+
+@needs.cgroups
+def test_process_that_has_ended_enters_no_cgroup(tmp_path: Path) -> None:
+    """The message has the cause and no operand that is missing."""
+    path = cgroup_of(str(tmp_path)).strip("/")
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    with pytest.raises(RegistryError, match=rf"into cgroup '{path}': No such process$"):
+        cgroups.enter(path, ended.pid)
+    cgroups.remove(path)
 
 
 @needs.cgroups
