@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Final
 
-from registry.cli.output.streams import is_terminal, note
+from registry.cli.output.streams import note
 from registry.errors import (
     CompactedError,
     InvalidArgumentError,
@@ -15,7 +14,6 @@ from registry.errors import (
     NotFoundError,
     RegistryError,
 )
-from registry.sync.interrupts import reraise_interrupt
 from registry.visible import visible
 
 PROGRAM: Final = "sandbox-registry"
@@ -52,20 +50,8 @@ def complain(message: str, code: int) -> int:
     """Write *message* as one line on stderr, if there is a stderr, and return *code*."""
     for of_library, of_program in ADVICE.items():
         message = message.replace(of_library, of_program)
-    note(_fitted(f"{PROGRAM}: error: {visible(message)}"))
+    note(f"{PROGRAM}: error: {visible(message)}", folds=True)
     return code
-
-
-def _fitted(line: str) -> str:
-    """Return *line* in lines that fit stderr, if that is a terminal."""
-    if sys.stderr is None or not is_terminal(sys.stderr):
-        return line
-    try:
-        from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
-    except OSError as error:  # the system refuses to open its file, which may be what *line* says
-        reraise_interrupt(error)
-        return line
-    return folded(line, stream=sys.stderr)
 
 
 def complain_all(messages: Iterable[str]) -> int:

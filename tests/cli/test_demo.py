@@ -53,6 +53,19 @@ def test_the_demo_shows_its_commands_and_removes_what_it_made(folder: Path) -> N
     assert [] == sleeping(folder)
 
 
+def test_the_demo_breaks_no_word_on_a_terminal(folder: Path) -> None:
+    """Its commands fit their tables to the terminal."""
+    environment = clean(TMPDIR=str(folder), TERM="xterm", NO_COLOR="1")
+    with terminal(real("demo"), environment, columns=80) as shell:
+        shell.expect("Press Enter to remove")
+        shell.press("\n")
+        assert 0 == shell.wait()
+    _, _, text = shell.text.partition("$ sandbox-registry reconcile")
+    report, _, _ = text.partition("Which are not ready")
+    assert "never-made-by-the-demo'" in report
+    assert max(map(len, report.splitlines())) <= 80
+
+
 def test_a_demo_that_is_kept_leaves_a_registry_to_try_commands_on(folder: Path) -> None:
     """Its processes end all the same; a second demo does not touch it."""
     kept = folder / "kept"

@@ -259,6 +259,26 @@ def test_only_a_terminal_with_escape_sequences_gets_colours(
         assert piped == lines
 
 
+def test_no_line_of_a_table_ends_with_spaces(path: str) -> None:
+    """Beside wide titles, the spaces would fill a further line of the terminal."""
+    for verb in ("list", "history"):
+        lines = on_terminal(path, 80, verb, "-o", "wide", TERM="xterm", PAGER="cat")
+        plain = [re.sub(r"\x1b\[[0-9;]*m", "", each) for each in lines]
+        assert "\x1b[1mID\x1b[0m " in lines[0]
+        assert plain == [each.rstrip() for each in plain]
+
+
+def test_a_note_on_a_terminal_breaks_between_words(path: str) -> None:
+    """As errors do; a pipe gets one line."""
+    args = ("--db", path, "list", "--reason", "x" * 20)
+    with terminal(real(*args), clean(TERM="xterm"), columns=40) as shown:
+        shown.expect("Broken")
+        assert 0 == shown.wait()
+    note = shown.text.splitlines()[1:]
+    assert max(map(len, note)) <= 40
+    assert run(*args).err.split() == " ".join(note).split()
+
+
 # Pipes and streams.
 
 

@@ -68,7 +68,7 @@ def show(
         write(output)
     is_any = bool(rows.rows if isinstance(rows, Records) else rows)
     if view.nothing and form.kind in PEOPLE and not (form.quiet or is_any):
-        note(view.nothing)
+        note(view.nothing, folds=True)
 
 
 def sentences(lines: Iterable[str]) -> str:

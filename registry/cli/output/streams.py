@@ -44,15 +44,32 @@ def write_bytes(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def note(text: str) -> None:
-    """Write *text*, which has no unseen characters, and a line break on stderr, if there is one."""
+def note(text: str, *, folds: bool = False) -> None:
+    """Write *text*, which has no unseen characters, and a line break on stderr, if there is one.
+
+    Args:
+        text: to be written.
+        folds: break it between words on a terminal.
+    """
     try:
         if sys.stderr is not None:
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{_fitted(text) if folds else text}\n")
             sys.stderr.flush()
     except OSError as error:
         reraise_interrupt(error)
         discard(sys.stderr)
+
+
+def _fitted(line: str) -> str:
+    """Return *line* in lines that fit stderr, if that is a terminal."""
+    if not is_terminal(sys.stderr):
+        return line
+    try:
+        from registry.cli.output.terminal import folded  # noqa: PLC0415 - not in a pipe
+    except OSError as error:  # the system refuses to open its file, which may be what *line* says
+        reraise_interrupt(error)
+        return line
+    return folded(line, stream=sys.stderr)
 
 
 def discard(stream: TextIO) -> None:

@@ -162,6 +162,9 @@ def _folded(row: Sequence[str], sizes: Sequence[int]) -> Iterator[Sequence[str]]
 
 
 def _painted(cell: str, filled: str, style: str) -> str:
-    """Return *filled*, the padded *cell*, in its colour."""
+    """Return *filled*, the padded *cell*, in its colour, which the spaces at its end do not have.
+
+    Spaces before the end of a style are no end of the line, and would go on to the next one.
+    """
     style = style or COLOURS.get(cell, "")
-    return f"{style}{filled}{RESET}" if style else filled
+    return f"{style}{cell}{RESET}{filled[len(cell) :]}" if style and cell else filled

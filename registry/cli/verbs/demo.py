@@ -71,7 +71,7 @@ def demo(*, keep: str | None) -> int:
         _record(path, processes)
         for sentence, command in COMMANDS:
             write(f"\n{sentence}\n\n$ {PROGRAM} {command}\n")
-            write(_output(path, command))
+            _run(path, command)
         write("\nTry more of them, in another terminal:\n\n")
         write(f"  export {options.VARIABLE}={visible(shlex.quote(path))}\n")
         write("".join(f"  {PROGRAM} {command}\n" for command in MORE))
@@ -173,14 +173,14 @@ def _add(
     )
 
 
-def _output(path: str, command: str) -> str:
-    """Return what the program prints for *command*, which is run in another process."""
-    done = subprocess.run(  # noqa: S603 - a constant
+def _run(path: str, command: str) -> None:
+    """Run *command* in another process, which fits its output to the terminal of this one."""
+    stdout = sys.stdout.fileno()
+    subprocess.run(  # noqa: S603 - a constant
         [sys.executable, "-m", "registry", *command.split()],
-        env=os.environ | {options.VARIABLE: path},
+        env=os.environ | {options.VARIABLE: path, "PAGER": "cat"},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=stdout,
+        stderr=stdout,
         check=False,
     )
-    return done.stdout.decode("utf-8", "replace")

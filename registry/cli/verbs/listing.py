@@ -230,7 +230,8 @@ def list_sandboxes(
     show(rows, replace(VIEW, nothing=none), form, ids=ids)
     if hidden:
         are = "sandbox is" if hidden == 1 else "sandboxes are"
-        note(f"{hidden} UNKNOWN {are} not shown; --all shows {'it' if hidden == 1 else 'them'}")
+        them = "it" if hidden == 1 else "them"
+        note(f"{hidden} UNKNOWN {are} not shown; --all shows {them}", folds=True)
     return code
 
 
