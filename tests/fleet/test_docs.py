@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from tests.tools import NOTREADY, READY, ROOT, environment, execute, pod, sandbo
 
 DOCS = Path(ROOT, "docs", "fleet.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"^```sh\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+TEXTS = re.findall(r"^```text\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 QUERIES = re.findall(r"^```sql\n(SELECT.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 CHANGES = re.findall(r"^```sql\n((?:UPDATE|WITH).*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 DASHBOARD = Path(ROOT, "examples", "grafana-fleet.json")
@@ -155,11 +157,17 @@ def empty() -> Iterator[Cluster]:
 
 
 def test_setup_runs_as_it_stands(empty: Cluster, path: str, tmp_path: Path) -> None:
-    """In order, as the superuser of a local PostgreSQL."""
+    """In order, with the rules of Debian below those of the document."""
     with Store.open(path, reconcile=False) as store:
         store.add(sandbox("a"), READY)
         store.add(sandbox("b"), NOTREADY)
-    script = SHELL[0].replace("/var/lib/shim/registry.db", path)
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    rule, users = TEXTS[:2]
+    users = re.sub(r"^fleet \w+", f"fleet {me}", users, flags=re.MULTILINE)
+    rules = f"local all postgres trust\n{rule}local all all peer\n"
+    Path(empty.data, "pg_hba.conf").write_text(rules, encoding="utf-8")
+    Path(empty.data, "pg_ident.conf").write_text(users, encoding="utf-8")
+    script = "".join(SHELL[:2]).replace("/var/lib/shim/registry.db", path)
     done = shell(script, str(tmp_path), PGHOST=empty.folder, PGUSER="postgres")
     assert (0, "") == (done.returncode, done.stderr)
     lines = done.stdout.splitlines()
@@ -175,7 +183,7 @@ def test_rule_12_certificate_is_the_identity_of_a_node(
     """The commands make working ones; that of node-17 opens no session as node-18."""
     with Store.open(path, reconcile=False) as store:
         store.add(sandbox("a"), READY)
-    done = shell(SHELL[1].replace("db.example", "localhost"), str(tmp_path))
+    done = shell(SHELL[2].replace("db.example", "localhost"), str(tmp_path))
     assert 0 == done.returncode, done.stderr
     port = _start_with_tls(empty, tmp_path)
     database = prepare(empty, "fleet")
