@@ -6,9 +6,9 @@ failures    exit codes, and errors on stderr
 usage       errors of usage, with hints
 signals     signals that end a verb which has something to undo
 moments     points in time as operators write them
-lookup      sandboxes by id, name or pod
 complete    completion in a shell: values of the registry
 options     options that several verbs share, and the registry that they name
+lookup      sandboxes by id, name or pod
 verbs       the verbs, one module for each
 program     group of all verbs, each imported when it is run
 """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from registry.cli import options
 from registry.errors import (
     AmbiguousPrefixError,
     DataLossError,
@@ -22,6 +24,8 @@ from registry.visible import visible
 
 LISTED: Final = 10
 """Sandboxes that an error lists."""
+EVENT: Final = 6
+"""Place of `event` in a row of the history."""
 
 
 class SeveralMatchError(InvalidArgumentError):
@@ -45,9 +49,33 @@ def find(store: Store, text: str, doing: str) -> Sandbox:
         doing: operation and object, which begin the message of an error.
     Raises:
         NotFoundError: there is no such sandbox.
+        DataLossError: its record cannot be read, in a damaged registry.
         InvalidArgumentError: *text* is empty, or several sandboxes match.
     """
     _require_text(text, doing)
+    try:
+        return _find(store, text, doing)
+    except (DataLossError, NotFoundError) as error:
+        if not options.is_damaged() or not _is_known(store, text, doing):
+            raise
+        shows = f"`{options.command(store.path)} why {shlex.quote(text)}` shows what is known of it"
+        message = f"{doing}: its record cannot be read; {shows}"
+        raise DataLossError(message, path=store.path) from error
+
+
+def _is_known(store: Store, text: str, doing: str) -> bool:
+    """Return whether the history or an index of a damaged registry has a sandbox *text*."""
+    from registry.tables import readable  # noqa: PLC0415 - rarely needed
+
+    with contextlib.suppress(DataLossError):
+        if _not_deleted(store, _past_ids(store, text, doing)):
+            return True
+    with session_of(store).engine.snapshot(doing) as connection:
+        return readable.is_indexed(connection, text)
+
+
+def _find(store: Store, text: str, doing: str) -> Sandbox:
+    """Return the sandbox that *text* names, as `find`."""
     with contextlib.suppress(AmbiguousPrefixError, NotFoundError):
         found = store.get(text, include_unknown=True)
         if found.id == text:
@@ -85,7 +113,7 @@ def find_by_id(store: Store, text: str, doing: str) -> Sandbox:
 def find_in_history(store: Store, text: str, doing: str) -> str:
     """Return the id of the sandbox that *text* names, as `find` does; also of a deleted one.
 
-    A sandbox that exists wins over deleted ones.
+    A sandbox that exists wins over deleted ones, also if its record cannot be read.
 
     Raises:
         NotFoundError: there is no such sandbox, and no history of one is kept.
@@ -99,18 +127,36 @@ def find_in_history(store: Store, text: str, doing: str) -> str:
 
 
 def _find_past(store: Store, text: str, doing: str) -> str:
-    with contextlib.suppress(NotFoundError):
-        return find(store, text, doing).id
-    namespace, slash, pod = text.partition("/")
-    pods = {"namespace": namespace, "pod": pod} if slash else {"namespace": None, "pod": text}
-    params = {"name": text, **pods, **queries.prefix_params(text)}
-    found = [id for (id,) in session_of(store).fetch(sql.PAST_IDS, params, doing)]
+    with contextlib.suppress(DataLossError, NotFoundError):
+        return _find(store, text, doing).id
+    found = _past_ids(store, text, doing)
+    if len(found) > 1 and options.is_damaged():
+        found = _not_deleted(store, found) or found
     if len(found) > 1:
         raise _several(doing, found, text)
     if not found:
         message = f"{doing}: there is no such sandbox, and no history of one is kept"
         raise NotFoundError(message, id=text)
-    return str(found[0])
+    return found[0]
+
+
+def _past_ids(store: Store, text: str, doing: str) -> list[str]:
+    """Return the ids that *text* names in the history, the newest first."""
+    namespace, slash, pod = text.partition("/")
+    pods = {"namespace": namespace, "pod": pod} if slash else {"namespace": None, "pod": text}
+    params = {"name": text, **pods, **queries.prefix_params(text)}
+    return [as_text(id) for (id,) in session_of(store).fetch(sql.PAST_IDS, params, doing)]
+
+
+def _not_deleted(store: Store, ids: Iterable[str]) -> list[str]:
+    """Return those of *ids* whose last readable transition is not a deletion."""
+    query = queries.history(frozenset({"id"}))
+    found = []
+    for id in ids:
+        past = session_of(store).history(query, {"after": 0, "id": id}, "read history")
+        if past and past[-1][EVENT] != "deleted":
+            found.append(id)
+    return found
 
 
 def ids(store: Store) -> list[str]:

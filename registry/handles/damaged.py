@@ -32,13 +32,19 @@ class DamagedSession(Session):
             raise
 
     def list(
-        self, sql: str, params: Mapping[str, object], doing: str, *, by_state: bool
+        self,
+        sql: str,
+        params: Mapping[str, object],
+        doing: str,
+        *,
+        by_state: bool,  # noqa: ARG002 - nothing is cached
     ) -> tuple[Entry, ...]:
-        """Return the readable sandboxes of a query, as `Session.list`."""
-        try:
-            return super().list(sql, params, doing, by_state=by_state)
-        except DataLossError:
-            return self._readable(sql, params, doing)
+        """Return the readable sandboxes of a query, as `Session.list`.
+
+        Damage may leave out a sandbox without an error of SQLite; a warning tells that, too.
+        """
+        self.require_open(doing)
+        return self._readable(sql, params, doing)
 
     def _readable(self, sql: str, params: Mapping[str, object], doing: str) -> tuple[Entry, ...]:
         with self.engine.snapshot(doing) as connection:

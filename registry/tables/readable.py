@@ -18,12 +18,23 @@ BY_ID: Final = (
 """Reads an index alone: a damaged page of the table does not hide its sandboxes."""
 NAMED: Final = 20
 """Sandboxes that a warning names."""
+_INDEXED: Final = (
+    (
+        "SELECT 1 FROM sandboxes INDEXED BY sqlite_autoindex_sandboxes_1 WHERE id >= :prefix"
+        " AND id < CAST(:end AS TEXT) LIMIT 1"
+    ),
+    "SELECT 1 FROM sandboxes INDEXED BY sqlite_autoindex_sandboxes_2 WHERE name = :name LIMIT 1",
+)
+"""Look-ups in an index alone, by id and by name."""
 
 
 def sandboxes(
     connection: Connection, query: str, params: Mapping[str, object], doing: str
 ) -> list[Row]:
-    """Return the rows of the list *query* that can be read, each by a query of its own.
+    """Return the rows of the list *query* that can be read.
+
+    Those that the query itself does not return are read each by a query of its own: a page that
+    cannot be read ends the first query, and a damaged key drops its row from the join, silently.
 
     Args:
         connection: of the damaged registry.
@@ -31,18 +42,22 @@ def sandboxes(
         params: as the query names them.
         doing: operation and object, for the warning about the others.
     """
-    one, rows, lost = queries.of_one(query), list[Row](), list[int]()
+    one, every = queries.of_one(query), queries.of_one(sql.LIST)
+    read = map(Row._make, connection.fetch_readable(query, params)[0])
+    rows, lost = {row.creation: row for row in read}, list[int]()
     ids = dict(connection.fetch_readable(BY_ID)[0])
-    for creation in _creations(connection, ids):
-        found, readable = connection.fetch_readable(one, {**params, "creation": creation})
-        rows += [Row._make(each) for each in found]
-        if not readable:
+    for creation in _creations(connection, ids).difference(rows):
+        key = {"creation": creation}
+        found, readable = connection.fetch_readable(one, {**params, **key})
+        rows.update((creation, Row._make(each)) for each in found)
+        # A row that the filters leave out is read without them: damage may hide it, too.
+        if not readable or not (found or connection.fetch_readable(every, key)[0]):
             lost.append(creation)
     if lost:
         log.warning(
-            "%s: %d sandboxes cannot be read, the registry is damaged: %s",
+            "%s: %s cannot be read, the registry is damaged: %s",
             doing,
-            len(lost),
+            "1 sandbox" if len(lost) == 1 else f"{len(lost)} sandboxes",
             _named(sorted(as_text(ids[each]) for each in lost if each in ids), len(lost)),
             extra={
                 "event": "sandboxes_unreadable",
@@ -51,9 +66,14 @@ def sandboxes(
                 "sandboxes": len(lost),
             },
         )
-    rows.sort(key=_order, reverse=sql.LIST_NEWEST_FIRST in query)
     limit: Any = params.get("limit")
-    return rows[:limit]
+    return sorted(rows.values(), key=_order, reverse=sql.LIST_NEWEST_FIRST in query)[:limit]
+
+
+def is_indexed(connection: Connection, text: str) -> bool:
+    """Return whether an index has a sandbox whose id begins with *text*, or whose name it is."""
+    params = {**queries.prefix_params(text), "name": text}
+    return any(connection.fetch_readable(query, params)[0] for query in _INDEXED)
 
 
 def _named(ids: list[str], lost: int) -> str:
@@ -65,7 +85,7 @@ def _named(ids: list[str], lost: int) -> str:
     return f"{named} and {others} more; salvage names them" if named else "salvage names them"
 
 
-def _creations(connection: Connection, indexed: Iterable[object]) -> list[int]:
+def _creations(connection: Connection, indexed: Iterable[object]) -> set[int]:
     """Return the creations of all sandboxes that the table, from either end, or its index has.
 
     Args:
@@ -76,7 +96,7 @@ def _creations(connection: Connection, indexed: Iterable[object]) -> list[int]:
     found = {each for each in indexed if isinstance(each, int)}
     for query in (by_table, f"{by_table} DESC"):
         found |= {each for (each,) in connection.fetch_readable(query)[0] if isinstance(each, int)}
-    return sorted(found)
+    return found
 
 
 def _order(row: Row) -> tuple[int, str]:

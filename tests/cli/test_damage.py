@@ -12,6 +12,7 @@ import pytest
 
 from registry import Extension, Store
 from registry.cli import program
+from tests.cli.program import Call
 from tests.pages import flip, places
 from tests.tools import READY, pod, query, sandbox
 
@@ -106,3 +107,73 @@ def test_the_readable_part_of_a_damaged_registry_is_shown(
     for command in ("reconcile", "reconcile --dry-run", f"delete {shown[0]}"):
         assert 3 == program.main(["--db", path, *command.split()]), command
         assert "the database is damaged" in capfd.readouterr().err
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> str:
+    """Return a closed registry of three pods, and of an older one of the first, deleted."""
+    path = str(tmp_path / "shop.db")
+    with Store.open(path, reconcile=False) as store:
+        store.add(sandbox("old", name="web-0", config=pod("web-0", "shop")), READY).delete()
+        for n in range(3):
+            store.add(sandbox(f"id{n}", name=f"web-{n}", config=pod(f"web-{n}", "shop")), READY)
+    return path
+
+
+@pytest.mark.parametrize("table", ["sandboxes", "sandbox_statuses"])
+@pytest.mark.parametrize("text", ["web-0", "shop/web-0", "id0"])
+def test_why_tells_the_last_state_of_a_record_that_cannot_be_read(
+    shop: str, main: Call, table: str, text: str
+) -> None:
+    """It says "deleted" only of what the history says that of; `inspect` says it is there."""
+    overwrite(shop, table)
+    code, out, _ = main("--db", shop, "why", text)
+    begins = "Sandbox id0 (web-0), pod web-0 in namespace shop, has a record that cannot be read. "
+    assert (1, True) == (code, " ".join(out.split()).startswith(begins))
+    assert "Its last known state is READY, since " in " ".join(out.split())
+    assert "deleted" not in out
+    found = json.loads(main("--db", shop, "why", text, "--json").out)
+    assert ("SANDBOX_READY", None) == (found["state"], found["verdict"])
+    assert "was deleted " in main("--db", shop, "why", "old").out
+    code, out, err = main("--db", shop, "inspect", text)
+    assert (3, "") == (code, out)
+    why = f"sandbox-registry --db {shop} why {text}"
+    cause = f"its record cannot be read; `{why}` shows what is known of it\n"
+    assert err.endswith(f"inspect sandbox {text!r}: {cause}")
+    code, _, err = main("--db", shop, "inspect", "old")
+    assert (1, True) == (code, "there is no such sandbox" in err)
+
+
+def test_an_index_proves_a_record_whose_history_is_lost_too(shop: str, main: Call) -> None:
+    """By its id and by its name: nothing is said to be missing, and nothing to be deleted."""
+    for table in ("sandboxes", "sandbox_transitions"):
+        overwrite(shop, table)
+    for text in ("id0", "web-0"):
+        assert "its record cannot be read" in main("--db", shop, "inspect", text).err
+        code, out, err = main("--db", shop, "why", text)
+        assert (3, "") == (code, out)
+        assert "the registry is damaged, and nothing of it can be read; restore a backup" in err
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_list_names_one_sandbox_whose_row_is_damaged(
+    shop: str, main: Call, quiet: tuple[str, ...]
+) -> None:
+    """A join drops the row without an error; the names of the others are read."""
+    flip(shop, places(shop, "sandboxes", "id0")["id"].type, 1)
+    code, out, err = main("--db", shop, "list", *quiet)
+    assert (1, False) == (code, "id0" in out)
+    assert {"id1", "id2"} <= set(out.split())
+    warning = "list sandboxes: 1 sandbox cannot be read, the registry is damaged: id0\n"
+    assert err.endswith(f"sandbox-registry: error: {warning}")
+    assert 2 == err.count("sandbox-registry: error: ")
+    found = json.loads(main("--db", shop, "list", "--json").out)
+    assert ["web-2", "web-1"] == [each["name"] for each in found]
+
+
+def overwrite(path: str, table: str) -> None:
+    """Overwrite the only page of *table* in a closed registry."""
+    ((page,),) = query(path, f"SELECT rootpage FROM sqlite_master WHERE name = '{table}'")
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)

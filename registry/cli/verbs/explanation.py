@@ -74,6 +74,12 @@ def pid_of(actor: str) -> int:
 def _headline(facts: Facts, now: int) -> str:
     pod = f", pod {facts.pod} in namespace {facts.namespace}," if facts.pod else ""
     subject = f"Sandbox {facts.id} ({facts.name}){pod}"
+    if facts.unreadable:
+        state, moment = short_state(facts.state), shown("at", facts.since)
+        return (
+            f"{subject} has a record that cannot be read. "
+            f"Its last known state is {state}, since {moment}."
+        )
     if not facts.since:
         return f"{subject} is {short_state(facts.state)}; since when is not recorded."
     old, moment = age(facts.since, now), shown("at", facts.since)
@@ -162,6 +168,8 @@ def _seen(facts: Facts) -> Iterator[str]:
 
 
 def _cleanup(facts: Facts, left: tuple[str, ...]) -> str:
+    if facts.unreadable:
+        return "Whether its process and its network namespace still exist is not known."
     if facts.state is None:
         return (
             "Its process and its network namespace are no longer recorded, and may still exist: "

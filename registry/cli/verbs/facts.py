@@ -19,7 +19,8 @@ class Facts:
         name: of the sandbox.
         namespace: Kubernetes namespace of the pod; "" if it is not known.
         pod: name of the pod; "" if it is not known.
-        state: stored state; None: the sandbox was deleted.
+        state: stored state; None: the sandbox was deleted. If its record cannot be read, the last
+            state in the history.
         pid: recorded pid; 0 without one.
         netns_path: recorded path of the network namespace; "" without one.
         host_network: it is on the host network.
@@ -33,8 +34,9 @@ class Facts:
         shim: the last writer other than this program, and whether its process still runs; "" if
             that is not known.
         damaged: path of the registry if it is damaged; else "".
-        observation: observation of now; None of a deleted sandbox.
-        decision: what a reconcile would decide now; None of a deleted sandbox.
+        unreadable: its record cannot be read; the history has the facts.
+        observation: observation of now; None of a deleted sandbox, or without its record.
+        decision: what a reconcile would decide now; None as for the observation.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Facts:
     writer: str = ""
     shim: str = ""
     damaged: str = ""
+    unreadable: bool = False
     observation: Observation | None = None
     decision: Decision | None = None
 

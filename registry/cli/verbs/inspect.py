@@ -52,7 +52,7 @@ VIEW: Final = View(
 @options.db
 def inspect(*, sandbox: str, db: str, form: Format) -> int:
     """Show everything about one sandbox, even if it is UNKNOWN."""
-    with options.open_to_show(db) as store:
+    with options.open_to_show(db, warns=False) as store:
         handle = lookup.find(store, sandbox, f"inspect sandbox {sandbox!r}")
         errors = list(unreadable(handle))
         found = _summary(store, handle) | _details(handle)

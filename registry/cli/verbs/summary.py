@@ -64,7 +64,7 @@ def summary_of(sandbox: Sandbox) -> Summary:
         if sandbox.config is not None:
             metadata = sandbox.config.metadata
     fields: dict[str, Any] = {name: stored.get(name) for name in Summary._fields}
-    fields |= {"id": sandbox.id, "pod": metadata.name, "since": None}
+    fields |= {"id": sandbox.id, "name": sandbox.name, "pod": metadata.name, "since": None}
     fields |= {name: getattr(metadata, name) for name in ("namespace", "uid", "attempt")}
     return Summary(**fields)
 

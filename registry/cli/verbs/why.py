@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +20,8 @@ from registry.cli.verbs.explanation import Explanation, explain, pid_of
 from registry.cli.verbs.facts import Facts
 from registry.cli.verbs.summary import summary_of, unreadable
 from registry.cli.verbs.transitions import row_of
-from registry.errors import DataLossError, MetadataError, NotFoundError
+from registry.engine.sqlite_errors import RESTORE
+from registry.errors import DataLossError, MetadataError, NotFoundError, RegistryError
 from registry.handles.sandbox import Sandbox
 from registry.host import file_users, kernel, pidfd
 from registry.host.context import HostContext
@@ -53,22 +53,15 @@ def why(*, sandbox: str, db: str, form: Format) -> int:
     """Explain the state of one sandbox, what is left of it, and what to do next.
 
     It says what is recorded, what a reconcile would find now, and which commands come next; it runs
-    none of them. A deleted sandbox is explained by the history.
+    none of them. A deleted sandbox, and one whose record cannot be read, is explained by the
+    history.
     """
     doing = f"explain sandbox {sandbox!r}"
     with options.open_to_show(db, warns=False) as store:
         try:
-            handle = lookup.find(store, sandbox, doing)
-        except DataLossError as error:
-            if not options.is_damaged():
-                raise
-            history = f"{options.command(db)} history {shlex.quote(sandbox)}"
-            message = f"{doing}: its record cannot be read; `{history}` shows what came before"
-            raise DataLossError(message, path=store.path) from error
-        except NotFoundError:
-            facts, errors = _facts_of_deleted(store, sandbox, doing), list[str]()
-        else:
-            facts, errors = _facts(store, handle), list(unreadable(handle))
+            facts, errors = _read(store, sandbox, doing)
+        except (DataLossError, NotFoundError) as error:
+            facts, errors = _read_past(store, sandbox, doing, error)
     if options.is_damaged():
         facts = replace(facts, damaged=db)
     found = explain(facts, now=time.time_ns(), program=options.command(db))
@@ -79,6 +72,42 @@ def why(*, sandbox: str, db: str, form: Format) -> int:
 
 
 # Reading.
+
+
+def _read(store: Store, text: str, doing: str) -> tuple[Facts, list[str]]:
+    """Return the data on the sandbox that *text* names, and what of it cannot be read."""
+    handle = lookup.find(store, text, doing)
+    return _facts(store, handle), list(unreadable(handle))
+
+
+def _read_past(
+    store: Store, text: str, doing: str, error: RegistryError
+) -> tuple[Facts, list[str]]:
+    """Return the data that the history has on a sandbox whose record was not read.
+
+    Args:
+        store: of the history.
+        text: names the sandbox.
+        doing: operation and object, for messages.
+        error: why the record was not read.
+    Raises:
+        NotFoundError: the history has no such sandbox.
+        DataLossError: the same, and *error* is one.
+        InvalidArgumentError: *text* names several.
+    """
+    if isinstance(error, DataLossError) and not options.is_damaged():
+        raise error
+    try:
+        id = lookup.find_in_history(store, text, doing)
+    except (DataLossError, NotFoundError) as none:
+        if isinstance(error, NotFoundError) and isinstance(none, NotFoundError):
+            raise
+        message = f"{doing}: the registry is damaged, and nothing of it can be read; {RESTORE}"
+        raise DataLossError(message, path=store.path) from error
+    found = _facts_of_past(store, id)
+    if found.state is not None and not options.is_damaged():
+        return _read(store, id, doing)  # it was added after the first look-up
+    return found, []
 
 
 def _facts(store: Store, sandbox: Sandbox) -> Facts:
@@ -115,20 +144,19 @@ def _facts(store: Store, sandbox: Sandbox) -> Facts:
     )
 
 
-def _facts_of_deleted(store: Store, text: str, doing: str) -> Facts:
-    """Return the data on the deleted sandbox that *text* names.
+def _facts_of_past(store: Store, id: str) -> Facts:
+    """Return the data that the last transition of sandbox *id* has.
 
-    Raises:
-        NotFoundError: the history has none.
-        InvalidArgumentError: *text* names several.
+    The sandbox was deleted if that transition is a deletion; else its record cannot be read.
     """
-    id = lookup.find_in_history(store, text, doing)
     last = store.history(id)[-1]
     return Facts(
         id=id,
         name=last.name,
         namespace=last.namespace,
         pod=last.pod,
+        state=None if last.to_state is None else str(last.to_state),
+        unreadable=last.to_state is not None,
         pid=last.pid,
         reason=last.reason,
         message=last.message,
