@@ -115,9 +115,9 @@ class _Call(Generic[T]):
                 self._finished = True
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="registry", daemon=self._daemon)
-        self._thread = thread
         try:
+            thread = threading.Thread(target=self._run, name="registry", daemon=self._daemon)
+            self._thread = thread
             thread.start()
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._thread = None
