@@ -165,7 +165,8 @@ class Network:
             why: object = error
             if isinstance(error, OSError):
                 reraise_interrupt(error)
-                why = f"{error.strerror}; install a network"
+                advice = "; install a network" if isinstance(error, FileNotFoundError) else ""
+                why = f"{error.strerror}{advice}"
             raise FailedPreconditionError(f"cni plugin not initialized: {path!r}: {why}") from error
         return found
 

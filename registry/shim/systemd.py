@@ -9,6 +9,8 @@ from typing import Final
 from registry import FailedPreconditionError
 from registry.sync.interrupts import suppress_os_errors
 
+ADDRESS_MAX: Final = 108
+"""Bytes of the address of a unix socket (unix(7))."""
 NEVER: Final = 86_400.0
 """Seconds between two beats that no watchdog waits for."""
 
@@ -19,7 +21,7 @@ def notify(*assignments: str) -> None:
     Without a supervisor that listens this does nothing: the server does not depend on it.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
+    if not address or len(os.fsencode(address)) > ADDRESS_MAX:
         return
     if address.startswith("@"):  # an abstract socket
         address = f"\0{address[1:]}"
@@ -43,7 +45,8 @@ def refuse_passed_sockets() -> None:
     The server core of gRPC can serve a descriptor, but grpcio has no call for that. To ignore the
     socket would leave its clients waiting for ever.
     """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+    passed = os.environ.get("LISTEN_FDS", "0") not in {"", "0"}
+    if passed and os.environ.get("LISTEN_PID") == str(os.getpid()):
         raise FailedPreconditionError(
             "serve: a socket is passed by the supervisor, and grpcio cannot serve one; pass it to "
             "systemd-socket-proxyd, as examples/sandbox-registry-proxy.service does"

@@ -286,6 +286,24 @@ def test_passed_socket_is_refused(tmp_path: Path) -> None:
     assert not os.path.exists(server.db)
 
 
+@pytest.mark.parametrize(
+    "variables", ["LISTEN_PID=$$ LISTEN_FDS=0", f"NOTIFY_SOCKET=/{'n' * 300}"], ids=["none", "long"]
+)
+def test_environment_without_a_usable_socket_is_ignored(tmp_path: Path, variables: str) -> None:
+    """No descriptor is passed, or the address of the supervisor is longer than the kernel takes."""
+    server = Server(tmp_path)
+    with ExitStack() as stack:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f'{variables} exec "$@"', "sh", *server.command()],
+            env=environment(),
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        with Client(server.socket) as cri:
+            cri.call("Version", wait=True)
+
+
 @needs.program("systemd-socket-activate")
 @pytest.mark.skipif(not os.path.exists(PROXY), reason=f"{PROXY} is not installed")
 def test_socket_of_systemd_is_served_through_its_proxy(server: Server, tmp_path: Path) -> None:
