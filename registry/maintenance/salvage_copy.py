@@ -9,7 +9,7 @@ Rules:
 3. A status that is lost, or older than the last transition, is made from that: its state, without
    a process.
 4. Of the history, the newest run without a gap is copied. The copy begins a new incarnation, in
-   which transitions by `ACTOR` lead to its states: each sandbox that was lost has a deletion.
+   which transitions by `SALVAGE` lead to its states: each sandbox that was lost has a deletion.
 5. Everything else is reported. Nothing is changed without a report.
 """
 
@@ -33,12 +33,10 @@ from registry.model.status import validate as validate_status
 from registry.model.text import loads
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import encoding, incarnation, sql
-from registry.tables.incarnation import Incarnation, begin, mark_copy
+from registry.tables.incarnation import SALVAGE, Incarnation, begin, mark_copy
 from registry.tables.rows import Row, Transition, as_text, damage, load_extension, load_status
 from registry.tables.version import BLOCK, HISTORY_MAX, LEVEL
 
-ACTOR: Final = "salvage"
-"""Writer, in the history of the copy, of the transitions that lead to its states."""
 INCARNATIONS_MAX: Final = 1_000_000
 """Incarnations that a registry may have had; a greater number is damage."""
 COPIES_MAX: Final = 8
@@ -314,7 +312,7 @@ class Copy:
         )
         columns = {**(now or self._last_transition(id) or {}), "sandbox_id": id, "event": event}
         columns |= {"from_state": before, "to_state": after, "boot_id": None}
-        columns |= {"actor": ACTOR, "at": time.time_ns()}
+        columns |= {"actor": SALVAGE, "at": time.time_ns()}
         self._connection.execute(_INSERT_TRANSITION, columns)
 
     # Queries.

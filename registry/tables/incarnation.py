@@ -20,6 +20,8 @@ from registry.tables.version import BLOCK
 
 FIRST_LEVEL: Final = 3
 """The first revision, as a number, whose registries have incarnations."""
+SALVAGE: Final = "salvage"
+"""Writer, in the history of a salvaged copy, of the transitions that lead to its states."""
 
 
 class Incarnation(NamedTuple):

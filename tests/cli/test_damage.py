@@ -6,12 +6,14 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from registry import Extension, Store
+from registry import Extension, State, Store
 from registry.cli import program
+from registry.cli.output.values import shown
 from tests.cli.program import Call
 from tests.pages import flip, places
 from tests.tools import READY, pod, query, sandbox
@@ -82,21 +84,21 @@ def test_the_readable_part_of_a_damaged_registry_is_shown(
         return capfd.readouterr()
 
     out, err = show("list --json")
-    shown = [each["id"] for each in json.loads(out)]
-    assert 200 < len(shown) < 300
-    assert shown == sorted(shown, reverse=True)
+    listed = [each["id"] for each in json.loads(out)]
+    assert 200 < len(listed) < 300
+    assert listed == sorted(listed, reverse=True)
     assert "the database is damaged" in err
-    lost = sorted({f"id{n:05}" for n in range(300)}.difference(shown))
+    lost = sorted({f"id{n:05}" for n in range(300)}.difference(listed))
     more = f" and {len(lost) - 20} more; salvage names them" if len(lost) > 20 else ""
     named = f"{len(lost)} sandboxes cannot be read, the registry is damaged: {', '.join(lost[:20])}"
     assert f"{named}{more}\n" in err
     for once in ("the database is damaged: Page", "restore a backup with"):
         assert 1 == err.count(once)
-    for command in ("list", f"inspect {shown[-1]}", "history --json", "history"):
-        assert shown[-1] in show(command)[0]
+    for command in ("list", f"inspect {listed[-1]}", "history --json", "history"):
+        assert listed[-1] in show(command)[0]
     for command in (f"list --id {lost[0]}", "history --reason Nothing"):
         assert "matches" not in show(command)[1], "what cannot be read may match"
-    assert len(shown) == len(show("export")[0].splitlines())
+    assert len(listed) == len(show("export")[0].splitlines())
     out, err = show("check")
     assert ("file_is_whole" in out, "") == (True, err)
     assert f"Page {page}: btreeInitPage() returns error code 11" in out
@@ -104,7 +106,7 @@ def test_the_readable_part_of_a_damaged_registry_is_shown(
     assert "; rules: constraints_hold, " in out.splitlines()[-1]
     rules = [each["rule"] for each in json.loads(show("check --json")[0])]
     assert {"constraints_hold", "values_are_valid"} <= set(rules)
-    for command in ("reconcile", "reconcile --dry-run", f"delete {shown[0]}"):
+    for command in ("reconcile", "reconcile --dry-run", f"delete {listed[0]}"):
         assert 3 == program.main(["--db", path, *command.split()]), command
         assert "the database is damaged" in capfd.readouterr().err
 
@@ -169,6 +171,58 @@ def test_list_names_one_sandbox_whose_row_is_damaged(
     assert 2 == err.count("sandbox-registry: error: ")
     found = json.loads(main("--db", shop, "list", "--json").out)
     assert ["web-2", "web-1"] == [each["name"] for each in found]
+
+
+def test_why_tells_a_salvaged_state_from_when_it_is_known(
+    shop: str, main: Call, tmp_path: Path
+) -> None:
+    """The history is lost: the time of the salvage is not that of the change."""
+    with Store.open(shop, reconcile=False) as store:
+        store.get("id1").status.update(lambda old: replace(old, state=State.NOTREADY))
+        written = store.history("id1")[-1].at
+    overwrite(shop, "sandbox_transitions")
+    new = str(tmp_path / "new.db")
+    assert 1 == main("salvage", shop, new).code
+    out = " ".join(main("--db", new, "why", "web-1").out.split())
+    assert "has been NOTREADY for " in out
+    assert f", since {shown('at', written)}, or longer: the change was lost by damage" in out
+    assert "; a salvage wrote it, for changes that were lost." in out
+    found = json.loads(main("--db", new, "why", "web-1", "--json").out)
+    assert str(written) == found["since_ns"]
+    with Store.open(new, reconcile=False) as store:
+        store.get("id2").status.update(lambda old: replace(old, state=State.NOTREADY))
+    assert "or longer" not in main("--db", new, "why", "web-2").out
+
+
+@pytest.mark.parametrize("table", ["sandboxes", "sandbox_statuses"])
+def test_a_salvage_without_a_sandbox_advises_a_backup(
+    shop: str, main: Call, tmp_path: Path, table: str
+) -> None:
+    """The copy is not to be put in place; the deletions that it records are no deletions."""
+    overwrite(shop, table)
+    new = str(tmp_path / "new.db")
+    code, out, _ = main("salvage", shop, new)
+    step = f"sandbox-registry --db {shop} restore "
+    if table == "sandbox_statuses":
+        assert out.splitlines()[-1].startswith(
+            f"to put the copy in the place of the old one: `{step}{new}`"
+        )
+        return
+    begins = f"the copy has no sandbox; prefer a backup: `{step}BACKUP` (--force"
+    assert (1, True) == (code, out.splitlines()[-1].startswith(begins))
+    out = " ".join(main("--db", new, "why", "id0").out.split())
+    assert "was lost by damage to the registry: a salvage recorded its deletion " in out
+    assert "was deleted" not in out
+
+
+def test_a_salvage_of_an_empty_registry_says_how_to_put_it_in_place(
+    main: Call, tmp_path: Path
+) -> None:
+    """Nothing is lost."""
+    path, new = str(tmp_path / "empty.db"), str(tmp_path / "new.db")
+    Store.open(path).close()
+    code, out, _ = main("salvage", path, new)
+    assert (0, True) == (code, f"restore {new}`" in out.splitlines()[-1])
 
 
 def overwrite(path: str, table: str) -> None:

@@ -15,6 +15,7 @@ from registry.cli.verbs.steps import Step, steps_of
 from registry.model.status import State, short_state
 from registry.recovery.findings import Reason, Verdict
 from registry.recovery.verdicts import Observation
+from registry.tables.incarnation import SALVAGE
 
 UNKNOWN, READY, NOTREADY = map(str, State)
 MEANINGS: Final = {
@@ -83,13 +84,22 @@ def _headline(facts: Facts, now: int) -> str:
     if not facts.since:
         return f"{subject} is {short_state(facts.state)}; since when is not recorded."
     old, moment = age(facts.since, now), shown("at", facts.since)
+    if facts.state is None and facts.is_salvaged:
+        return (
+            f"{subject} was lost by damage to the registry: "
+            f"a salvage recorded its deletion {old} ago, at {moment}."
+        )
     if facts.state is None:
         return f"{subject} was deleted {old} ago, at {moment}."
     if facts.state == UNKNOWN:
         return (
             f"{subject} is UNKNOWN: its creation began {old} ago, at {moment}, and is not complete."
         )
-    longer = "" if facts.transition else ", or longer: the history no longer has the change"
+    longer = ""
+    if facts.transition is None:
+        longer = ", or longer: the history no longer has the change"
+    elif facts.is_salvaged:
+        longer = ", or longer: the change was lost by damage to the registry"
     return f"{subject} has been {short_state(facts.state)} for {old}, since {moment}{longer}."
 
 
@@ -123,6 +133,7 @@ def _change(facts: Facts, now: int) -> str:
     writer = {
         "sql": "a client wrote it with SQL, such as the sqlite3 shell",
         "": "its writer is not recorded",
+        SALVAGE: "a salvage wrote it, for changes that were lost",
     }.get(found.actor, f"{found.actor} wrote it")
     if facts.changed_at > found.at:
         event += f" (its record was written again {age(facts.changed_at, now)} ago)"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from registry.host.process import Liveness
 from registry.recovery.findings import Verdict
 from registry.recovery.verdicts import Decision, Observation
+from registry.tables.incarnation import SALVAGE
 from registry.tables.rows import Transition, load_netns
 
 
@@ -63,7 +64,16 @@ class Facts:
     @property
     def since(self) -> int:
         """Time of the change to this state in ns since the Unix epoch; 0: not known."""
-        return self.changed_at if self.transition is None else self.transition.at
+        if self.transition is None:
+            return self.changed_at
+        if self.is_salvaged and self.changed_at:
+            return min(self.changed_at, self.transition.at)
+        return self.transition.at
+
+    @property
+    def is_salvaged(self) -> bool:
+        """True if a salvage wrote the transition, later than the change: the history was lost."""
+        return self.transition is not None and self.transition.actor == SALVAGE
 
     @property
     def is_uncertain(self) -> bool:

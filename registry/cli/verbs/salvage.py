@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,6 +13,9 @@ from registry.cli.failures import FINE, FOUND
 from registry.cli.output.formats import sentences, show
 from registry.cli.output.progress import Progress
 from registry.cli.output.views import Format, View
+
+if TYPE_CHECKING:
+    from registry.maintenance.salvage_report import Loss
 
 VIEW: Final = View(
     ("table", "sandbox_id", "source", "reason", "record"),
@@ -48,9 +51,20 @@ def salvage(*, old: str, new: str, timeout: float, form: Format) -> int:
 
     with Progress("salvage"):
         found = copy(old, new, timeout=timeout)
-    step = f"sandbox-registry --db {shlex.quote(old)} restore {shlex.quote(new)}"
-    step = f"to put the copy in the place of the old one: `{step}`"
+    lost_all = not found.written["sandboxes"] and any(
+        _is_of_sandboxes(each) for each in found.losses
+    )
+    step = f"`sandbox-registry --db {shlex.quote(old)} restore"
+    if lost_all:
+        step = f"the copy has no sandbox; prefer a backup: {step} BACKUP`"
+    else:
+        step = f"to put the copy in the place of the old one: {step} {shlex.quote(new)}`"
     lines = [*found.lines(), f"{step} (--force, if SQLite cannot read the old one at all)"]
     text = sentences(lines)
     show([asdict(each) for each in found.losses], VIEW, form, whole=asdict(found), text=text)
     return FINE if found.complete else FOUND
+
+
+def _is_of_sandboxes(loss: Loss) -> bool:
+    """Return whether *loss* may have cost a sandbox; one of unknown pages may."""
+    return loss.table in {"", "sandboxes", "sandbox_statuses"}
