@@ -70,6 +70,15 @@ _LABELS: Final = {
 }
 
 
+def unknown_nodes(to: Target, names: Sequence[str]) -> list[str]:
+    """Return those of *names* that no registry has, ended ones included; errors as `nodes`."""
+    if not names:
+        return []
+    found = _run(to, "SELECT node FROM fleet_registries", "node", {"node": list(names)})
+    known = {each["node"] for each in found}
+    return [name for name in names if name not in known]
+
+
 def nodes(to: Target, **filters: object) -> Found:
     """Return the registries, by node and path; *filters*: `node`, `status`.
 

@@ -237,6 +237,8 @@ def nodes(*, to: Target, node: Sequence[str], form: Format) -> int:
     """Show each registry: whether it is alive, silent, broken or ended, and its clock's skew."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
+    if unknown := queries.unknown_nodes(to, node):
+        return complain(_unknown(to, unknown), FOUND)
     show(queries.nodes(to, node=list(node) or None), NODES, form)
     return FINE
 
@@ -249,6 +251,8 @@ def silent(*, to: Target, node: Sequence[str], form: Format) -> int:
     """Show the nodes that sent no heartbeat three times; exit with 1 if there is one."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
+    if unknown := queries.unknown_nodes(to, node):
+        return complain(_unknown(to, unknown), FOUND)
     found = queries.nodes(to, node=list(node) or None, status=["silent"])
     show(found, replace(NODES, nothing="no node is silent"), form)
     return FOUND if found else FINE
@@ -308,6 +312,9 @@ def list_sandboxes(
     """List the sandboxes of all nodes that match every filter, newest first."""
     from registry.fleet import queries  # noqa: PLC0415 - psycopg is an extra
 
+    if unknown := queries.unknown_nodes(to, node):
+        return complain(_unknown(to, unknown), FOUND)
+
     def find(
         *, include_unknown: bool, state: Any, labels: Any, selector: Any, **exact: Any
     ) -> Sequence[Any]:
@@ -363,9 +370,20 @@ def history(
 
     if sandbox == "":
         raise click.BadParameter("the id is empty; give an id, a name or NAMESPACE/POD")
+    if unknown := queries.unknown_nodes(to, node):
+        return complain(_unknown(to, unknown), FOUND)
     limit = _limit(form) + 1
     found = queries.history(to, sandbox, node=list(node) or None, limit=limit, **filters)
     return _show_some(found, TRANSITIONS, form)
+
+
+def _unknown(to: Target, names: Sequence[str]) -> str:
+    """Return the message for *names* of nodes that no registry has."""
+    shown = ", ".join(map(repr, names))
+    return (
+        f"query the fleet's database {to.shown!r}: no registry has the node {shown}; "
+        "`sandbox-registry fleet nodes` shows their names"
+    )
 
 
 def _limit(form: Format) -> int:
