@@ -22,7 +22,7 @@ class Figures:
     transitions: int = 0
     retries: int = 0
     behind: int = 0
-    """Transitions that are not pushed yet."""
+    """Transitions that are not pushed yet, as far as the registry could be read."""
     problem: str = ""
     """Why the latest round failed; "" if it did not."""
     head_at: float = field(default_factory=time.time)
@@ -38,11 +38,19 @@ class Figures:
         if pushed.is_head:
             self.head_at = time.time()
 
-    def retry(self, problem: str) -> float:
-        """Count a round that failed; return the longest wait before the next one, in seconds."""
+    def retry(self, problem: str, behind: int | None = None) -> float:
+        """Count a round that failed.
+
+        Args:
+            problem: why.
+            behind: transitions that are not pushed yet; None: unknown, so that the number stays.
+        Returns:
+            The longest wait before the next round, in seconds.
+        """
         self.retries += 1
         self.failures += 1
         self.problem = problem
+        self.behind = self.behind if behind is None else behind
         return min(RETRY_MAX, RETRY_FIRST * 2.0 ** min(self.failures, 10))
 
     def lag_seconds(self) -> float:

@@ -61,7 +61,14 @@ def follow(
     Raises:
         RegistryError: PostgreSQL refuses, and a retry would not help.
     """
-    figures = Figures()
+    figures, path = Figures(), pusher.source.path
+    log.info(
+        "push registry %r to %r, with a heartbeat every %g s",
+        path,
+        pusher.to.shown,
+        pusher.every,
+        extra={"event": "push_begun", "path": path},
+    )
     while not is_over():
         began = time.monotonic()
         try:
@@ -71,6 +78,12 @@ def follow(
             show(figures)
             time.sleep(jitter(0.0, wait))
             continue
+        if figures.failures:
+            log.info(
+                "push registry %r: PostgreSQL has stored a batch again",
+                path,
+                extra={"event": "push_resumed", "path": path},
+            )
         figures.add(pushed)
         show(figures)
         if pushed.is_head:
@@ -89,7 +102,7 @@ def _note(pusher: Pusher, figures: Figures, error: Exception) -> float:
     Returns:
         The longest wait before the next round, in seconds.
     """
-    wait = figures.retry(str(error))
+    wait = figures.retry(str(error), pusher.behind())
     if isinstance(error, SourceError):
         wait = min(wait, pusher.every)
         try:
@@ -98,8 +111,9 @@ def _note(pusher: Pusher, figures: Figures, error: Exception) -> float:
             figures.problem = str(another)
     cause = error.__cause__ if isinstance(error, SourceError) else error
     log.warning(
-        "%s",
+        "%s; retrying within %g s",
         figures.problem,
+        wait,
         extra={
             "event": "push_retried",
             "path": pusher.source.path,

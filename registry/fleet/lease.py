@@ -132,8 +132,7 @@ def _insert(connection: psycopg.Connection, params: dict[str, Any]) -> None:
         return
     if connection.execute(statements.REGISTERED, params).fetchone() is not None:
         raise UnavailableError(
-            f"push registry {params['path']!r}: another pusher has registered it at this moment; "
-            "it is read again with --follow",
+            f"push registry {params['path']!r}: another pusher has registered it at this moment",
             path=params["path"],
         )
     raise FailedPreconditionError(

@@ -50,13 +50,13 @@ class Advice(NamedTuple):
     """Advice in messages, for one kind of role."""
 
     retry: str
-    """After an error that a retry may mend."""
+    """After an error that a retry may mend; "": the caller says whether it retries."""
     grant: str
     """Where a privilege is missing."""
 
 
 NODE: Final = Advice(
-    "it is retried with --follow",
+    "",
     "grant fleet_node to the role of the node; its name must be the name of the node",
 )
 READER: Final = Advice("try again", "grant fleet_reader to the role")
@@ -144,7 +144,7 @@ def translate(error: psycopg.Error, doing: str, advice: Advice) -> RegistryError
         return FailedPreconditionError(f"{doing}: {why}; {todo}")
     is_lost = not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
     if is_lost or code.startswith(RETRIED):
-        return UnavailableError(f"{doing}: {why}; {advice.retry}")
+        return UnavailableError("; ".join(filter(None, (f"{doing}: {why}", advice.retry))))
     if code in MISSING:
         todo = "run `sandbox-registry fleet migrate` as the owner of the database"
         return SchemaVersionError(f"{doing}: {why}; {todo}", supported=f"{LEVEL:04}")

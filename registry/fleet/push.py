@@ -71,7 +71,7 @@ class Pusher:
         """
         self.source: Final = source
         self.every: Final = every
-        self._to: Final = to
+        self.to: Final = to
         self._node, self._machine_id = node, machine_id
         self._connection: psycopg.Connection | None = None
         self._place: lease.Place | None = None
@@ -81,6 +81,20 @@ class Pusher:
         """Hash of each present sandbox that was sent, by id; None: unknown, all are compared."""
         self._boot_id = ""
         """Boot that the database knows."""
+        self._cursor: int | None = None
+        """Latest cursor of the database, also after its connection was lost; None: unknown."""
+
+    def behind(self) -> int | None:
+        """Return the number of transitions after the latest cursor, without the database.
+
+        Returns:
+            None if the cursor is unknown or the registry cannot be read.
+        """
+        try:
+            return None if self._cursor is None else self.source.count(self._cursor)
+        except (RegistryError, OSError) as error:
+            reraise_interrupt(error)
+            return None
 
     def close(self) -> None:
         """Close the connection and the registry; idempotent."""
@@ -126,7 +140,7 @@ class Pusher:
     def _connect(self) -> tuple[psycopg.Connection, lease.Place]:
         if self._connection is None or self._place is None:
             self.disconnect()
-            self._connection = postgres.connect(self._to)
+            self._connection = postgres.connect(self.to)
             node = self._node or self._connection.info.user
             self._place = lease.place(self.source.path, node, self._machine_id)
         return self._connection, self._place
@@ -137,7 +151,7 @@ class Pusher:
         if known is None:
             id, incarnation = _read(self.source.id)
             known = lease.register(connection, at, id, incarnation, self.every)
-            self._known = known
+            self._known, self._cursor = known, known.cursor
         found: Snapshot = _read(lambda: self.source.read(known.cursor, BATCH))
         if found.registry_id != known.registry_id:
             self._known = self._sent = None
@@ -194,7 +208,7 @@ class Pusher:
                 )
             if found.sandboxes is not None:
                 hashes = self._send_sandboxes(connection, known.registry_id, found.sandboxes)
-        self._known, self._boot_id = new, at.boot_id
+        self._known, self._cursor, self._boot_id = new, new.cursor, at.boot_id
         if hashes is not None:
             self._sent = hashes
         return Pushed(len(found.transitions), hashes is not None, found.left)
@@ -253,7 +267,7 @@ def _require_one(cursor: psycopg.Cursor[Any]) -> None:
     if cursor.rowcount != 1:
         raise UnavailableError(
             f"{DOING}: its row is not as this pusher left it: another pusher has changed it, "
-            "or the server has lost its latest commits; it is read again with --follow"
+            "or the server has lost its latest commits"
         )
 
 

@@ -123,6 +123,11 @@ class Source:
         found = self._with_fetch(lambda fetch: fetch(ONE, {"seq": seq}))
         return converted(found[0]) if found else None
 
+    def count(self, after: int) -> int:
+        """Return the number of transitions after the seq *after*; errors as `read`."""
+        found: int = self._with_fetch(lambda fetch: fetch(COUNT, {"after": after}))[0][0]
+        return found
+
     def has_news(self) -> bool:
         """Return whether there may have been a commit since the latest snapshot."""
         try:

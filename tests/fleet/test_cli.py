@@ -252,8 +252,10 @@ def test_metrics_show_a_change_of_state_at_once(tmp_path: Path) -> None:
     for behind in (500, 400, 0):
         show(Figures(batches=1, behind=behind))
     assert "lag_transitions 0\n" in file.read_text()
-    show(Figures(batches=1, problem="down"))
-    assert "problem 1\n" in file.read_text()
+    for retries in (1, 2):
+        show(Figures(batches=1, problem="down", retries=retries, head_at=0))
+        assert "problem 1\n" in file.read_text()
+        assert f"retries_total {retries}\n" in file.read_text()
 
 
 def test_metrics_that_cannot_be_written_are_told(
@@ -271,6 +273,19 @@ def test_metrics_that_cannot_be_written_are_told(
     folder.rmdir()
     show(Figures())
     assert "No such file or directory" in caplog.text
+
+
+def test_push_once_names_the_option_that_retries(fleet: Fleet) -> None:
+    """A follower says how long it waits instead."""
+    args = ("--db", fleet.paths["node-1"], "--to", "postgresql://node-1@/x?host=/nowhere")
+    done = fleet.main("fleet", "push", *args)
+    assert 3 == done.code
+    assert done.err.endswith("; it is retried with --follow\n")
+    with program("push", "--follow", *args) as process:
+        assert process.stderr is not None
+        begun, retried = process.stderr.readline(), process.stderr.readline()
+    assert begun.startswith("registry: push registry ")
+    assert retried.endswith("; retrying within 1 s\n")
 
 
 def test_pusher_imports_no_sqlalchemy(fleet: Fleet) -> None:

@@ -334,7 +334,7 @@ def test_rule_10_nothing_is_lost_while_postgresql_is_down(
         database.cluster.query(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
         database.cluster.query(END.format(database.name))
         execute(filled, fill(3000))
-        until(lambda: figures.retries > 3)
+        until(lambda: figures.retries > 3 and figures.behind == 3000)
         assert "not currently accepting connections" in figures.problem
         assert figures.lag_seconds() > 0
         database.cluster.query(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
@@ -386,6 +386,51 @@ def test_rule_11_database_without_tables_is_waited_for(
     """The database is migrated first; the message says how."""
     with pytest.raises(SchemaVersionError, match="fleet migrate"):
         new_pusher(to=database.cluster.url("postgres")).round()
+
+
+def test_follower_logs_its_start_its_retries_and_its_recovery(
+    filled: str, database: Database, new_pusher: NewPusher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line each; a retry says how long it waits at most."""
+    caplog.set_level("INFO", "registry")
+    pusher = new_pusher(every=0.05)
+
+    def logged(event: str) -> list[str]:
+        found = (each for each in caplog.records if vars(each).get("event") == event)
+        return [each.getMessage() for each in found]
+
+    database.cluster.query(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
+    with following(pusher):
+        until(lambda: len(logged("push_retried")) > 1)
+        database.cluster.query(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
+        until(lambda: logged("push_resumed"))
+    first, second = logged("push_retried")[:2]
+    assert first.endswith("; retrying within 1 s")
+    assert second.endswith("; retrying within 2 s")
+    assert "--follow" not in first
+    assert 1 == len(logged("push_resumed"))
+    (begun,) = logged("push_begun")
+    assert f"push registry {filled!r} to '{OWNER}@" in begun
+    assert begun.endswith("with a heartbeat every 0.05 s")
+
+
+def test_behind_is_unknown_without_a_cursor_or_a_registry(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """The number of the latest round stays then."""
+    pusher = new_pusher()
+    assert pusher.behind() is None
+    push(pusher)
+    pusher.disconnect()
+    execute(filled, fill(3))
+    assert 3 == pusher.behind()
+    pusher.source.close()
+    with open(filled, "r+b") as file:
+        file.write(b"broken".ljust(16))
+    assert pusher.behind() is None
+    figures = Figures(behind=3)
+    figures.retry("x", None)
+    assert 3 == figures.behind
 
 
 def test_catch_up_counts_what_it_has_pushed(

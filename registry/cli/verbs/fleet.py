@@ -18,6 +18,7 @@ from registry.cli.output.formats import show
 from registry.cli.output.streams import write
 from registry.cli.output.views import Format, Row, View
 from registry.cli.verbs import listing, transitions
+from registry.errors import UnavailableError
 from registry.sync.interrupts import reraise_interrupt
 from registry.tables import filters
 
@@ -173,16 +174,19 @@ def push(
         follow(pusher, _shows(metrics))
     except SourceError as error:
         return complain(str(error), UNAVAILABLE)
+    except UnavailableError as error:
+        return complain(f"{error}; it is retried with --follow", UNAVAILABLE)
     finally:
         pusher.close()
     return FINE
 
 
 def _log_to_stderr() -> None:
-    """Write the warnings of the package to stderr, one on each line, for journald."""
+    """Write the log of the package to stderr, one record on each line, for journald."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logging.getLogger("registry").addHandler(handler)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 def _shows(path: str | None, *, progress: bool = False) -> Callable[[Figures], None]:
@@ -199,7 +203,8 @@ def _shows(path: str | None, *, progress: bool = False) -> Callable[[Figures], N
             sys.stderr.flush()
         nonlocal written_at, written
         # A change is written at once: the next round may be a heartbeat away.
-        now, state = time.monotonic(), (bool(figures.behind), figures.problem)
+        now = time.monotonic()
+        state = (bool(figures.behind), figures.problem, figures.retries)
         if path is None or (state == written and now - written_at < METRICS_EVERY and not progress):
             return
         written_at, written = now, state
