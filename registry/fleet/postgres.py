@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import psycopg
+from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
 from registry.errors import (
@@ -37,11 +38,33 @@ TEXT_MAX: Final = 1000
 """Characters of a message of the server that are shown."""
 RETRIED: Final = ("08", "40", "53", "57", "25006", "25P03", "55P03")
 """Beginnings of the SQLSTATEs after which a retry may succeed. 25006: the server was demoted."""
-REFUSED: Final = re.compile(
-    r"authentication failed for user|pg_hba\.conf|valid client certificate|no password supplied"
-    r'|role ".*" (does not exist|is not permitted to log in)'
-)
-"""What PostgreSQL says in English of a refused role: libpq passes on no SQLSTATE of class 28."""
+REFUSED: Final = {
+    re.compile(pattern): todo
+    for pattern, todo in {
+        r"authentication failed for user|pg_hba\.conf|valid client certificate|no password supplied"
+        r'|role ".*" (does not exist|is not permitted to log in)': (
+            "see the role, its password or certificate, and pg_hba.conf of the server"
+        ),
+        r'database ".*" does not exist': "see the name in the URL, or have it created",
+        r"(certificate|private key) file": (
+            "see the file, its owner and its mode, and sslrootcert, sslcert and sslkey of the URL"
+        ),
+        r"certificate for .* does not match host name": (
+            "name the server in the URL as its certificate does"
+        ),
+        r"certificate verify failed": (
+            "see the certificate of the server, and whether sslrootcert has its authority"
+        ),
+        r"alert unknown ca": (
+            "see sslcert of the URL, and whether ssl_ca_file of the server has its authority"
+        ),
+    }.items()
+}
+"""What libpq and PostgreSQL say in English of faults that a retry cannot mend, and what to do.
+
+A connection that fails has no SQLSTATE, and libpq no other code for these. What no pattern matches
+is retried.
+"""
 MISSING: Final = {"42P01", "42703", "3F000"}
 """SQLSTATEs of a missing table, column or schema: the database is older than this code."""
 
@@ -83,6 +106,11 @@ def target(url: str) -> Target:
     Raises:
         InvalidArgumentError: libpq cannot read it.
     """
+    if not url:
+        raise InvalidArgumentError(
+            "read the URL of the fleet's database: it is empty; give postgresql://USER@HOST/DATABASE",
+            field="to",
+        )
     plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
     try:
         if not plain.startswith("postgresql://"):
@@ -90,14 +118,31 @@ def target(url: str) -> Target:
         settings = {name: str(value) for name, value in conninfo_to_dict(plain).items()}
     except psycopg.Error:
         # Neither the URL nor the reason of libpq is shown: both may hold the password.
+        doing = "read the URL of the fleet's database"
+        if option := _unknown_option(plain):
+            raise InvalidArgumentError(
+                f"{doing}: libpq has no option {option!r}; remove it, or see its spelling",
+                field="to",
+            ) from None
         raise InvalidArgumentError(
-            "read the URL of the fleet's database: it is not postgresql://USER@HOST/DATABASE; "
+            f"{doing}: it is not postgresql://USER@HOST/DATABASE; "
             "encode special characters of a password by percent signs",
             field="to",
         ) from None
     user, host = settings.get("user", ""), settings.get("host", "")
     shown = f"{user}@{host}/{settings.get('dbname', user)}"
     return Target(DEFAULTS | settings, shown)
+
+
+def _unknown_option(url: str) -> str:
+    """Return the first option of *url* that libpq does not have; "" if it has all, or in doubt.
+
+    An "@" after the "?" makes it a doubt: it may be the password that has the "?".
+    """
+    known = {each.keyword.decode() for each in pq.Conninfo.get_defaults()}
+    _, _, query = url.partition("?")
+    found = [] if "@" in query else re.findall(r"(?:^|&)([a-z_]+)=", query)
+    return next((name for name in found if name not in known), "")
 
 
 def connect(to: Target, advice: Advice = NODE) -> psycopg.Connection:
@@ -139,19 +184,27 @@ def translate(error: psycopg.Error, doing: str, advice: Advice) -> RegistryError
     """
     code, found = error.sqlstate or "", _failures(error)
     why = "; ".join(found)[:TEXT_MAX] + (f" ({code})" if code else "")
-    if code.startswith("28") or (not code and all(REFUSED.search(each) for each in found)):
-        todo = "see the role, its password or certificate, and pg_hba.conf of the server"
-        return FailedPreconditionError(f"{doing}: {why}; {todo}")
+    refused = [] if code else [_refused(each) for each in found]
+    if refused and all(refused):
+        return FailedPreconditionError(f"{doing}: {why}; {refused[0]}")
     is_lost = not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
     if is_lost or code.startswith(RETRIED):
         return UnavailableError("; ".join(filter(None, (f"{doing}: {why}", advice.retry))))
     if code in MISSING:
         todo = "run `sandbox-registry fleet migrate` as the owner of the database"
         return SchemaVersionError(f"{doing}: {why}; {todo}", supported=f"{LEVEL:04}")
+    if code.startswith("28"):
+        todo = "see the role, and pg_hba.conf of the server"
+        return FailedPreconditionError(f"{doing}: {why}; {todo}")
     if code == "42501":
         return FailedPreconditionError(f"{doing}: {why}; {advice.grant}")
     todo = "report it with this message" if code.startswith("23") else "see the server's log"
     return RegistryError(f"{doing}: {why}{'' if code else f' ({type(error).__name__})'}; {todo}")
+
+
+def _refused(failure: str) -> str:
+    """Return what to do about a *failure* that a retry cannot mend; "" if it may mend it."""
+    return next((todo for pattern, todo in REFUSED.items() if pattern.search(failure)), "")
 
 
 def _failures(error: psycopg.Error) -> list[str]:

@@ -196,7 +196,17 @@ def test_rule_12_certificate_is_the_identity_of_a_node(
     done = shell(f"{push_it} '{url}'", str(tmp_path))
     assert (0, "") == (done.returncode, done.stderr)
     assert "node-17" == database.one("SELECT node FROM fleet_nodes")
+    key, open_key = tmp_path / "node-17.key", tmp_path / "open.key"
+    open_key.write_bytes(key.read_bytes())
+    open_key.chmod(0o660)
+    other = SHELL[2].partition("\nfor ")[0].replace("ca.", "other.")
+    done = shell(other, str(tmp_path))
+    assert 0 == done.returncode, done.stderr
     for forged, why in (
+        (url.replace("/ca.crt", "/gone.crt"), r'root certificate file ".*" does not exist; see'),
+        (url.replace("/node-17.key", "/gone.key"), r'not private key file ".*"; see the file'),
+        (url.replace("/node-17.key", "/open.key"), "has group or world access.*; see the file"),
+        (url.replace("/ca.crt", "/other.crt"), "certificate verify failed; see the certificate"),
         (url.replace("node-17@", "node-18@"), "certificate authentication failed"),
         (url.replace("localhost", "127.0.0.1"), "does not match host name"),
         (url.replace("verify-full", "disable"), "no pg_hba.conf entry"),
@@ -204,7 +214,8 @@ def test_rule_12_certificate_is_the_identity_of_a_node(
     ):
         done = shell(f"{push_it} '{forged}'", str(tmp_path))
         assert 3 == done.returncode
-        assert why in done.stderr
+        assert re.search(why, done.stderr), done.stderr
+        assert "--follow" not in done.stderr
 
 
 def _start_with_tls(cluster: Cluster, folder: Path) -> str:

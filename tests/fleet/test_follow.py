@@ -189,13 +189,15 @@ local all nologin,missing trust
         ("other", "no pg_hba.conf entry"),
         ("nologin", "not permitted to log in"),
         ("missing", "does not exist"),
+        ("user:right@/nowhere", 'database "nowhere" does not exist; see the name in the URL'),
     ],
 )
 def test_rule_9_role_that_the_server_refuses_ends_the_follower(
     guarded: Cluster, filled: str, role: str, why: str
 ) -> None:
     """A wrong password does not become right by a retry, which would lock the account."""
-    to = postgres.target(f"postgresql://{role}@/postgres?host={guarded.folder}")
+    name = role if "@" in role else f"{role}@/postgres"
+    to = postgres.target(f"postgresql://{name}?host={guarded.folder}")
     pusher = Pusher(Source(filled), to, machine_id="m")
     with pytest.raises(FailedPreconditionError, match=why) as caught, following(pusher):
         pass
@@ -221,6 +223,15 @@ def test_rule_9_refusal_by_one_of_several_servers_is_retried(guarded: Cluster) -
     hosts = f"host={guarded.folder},/nowhere&port=5432,5432"
     with pytest.raises(UnavailableError, match="password authentication failed"):
         postgres.connect(postgres.target(f"postgresql://user:wrong@/postgres?{hosts}"))
+
+
+def test_rule_9_certificate_that_the_server_does_not_know_ends_the_follower() -> None:
+    """By the alert alone: whether it arrives before the connection is reset is not certain."""
+    error = psycopg.OperationalError("connection failed: SSL error: tlsv1 alert unknown ca")
+    found = postgres.translate(error, "connect", postgres.NODE)
+    assert isinstance(found, FailedPreconditionError)
+    assert str(found).endswith("; see sslcert of the URL, and whether ssl_ca_file of the server "
+                               "has its authority")  # fmt: skip
 
 
 def test_rule_9_wait_doubles_up_to_a_minute_and_is_drawn_at_random() -> None:
@@ -459,6 +470,17 @@ def test_metrics_are_written_whole(tmp_path: object) -> None:
     assert "sandbox_registry_fleet_problem 1" in lines
 
 
+def test_url_that_cannot_be_read_says_why() -> None:
+    """It is empty, or names an option that libpq does not have."""
+    for url, why in (
+        ("", "it is empty; give postgresql://"),
+        ("postgresql://u@h/x?sslmode=require&bogus=1", "libpq has no option 'bogus'"),
+        ("mysql://u@h/x", "it is not postgresql://"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=why):
+            postgres.target(url)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -466,7 +488,8 @@ def test_metrics_are_written_whole(tmp_path: object) -> None:
         "postgresql://u:secret@localhost:1/x",
         "postgresql://u:secret@localhost:port/x",
         "postgresql://u@/x?password=secret&host=/nowhere",
-        "postgresql://u:secret@h/x?secret=1",
+        "postgresql://u:secret@h/x?bogus=1",
+        "postgresql://u:a/b?secret=1@h/x",
         "mysql://u:secret@h/x",
         "secret",
     ],
