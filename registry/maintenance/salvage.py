@@ -69,7 +69,7 @@ def salvage(
             part.create(source if os.path.exists(source) else f"{source}-wal", doing)
             try:
                 with driver_errors(doing, part.path):
-                    read, written, lost = _write(source, part.path, doing, timeout, losses)
+                    read, written, added, lost = _write(source, part.path, doing, timeout, losses)
                     _require_valid(part.path, doing)
             finally:
                 _remove(f"{part.path}{SCRATCH}")
@@ -81,7 +81,8 @@ def salvage(
             reraise_interrupt(error)
             raise paths.refused(doing, target, f"write {part.path!r}", error) from error
         found = tuple(losses.found)
-        return Salvage(source, target, read, written, found, losses.omitted, tuple(sorted(lost)))
+        ids = tuple(sorted(lost))
+        return Salvage(source, target, read, written, added, found, losses.omitted, ids)
 
     done = call_then(copy, part.discard)
     log.info(
@@ -127,11 +128,12 @@ def _remove(path: str) -> None:
 
 def _write(
     source: str, part: str, doing: str, timeout: float, losses: Losses
-) -> tuple[dict[str, int], dict[str, int], set[str]]:
+) -> tuple[dict[str, int], dict[str, int], dict[str, int], set[str]]:
     """Write the copy.
 
     Returns:
-        how many records were read, and were written, by table; the ids of the lost sandboxes.
+        how many records were read, were written, and of these were made, by table; the ids of the
+        lost sandboxes.
     """
     with closing(driver.connect(part, "rw", (_settings,), busy_timeout=0)) as connection:
         _attach_scratch(connection, f"{part}{SCRATCH}")
@@ -158,7 +160,8 @@ def _write(
             connection.execute(statement)
         give_number(connection, next_number(connection))
         connection.execute("COMMIT")
-        return read, counts(connection, "main"), copy.lost
+        written = counts(connection, "main")
+        return read, written, {table: copy.added[table] for table in written}, copy.lost
 
 
 def _settings(connection: sqlite3.Connection) -> None:

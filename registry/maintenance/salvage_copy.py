@@ -19,6 +19,7 @@ import json
 import re
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple
@@ -68,6 +69,8 @@ class Copy:
         self._connection, self._report, self._doing = connection, report, doing
         self.lost: Final[set[str]] = set()
         """Ids of sandboxes whose loss was reported."""
+        self.added: Final = Counter[str]()
+        """Number of records that were made, not copied, by table."""
 
     def run(self) -> None:
         """Write all tables; the history last, since it tells what became of the sandboxes."""
@@ -92,6 +95,7 @@ class Copy:
         if found is None:
             why = "its id is lost: the copy has a new one, and owns none of the old namespaces"
             self._report(Loss("registry", "", "its row", why))
+            self.added["registry"] += 1
             found = {"registry_id": incarnation.new_id(), "incarnation": 1, "copied_at": None}
         else:
             self._connection.execute("UPDATE registry SET created_at = :created_at", found)
@@ -123,6 +127,7 @@ class Copy:
             without = self._try(row, _status_of(last))
             if not without:
                 self._report(Loss("sandbox_statuses", id, f"transition {last['seq']}", why))
+                self.added["sandbox_statuses"] += 1
             refusal = without
         if refusal:
             self._lose("sandboxes", id, row, refusal)
@@ -314,6 +319,7 @@ class Copy:
         columns |= {"from_state": before, "to_state": after, "boot_id": None}
         columns |= {"actor": SALVAGE, "at": time.time_ns()}
         self._connection.execute(_INSERT_TRANSITION, columns)
+        self.added["sandbox_transitions"] += 1
 
     # Queries.
 

@@ -70,6 +70,8 @@ class Salvage:
         read: number of records that were found in the old file, by table; one that was found
             twice counts twice.
         written: number of records in the copy, by table.
+        added: number of those that the salvage has made itself, by table, such as transitions to
+            the states of the copy.
         losses: records that were lost or changed, at most 100,000 of them.
         omitted: number of further losses.
         lost: ids of the sandboxes that the old file proves, and that are not in the copy.
@@ -79,6 +81,7 @@ class Salvage:
     new: str
     read: Mapping[str, int]
     written: Mapping[str, int]
+    added: Mapping[str, int]
     losses: tuple[Loss, ...]
     omitted: int = 0
     lost: tuple[str, ...] = ()
@@ -94,7 +97,8 @@ class Salvage:
         Of losses in one table for one reason, `SHOWN` are shown and the others counted.
         """
         for table, count in self.written.items():
-            yield f"{table}: {self.read[table]} read, {count} written"
+            own = f" ({self.added[table]} of them by the salvage)" if self.added[table] else ""
+            yield f"{table}: {self.read[table]} read, {count} written{own}{self._lost_of(table)}"
         seen: Counter[tuple[str, str]] = Counter()
         for loss in self.losses:
             seen[loss.table, loss.reason] += 1
@@ -104,9 +108,26 @@ class Salvage:
             if count > SHOWN:
                 yield visible(f"{table}: and {count - SHOWN} more: {reason}")
         if self.omitted:
-            yield f"and {self.omitted} more"
-        copied, losses = self.written.get("sandboxes", 0), len(self.losses) + self.omitted
-        yield f"records lost or changed: {losses}; sandboxes copied: {copied}, lost: {self._lost()}"
+            yield f"and {self.omitted} more, which no line counts"
+        yield f"sandboxes copied: {self.written.get('sandboxes', 0)}, lost: {self._lost()}"
+
+    def _lost_of(self, table: str) -> str:
+        """Return the number of records of *table* that were lost or changed, as far as it is known.
+
+        A record may be reported several times: by itself, by an index, and with its page. A page
+        does not tell how many records it had.
+        """
+        losses = [loss for loss in self.losses if loss.table == table]
+        known: set[object] = set(self.lost) if table == "sandboxes" else set()
+        if table in {"sandboxes", "sandbox_statuses"}:  # one record for each id
+            known |= {loss.sandbox_id for loss in losses if loss.sandbox_id}
+        else:
+            known |= {(loss.sandbox_id, loss.source, loss.record) for loss in losses if loss.record}
+        if all(loss.sandbox_id or loss.record for loss in losses):
+            return f", {len(known)} lost or changed" if known else ""
+        if not known:
+            return ", number of lost ones unknown"
+        return f", at least {len(known)} lost or changed"
 
     def _lost(self) -> str:
         """Return the number of lost sandboxes, and the ids of the first ones."""

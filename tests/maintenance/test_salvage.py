@@ -701,21 +701,41 @@ def test_a_report_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = salvage_report.Losses()
     for n in range(5):
         losses.add(Loss("sandboxes", f"s{n}", "page 7", "lost"))
-    report = Salvage("/old", "/new", {"sandboxes": 5}, {"sandboxes": 0}, tuple(losses.found), 3)
+    read, none = {"sandboxes": 5}, {"sandboxes": 0}
+    report = Salvage("/old", "/new", read, none, none, tuple(losses.found), 3)
     assert (2, 3) == (len(losses.found), losses.omitted)
     assert [
-        "sandboxes: 5 read, 0 written",
+        "sandboxes: 5 read, 0 written, 2 lost or changed",
         "sandboxes of sandbox 's0': page 7: lost",
         "sandboxes of sandbox 's1': page 7: lost",
-        "and 3 more",
-        "records lost or changed: 5; sandboxes copied: 0, lost: 0",
+        "and 3 more, which no line counts",
+        "sandboxes copied: 0, lost: 0",
     ] == list(report.lines())
+
+
+def test_a_report_counts_each_record_once(filled: str, new: str) -> None:
+    """Not also by its page, its indexes and its status; it names what the salvage has made."""
+    whole = Path(filled).read_bytes()
+    overwrite(filled, page_of(filled, "sandboxes"))
+    found = salvage(filled, new)
+    lines = list(found.lines())
+    assert len(found.losses) > 4
+    assert "sandboxes: 0 read, 0 written, at least 2 lost or changed" == lines[1]
+    assert "sandbox_statuses: 2 read, 0 written, 2 lost or changed" == lines[2]
+    assert "sandbox_transitions: 5 read, 7 written (2 of them by the salvage)" == lines[4]
+    assert "sandboxes copied: 0, lost: 2 (a1, b2)" == lines[-1]
+    Path(filled).write_bytes(whole)
+    overwrite(filled, page_of(filled, "sandbox_transitions"))
+    found = salvage(filled, f"{new}-2")
+    made = "2 written (2 of them by the salvage), number of lost ones unknown"
+    assert f"sandbox_transitions: 0 read, {made}" == list(found.lines())[4]
+    assert 2 == found.added["sandbox_transitions"]
 
 
 def test_losses_for_one_reason_are_counted_for_people() -> None:
     """The first ones are shown."""
     losses = tuple(Loss("sandbox_transitions", f"s{n}", "page 7", "a gap") for n in range(25))
-    lines = [*Salvage("/old", "/new", {}, {}, losses).lines()]
+    lines = [*Salvage("/old", "/new", {}, {}, {}, losses).lines()]
     assert 12 == len(lines)
     assert "sandbox_transitions: and 15 more: a gap" == lines[-2]
 
