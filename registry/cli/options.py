@@ -182,9 +182,7 @@ def _format_of(params: dict[str, Any], view: View | None) -> Format:
         limit=params.pop("limit", None),
         pages=not params.pop("no_pager", False),
     )
-    if view is not None:
-        found.require_fields(view)
-    return found
+    return found if view is None else found.resolved(view)
 
 
 timeout = click.option(

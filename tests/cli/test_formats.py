@@ -132,7 +132,7 @@ def test_custom_columns_are_fields_and_paths_into_them(call: Call) -> None:
         ("-o custom-columns=pod", "'pod' is not TITLE:FIELD"),
         ("-o custom-columns=A:pod,A:id", "'A' is given twice"),
         ("-o custom-columns=A:pdo", "print the field 'pdo': there is no such field; the fields"),
-        ("--sort pdo", "print the field 'pdo': there is no such field; the fields are id, name"),
+        ("--sort pdo", "sort by the field 'pdo': there is no such field; the fields are id, name"),
         ("--since yesterday", "'yesterday' is neither a duration such as 30m"),
         ("--filter colour=red", "is not KEY=VALUE with a KEY of id, label, name, namespace"),
         ("--filter pod", "is not KEY=VALUE"),
@@ -146,6 +146,22 @@ def test_a_mistake_in_an_option_of_the_output_is_usage(
     """The error says what is possible, and the registry is not read."""
     code, out, err = call("list", *args.split())
     assert (2, "", True) == (code, out, expected in err), err
+
+
+@pytest.mark.parametrize("title", ["TIME", "time", "At"])
+def test_the_title_of_a_column_names_its_field(call: Call, title: str) -> None:
+    """In any case of its letters, of a table and of a wide one, and so does a field."""
+    columns = "custom-columns=T:{},ID:{},TO:{}".format
+    named = call("history", "-o", columns(title, "Id", "to"))
+    assert call("history", "-o", columns("at", "sandbox_id", "to_state")) == named
+    assert 0 == named.code
+
+
+def test_a_list_is_sorted_by_the_title_of_a_column(call: Call) -> None:
+    """`AGE` is the time of the creation."""
+    for sort, field in (("age", "created_at"), ("-AGE", "-created_at"), ("Netns", "netns_path")):
+        expected = call("list", "--all", "--json", "--sort", field)
+        assert (0, expected.out) == call("list", "--all", "--json", "--sort", sort)[:2]
 
 
 def test_quiet_prints_whole_ids_and_name_prints_names(call: Call) -> None:

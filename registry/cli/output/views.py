@@ -7,8 +7,8 @@ has. The formats are a contract (docs/cli.md): fields are only ever added.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Self
 
 from registry.cli.output.values import EXACT, TIMES
 from registry.errors import InvalidArgumentError
@@ -112,17 +112,37 @@ class Format:
             return view.fields
         return view.fields if self.sort else tuple(each for each in view.fields if each in found)
 
-    def require_fields(self, view: View) -> None:
-        """Raise InvalidArgumentError if a field that the operator has named is none of *view*."""
-        known = {*view.fields, *(f"{name}{EXACT}" for name in TIMES.intersection(view.fields))}
-        for path in (*self.columns.values(), self.sort.removeprefix("-")):
-            if path and path.partition(".")[0] not in known:
-                fields = ", ".join(view.fields)
-                raise InvalidArgumentError(
-                    f"print the field {path!r}: there is no such field; the fields are {fields}",
-                    field="output",
-                    value=path,
-                )
+    def resolved(self, view: View) -> Self:
+        """Return this format with the fields of *view* that the operator has named.
+
+        A title of a table, or the name of a field, is known in any case of its letters.
+
+        Raises:
+            InvalidArgumentError: a name is none of them.
+        """
+        reverse = "-" if self.sort.startswith("-") else ""
+        sort, paths = self.sort.removeprefix("-"), self.columns.items()
+        columns = {title: _path(path, view, "print") for title, path in paths}
+        sort = sort and reverse + _path(sort, view, "sort by")
+        return replace(self, columns=columns, sort=sort)
+
+
+def _path(path: str, view: View, doing: str) -> str:
+    """Return *path* with the name of its field; *doing* begins the message of an error."""
+    known = fields_of(view)
+    name, dot, rest = path.partition(".")
+    if name in known:
+        return path
+    titles = {**view.wide, **view.table, **{each: each for each in known}}
+    found = {title.casefold(): each for title, each in titles.items()}.get(name.casefold())
+    if found is None:
+        fields = ", ".join(view.fields)
+        raise InvalidArgumentError(
+            f"{doing} the field {path!r}: there is no such field; the fields are {fields}",
+            field="output",
+            value=path,
+        )
+    return f"{found}{dot}{rest}"
 
 
 def read_columns(text: str) -> dict[str, str]:

@@ -102,7 +102,7 @@ def run_sql(*, query: str | None, db: str, timeout: float, form: Format) -> int:
             columns, rows = _fetch(connection, DOT.get(query.strip(), query), timeout, limit)
     first = columns[0] if columns else ""
     view = View(tuple(columns), {name: name for name in columns}, name=first, id=first, raw=True)
-    form.require_fields(view)
+    form = form.resolved(view)
     if query.strip() == SCHEMA:
         form = replace(form, headers=False)  # what is printed can be run by another SQLite
     show([dict(zip(columns, row, strict=True)) for row in rows], view, form)
