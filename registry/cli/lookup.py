@@ -90,9 +90,14 @@ def _find(store: Store, text: str, doing: str) -> Sandbox:
     return matches[0]
 
 
-def find_by_id(store: Store, text: str, doing: str) -> Sandbox:
+def find_by_id(store: Store, text: str, doing: str, command: str) -> Sandbox:
     """Return the sandbox whose id is *text* or, alone, begins with it.
 
+    Args:
+        store: has the sandbox.
+        text: as the operator has typed it.
+        doing: operation and object, which begin the message of an error.
+        command: beginning of the command that does the same to an id.
     Raises:
         NotFoundError: `find` finds none either.
         InvalidArgumentError: *text* is empty, several sandboxes match, or *text* is a name or a
@@ -105,8 +110,9 @@ def find_by_id(store: Store, text: str, doing: str) -> Sandbox:
         raise _several(doing, _shown(found), text)
     if not found:
         named = find(store, text, doing)
-        why = f"the command takes an id; sandbox {named.name!r} has id {named.id}"
-        raise InvalidArgumentError(f"{doing}: {why}", field="id", value=text)
+        why = f"the command takes an id, and sandbox {named.name!r} has id {named.id}"
+        again = f"`{command} {shlex.quote(named.id)}`"
+        raise InvalidArgumentError(f"{doing}: {why}; use {again}", field="id", value=text)
     return (exact or found)[0]
 
 

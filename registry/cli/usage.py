@@ -14,6 +14,7 @@ VERBS: Final = {
     "get": "list",
     "help": "--help",
     "logs": "history",
+    "pods": "list",
     "rm": "delete",
 }
 """Verbs of other programs, and what stands for each here."""
@@ -22,6 +23,8 @@ OPTIONS: Final = dict.fromkeys(
     "The sandboxes of all namespaces are listed, unless --namespace filters them.",
 )
 """Options of other programs that this one does not need, and why."""
+DRY_RUN: Final = "--dry-run"
+"""Option that is -n in make and rsync, and not here, since lists have that for their limit."""
 
 
 def line_of(error: click.ClickException) -> str:
@@ -29,7 +32,10 @@ def line_of(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split())
     if isinstance(error, click.exceptions.NoSuchCommand) and error.command_name in VERBS:
         message = f"{error.message} Did you mean {VERBS[error.command_name]!r}?"
+    context = error.ctx if isinstance(error, click.UsageError) else None
     if isinstance(error, click.NoSuchOption) and error.option_name in OPTIONS:
         message = f"{error.message} {OPTIONS[error.option_name]}"
-    context = error.ctx if isinstance(error, click.UsageError) else None
+    known = {name for each in context.command.params for name in each.opts} if context else ()
+    if isinstance(error, click.NoSuchOption) and error.option_name == "-n" and DRY_RUN in known:
+        message = f"{error.message} Did you mean {DRY_RUN!r}?"
     return f"{message} (see {context.command_path if context else PROGRAM} --help)"

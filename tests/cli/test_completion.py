@@ -102,7 +102,7 @@ def test_completion_is_silent_where_there_is_no_registry(bash: Ask, tmp_path: Pa
 
 
 def test_completion_does_not_wait_for_a_writer(bash: Ask, path: str) -> None:
-    """A client that bypasses the queue has the write lock."""
+    """A client that bypasses the process lock has the write lock."""
     with running(BYPASSING, path) as shell:
         assert "inside" == line(shell)
         assert IDS == bash("why", "7")

@@ -345,7 +345,8 @@ def test_delete_names_the_id_of_a_name_or_a_pod(path: str, call: Call) -> None:
     for named in ("name-3f2a", "shop/web", "web"):
         code, out, err = call("delete", named)
         assert (2, "") == (code, out)
-        assert "the command takes an id; sandbox 'name-3f2a' has id 3f2a" in err
+        assert "the command takes an id, and sandbox 'name-3f2a' has id 3f2a" in err
+        assert err.endswith(f"; use `sandbox-registry --db {path} delete 3f2a`\n")
     with Store.open(path, reconcile=False) as store:
         store.add(Metadata("9e", "other", pod("web", "other")), NOTREADY)
     assert "9e (other, NOTREADY)" in call("delete", "web").err

@@ -88,7 +88,11 @@ def test_verb_who_tells_a_shell_from_a_program_that_queues(call: Call, path: str
         assert "inside" == line(shell)
         out = call("who").out
         assert f"held by process {shell.pid} (" in out
-        assert ", which bypasses the queue (a sqlite3 shell, say), since an unknown time\n" in out
+        assert (
+            ", which bypasses the process lock (a sqlite3 shell, say), since an unknown time; "
+            in out
+        )
+        assert "; end its transaction, or that process\n" in out
         writer = json.loads(call("who", "--json").out)["writer"]
         assert (None, False) == (writer["since"], writer["queues"])
 

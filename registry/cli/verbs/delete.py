@@ -30,7 +30,8 @@ def delete(*, id: str, db: str, timeout: float, form: Format) -> int:
     """
     deleted, left = False, ""
     with options.open_to_write(db, timeout) as store, contextlib.suppress(NotFoundError):
-        sandbox = lookup.find_by_id(store, id, f"delete sandbox {id!r}")
+        command = f"{options.command(db)} delete"
+        sandbox = lookup.find_by_id(store, id, f"delete sandbox {id!r}", command)
         id, left = sandbox.id, _left(sandbox)
         deleted = sandbox.delete()
     found = {"id": id, "deleted": deleted}

@@ -49,7 +49,8 @@ def export_sandboxes(*, ids: Sequence[str], db: str, status: str | None) -> int:
         if status is not None and _is_of(store.path, os.path.realpath(status)):
             message = f"{status!r} is the registry, or a file of it"
             raise click.BadParameter(message, param_hint="'--status'")
-        found = [lookup.find_by_id(store, id, f"export sandbox {id!r}") for id in ids]
+        command = f"{options.command(db)} export"
+        found = [lookup.find_by_id(store, id, f"export sandbox {id!r}", command) for id in ids]
         sandboxes = {each.id: each for each in found or store.list(include_unknown=True)}.values()
         failed: list[str] = []
         if status is not None:

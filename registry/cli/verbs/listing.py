@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -126,6 +127,7 @@ class Filters:
 
 @click.command(
     "list",
+    context_settings={"allow_extra_args": True},  # refused with a hint
     epilog=options.examples(
         "sandbox-registry list --state notready --since 1h",
         "sandbox-registry list -l app=web -o wide",
@@ -209,6 +211,10 @@ def list_sandboxes(
     **params: Any,
 ) -> int:
     """List the sandboxes that match every filter, newest first; also `ls` and `ps`."""
+    if (ctx := click.get_current_context()).args:
+        named = shlex.quote(ctx.args[0])
+        hint = f"Did you mean `inspect {named}` or `--pod {named}`?"
+        ctx.fail(f"Got unexpected extra argument {ctx.args[0]!r}. {hint}")
     params["selectors"] = [selector, None if short == LATEST else short]
     newest = latest or short == LATEST
     wanted = Filters(params).params(every=every) | {

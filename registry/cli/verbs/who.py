@@ -185,10 +185,10 @@ def _write_lock(found: Usage, now: int) -> str:
     writer = found.writer
     if writer is None:
         return "free"
-    since = ", since an unknown time"
+    since = ", since an unknown time; end its transaction, or that process"
     if writer.since:
         since = f" for {age(writer.since, now)}, since {timestamp(writer.since)[:SECOND]}Z"
-    by = "" if writer.queues else ", which bypasses the queue (a sqlite3 shell, say)"
+    by = "" if writer.queues else ", which bypasses the process lock (a sqlite3 shell, say)"
     return f"held by {_named(writer.program)}{by}{since}"
 
 
