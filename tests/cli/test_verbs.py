@@ -183,7 +183,8 @@ def test_nothing_that_matches_is_a_header_and_a_note_or_an_empty_array(
         code, out, err = call(*command.split(), "-o", form)
         assert (0, 1, note) == (code, out.count("\n"), err)
     assert Done(0, "[]\n", "") == call(*command.split(), "--json")
-    assert Done(0, "", "") == call(*command.split(), "-q") == call(*command.split(), "-o", "name")
+    assert Done(0, "", "") == call(*command.split(), "-o", "name")
+    assert Done(0, "", note) == call(*command.split(), "-q")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def show(
     else:
         write(output)
     is_any = bool(rows.rows if isinstance(rows, Records) else rows)
-    if view.nothing and form.kind in PEOPLE and not (form.quiet or is_any):
+    if view.nothing and form.kind in PEOPLE and not is_any:
         note(view.nothing, folds=True)
 
 
