@@ -134,8 +134,11 @@ def test_stop_after_exit_killed_before_any_line_is_finished(
         with Store.open(db, reconcile=False) as store:
             sandbox = store.get(id)
             if reason == "ProcessExited":
-                os.kill(sandbox.status_as_read.pid, signal.SIGKILL)
-                until(lambda: not pauses(db))
+                process = sandbox.open_process()
+                assert process is not None
+                with process:  # its environment is gone before the process has ended
+                    process.kill()
+                    assert process.wait(60)
             else:
                 sandbox.remove_netns()
         end = not died(shims, db, "stop", id, place)
