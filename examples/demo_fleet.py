@@ -126,7 +126,7 @@ def tell(cluster: Cluster, nodes: list[Node]) -> None:
     first.do("push")
     wait(cluster, "SELECT count(*) = 1 FROM fleet_not_ready")
 
-    say("node-2 runs web-2, and its registry is restored from the backup; then it runs web-3.")
+    say("node-2 runs web-2. Its registry is restored from the backup. It runs web-3.")
     ready = "SELECT count(*) = 1 FROM fleet_overview WHERE state = 'SANDBOX_READY' AND pod = "
     second.do("run", "web-2")
     wait(cluster, f"{ready}'web-2'")
@@ -152,10 +152,13 @@ def wait(cluster: Cluster, query: str) -> None:
 def show(cluster: Cluster) -> list[tuple[Any, ...]]:
     """Print the answer to the one query, as a reader sees it, and return it."""
     rows = cluster.query(TRUTH, "fleet", "dashboard")
-    lines = [("NODE", "POD", "STATE", "REASON", "STATUS", "LINE", "BREAKS"), *rows]
+    titles = ("NODE", "POD", "STATE", "REASON", "STATUS", "LINE", "BREAKS")
+    lines = [
+        ["-" if cell in {"", None} else str(cell) for cell in line] for line in (titles, *rows)
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        cells = ("-" if cell in {"", None} else str(cell) for cell in line)
-        print("  " + "  ".join(cell.ljust(16) for cell in cells).rstrip())
+        print("  " + "  ".join(map(str.ljust, line, widths)).rstrip())
     return rows
 
 

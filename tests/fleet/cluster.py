@@ -49,10 +49,15 @@ class Cluster:
     def __init__(self, *, safe: bool = False, base: str | None = None) -> None:
         """Prepare a folder.
 
+        The variables PG* of this process are removed: libpq, and the server itself, would take
+        PGPORT, PGHOST and others as defaults.
+
         Args:
             safe: commits survive a stop by force.
             base: folder of another cluster, of which this is to be a standby.
         """
+        for name in [each for each in os.environ if each.startswith("PG")]:
+            del os.environ[name]
         self.folder: Final = tempfile.mkdtemp(prefix="fleet-")
         self.data: Final = f"{self.folder}/data"
         self.port = "5432"

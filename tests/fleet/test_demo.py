@@ -20,12 +20,13 @@ def test_demo_of_two_nodes_ends_in_the_true_table() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples.demo_fleet"],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), "PGPORT": "1", "PGHOST": "/nowhere", "PGOPTIONS": "-c bogus=1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert (0, "") == (done.returncode, done.stderr)
     assert "restored after 4" in done.stdout
+    assert [] == [line for line in done.stdout.splitlines() if len(line) > 80]
     assert "NetNSClosed" in done.stdout
     assert "All of it is removed again." in done.stdout
