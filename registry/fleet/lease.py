@@ -138,7 +138,8 @@ def _insert(connection: psycopg.Connection, params: dict[str, Any]) -> None:
     raise FailedPreconditionError(
         f"push registry {params['path']!r}: another role has registered its id "
         f"{params['registry_id']!r}, so this one does not see it; push it as that role, or have "
-        "the owner of the database move or forget it (docs/fleet.md, 'Move, retire, forget')",
+        "the owner of the database move or forget it (docs/fleet.md, 'Move, retire, forget'); "
+        "or stop this pusher if the registry was moved",
         path=params["path"],
     )
 

@@ -69,6 +69,8 @@ def migrate(to: Target) -> str:
     try:
         with engine.begin() as connection:
             connection.exec_driver_sql(ALONE)
+            for owner, may in connection.exec_driver_sql(OWNED):
+                _require_owner(doing, owner, may=may)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             _require_own_schema(connection.exec_driver_sql(SCHEMA).one(), doing)
@@ -111,6 +113,12 @@ def maintain(to: Target, *, keep_days: int = KEEP_DAYS, now: datetime | None = N
     return Maintained(made, dropped, moved, deleted)
 
 
+OWNED: Final = (
+    "SELECT rolname, pg_has_role(relowner, 'MEMBER') FROM pg_class"
+    " JOIN pg_roles ON pg_roles.oid = relowner"
+    " WHERE pg_class.oid = to_regclass('fleet_transitions')"
+)
+"""The owner of the tables, and whether the role may act as the owner; no row before `migrate`."""
 SCHEMA: Final = (
     "SELECT current_schema(), has_schema_privilege('fleet_node', current_schema(), 'CREATE')"
 )
@@ -126,17 +134,16 @@ def _require_own_schema(found: Sequence[Any], doing: str) -> None:
         )
 
 
+def _require_owner(doing: str, owner: str, *, may: bool) -> None:
+    """Raise unless the role *may* act as the *owner* of the tables."""
+    if not may:  # row level security would hide rows from it
+        raise FailedPreconditionError(f"{doing}: the role does not own it; connect as {owner!r}")
+
+
 def _become_owner(connection: psycopg.Connection, doing: str) -> None:
     """Take the role that owns the tables: it must own new partitions too, to drop them later."""
-    query = (
-        "SELECT rolname, pg_has_role(relowner, 'MEMBER') FROM pg_class"
-        " JOIN pg_roles ON pg_roles.oid = relowner WHERE pg_class.oid = %s::regclass"
-    )
-    for owner, may in connection.execute(query, [DEFAULT]):
-        if not may:  # row level security would hide rows from it
-            raise FailedPreconditionError(
-                f"{doing}: the role does not own it; connect as {owner!r}"
-            )
+    for owner, may in connection.execute(OWNED):
+        _require_owner(doing, owner, may=may)
         connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(owner)))
 
 

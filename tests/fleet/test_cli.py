@@ -92,9 +92,14 @@ def _at(database: Database) -> str:
 def test_migrate_and_maintain_are_idempotent(fleet: Fleet) -> None:
     """They say what they have done; partitions are made at the first time."""
     done = fleet.run("migrate")
-    assert (0, f"{OWNER}@{_at(fleet.database)} is at revision 0001\n", "") == done
+    *made, last = done.out.splitlines()
+    assert (0, "") == (done.code, done.err)
+    assert 3 == len([each for each in made if each.startswith("made fleet_transitions_")])
+    assert f"{OWNER}@{_at(fleet.database)} is at revision 0001" == last
+    assert f"{last}\n" == fleet.run("migrate").out
     done = fleet.run("maintain")
-    assert (0, "moved 0 and deleted 0 rows of the default partition\n", "") == done
+    moved = "moved 0 and deleted 0 rows of the default partition"
+    assert (0, f"made and dropped no partition\n{moved}\n", "") == done
 
 
 def test_output_is_valid(fleet: Fleet) -> None:

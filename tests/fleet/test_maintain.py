@@ -47,9 +47,13 @@ def test_migration_without_the_rights_says_so(database: Database) -> None:
     database.query(f"CREATE ROLE other_{database.name} LOGIN")
     with pytest.raises(FailedPreconditionError, match=f"connect as '{OWNER}'"):
         maintain.maintain(postgres.target(database.node("node-m")))
-    database.query("DROP TABLE fleet_version CASCADE")
+    other = postgres.target(database.url(f"other_{database.name}"))
+    with pytest.raises(FailedPreconditionError, match=f"connect as '{OWNER}'"):
+        maintain.migrate(other)
+    tables = "fleet_meta, fleet_registries, fleet_boots, fleet_sandboxes, fleet_transitions"
+    database.query(f"DROP TABLE fleet_version, fleet_breaks, {tables} CASCADE")
     with pytest.raises(FailedPreconditionError, match="42501"):
-        maintain.migrate(postgres.target(database.url(f"other_{database.name}")))
+        maintain.migrate(other)
 
 
 def test_database_of_a_newer_program_is_not_migrated(database: Database) -> None:

@@ -111,8 +111,8 @@ def migrate(*, to: Target) -> int:
     from registry.fleet.maintain import maintain, migrate  # noqa: PLC0415 - the help does without
 
     revision = migrate(to)
-    maintain(to)
-    write(f"{to.shown} is at revision {revision}\n")
+    made = "".join(f"made {name}\n" for name in maintain(to).made)
+    write(f"{made}{to.shown} is at revision {revision}\n")
     return FINE
 
 
@@ -132,6 +132,7 @@ def maintain_partitions(*, to: Target, days: int) -> int:
 
     done = maintain(to, keep_days=days)
     lines = [f"made {name}" for name in done.made] + [f"dropped {name}" for name in done.dropped]
+    lines = lines or ["made and dropped no partition"]
     counts = f"moved {done.moved} and deleted {done.deleted} rows of the default partition"
     write("".join(f"{line}\n" for line in (*lines, counts)))
     return FINE
