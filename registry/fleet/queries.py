@@ -20,7 +20,8 @@ Found = list[dict[str, Any]]
 _NODES: Final = (
     "SELECT node, status, ready, not_ready, round(extract(epoch FROM now() - seen_at), 1)::float8"
     " AS seen_ago, skew_ms, kernel, breaks, problem, path, registry_id::text, role, machine_id,"
-    " boot_id, incarnation, cursor, newest, every FROM fleet_nodes"
+    " boot_id, incarnation, cursor, newest, every,"
+    " greatest(newest - cursor, 0) AS behind FROM fleet_nodes"
 )
 _LIST: Final = (
     "SELECT r.node, s.sandbox_id AS id, s.name, s.namespace, s.pod, s.uid, s.state, s.pid, s.ip,"

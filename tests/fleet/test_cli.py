@@ -225,6 +225,25 @@ def test_nodes_and_silent_tell_who_is_alive(fleet: Fleet) -> None:
     assert re.search(r"node-2 +silent", done.out)
 
 
+def test_nodes_show_units_what_is_behind_and_the_registry(fleet: Fleet) -> None:
+    """A first copy that goes on is not mistaken for a node without sandboxes."""
+    fleet.database.query(
+        "UPDATE fleet_registries SET skew_ms = -1500, newest = cursor + 7,"
+        " seen_at = now() - interval '3 days 1 hour' WHERE node = 'node-2'"
+    )
+    titles, _, row = fleet.run("nodes").out.splitlines()
+    assert "NODE STATUS READY NOTREADY BEHIND SEEN SKEW KERNEL" == " ".join(titles.split()[:8])
+    assert "node-2 silent 1 1 7 3d -1500ms" == " ".join(row.split()[:7])
+    assert [0, 7] == [each["behind"] for each in fleet.found("nodes")]
+    with Store.open(fleet.paths["node-2"], read_only=True) as store:
+        id = store._registry_id
+    wide = fleet.run("nodes", "--node", "node-2", "-o", "wide").out
+    assert "PATH" in wide
+    assert "REGISTRY_ID" in wide
+    assert fleet.paths["node-2"] in wide
+    assert id in wide.replace("-", "")
+
+
 @pytest.mark.parametrize("verb", ["nodes", "silent", "list", "history"])
 def test_node_that_no_registry_has_is_an_exit_code_of_1(fleet: Fleet, verb: str) -> None:
     """An alert on a misspelt node must not look healthy; an ended one is known."""

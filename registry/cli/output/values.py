@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -57,6 +57,13 @@ def clock_time(ns: int, now: int) -> str:
     return f"{text[shared:]}Z"
 
 
+DURATIONS: Final[Mapping[str, Callable[[float], str]]] = {
+    "seen_ago": lambda seconds: age(0, int(seconds * 10**9)),
+    "skew_ms": lambda milliseconds: f"{milliseconds}ms",
+}
+"""Texts with units of the fields that hold durations."""
+
+
 def shown(name: str, value: object) -> str:
     """Return the value of the field *name* as people read it; "-" where it is not set."""
     if isinstance(value, str):
@@ -69,6 +76,8 @@ def shown(name: str, value: object) -> str:
         return "yes" if value else "no"
     if name in TIMES and isinstance(value, int):
         return timestamp(value)
+    if name in DURATIONS and isinstance(value, (int, float)):
+        value = DURATIONS[name](value)
     if isinstance(value, bytes):  # damaged: it should be text
         return visible(as_text(value))
     is_nested = isinstance(value, (dict, list, tuple))

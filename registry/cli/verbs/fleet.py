@@ -28,23 +28,25 @@ if TYPE_CHECKING:
 
 LIMIT: Final = 10_000
 """Rows that are shown unless the caller says more: a fleet has millions."""
+NODE_COLUMNS: Final = {
+    "NODE": "node",
+    "STATUS": "status",
+    "READY": "ready",
+    "NOTREADY": "not_ready",
+    "BEHIND": "behind",
+    "SEEN": "seen_ago",
+    "SKEW": "skew_ms",
+    "KERNEL": "kernel",
+    "BREAKS": "breaks",
+}
 NODES: Final = View(
     (
         *("node", "status", "ready", "not_ready", "seen_ago", "skew_ms", "kernel", "breaks"),
         *("problem", "path", "registry_id", "role", "machine_id", "boot_id", "incarnation"),
-        *("cursor", "newest", "every"),
+        *("cursor", "newest", "every", "behind"),
     ),
-    table={
-        "NODE": "node",
-        "STATUS": "status",
-        "READY": "ready",
-        "NOTREADY": "not_ready",
-        "SEEN": "seen_ago",
-        "SKEW": "skew_ms",
-        "KERNEL": "kernel",
-        "BREAKS": "breaks",
-        "PROBLEM": "problem",
-    },
+    table=NODE_COLUMNS | {"PROBLEM": "problem"},
+    wide=NODE_COLUMNS | {"PATH": "path", "REGISTRY_ID": "registry_id", "PROBLEM": "problem"},
     name="node",
     id="node",
     cuts=True,
