@@ -44,9 +44,9 @@ def registry(path: str) -> str:
 
 
 @contextmanager
-def pushed(url: str, path: str, node: str = "node-1") -> Iterator[None]:
+def pushed(url: str, path: str, node: str = "node-1", every: str = "1") -> Iterator[None]:
     """Follow the registry at *path* by a process of its own during the block."""
-    args = ("push", "--db", path, "--follow", "--every", "1", "--node", node, "--machine", "m1")
+    args = ("push", "--db", path, "--follow", "--every", every, "--node", node, "--machine", "m1")
     with program(*args, SANDBOX_REGISTRY_FLEET=url):
         yield
 
@@ -158,7 +158,7 @@ def test_follower_opens_the_registry_that_has_replaced_its_own(
         """,
         other,
     )
-    with pushed(database.url(), registry):
+    with pushed(database.url(), registry, every="0.2"):
         until(lambda: newest(database) == 1)
         for suffix in ("-wal", "-shm"):
             Path(registry + suffix).unlink(missing_ok=True)
