@@ -4,7 +4,7 @@
 
 Each registry has 100 present sandboxes and 1,000 transitions over 90 days, which SQL generates. The
 figures are printed; docs/performance.md, "The fleet", has those of one run. 10,000 registries take
-about ten minutes and 8 GB in the folder for temporary files.
+about five minutes and 8 GB in the folder for temporary files.
 """
 
 from __future__ import annotations
