@@ -25,8 +25,6 @@ from registry import (
     UnavailableError,
 )
 from registry.engine import open_files
-from registry.engine.process_lock import ProcessLock
-from registry.sync.locks import Mutex
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import READY, ids, is_locked, is_recent, line, running, sandbox, say, until
@@ -344,8 +342,11 @@ def test_one_deadline_covers_all_waits_of_a_write(
         return note
 
     handle = store.add(sandbox("a"), READY)
-    monkeypatch.setattr(Mutex, "acquire", noted(Mutex.acquire, 2))
-    monkeypatch.setattr(ProcessLock, "acquire", noted(ProcessLock.acquire, 1))
+    # This store's own locks: the garbage collector may close another test's store meanwhile.
+    mutex = store._session.engine.writes.mutex
+    process_lock = store._session.engine.writer._lock
+    monkeypatch.setattr(mutex, "acquire", noted(mutex.acquire, 1))
+    monkeypatch.setattr(process_lock, "acquire", noted(process_lock.acquire, 0))
     handle.status.update(more)
     assert 2 == len(deadlines)
     assert 1 == len(set(deadlines))
