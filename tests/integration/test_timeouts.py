@@ -25,6 +25,7 @@ from registry import (
     UnavailableError,
 )
 from registry.engine import open_files
+from registry.engine.process_lock import ProcessLock
 from tests.conftest import OpenStore
 from tests.convoy import more
 from tests.tools import READY, ids, is_locked, is_recent, line, running, sandbox, say, until
@@ -345,6 +346,7 @@ def test_one_deadline_covers_all_waits_of_a_write(
     # This store's own locks: the garbage collector may close another test's store meanwhile.
     mutex = store._session.engine.writes.mutex
     process_lock = store._session.engine.writer._lock
+    assert process_lock is not None
     monkeypatch.setattr(mutex, "acquire", noted(mutex.acquire, 1))
     monkeypatch.setattr(process_lock, "acquire", noted(process_lock.acquire, 0))
     handle.status.update(more)
