@@ -4,8 +4,10 @@
     validate     validation of a config, field by field
     pause        process that holds the namespaces of a sandbox
     plugins      programs of CNI plugins
+    netconf      CNI configurations
     arguments    arguments of CNI plugins from the config of a pod
-    network      configuration, plugins and results of pod networks
+    attachment   what ADD was given for a sandbox, and what it gave
+    network      ADD, DEL and GC of pod networks
     recovery     ends sandboxes, and finishes or undoes the calls that a crash interrupted
     runs         runs in progress, which retried calls join
     sandboxer    runs, stops and removes sandboxes

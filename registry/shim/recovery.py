@@ -28,7 +28,8 @@ from registry import (
     Store,
 )
 from registry.shim import cgroups, mounts, pause, plugins
-from registry.shim.network import Attachment, Network
+from registry.shim.attachment import Attachment
+from registry.shim.network import Network
 
 log = logging.getLogger("registry.shim")
 

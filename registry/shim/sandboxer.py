@@ -59,7 +59,8 @@ from registry import (
 from registry.cri import LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig
 from registry.shim import cgroups, mounts, pause, validate
 from registry.shim import runtime_pb2 as api
-from registry.shim.network import Attached, Attachment, Network, PluginError
+from registry.shim.attachment import Attached, Attachment
+from registry.shim.network import Network, PluginError
 from registry.shim.recovery import (
     FAILED,
     MESSAGE_MAX,

@@ -25,8 +25,9 @@ from registry import (
     Store,
 )
 from registry.cri import PodSandboxConfig
-from registry.shim import network, plugins
-from registry.shim.network import Attachment, Network, PluginError
+from registry.shim import netconf, plugins
+from registry.shim.attachment import Attached, Attachment
+from registry.shim.network import Network, PluginError
 from registry.shim.sandboxer import Sandboxer
 from tests.tools import pod, until
 
@@ -69,7 +70,7 @@ class Plugins:
         """Return the input of the last call of a spy."""
         return json.loads(self.called(name)[3])
 
-    def attach(self, config: PodSandboxConfig | None = None) -> network.Attached:
+    def attach(self, config: PodSandboxConfig | None = None) -> Attached:
         """Run ADD for a pod."""
         attachment = self.network.attachment(ID, config or pod())
         return self.network.add(attachment, ID, "/run/netns/x", lambda: None)
@@ -126,7 +127,7 @@ def test_missing_directory_is_no_configuration(tmp_path: Path) -> None:
         ("[]", "no JSON object"),
         ("\xff", "invalid"),
         ("[" * 100_000, "nested too deeply"),
-        (" " * (network.FILE_MAX + 1), "more than 131072 bytes"),
+        (" " * (netconf.FILE_MAX + 1), "more than 131072 bytes"),
         ('{"cniVersion": "1.0.0", "plugins": [{"type": "one"}]}', "name None is not the name"),
         ('{"cniVersion": "1.0.0", "name": "a/b", "plugins": [{"type": "one"}]}', "'a/b' is not"),
         ('{"cniVersion": "1.0.0", "name": "net", "type": "one"}', "no list of plugins"),
