@@ -152,12 +152,14 @@ class Pusher:
             id, incarnation = _read(self.source.id)
             known = lease.register(connection, at, id, incarnation, self.every)
             self._known, self._cursor = known, known.cursor
-        found: Snapshot = _read(lambda: self.source.read(known.cursor, BATCH))
+        again = self._sent is None  # else the sandboxes that were read last were sent
+        found: Snapshot = _read(lambda: self.source.read(known.cursor, BATCH, again=again))
         if found.registry_id != known.registry_id:
             self._known = self._sent = None
             return Pushed()
         if not lines.continues(known, found):
-            self._known, self._sent = self._begin_line(connection, at, known, found), None
+            self._sent = None
+            self._known = self._begin_line(connection, at, known, found)
             return Pushed()
         return self._send(connection, at, known, found)
 
@@ -211,7 +213,7 @@ class Pusher:
         self._known, self._cursor, self._boot_id = new, new.cursor, at.boot_id
         if hashes is not None:
             self._sent = hashes
-        return Pushed(len(found.transitions), hashes is not None, found.left)
+        return Pushed(len(found.transitions), not found.left, found.left)
 
     def _send_sandboxes(
         self, connection: psycopg.Connection, registry_id: str, present: dict[str, Row]

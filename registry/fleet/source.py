@@ -85,7 +85,8 @@ class Snapshot(NamedTuple):
     left: int
     """Number of transitions after these."""
     sandboxes: dict[str, Row] | None
-    """Present sandboxes by id; None: there are more transitions than fit into a batch."""
+    """Present sandboxes by id; None: there are more transitions than fit into a batch, or none and
+    the sandboxes are those of the latest snapshot that has them."""
 
 
 class Source:
@@ -98,20 +99,35 @@ class Source:
         self._identity: object = None
         self._version: int | None = None
         """Data version of the latest snapshot."""
+        self._listed: int | None = None
+        """Data version of the latest snapshot with sandboxes; None: they are to be read. Each
+        connection counts from the beginning."""
 
     def close(self) -> None:
         """Close the registry; idempotent."""
-        store, self._store = self._store, None
+        store, self._store, self._listed = self._store, None, None
         if store is not None:
             store.close()
 
-    def read(self, after: int, limit: int) -> Snapshot:
+    def read(self, after: int, limit: int, *, again: bool = True) -> Snapshot:
         """Return a snapshot with at most *limit* transitions after the seq *after*.
 
+        Args:
+            after: the cursor.
+            limit: transitions of a batch.
+            again: read the sandboxes even if nothing was committed since they were read.
         Raises:
             RegistryError: the registry cannot be read.
         """
-        return self._with_fetch(lambda fetch: _snapshot(fetch, after, limit))
+
+        def read(fetch: Fetch) -> Snapshot:
+            is_same = self._version is not None and self._version == self._listed
+            return _snapshot(fetch, after, limit, lists=again or not is_same)
+
+        found = self._with_fetch(read)
+        if found.sandboxes is not None:
+            self._listed = self._version
+        return found
 
     def id(self) -> tuple[str, int]:
         """Return the id of the registry and its incarnation; errors as `read`."""
@@ -172,14 +188,12 @@ class Source:
             self._identity = identity(self.path)
             self._store = Store.open(self.path, read_only=True, create=False)
         try:
-            version = self._store._session.latest_commit(DOING)  # noqa: SLF001
+            self._version = self._store._session.latest_commit(DOING)  # noqa: SLF001
             with self._store._session.snapshot(DOING) as fetch:  # noqa: SLF001
-                found = read(fetch)
+                return read(fetch)
         except BaseException:
             self.close()  # opened again next time: the file may have been replaced
             raise
-        self._version = version
-        return found
 
 
 def _incarnation(fetch: Fetch) -> Incarnation:
@@ -198,10 +212,11 @@ def _incarnation(fetch: Fetch) -> Incarnation:
     )
 
 
-def _snapshot(fetch: Fetch, after: int, limit: int) -> Snapshot:
+def _snapshot(fetch: Fetch, after: int, limit: int, *, lists: bool) -> Snapshot:
     incarnation = _incarnation(fetch)
     ((oldest, newest),) = fetch(KEPT, {})
     rows = fetch(HISTORY, {"after": after, "limit": limit + 1})
+    lists = lists or bool(rows)  # of a commit after the data version was read
     at_cursor = fetch(ONE, {"seq": after})
     return Snapshot(
         incarnation.registry_id,
@@ -211,7 +226,7 @@ def _snapshot(fetch: Fetch, after: int, limit: int) -> Snapshot:
         converted(at_cursor[0]) if at_cursor else None,
         [converted(row) for row in rows[:limit]],
         fetch(COUNT, {"after": rows[limit - 1][0]})[0][0] if len(rows) > limit else 0,
-        None if len(rows) > limit else _sandboxes(fetch),
+        _sandboxes(fetch) if lists and len(rows) <= limit else None,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from registry import RegistryError, Store, UnavailableError
 from registry.fleet import push as push_module
+from registry.fleet import source as source_module
 from registry.fleet import statements
 from registry.fleet.push import Pusher
 from registry.fleet.source import Source
@@ -205,6 +206,57 @@ def test_rule_3_sandboxes_are_sent_only_with_the_head(
     assert 0 == database.one("SELECT count(*) FROM fleet_sandboxes")
 
 
+def test_rule_7_heartbeat_reads_the_sandboxes_only_after_a_commit(
+    filled: str, database: Database, new_pusher: NewPusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing is committed, the sandboxes that were sent are the present ones."""
+    pusher, reads, read = new_pusher(), list[None](), source_module._sandboxes
+
+    def count_and_read(fetch: Any) -> Any:
+        reads.append(None)
+        return read(fetch)
+
+    monkeypatch.setattr(source_module, "_sandboxes", count_and_read)
+    push(pusher)
+    for _ in range(3):
+        assert pusher.round().is_head
+    assert 1 == len(reads)
+    execute(filled, "UPDATE sandbox_statuses SET pid = 7 WHERE sandbox_id = 'a'")
+    for _ in range(3):
+        assert pusher.round().is_head
+    assert 2 == len(reads)
+    assert_equal(database, filled)
+
+
+def test_rule_7_heartbeat_after_the_registry_was_reopened_reads_the_sandboxes(
+    filled: str, database: Database, new_pusher: NewPusher
+) -> None:
+    """SQLite counts the commits that a connection sees: a new one has the number of the old one."""
+    pusher = new_pusher()
+    push(pusher)
+    pusher.source.close()
+    execute(filled, "UPDATE sandbox_statuses SET pid = 7 WHERE sandbox_id = 'a'")
+    push(pusher)
+    assert_equal(database, filled)
+
+
+def test_rule_3_commit_at_the_moment_of_a_heartbeat_is_sent_whole(
+    filled: str, database: Database, new_pusher: NewPusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the data version was read, and before the snapshot begins."""
+    pusher, read = new_pusher(), source_module._incarnation
+    push(pusher)
+
+    def commit_and_read(fetch: Any) -> Any:
+        with Store.open(filled, reconcile=False) as store:
+            store.add(sandbox("d"), READY)
+        return read(fetch)
+
+    monkeypatch.setattr(source_module, "_incarnation", commit_and_read)
+    assert 1 == pusher.round().transitions
+    assert_equal(database, filled)
+
+
 def compact(path: str, oldest: int) -> None:
     """Delete the transitions before *oldest*, as the bound of the history does."""
     tamper(path, f"DELETE FROM sandbox_transitions WHERE seq < {oldest}")
@@ -281,8 +333,8 @@ def test_snapshot_of_a_second_pusher_that_is_older_is_not_committed(
     push(second)
     read = second.source.read
 
-    def read_and_wait(*args: Any) -> Any:
-        found = read(*args)
+    def read_and_wait(*args: Any, **options: Any) -> Any:
+        found = read(*args, **options)
         execute(filled, "UPDATE sandbox_statuses SET message = 'new' WHERE sandbox_id = 'a'")
         with contextlib.suppress(UnavailableError):
             push(follower)
