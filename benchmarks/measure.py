@@ -85,6 +85,7 @@ def single(
     calls: int,
     warm: int = 0,
     orm: Call | None = None,
+    after: Call | None = None,
 ) -> Figure:
     """Return the figure of single calls, which alternate; each call gets a number of its own.
 
@@ -96,6 +97,7 @@ def single(
         calls: number of calls of each kind in one round.
         warm: number of calls before the first round that are not timed. A WAL that grows costs
             twice as much as one that is overwritten.
+        after: undoes both calls; not timed.
     """
     mine, theirs, mapped, number = [], [], list[float](), 0
     for turn in range(-1, rounds):  # the first one warms up
@@ -104,6 +106,8 @@ def single(
             number += 1
             ones.append(took(lambda n=number: ours(n)))  # type: ignore[misc]
             others.append(took(lambda n=number: reference(n)))  # type: ignore[misc]
+            if after is not None:
+                after(number)
         if turn >= 0:
             mine.append(median(ones))
             theirs.append(median(others))

@@ -64,6 +64,17 @@ def test_single_alternates_calls_and_returns_medians_of_rounds() -> None:
     assert (2.0, 4.0, (0.5, 0.5, 1.0)) == (half.ours, half.reference, half.ratios)
 
 
+def test_single_undoes_each_pair_of_calls() -> None:
+    """Also those before the first round; each is undone before the next begins."""
+    called: list[str] = []
+
+    def note(way: str) -> Callable[[int], object]:
+        return lambda n: called.append(f"{way}{n}")
+
+    single("work", note("o"), note("r"), "", rounds=1, calls=2, warm=1, after=note("u"))
+    assert "o1 r1 u1 o2 r2 u2 o3 r3 u3" == " ".join(called)
+
+
 def test_lists_by_selector_find_what_plain_sql_finds(tmp_path: Path) -> None:
     """Few, half and all of the sandboxes match."""
     figures = list(lists.measure(f"{tmp_path}", 1, 100))
