@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -69,6 +69,14 @@ class Network:
         self._bin_dirs: Final = tuple(bin_dirs)
         self._busy: Final[set[str]] = set()
         self._changed: Final = threading.Condition()
+        self._closed = False
+
+    def close(self) -> None:
+        """Leave the plugins that run to the next server, and start no others. Idempotent.
+
+        Those that were waited for raise PluginError within a second.
+        """
+        self._closed = True
 
     def configuration(self) -> dict[str, Any]:
         """Return name, version and plugins of the first configuration by name.
@@ -126,30 +134,40 @@ class Network:
         capabilities = {name: wanted[name] for name in wanted.keys() & declared}
         return Attachment(network, cni_args(id, config), capabilities)
 
-    def add(
-        self, attachment: Attachment, id: str, netns_path: str, begin: Callable[[], None]
-    ) -> Attached:
+    @contextmanager
+    def alone(self, id: str) -> Iterator[None]:
+        """Exclude other plugins of the sandbox *id* during the body, as the specification demands.
+
+        `add` and `delete` are called in it.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: id not in self._busy)
+            self._busy.add(id)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy.discard(id)
+                self._changed.notify_all()
+
+    def add(self, attachment: Attachment, id: str, netns_path: str) -> Attached:
         """Run ADD of each plugin for the sandbox *id*, and return the addresses.
 
         Args:
             attachment: the recorded one.
             id: id of the sandbox.
             netns_path: path of its network namespace.
-            begin: raises if the sandbox was stopped meanwhile. No DEL of it runs then, and one
-                that comes later waits for the end of ADD.
         Raises:
             PluginError: a plugin has failed, or gave no address; the caller has to run DEL.
         """
-        with self._alone(id):
-            begin()
-            call = _Call("ADD", id, netns_path, attachment, time.monotonic() + PLUGINS_WITHIN)
-            result: Mapping[str, Any] | None = None
-            try:
-                for plugin in attachment.network["plugins"]:
-                    result = self._run(call, plugin, result)
-            except PluginError as error:
-                error.begun = error.begun or result is not None
-                raise
+        call = _Call("ADD", id, netns_path, attachment, time.monotonic() + PLUGINS_WITHIN)
+        result: Mapping[str, Any] | None = None
+        try:
+            for plugin in attachment.network["plugins"]:
+                result = self._run(call, plugin, result)
+        except PluginError as error:
+            error.begun = error.begun or result is not None
+            raise
         try:
             found = attached(replace(attachment, result=result))
         except ValueError as error:
@@ -172,14 +190,13 @@ class Network:
         Raises:
             PluginError: a plugin has failed.
         """
-        with self._alone(id):
-            if deadline is None:
-                deadline = time.monotonic() + PLUGINS_WITHIN
-            call = _Call("DEL", id, netns_path, attachment, deadline)
-            # Before that version, DEL got no result.
-            has_result = netconf.is_at_least(attachment.network, "0.4.0")
-            for plugin in reversed(attachment.network["plugins"]):
-                self._run(call, plugin, attachment.result if has_result else None)
+        if deadline is None:
+            deadline = time.monotonic() + PLUGINS_WITHIN
+        call = _Call("DEL", id, netns_path, attachment, deadline)
+        # Before that version, DEL got no result.
+        result = attachment.result if netconf.is_at_least(attachment.network, "0.4.0") else None
+        for plugin in reversed(attachment.network["plugins"]):
+            self._run(call, plugin, result)
 
     def collect(self, ids: Iterable[str], deadline: float) -> None:
         """Have the plugins release what belongs to none of the sandboxes *ids*.
@@ -204,19 +221,6 @@ class Network:
         for plugin in network["plugins"]:
             self._run(call, {**plugin, "cni.dev/valid-attachments": valid}, None)
 
-    @contextmanager
-    def _alone(self, id: str) -> Iterator[None]:
-        """Exclude other plugins of the same sandbox, as the specification demands."""
-        with self._changed:
-            self._changed.wait_for(lambda: id not in self._busy)
-            self._busy.add(id)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._busy.discard(id)
-                self._changed.notify_all()
-
     def _run(
         self, call: _Call, plugin: Mapping[str, Any], previous: Mapping[str, Any] | None
     ) -> Mapping[str, Any]:
@@ -240,7 +244,9 @@ class Network:
         }
         try:
             path = self._find(plugin["type"])
-            outcome = plugins.run(path, netconf.dump(request), env, call.deadline)
+            outcome = plugins.run(
+                path, netconf.dump(request), env, call.deadline, lambda: self._closed
+            )
         except (ValueError, RegistryError) as error:
             exhausted = isinstance(error, ResourceExhaustedError)
             kind = ExhaustedError if exhausted else PluginError
@@ -298,6 +304,8 @@ def _result(call: _Call, plugin: Mapping[str, Any], outcome: plugins.Outcome) ->
     Raises:
         PluginError: it has failed, or its answer is no result.
     """
+    if outcome is plugins.LEFT:
+        raise call.failed(plugin, "the server ends, and has left it to the next one")
     if len(outcome.output) > plugins.OUTPUT_MAX:
         raise call.failed(plugin, f"it printed more than {plugins.OUTPUT_MAX} bytes; repair it")
     if outcome.status is None:

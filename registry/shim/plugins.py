@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
 from registry import Process, RegistryError, ResourceExhaustedError
@@ -22,6 +22,8 @@ ERRORS_MAX: Final = 4096
 PIPE: Final = 64 * 1024
 """Bytes that a pipe holds (pipe(7)); one read takes them all."""
 EXHAUSTED: Final = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+LOOK: Final = 1.0
+"""Seconds between two looks whether the plugin is to be left."""
 KILLED_WITHIN: Final = 1.0
 """Seconds to wait for the end of a plugin after SIGKILL; it runs no more code of its own."""
 
@@ -37,8 +39,18 @@ class Outcome(NamedTuple):
     """Standard error, at most `ERRORS_MAX` bytes."""
 
 
-def run(path: str, request: bytes, env: Mapping[str, str], deadline: float) -> Outcome:
-    """Run the plugin at *path*; no process of its group is left.
+LEFT: Final = Outcome(None, b"", b"")
+"""Outcome of a plugin that is left running, or was not begun, since the server ends."""
+
+
+def run(
+    path: str,
+    request: bytes,
+    env: Mapping[str, str],
+    deadline: float,
+    leave: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Run the plugin at *path*; no process of its group is left, unless the plugin is.
 
     It inherits no descriptor, no signal mask and no environment but PATH.
 
@@ -47,10 +59,14 @@ def run(path: str, request: bytes, env: Mapping[str, str], deadline: float) -> O
         request: its standard input.
         env: its environment.
         deadline: monotonic time in seconds at which it is killed.
+        leave: asked before the start and at each `LOOK`; when it returns true, `LEFT` is returned.
+            The plugin is not killed then, since it might leave rules or addresses for ever.
     Raises:
         ResourceExhaustedError: no task, no descriptor or no memory is left.
         RegistryError: the program cannot be run.
     """
+    if leave():
+        return LEFT
     try:
         with contextlib.ExitStack() as stack:
             source = os.memfd_create("cni")
@@ -72,7 +88,7 @@ def run(path: str, request: bytes, env: Mapping[str, str], deadline: float) -> O
                 setsigmask=[],
                 setsigdef=signal.valid_signals(),
             )
-            return _wait(child, {output: OUTPUT_MAX + 1, errors: ERRORS_MAX}, deadline)
+            return _wait(child, {output: OUTPUT_MAX + 1, errors: ERRORS_MAX}, deadline, leave)
     except (OSError, ValueError) as error:  # ValueError: a value of *env* cannot be passed
         if isinstance(error, OSError):
             reraise_interrupt(error)
@@ -90,7 +106,9 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _wait(child: int, limits: Mapping[int, int], deadline: float) -> Outcome:
+def _wait(
+    child: int, limits: Mapping[int, int], deadline: float, leave: Callable[[], bool]
+) -> Outcome:
     """Return the outcome of the plugin *child*; *limits* has the bytes to keep by pipe.
 
     Its end counts, not that of its output: a background process may hold the pipes.
@@ -101,27 +119,34 @@ def _wait(child: int, limits: Mapping[int, int], deadline: float) -> Outcome:
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
         raise
+    outcome = None
     try:
-        return _read(process, limits, deadline)
+        outcome = _read(process, limits, deadline, leave)
+        return outcome
     finally:
-        # Before the plugin is reaped: its pid names the group as long as it is a zombie.
-        os.killpg(child, signal.SIGKILL)
-        process.wait(KILLED_WITHIN)
+        if outcome is not LEFT:
+            # Before the plugin is reaped: its pid names the group as long as it is a zombie.
+            os.killpg(child, signal.SIGKILL)
+            process.wait(KILLED_WITHIN)
         process.close()
 
 
-def _read(process: Process, limits: Mapping[int, int], deadline: float) -> Outcome:
+def _read(
+    process: Process, limits: Mapping[int, int], deadline: float, leave: Callable[[], bool]
+) -> Outcome:
     printed = {pipe: bytearray() for pipe in limits}
     poll, status, late = select.poll(), None, False
     for fd in (*limits, process.fileno()):
         poll.register(fd, select.POLLIN)
     while status is None and not late and max(map(len, printed.values())) <= OUTPUT_MAX:
         left = deadline - time.monotonic()
-        ready = {fd for fd, _ in poll.poll(max(0.0, left) * 1000)}
+        ready = {fd for fd, _ in poll.poll(min(max(0.0, left), LOOK) * 1000)}
         for pipe in limits.keys() & ready:
             printed[pipe] += os.read(pipe, PIPE)[: limits[pipe] - len(printed[pipe])]
         if ready == {process.fileno()}:
             status = process.exit_status()
+        elif leave():
+            return LEFT
         late = left <= 0
     return Outcome(status, *map(bytes, printed.values()))
 

@@ -88,12 +88,10 @@ class Recovery:
             deleted_by: the same for the plugins; None: the time that `Network.delete` gives them.
             attachment: what the run knows of it; None: what is recorded.
         """
-        # Read again, since the run may have recorded more. If the record was removed meanwhile, the
-        # handle still names the process and the namespace that the run made after that.
-        with suppress(NotFoundError):
-            sandbox = self._store.get(sandbox.id, include_unknown=True)
-        attachment = attachment or attachment_of(sandbox)
-        self._end_all(sandbox, attachment, deadline, deleted_by)
+        with self._network.alone(sandbox.id):
+            sandbox = self._latest(sandbox)
+            attachment = attachment or attachment_of(sandbox)
+            self._end_all(sandbox, attachment, deadline, deleted_by)
         sandbox.delete()
 
     def finish(self, sandbox: Sandbox, deadline: float, deleted_by: float | None = None) -> None:
@@ -101,24 +99,33 @@ class Recovery:
 
         The arguments are those of `undo`. A failed step is recorded in the message.
         """
-        with suppress(NotFoundError):
-            sandbox = self._store.get(sandbox.id, include_unknown=True)
-        attachment, stored = attachment_of(sandbox), sandbox.stored
-        try:
-            exit_status = self._end_all(sandbox, attachment, deadline, deleted_by)
-        except RegistryError as error:
-            with suppress(RegistryError):
-                sandbox.status.update(_left(f"{LEFT}{error}"))
-            raise
-        with suppress(NotFoundError), self._store.transaction():  # removed by another call
-            if attachment is not None:
-                sandbox.extensions.update(recorded(None))
-            if stored["pid"]:
-                self.note_exit(sandbox, exit_status)
-            if LEFT in str(stored["message"]):
-                sandbox.status.update(_left(""))
+        with self._network.alone(sandbox.id):
+            sandbox = self._latest(sandbox)
+            attachment, stored = attachment_of(sandbox), sandbox.stored
+            try:
+                exit_status = self._end_all(sandbox, attachment, deadline, deleted_by)
+            except RegistryError as error:
+                with suppress(RegistryError):
+                    sandbox.status.update(_left(f"{LEFT}{error}"))
+                raise
+            with suppress(NotFoundError), self._store.transaction():  # removed by another call
+                if attachment is not None:
+                    sandbox.extensions.update(recorded(None))
+                if stored["pid"]:
+                    self.note_exit(sandbox, exit_status)
+                if LEFT in str(stored["message"]):
+                    sandbox.status.update(_left(""))
         if stored["reason"] == REMOVED:
             sandbox.delete()
+
+    def _latest(self, sandbox: Sandbox) -> Sandbox:
+        """Return *sandbox* with all that a run or another stop has recorded meanwhile.
+
+        If the record was removed, the handle still names the process and the namespace.
+        """
+        with suppress(NotFoundError):
+            return self._store.get(sandbox.id, include_unknown=True)
+        return sandbox
 
     def _end_all(
         self,

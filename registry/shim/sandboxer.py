@@ -164,8 +164,10 @@ class Sandboxer:
             netns = attached = None
             if attachment is not None:
                 netns = NetNS.create(path)
-                begin = partial(self._refuse_stopped, run, sandbox)
-                attached = self._network.add(attachment, run.id, path, begin)
+                with self._network.alone(run.id):
+                    # A stop has come before, and this raises, or its DEL waits for the end of ADD.
+                    _while(run.is_wanted)(sandbox.status.get())
+                    attached = self._network.add(attachment, run.id, path)
                 attachment = attached.attachment
             process = self._start(run, sandbox, netns, attached)
             self._exits.watch(sandbox, process)
@@ -178,10 +180,6 @@ class Sandboxer:
                 attachment = None
             self._undo(sandbox, attachment)
             raise
-
-    def _refuse_stopped(self, run: Run, sandbox: Sandbox) -> None:
-        """Raise if the run was stopped or cancelled."""
-        _while(run.is_wanted)(sandbox.status.get())
 
     def _start(
         self, run: Run, sandbox: Sandbox, netns: NetNS | None, attached: Attached | None

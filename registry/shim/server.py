@@ -40,14 +40,17 @@ from registry.shim.ending import SIGNALS, Ending
 from registry.shim.events import ChangeLog
 from registry.shim.network import Network
 from registry.shim.sandboxer import Sandboxer
-from registry.shim.service import services
+from registry.shim.service import Pools, services
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 log = logging.getLogger("registry.shim")
 
-CHANGES: Final = 48
+RUNS: Final = 48
+STOPS: Final = 16
 ANSWERS: Final = 16
-"""Threads for calls that change something, which may wait for the database, and for the others."""
+"""Threads for calls that run a sandbox, for those that change one, and for the others. The first
+two may wait for the database and for plugins; a plugin that hangs in ADD keeps no other pod from
+being stopped."""
 GRACE: Final = 5.0
 """Seconds that calls in progress have to end after a signal."""
 MESSAGE_MAX: Final = 16 << 20
@@ -94,7 +97,10 @@ def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> N
         ending = Ending()
         calls = Calls(ending, _observer(store, metrics_listen))
         change_log = ChangeLog(store, ending)  # before the recovery, whose changes are logged too
-        with contextlib.closing(Sandboxer(store, network, ending.note)) as sandboxer:
+        with (
+            contextlib.closing(Sandboxer(store, network, ending.note)) as sandboxer,
+            contextlib.closing(network),
+        ):
             _serve(store, sandboxer, path, calls, change_log)
 
 
@@ -156,7 +162,7 @@ def _new_server(
     store: Store, sandboxer: Sandboxer, calls: Calls, health: HealthServicer
 ) -> grpc.Server:
     """Return a server of all services, whose threads run."""
-    changes = _started(CHANGES, "cri-changes")
+    runs, stops = _started(RUNS, "cri-runs"), _started(STOPS, "cri-stops")
     streams = _started(STREAMS + 1, "cri-streams")  # the last one refuses a stream too many
     methods = {
         "Check": Method(HealthCheckRequest, health.Check),
@@ -165,7 +171,7 @@ def _new_server(
     return grpc.server(
         _started(ANSWERS, "cri"),
         handlers=[
-            *services(store, sandboxer, changes, streams, calls),
+            *services(store, sandboxer, Pools(runs, stops, streams), calls),
             calls.service(HEALTH, methods),
         ],
         options=[

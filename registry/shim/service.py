@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 
@@ -39,23 +39,29 @@ KUBE_API_VERSION: Final = "0.1.0"
 """Version that a kubelet expects, whatever it asks for."""
 
 
+class Pools(NamedTuple):
+    """Threads of the calls that take long."""
+
+    runs: ThreadPoolExecutor
+    """Of those that run a sandbox."""
+    stops: ThreadPoolExecutor
+    """Of the others that change something."""
+    streams: ThreadPoolExecutor
+    """Of those with many responses."""
+
+
 def services(
-    store: Store,
-    sandboxer: Sandboxer,
-    changes: ThreadPoolExecutor,
-    streams: ThreadPoolExecutor,
-    calls: Calls,
+    store: Store, sandboxer: Sandboxer, pools: Pools, calls: Calls
 ) -> list[grpc.GenericRpcHandler]:
     """Return the runtime and the image service; a method that they lack is UNIMPLEMENTED.
 
     Args:
         store: registry that the reading calls query.
         sandboxer: runs, stops and removes sandboxes.
-        changes: thread pool of the calls that change something.
-        streams: thread pool of the calls with many responses.
+        pools: threads of the calls that take long.
         calls: runs the calls.
     """
-    runtime = RuntimeService(store, sandboxer, calls.ending).methods(changes, streams)
+    runtime = RuntimeService(store, sandboxer, calls.ending).methods(pools)
     containers = {name: Method(*each) for name, each in images.CONTAINERS.items()}
     image = {name: Method(*each) for name, each in images.methods(store.path).items()}
     return [
@@ -78,23 +84,21 @@ class RuntimeService:
         self._ending: Final = ending
         self._answers: Final = Answers(store)
 
-    def methods(
-        self, changes: ThreadPoolExecutor, streams: ThreadPoolExecutor
-    ) -> dict[str, Method]:
+    def methods(self, pools: Pools) -> dict[str, Method]:
         """Return each method by its name on the wire."""
         return {
             "Version": Method(api.VersionRequest, self._answer_version),
             "Status": Method(api.StatusRequest, self._status),
-            "RunPodSandbox": Method(api.RunPodSandboxRequest, self._run, changes),
-            "StopPodSandbox": Method(api.StopPodSandboxRequest, self._stop, changes),
-            "RemovePodSandbox": Method(api.RemovePodSandboxRequest, self._remove, changes),
+            "RunPodSandbox": Method(api.RunPodSandboxRequest, self._run, pools.runs),
+            "StopPodSandbox": Method(api.StopPodSandboxRequest, self._stop, pools.stops),
+            "RemovePodSandbox": Method(api.RemovePodSandboxRequest, self._remove, pools.stops),
             "PodSandboxStatus": Method(api.PodSandboxStatusRequest, self._sandbox_status),
             "ListPodSandbox": Method(api.ListPodSandboxRequest, self._list),
             "GetContainerEvents": Method(
-                api.GetEventsRequest, self._events, streams, is_stream=True
+                api.GetEventsRequest, self._events, pools.streams, is_stream=True
             ),
             "UpdatePodSandboxResources": Method(
-                api.UpdatePodSandboxResourcesRequest, self._update_resources, changes
+                api.UpdatePodSandboxResourcesRequest, self._update_resources, pools.stops
             ),
             "RuntimeConfig": Method(api.RuntimeConfigRequest, _runtime_config),
             "UpdateRuntimeConfig": Method(api.UpdateRuntimeConfigRequest, _update_runtime_config),

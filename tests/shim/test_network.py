@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -73,7 +73,7 @@ class Plugins:
     def attach(self, config: PodSandboxConfig | None = None) -> Attached:
         """Run ADD for a pod."""
         attachment = self.network.attachment(ID, config or pod())
-        return self.network.add(attachment, ID, "/run/netns/x", lambda: None)
+        return self.network.add(attachment, ID, "/run/netns/x")
 
 
 @pytest.fixture
@@ -318,41 +318,62 @@ def test_delete_runs_in_reverse_and_stops_at_a_failure(made: Plugins) -> None:
     assert made.called("two")[0].startswith("DEL")
 
 
-def test_plugins_of_one_sandbox_run_one_after_the_other(made: Plugins) -> None:
-    """A DEL waits for the ADD of the same sandbox, and not for that of another one."""
+def waiting(made: Plugins) -> None:
+    """Let ADD of the plugin wait for a line in a FIFO; note the order of the calls."""
     os.mkfifo(made.folder / "gate")
-    order = made.folder / "order"
     made.add(
         "one",
-        f'echo "$CNI_COMMAND $CNI_CONTAINERID" >> {order}\n'
+        f'echo "$CNI_COMMAND $CNI_CONTAINERID" >> {made.folder}/order\n'
         f"[ $CNI_COMMAND != ADD ] || read -r go < {made.folder}/gate\n"
         f"echo '{RESULT}'",
     )
-    attachment = made.network.attachment(ID, pod())
-    began = threading.Event()
+
+
+def let_go(made: Plugins) -> None:
+    """Let an ADD go on, once it waits."""
+    with open(made.folder / "gate", "w", encoding="ascii") as gate:
+        gate.write("go\n")
+
+
+def test_plugins_of_one_sandbox_run_one_after_the_other(made: Plugins) -> None:
+    """A DEL waits for the ADD of the same sandbox, and not for that of another one."""
+    waiting(made)
+    attachment, order = made.network.attachment(ID, pod()), made.folder / "order"
+
+    def alone(call: Callable[..., Any], id: str) -> Any:
+        with made.network.alone(id):
+            return call(attachment, id, "")
+
     with ThreadPoolExecutor(2) as pool:
-        adding = pool.submit(made.network.add, attachment, ID, "", began.set)
-        assert began.wait(60)
-        deleting = pool.submit(made.network.delete, attachment, ID, "")
-        made.network.delete(attachment, "other", "")
+        adding = pool.submit(alone, made.network.add, ID)
+        until(order.exists)
+        deleting = pool.submit(alone, made.network.delete, ID)
+        alone(made.network.delete, "other")
         assert not adding.done()
         assert not deleting.done()
-        with open(made.folder / "gate", "w", encoding="ascii") as gate:
-            gate.write("go\n")
+        let_go(made)
         assert "10.1.2.3" == adding.result().ip
         deleting.result()
     assert f"DEL {ID}" == order.read_text(encoding="ascii").splitlines()[-1]
 
 
-def test_add_does_not_begin_when_the_sandbox_was_stopped(made: Plugins) -> None:
-    """The error is that of the caller's function."""
-
-    def stopped() -> None:
-        raise FailedPreconditionError("stopped")
-
-    with pytest.raises(FailedPreconditionError, match="stopped"):
-        made.network.add(made.network.attachment(ID, pod()), ID, "", stopped)
-    assert not (made.folder / "one.call").exists()
+def test_closed_network_leaves_its_plugin_running(made: Plugins) -> None:
+    """Killed in the middle it might leave rules; and no other is begun, which nobody would read."""
+    waiting(made)
+    order = made.folder / "order"
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(made.attach)
+        until(order.exists)
+        made.network.close()
+        with pytest.raises(PluginError, match=r"\(add\): the server ends"):
+            adding.result()
+        with pytest.raises(PluginError, match=r"\(delete\): the server ends"):
+            made.network.delete(made.network.attachment(ID, pod()), ID, "")
+    assert f"ADD {ID}\n" == order.read_text(encoding="ascii")
+    # Without a process that reads, this would raise.
+    gate = os.open(made.folder / "gate", os.O_WRONLY | os.O_NONBLOCK)
+    os.close(gate)
+    plugins.end([ID], time.monotonic() + 3600)
 
 
 # Results.

@@ -12,11 +12,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from registry import NameReservedError, RegistryError, State, Store
+from registry import FailedPreconditionError, NameReservedError, RegistryError, State, Store
 from registry.cri import PodSandboxConfig
 from registry.shim.network import Network
 from registry.shim.runs import Run, Runs
 from registry.shim.sandboxer import Sandboxer
+from registry.shim.server import RUNS
 from tests import needs
 from tests.shim.client import Client, config, pod_config
 from tests.shim.conftest import CNI, NOTHING, Server, left_of, serving
@@ -250,6 +251,78 @@ def test_stop_during_add_waits_for_the_plugin(gated: Server) -> None:
         with pytest.raises(grpc.RpcError):
             run.result()
         until(lambda: NOTHING == left_of(gated.db))
+
+
+def test_add_does_not_begin_for_a_client_that_has_gone(gated: Server, db: str) -> None:
+    """The sandbox is recorded already."""
+    network = Network(gated.cni_conf_dir, [gated.cni_bin_dir])
+    with Store.open(db) as store, closing(Sandboxer(store, network)) as sandboxer:
+        with pytest.raises(FailedPreconditionError, match="client has cancelled"):
+            sandboxer.run(config(), wanted=lambda: False)
+        assert [] == store.list(include_unknown=True)
+    assert set() == adds(gated)
+
+
+def test_stop_is_answered_while_all_runs_wait_for_plugins(gated: Server) -> None:
+    """It has threads of its own."""
+    with Client(gated.socket) as cri:
+        other = cri.run(pod_config("other", host_network=True))
+        pods = [pod_config(f"web-{n}") for n in range(RUNS)]
+        runs = [cri.begin("RunPodSandbox", timeout=240, config=pod) for pod in pods]
+        until(lambda: len(adds(gated)) == RUNS)
+        cri.stop(other)
+        cri.remove(other)
+        # Each reader takes one byte, an empty line.
+        with open(Path(gated.cni_conf_dir, "gate"), "w", encoding="ascii") as gate:
+            gate.write("\n" * RUNS)
+            gate.flush()
+            assert adds(gated) == {run.result().pod_sandbox_id for run in runs}
+
+
+def test_server_ends_while_a_plugin_hangs(gated: Server) -> None:
+    """The plugin is left to the next server, which undoes the run."""
+    with Client(gated.socket) as cri:
+        run = cri.begin("RunPodSandbox", timeout=240, config=pod_config("web"))
+        until(lambda: adds(gated))
+        assert 0 == gated.end()
+        with pytest.raises(grpc.RpcError):
+            run.result()
+    # Without the plugin, which reads, this would raise.
+    gate = os.open(Path(gated.cni_conf_dir, "gate"), os.O_WRONLY | os.O_NONBLOCK)
+    os.write(gate, b"go\n")
+    os.close(gate)
+    gated.start()
+    until(lambda: NOTHING == left_of(gated.db))
+
+
+def test_stop_and_remove_at_once_run_the_plugins_once(db: str, tmp_path: Path) -> None:
+    """The second call would give them a namespace that the first one is removing."""
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "10-a.conflist").write_text(
+        '{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "slow"}]}'
+    )
+    (tmp_path / "slow").write_text(
+        f"#!/bin/sh\n[ $CNI_COMMAND != DEL ] || {{ echo $CNI_NETNS >> {tmp_path}/deleted\n"
+        f"read -r go < {tmp_path}/gate; }}\nexec {CNI}/given\n"
+    )
+    (tmp_path / "slow").chmod(0o755)
+    deleted = tmp_path / "deleted"
+    with (
+        Store.open(db) as store,
+        closing(Sandboxer(store, Network(str(tmp_path), [str(tmp_path)]))) as sandboxer,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        sandbox = store.get(sandboxer.run(config()))
+        stopping = pool.submit(sandboxer.stop, sandbox.id)
+        until(deleted.exists)
+        removing = pool.submit(sandboxer.remove, sandbox.id)
+        until(lambda: sandbox.status.get().reason == "SandboxRemoved")
+        with open(tmp_path / "gate", "w", encoding="ascii") as gate:
+            gate.write("go\n")
+        stopping.result()
+        removing.result()
+        assert [] == store.list(include_unknown=True)
+    assert f"{sandbox.netns_path}\n" == deleted.read_text(encoding="ascii")
 
 
 def test_ready_sandbox_that_no_client_knows_is_taken_over(db: str) -> None:

@@ -27,7 +27,7 @@ from registry import (
 )
 from registry.shim import pause
 from registry.shim.sandboxer import Sandboxer
-from registry.shim.server import ANSWERS, CHANGES
+from registry.shim.server import ANSWERS, RUNS
 from tests import needs
 from tests.shim.client import READY, Client, config, pod_config
 from tests.shim.conftest import NETWORK, NOTHING, Server, left_of, pauses
@@ -337,7 +337,7 @@ def test_text_of_a_client_stays_in_its_line_of_the_log(server: Server, cri: Clie
 def test_list_answers_while_the_database_is_locked(server: Server, cri: Client) -> None:
     """More runs than threads wait until their deadlines; nothing is left, and a retry succeeds."""
     id = cri.run(pod_config("first", host_network=True))
-    pods = [pod_config(f"web-{n}", host_network=n % 2 == 0) for n in range(CHANGES + ANSWERS + 9)]
+    pods = [pod_config(f"web-{n}", host_network=n % 2 == 0) for n in range(RUNS + ANSWERS + 9)]
     with ThreadPoolExecutor(len(pods)) as pool:
         with Store.open(server.db, reconcile=False) as other, other.transaction():
             runs = [pool.submit(cri.run, pod, timeout=2) for pod in pods]
