@@ -222,6 +222,18 @@ def _ports(config: PodSandboxConfig) -> Iterator[Refusal]:
         if port.host_port and not 1 <= port.container_port <= PORT_MAX:
             why = f"is not 1 to {PORT_MAX}"
             yield Refusal("port_mappings.container_port", port.container_port, why)
+        if port.host_ip and not _is_address(port.host_ip):
+            yield Refusal("port_mappings.host_ip", port.host_ip, "is no IP address")
+
+
+def _is_address(text: str) -> bool:
+    from ipaddress import ip_address  # noqa: PLC0415 - takes 4 ms
+
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text  # portmap takes no zone
 
 
 # Sysctls.
