@@ -143,12 +143,13 @@ def metadata_of(name: str) -> PodSandboxMetadata:
     return PodSandboxMetadata(name=pod, namespace=namespace, uid=uid, attempt=int(attempt))
 
 
-def info(sandbox: Sandbox, registry: str) -> dict[str, Any]:
+def info(sandbox: Sandbox, registry: str, network: str | None) -> dict[str, Any]:
     """Return the verbose information of a status; keys are containerd's where it has one.
 
     Args:
         sandbox: record to translate.
         registry: path of the registry.
+        network: what the plugins say of its network.
     """
     import json  # noqa: PLC0415 - a server that is not asked for it starts without
 
@@ -157,6 +158,7 @@ def info(sandbox: Sandbox, registry: str) -> dict[str, Any]:
     return {
         "config": metadata["Config"],
         "cniResult": metadata["CNIResult"],
+        "cniCheck": network,
         "pid": status.pid,
         "netNamespaceClosed": _is_closed(sandbox),
         "netNamespacePath": sandbox.netns_path,

@@ -73,8 +73,8 @@ def used(conf: Mapping[str, Any], *, is_list: bool) -> dict[str, Any]:
     known = [version for version in VERSIONS if version in versions]
     if not known:
         raise ValueError(f"cniVersion {versions[0]!r} is none of {', '.join(VERSIONS)}")
-    disabled = conf.get("disableGC") in (True, "true")
-    return {"name": name, "cniVersion": known[-1], "disableGC": disabled, "plugins": found}
+    disabled = {key: conf.get(key) in (True, "true") for key in ("disableCheck", "disableGC")}
+    return {"name": name, "cniVersion": known[-1], **disabled, "plugins": found}
 
 
 def is_at_least(network: Mapping[str, Any], version: str) -> bool:

@@ -1,4 +1,4 @@
-"""Pod networks: ADD, DEL and GC run the plugins of one list as the CNI specification says.
+"""Pod networks: ADD, CHECK, DEL and GC run the plugins of one list as the CNI specification says.
 
 Source: containerd internal/cri/server/sandbox_run.go and github.com/containerd/go-cni, whose words
 begin the messages.
@@ -28,6 +28,8 @@ log = logging.getLogger("registry.shim")
 PLUGINS_WITHIN: Final = 50.0
 """Seconds for the plugins of one ADD or DEL. An ADD and the DEL that undoes it then end before a
 kubelet gives up, after two minutes."""
+CHECKED_WITHIN: Final = 1.5
+"""Seconds for the plugins of a CHECK; crictl waits for 2."""
 
 
 class PluginError(RegistryError):
@@ -39,7 +41,7 @@ class PluginError(RegistryError):
     plugin: str = ""
     """Type of the plugin, which is the name of its program."""
     command: str = ""
-    """ADD, DEL or GC."""
+    """ADD, CHECK, DEL or GC."""
     code: int | None = None
     """Error code of the plugin, if it gave one."""
     begun: bool = True
@@ -138,7 +140,7 @@ class Network:
     def alone(self, id: str) -> Iterator[None]:
         """Exclude other plugins of the sandbox *id* during the body, as the specification demands.
 
-        `add` and `delete` are called in it.
+        `add`, `check` and `delete` are called in it.
         """
         with self._changed:
             self._changed.wait_for(lambda: id not in self._busy)
@@ -176,6 +178,27 @@ class Network:
             why = f"the plugins gave {IF_NAME} no address"
             raise PluginError(f'failed to find network info for sandbox "{id}": {why}')
         return found
+
+    def check(self, attachment: Attachment, id: str, netns_path: str) -> bool:
+        """Have each plugin compare the network of the sandbox *id* with what ADD has made.
+
+        Only since version 0.4.0, in which CHECK is defined, and only if the configuration did not
+        say `disableCheck`; return whether it was done.
+
+        Args:
+            attachment: the recorded one, with the result.
+            id: id of the sandbox.
+            netns_path: path of its network namespace.
+        Raises:
+            PluginError: a plugin has found a difference, or has failed.
+        """
+        network = attachment.network
+        if network["disableCheck"] or not netconf.is_at_least(network, "0.4.0"):
+            return False
+        call = _Call("CHECK", id, netns_path, attachment, time.monotonic() + CHECKED_WITHIN)
+        for plugin in network["plugins"]:
+            self._run(call, plugin, attachment.result)
+        return True
 
     def delete(
         self, attachment: Attachment, id: str, netns_path: str, deadline: float | None = None
@@ -224,7 +247,7 @@ class Network:
     def _run(
         self, call: _Call, plugin: Mapping[str, Any], previous: Mapping[str, Any] | None
     ) -> Mapping[str, Any]:
-        """Run a plugin, and return its result; that of DEL and GC is empty."""
+        """Run a plugin, and return its result, which only ADD has."""
         network, capabilities = call.attachment.network, call.attachment.capabilities
         request = {**plugin, "name": network["name"], "cniVersion": network["cniVersion"]}
         runtime = {

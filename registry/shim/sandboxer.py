@@ -68,6 +68,7 @@ from registry.shim.recovery import (
     STOPPED,
     STOPPED_TOO,
     Recovery,
+    attachment_of,
     end,
     killed_by,
     recorded,
@@ -119,6 +120,22 @@ class Sandboxer:
         except FailedPreconditionError as error:
             return str(error)
         return ""
+
+    def check_network(self, sandbox: Sandbox) -> str | None:
+        """Have the plugins compare the network of *sandbox* with what they have made.
+
+        Return "OK" or the difference; None if there is nothing to compare. The sandbox stays READY,
+        whatever a plugin says: its processes may still use the network.
+        """
+        try:
+            attachment = attachment_of(sandbox)
+            if attachment is None or sandbox.status_as_read.state is not State.READY:
+                return None
+            with self._network.alone(sandbox.id):
+                checked = self._network.check(attachment, sandbox.id, sandbox.netns_path)
+        except RegistryError as error:
+            return str(error)
+        return "OK" if checked else None
 
     # Running.
 

@@ -174,7 +174,8 @@ class RuntimeService:
         status = self._answers.status(sandbox)
         response = api.PodSandboxStatusResponse(status=status, timestamp=now)
         if request.verbose:
-            response.info["info"] = to_json(info(sandbox, self._store.path))
+            network = self._sandboxer.check_network(sandbox)
+            response.info["info"] = to_json(info(sandbox, self._store.path, network))
         return response
 
     def _events(self, *_: object) -> EventStream:

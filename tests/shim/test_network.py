@@ -307,6 +307,40 @@ def test_delete_gets_the_result_since_version_0_4(made: Plugins, version: str) -
     assert (version >= "0.4.0") == ("prevResult" in made.given("one"))
 
 
+@pytest.mark.parametrize(
+    ("more", "runs"),
+    [
+        ({"cniVersion": "0.3.1"}, False),
+        ({"cniVersion": "0.4.0"}, True),
+        ({"cniVersion": "1.0.0"}, True),
+        ({"disableCheck": True}, False),
+    ],
+)
+def test_check_runs_where_it_is_defined(made: Plugins, more: dict[str, Any], *, runs: bool) -> None:
+    """Each plugin gets the last result."""
+    made.add("two", f"{SPY}[ $CNI_COMMAND != ADD ] || echo '{RESULT[:-1]}, \"dns\": {{}}}}'")
+    made.configure({"type": "one"}, {"type": "two"}, **more)
+    attachment = made.attach().attachment
+    assert runs is made.network.check(Attachment.load(attachment.dump()), ID, "/run/netns/x")
+    command = "CHECK" if runs else "ADD"
+    assert f"{command} {ID} /run/netns/x eth0" == made.called("one")[0] == made.called("two")[0]
+    if runs:
+        assert attachment.result == made.given("one")["prevResult"]
+
+
+def test_check_says_what_a_plugin_finds(made: Plugins) -> None:
+    """In its words."""
+    found = '{"code": 100, "msg": "eth0 has no address"}'
+    made.add("one", f"[ $CNI_COMMAND = ADD ] || {{ echo '{found}'; exit 1; }}; echo '{RESULT}'")
+    with pytest.raises(PluginError, match=r"\(CHECK\): eth0 has no address") as caught:
+        made.network.check(made.attach().attachment, ID, "/run/netns/x")
+    assert ("one", "CHECK", 100) == (
+        caught.value.plugin,
+        caught.value.command,
+        caught.value.code,
+    )
+
+
 def test_delete_runs_in_reverse_and_stops_at_a_failure(made: Plugins) -> None:
     """The next one begins with the last plugin again."""
     made.add("two", f"{SPY}[ $CNI_COMMAND = ADD ] || exit 1; echo '{RESULT}'")

@@ -94,11 +94,25 @@ def test_status_has_the_addresses_and_the_result(place: Node, cri: Client) -> No
     assert [{}] == result["DNS"]
 
 
+def test_information_says_whether_the_network_is_as_the_plugins_made_it(
+    place: Node, cri: Client
+) -> None:
+    """Only what is shown changes: the sandbox stays READY."""
+    id = cri.run(pod_config("a"))
+    assert "OK" == cri.info(id)["cniCheck"]
+    inside = ["nsenter", f"--net={netns_of(cri, id).path}"]
+    place.run(*inside, "ip", "route", "delete", "default")
+    assert 'plugin type="bridge" name="tests" failed (CHECK): ' in cri.info(id)["cniCheck"]
+    assert READY == cri.status(id).state
+    cri.stop(id)
+    assert cri.info(id)["cniCheck"] is None
+
+
 def test_sandbox_without_an_address_has_no_network_in_its_status(cri: Client) -> None:
     """A kubelet takes an empty address for a broken sandbox, and runs another one."""
     id = cri.run(pod_config("host", host_network=True))
     assert not cri.status(id).HasField("network")
-    assert cri.info(id)["cniResult"] is None
+    assert (None, None) == tuple(cri.info(id)[key] for key in ("cniResult", "cniCheck"))
 
 
 def test_host_port_is_forwarded_until_the_pod_is_stopped(place: Node, cri: Client) -> None:
@@ -145,7 +159,7 @@ def test_stop_releases_the_address_of_a_namespace_that_is_gone(place: Node, cri:
     netns_of(cri, id).remove()
     assert place.addresses()
     cri.stop(id)
-    assert NO_NETWORK == place.left(id)
+    until(lambda: NO_NETWORK == place.left(id))  # the kernel removes the interface in its own time
 
 
 def test_delete_uses_the_recorded_configuration(place: Node, cri: Client) -> None:
@@ -227,11 +241,13 @@ def test_failed_delete_keeps_the_sandbox_until_it_succeeds(place: Node, cri: Cli
 
 
 def test_failed_add_is_undone(place: Node, cri: Client) -> None:
-    """The bridge gives an address, and then portmap fails."""
+    """The bridge gives an address, portmap forwards a port, and then the last plugin fails."""
+    failing = {"type": "tuning", "sysctl": {"net.none": "1"}}
+    place.configure(bridged(place.data, PORTMAP, failing))
     config = pod_config("a")
-    config.port_mappings.add(container_port=8080, host_port=30080, host_ip="no address")
+    config.port_mappings.add(container_port=8080, host_port=30080)
     message = refused(grpc.StatusCode.INTERNAL, cri, "RunPodSandbox", config=config)
-    assert 'plugin type="portmap" name="tests" failed (add): ' in message
+    assert 'plugin type="tuning" name="tests" failed (add): ' in message
     assert [] == cri.list()
     assert NO_NETWORK == place.left("30080")
 
