@@ -1,6 +1,7 @@
 """Thin runtime shim: serves the sandbox calls of the CRI from a registry.
 
     runtime      requests and responses of the CRI
+    limits       errors that come from a limit of the system
     validate     validation of a config, field by field
     pause        process that holds the namespaces of a sandbox
     plugins      programs of CNI plugins

@@ -6,7 +6,6 @@ requests are parsed and responses are serialized here too.
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -30,6 +29,7 @@ from registry import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from registry.shim import limits
 from registry.shim.ending import Ending
 from registry.sync.interrupts import is_interrupt
 
@@ -40,9 +40,6 @@ DETAILS_MAX: Final = 2048
 
 STREAMS: Final = 8
 """Streams that are open at a time. Each has a thread, and one more thread refuses the others."""
-
-EXHAUSTED: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
-"""Errors of the system about a namespace that come from a limit: of tasks, files or memory."""
 
 _CODES: Final[tuple[tuple[type[Exception], grpc.StatusCode], ...]] = (
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
@@ -237,7 +234,7 @@ class _Unimplemented(grpc.GenericRpcHandler):
 
 
 def _code_of(error: Exception) -> grpc.StatusCode:
-    if isinstance(error, NetNSError) and error.errno in EXHAUSTED:
+    if isinstance(error, NetNSError) and error.errno in limits.ADVICE:
         return grpc.StatusCode.RESOURCE_EXHAUSTED
     return next(code for kind, code in _CODES if isinstance(error, kind))
 

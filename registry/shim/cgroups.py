@@ -17,6 +17,7 @@ from typing import Final
 
 from registry import FailedPreconditionError, RegistryError
 from registry.cri import PodSandboxConfig
+from registry.shim import limits
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 SLICE: Final = ".slice"
@@ -84,8 +85,7 @@ def enter(path: str, pid: int) -> None:
             _write(f"{parent}/cgroup.procs", str(pid))
     except OSError as error:
         reraise_interrupt(error)
-        at = f"{error.filename!r}: " if error.filename else ""  # none: the write itself failed
-        raise RegistryError(f"{doing}: {at}{error.strerror}") from error
+        raise limits.failed(doing, error) from error
 
 
 def remove(path: str) -> None:
@@ -131,8 +131,7 @@ def hierarchies() -> list[str]:
             lines = file.readlines()
     except OSError as error:
         reraise_interrupt(error)
-        message = f"find the mounted cgroups: {error.filename!r}: {error.strerror}"
-        raise RegistryError(message) from error
+        raise limits.failed("find the mounted cgroups", error) from error
     for line in lines:
         mount, _, system = line.partition(" - ")
         kind, _, options = system.split(" ", 2)

@@ -12,7 +12,8 @@ from typing import Final, NoReturn
 
 from google.protobuf.message import Message
 
-from registry import NotFoundError, RegistryError
+from registry import NotFoundError
+from registry.shim import limits
 from registry.shim import runtime_pb2 as api
 from registry.sync.interrupts import reraise_interrupt
 
@@ -65,8 +66,7 @@ def file_system(directory: str) -> api.ImageFsInfoResponse:
             point = os.path.dirname(point)
     except OSError as error:
         reraise_interrupt(error)
-        message = f"inspect file system of {directory!r}: {error.strerror}"
-        raise RegistryError(message) from error
+        raise limits.failed(f"inspect file system of {directory!r}", error) from error
     usage = api.FilesystemUsage(timestamp=time.time_ns())
     # A message cannot hold the bytes of a path that are not UTF-8.
     usage.fs_id.mountpoint = point.encode(errors="replace").decode()

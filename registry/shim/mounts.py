@@ -14,9 +14,9 @@ import os
 import re
 from typing import Final
 
-from registry import RegistryError
 from registry.cri import DNSConfig
 from registry.host import kernel
+from registry.shim import limits
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 RESOLV: Final = "/etc/resolv.conf"
@@ -51,7 +51,7 @@ def write_resolv(path: str, dns: DNSConfig) -> None:
             file.writelines(f"{' '.join(words)}\n" for words in lines)
     except OSError as error:
         reraise_interrupt(error)
-        raise RegistryError(f"write {path!r}: {error.strerror}") from error
+        raise limits.failed(f"write {path!r}", error) from error
 
 
 def resolvs(registry: str) -> set[str]:
@@ -73,7 +73,7 @@ def remove_resolv(path: str) -> None:
         reraise_interrupt(error)
     except OSError as error:
         reraise_interrupt(error)
-        raise RegistryError(f"remove {path!r}: {error.strerror}") from error
+        raise limits.failed(f"remove {path!r}", error) from error
 
 
 def isolate(resolv: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from registry import FailedPreconditionError, RegistryError, ResourceExhaustedError
 from registry.cri import PodSandboxConfig
-from registry.shim import netconf, plugins
+from registry.shim import limits, netconf, plugins
 from registry.shim.arguments import NEEDS, capabilities_of, cni_args
 from registry.shim.attachment import IF_NAME, Attached, Attachment, attached
 from registry.shim.validate import Refusal
@@ -87,6 +87,7 @@ class Network:
 
         Raises:
             FailedPreconditionError: there is none, or it cannot be used.
+            ResourceExhaustedError: it cannot be read for lack of descriptors or memory.
         """
         path = self._conf_dir
         try:
@@ -98,6 +99,8 @@ class Network:
             why: object = error
             if isinstance(error, OSError):
                 reraise_interrupt(error)
+                if error.errno in limits.ADVICE:
+                    raise limits.failed(f"read network configuration {path!r}", error) from error
                 advice = "; install a network" if isinstance(error, FileNotFoundError) else ""
                 why = f"{error.strerror}{advice}"
             raise FailedPreconditionError(f"cni plugin not initialized: {path!r}: {why}") from error
@@ -125,8 +128,8 @@ class Network:
         """
         try:
             network = self.configuration()
-        except FailedPreconditionError as error:
-            raise FailedPreconditionError(f"{_setup(id)}: {error}") from error
+        except (FailedPreconditionError, ResourceExhaustedError) as error:
+            raise type(error)(f"{_setup(id)}: {error}") from error
         declared = {name for plugin in network["plugins"] for name in netconf.declared(plugin)}
         wanted = dict(capabilities_of(config))
         for name in wanted.keys() - declared:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from registry import (
@@ -19,12 +18,12 @@ from registry import (
     NetNS,
     Process,
     RegistryError,
-    ResourceExhaustedError,
 )
 from registry.cri import NamespaceMode, PodSandboxConfig
 from registry.host import kernel
-from registry.shim import mounts, seccomp
+from registry.shim import limits, mounts, seccomp
 from registry.shim.validate import has_seccomp, is_host_network, options_of, refused_sysctl, sysctls
+from registry.sync import threads
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 HELD: Final = "cd / && read -r go && exec sleep infinity </dev/null"
@@ -91,7 +90,7 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig, resolv: str = 
         resolv: path of the resolv.conf to mount; "": that of the node.
     Raises:
         InvalidArgumentError: the kernel refuses a sysctl.
-        ResourceExhaustedError: no thread or process can be started.
+        ResourceExhaustedError: a limit of the system is reached.
         RegistryError: a namespace or the process cannot be created; none is left behind.
     """
 
@@ -109,24 +108,10 @@ def spawn(id: str, netns: NetNS | None, config: PodSandboxConfig, resolv: str = 
         return _spawn_held(id, _command(config))
 
     try:
-        if netns is not None:
-            return netns.do(inside)
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(inside).result()
-    except RuntimeError as error:  # Python starts no thread
-        raise _no_task(error) from error
-    except BlockingIOError as error:  # EAGAIN: the kernel starts no process
-        reraise_interrupt(error)
-        raise _no_task(error) from error
+        return threads.run(inside) if netns is None else netns.do(inside)
     except OSError as error:
         reraise_interrupt(error)
-        at = f"{error.filename!r}: " if error.filename else ""
-        raise RegistryError(f"spawn pause process: {at}{error.strerror}") from error
-
-
-def _no_task(error: Exception) -> ResourceExhaustedError:
-    why = f"{error}; raise the limit of tasks (TasksMax= of the unit, pids.max of its cgroup)"
-    return ResourceExhaustedError(f"spawn pause process: {why}")
+        raise limits.failed("spawn pause process", error) from error
 
 
 def _flags(config: PodSandboxConfig) -> int:

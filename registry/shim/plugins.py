@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -11,7 +10,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
-from registry import Process, RegistryError, ResourceExhaustedError
+from registry import Process, RegistryError
+from registry.shim import limits
 from registry.shim.pause import PATH, ForkedProcess
 from registry.sync.interrupts import reraise_interrupt
 
@@ -21,7 +21,6 @@ ERRORS_MAX: Final = 4096
 """Bytes that are kept of its standard error."""
 PIPE: Final = 64 * 1024
 """Bytes that a pipe holds (pipe(7)); one read takes them all."""
-EXHAUSTED: Final = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 LOOK: Final = 1.0
 """Seconds between two looks whether the plugin is to be left."""
 KILLED_WITHIN: Final = 1.0
@@ -92,9 +91,7 @@ def run(
     except (OSError, ValueError) as error:  # ValueError: a value of *env* cannot be passed
         if isinstance(error, OSError):
             reraise_interrupt(error)
-            if error.errno in EXHAUSTED:
-                why = f"{error.strerror}; raise the limit (TasksMax= of the unit, pids.max, memory)"
-                raise ResourceExhaustedError(f"run {path!r}: {why}") from error
+            raise limits.failed(f"run {path!r}", error, "repair the plugin") from error
         raise RegistryError(f"run {path!r}: {error}; repair the plugin") from error
 
 
@@ -183,4 +180,6 @@ def _is_of(pid: int, wanted: Collection[bytes]) -> bool:
             return not set(file.readall().split(b"\0")).isdisjoint(wanted)
     except OSError as error:
         reraise_interrupt(error)
+        if error.errno in limits.ADVICE:
+            raise limits.failed("find the plugins that run", error) from error
         return False  # it has ended

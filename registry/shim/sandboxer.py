@@ -51,6 +51,7 @@ from registry import (
     NotFoundError,
     Process,
     RegistryError,
+    ResourceExhaustedError,
     Sandbox,
     State,
     Status,
@@ -113,13 +114,13 @@ class Sandboxer:
         """Stop watching; the sandboxes keep running, and the store stays open."""
         self._closing.close()
 
-    def why_no_network(self) -> str:
-        """Return why pod-network sandboxes cannot be run, or ""."""
+    def why_no_network(self) -> RegistryError | None:
+        """Return the error for which pod-network sandboxes cannot be run, or None."""
         try:
             self._network.configuration()
-        except FailedPreconditionError as error:
-            return str(error)
-        return ""
+        except (FailedPreconditionError, ResourceExhaustedError) as error:
+            return error
+        return None
 
     def check_network(self, sandbox: Sandbox) -> str | None:
         """Have the plugins compare the network of *sandbox* with what they have made.

@@ -14,6 +14,7 @@ import struct
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from registry import ResourceExhaustedError
 from registry.host import kernel
 from registry.sync.interrupts import is_interrupt
 
@@ -99,7 +100,11 @@ def _check(doing: str, result: int) -> None:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """Return libseccomp, or None if it is not installed."""
+    """Return libseccomp, or None if it is not installed.
+
+    Raises:
+        ResourceExhaustedError: it cannot be loaded for lack of descriptors or memory.
+    """
     import ctypes  # noqa: PLC0415 - only a spawn needs it
 
     try:
@@ -107,6 +112,9 @@ def _library() -> ctypes.CDLL | None:
     except OSError as error:  # of dlopen, without an errno
         if is_interrupt(error):
             raise
+        if os.strerror(errno.ENOENT) not in str(error):
+            why = f"load {LIBRARY}: {error}; raise the limit of descriptors or memory"
+            raise ResourceExhaustedError(why) from error
         log.warning(
             "%s is not installed; pause processes run without a seccomp filter",
             LIBRARY,

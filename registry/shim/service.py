@@ -16,6 +16,7 @@ from registry import (
     InvalidArgumentError,
     NameReservedError,
     NotFoundError,
+    ResourceExhaustedError,
     Sandbox,
     Store,
 )
@@ -125,14 +126,16 @@ class RuntimeService:
             runtime.message = str(error)
         network = response.status.conditions.add(type="NetworkReady", status=True)
         why = self._sandboxer.why_no_network()
-        if why:
-            network.status, network.reason = False, "NetworkPluginNotReady"
-            network.message = f"Network plugin returns error: {why}"
+        if why is not None:
+            # A limit is no statement about the network, but pods cannot be run.
+            limited = isinstance(why, ResourceExhaustedError)
+            network.reason = "ResourceExhausted" if limited else "NetworkPluginNotReady"
+            network.status, network.message = False, f"Network plugin returns error: {why}"
         response.runtime_handlers.add(features=api.RuntimeHandlerFeatures())
         response.features.supplemental_groups_policy = True
         if request.verbose:
             response.info["registry"] = to_json(self._store.path)
-            response.info["lastCNILoadStatus"] = to_json(why or "OK")
+            response.info["lastCNILoadStatus"] = to_json(str(why or "OK"))
         return response
 
     def _run(

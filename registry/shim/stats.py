@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from registry import ClosedNetNSError, MetadataError, NetNSError, Sandbox
 from registry.shim import runtime_pb2 as api
 from registry.shim.cgroups import Counters, parent_of
+from registry.sync.interrupts import suppress_os_errors
 
 UNLIMITED: Final = 1 << 62
 """Bytes from which on a limit of cgroup v1 is none: the kernel rounds 2^63 - 1 down to a page."""
@@ -221,5 +222,7 @@ def _interfaces(sandbox: Sandbox) -> list[api.NetworkInterfaceUsage]:
 
 def _device_lines() -> list[str]:
     """Return the lines of /proc/net/dev of the calling thread, without the two of the heading."""
-    with open("/proc/thread-self/net/dev", encoding="utf-8", errors="replace") as file:
+    path = "/proc/thread-self/net/dev"
+    with suppress_os_errors(), open(path, encoding="utf-8", errors="replace") as file:
         return file.read().splitlines()[2:]
+    return []  # no descriptor is left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from ctypes.util import find_library
 from pathlib import Path
 
 import grpc
@@ -18,7 +20,7 @@ import pytest
 from tests import needs
 from tests.shim.client import READY, Client, pod_config, refused
 from tests.shim.conftest import NOTHING, Server, left_of, serving
-from tests.tools import environment, python, until
+from tests.tools import environment, python, run, until
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
 
@@ -131,6 +133,57 @@ def test_server_serves_or_ends_within_any_address_space(tmp_path: Path, size: in
         else:
             assert 0 != process.returncode
             call.cancel()
+
+
+def test_server_says_that_its_descriptors_are_used_up(mortal: Server) -> None:
+    """Neither a configuration nor a process is called missing; it serves on once they are not."""
+    assert mortal.process is not None
+    pid = mortal.process.pid
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("before"))
+        used = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+        free = min(set(range(len(used) + 1)) - used)
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+        runtime, network = cri.call("Status").status.conditions
+        assert runtime.status
+        assert (False, "ResourceExhausted") == (network.status, network.reason)
+        assert "raise the limit of descriptors" in network.message
+        for host_network in (True, False):
+            config = pod_config(f"web-{host_network}", host_network=host_network)
+            message = refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, cri, "RunPodSandbox", config=config
+            )
+            assert "Too many open files; raise the limit of descriptors" in message
+        assert [id] == [item.id for item in cri.list(state=READY)]
+        for method in ("StopPodSandbox", "RemovePodSandbox"):
+            refused(grpc.StatusCode.RESOURCE_EXHAUSTED, cri, method, pod_sandbox_id=id)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert all(each.status for each in cri.call("Status").status.conditions)
+        cri.remove(id)
+        cri.remove(cri.run(pod_config("web")))
+        until(lambda: NOTHING == left_of(mortal.db))
+    assert 0 == mortal.end()
+
+
+@pytest.mark.skipif(find_library("seccomp") is None, reason="libseccomp is not installed")
+def test_seccomp_filter_is_not_called_missing_when_no_descriptor_is_left() -> None:
+    """A pause process without its filter would be the result, for as long as the server runs."""
+    code = """
+        import ctypes, resource
+        from registry import ResourceExhaustedError
+        from registry.shim import seccomp
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            seccomp._library()
+        except ResourceExhaustedError as error:
+            message = str(error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        print(message, seccomp._library() is not None)
+    """
+    assert "Too many open files; raise the limit" in run(code)
 
 
 def test_server_ends_when_the_thread_of_grpc_has_ended(tmp_path: Path) -> None:
