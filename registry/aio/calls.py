@@ -312,7 +312,7 @@ def start(work: Callable[[], None], doing: str) -> threading.Thread:
     """
     thread = threading.Thread(target=work, name="registry-aio", daemon=True)
     try:
-        threads.run(thread.start)  # in another thread, where no signal handler interrupts it
+        threads.start_thread(thread)
     except (OSError, RuntimeError) as error:
         reraise_interrupt(error)
         raise _no_thread(doing, error) from error

@@ -146,7 +146,7 @@ class Exits:
             raise ResourceExhaustedError(f"{doing}: {error.strerror}; raise the limit") from error
         thread = threading.Thread(target=self._run, name="exits", daemon=True)
         try:
-            threads.run(thread.start)  # in another thread, which no signal handler interrupts
+            threads.start_thread(thread)
         except BaseException as error:
             self._stop()  # in case it has started
             if isinstance(error, (OSError, RuntimeError)) and not is_interrupt(error):

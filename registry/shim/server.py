@@ -15,10 +15,12 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 from typing import Final
 
 import grpc
@@ -41,6 +43,7 @@ from registry.shim.events import ChangeLog
 from registry.shim.network import Network
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.service import Pools, services
+from registry.sync import threads
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 
 log = logging.getLogger("registry.shim")
@@ -60,13 +63,18 @@ PATH_MAX: Final = 107
 PEER: Final = struct.Struct("@iII")
 """struct ucred of unix(7): pid, uid and gid of the process that listens."""
 STDERR: Final = 2
+FAILED: Final = 3
+"""Exit code of a server that ends for its supervisor to start the next one."""
+LOST: Final = "thread started by"
+"""Words of CPython about a thread that has ended by an exception outside of `threading`."""
 
 
 def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> None:
     """Serve the CRI at *listen* until SIGTERM or SIGINT; the sandboxes keep running.
 
     Call it in the main thread of a process of its own. It raises the soft limit of descriptors to
-    the hard one, marks inherited descriptors close-on-exec, and leaves the two signals blocked.
+    the hard one, marks inherited descriptors close-on-exec, replaces `sys.unraisablehook`, and
+    leaves the two signals blocked.
 
     Args:
         db: path of the registry, which is created if it is missing.
@@ -94,6 +102,7 @@ def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> N
     ):
         # Before the first thread starts: threads inherit the mask, so none gets the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        _start_thread(_end_for_lost_thread, "lost-threads")
         ending = Ending()
         calls = Calls(ending, _observer(store, metrics_listen))
         change_log = ChangeLog(store, ending)  # before the recovery, whose changes are logged too
@@ -130,8 +139,9 @@ def _serve(
     server = _new_server(store, sandboxer, calls, health)
     _bind(server, path)
     try:
+        threads.require_memory()
         server.start()
-    except RuntimeError as error:
+    except (RuntimeError, threads.NoThreadError) as error:
         raise _no_thread("the thread of gRPC", error) from error
     log.info(
         "serving %r at %s",
@@ -208,8 +218,8 @@ def _start_thread(run: Callable[[], None], name: str) -> None:
         ResourceExhaustedError: it cannot be started.
     """
     try:
-        threading.Thread(target=run, name=name, daemon=True).start()
-    except RuntimeError as error:
+        threads.start_thread(threading.Thread(target=run, name=name, daemon=True))
+    except (RuntimeError, threads.NoThreadError) as error:
         raise _no_thread(f"thread {name}", error) from error
 
 
@@ -221,16 +231,17 @@ def _started(count: int, name: str) -> ThreadPoolExecutor:
     """
     pool, all_run = ThreadPoolExecutor(count, name), threading.Event()
     try:
+        threads.require_memory(count)
         for _ in range(count):  # each finds no thread idle
             pool.submit(all_run.wait)
-    except RuntimeError as error:
+    except (RuntimeError, threads.NoThreadError) as error:
         raise _no_thread(f"{count} threads", error) from error
     finally:
         all_run.set()
     return pool
 
 
-def _no_thread(what: str, error: RuntimeError) -> ResourceExhaustedError:
+def _no_thread(what: str, error: Exception) -> ResourceExhaustedError:
     why = f"{what} cannot be started ({error}); raise the limit of tasks (TasksMax=, pids.max)"
     return ResourceExhaustedError(f"serve: {why} or of memory")
 
@@ -246,6 +257,31 @@ def _end_for_thread(ending: Ending, args: threading.ExceptHookArgs) -> None:
     )
     error = RegistryError(f"serve: thread {name} has ended: {args.exc_type.__name__}; start again")
     ending.fail(error, is_deaf=True)
+
+
+def _end_for_lost_thread() -> None:
+    """End the process when a thread has ended before it began, for lack of memory.
+
+    The thread that has started it waits for ever, and holds its locks. So nothing is closed: the
+    process ends as if it was killed.
+    """
+    unraisable: SimpleQueue[sys.UnraisableHookArgs] = SimpleQueue()
+    sys.unraisablehook = unraisable.put  # of C: there is no memory for a frame of Python
+    while True:
+        args = unraisable.get()
+        is_lost = LOST in (args.err_msg or "")
+        try:
+            log.error(
+                "%s %r",
+                args.err_msg or "Exception ignored in",
+                args.object,
+                exc_info=args.exc_value,
+                extra={"event": "thread_lost" if is_lost else "exception_ignored"},
+            )
+        finally:
+            if is_lost:
+                os._exit(FAILED)
+        del args
 
 
 def _bind(server: grpc.Server, path: str) -> None:

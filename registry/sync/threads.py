@@ -11,6 +11,8 @@ import _thread
 import contextvars
 import errno
 import math
+import mmap
+import resource
 import threading
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -22,13 +24,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FRAMES: Final = 1 << 20
+"""Bytes for the first frames of a thread, beside its stack; CPython takes 16 KiB at first."""
+STACK: Final = 8 << 20
+"""Bytes of the stack of a thread if neither Python nor the limit of the process says otherwise."""
+
 
 class NoThreadError(OSError):
     """No thread can be started: EAGAIN, as the kernel reports it."""
 
     def __init__(self, error: BaseException) -> None:
-        """Keep the message of *error*, which Python raised."""
-        super().__init__(errno.EAGAIN, str(error))
+        """Keep the message of *error*, which Python or the kernel raised."""
+        super().__init__(errno.EAGAIN, getattr(error, "strerror", None) or str(error))
 
 
 _exiting: Final[list[None]] = []
@@ -58,9 +65,39 @@ def start(fn: Callable[[], None]) -> None:
     Raises:
         NoThreadError: no thread can be started.
     """
+    require_memory()
     try:
         _thread.start_new_thread(fn, ())
     except RuntimeError as error:
+        reraise_interrupt(error)
+        raise NoThreadError(error) from error
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start *thread*, in another thread, which no signal handler interrupts.
+
+    Raises:
+        NoThreadError, RuntimeError: it cannot be started.
+    """
+
+    def begin() -> None:
+        require_memory()
+        thread.start()
+
+    run(begin)
+
+
+def require_memory(count: int = 1) -> None:
+    """Raise NoThreadError unless there is address space for *count* threads.
+
+    CPython ends a thread that has a stack but gets no memory for its first frame, and tells only
+    `sys.unraisablehook`. Thread.start would wait for it for ever.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = threading.stack_size() or (STACK if limit == resource.RLIM_INFINITY else limit)
+    try:
+        mmap.mmap(-1, count * (stack + FRAMES), mmap.MAP_PRIVATE).close()
+    except OSError as error:
         reraise_interrupt(error)
         raise NoThreadError(error) from error
 
@@ -117,6 +154,7 @@ class _Call(Generic[T]):
     def _start(self) -> None:
         try:
             thread = threading.Thread(target=self._run, name="registry", daemon=self._daemon)
+            require_memory()
             self._thread = thread
             thread.start()
         except BaseException as error:  # noqa: BLE001 - raised by `result`

@@ -190,3 +190,33 @@ def test_a_disk_without_inodes_is_told_of_where_sqlite_needs_one(tmp_path: Path)
                 Store.open(path, read_only=read_only)
             assert (path, errno.ENOSPC) == (caught.value.path, caught.value.errno)
             assert isinstance(caught.value, RegistryError)
+
+
+def test_call_in_a_thread_ends_within_any_address_space() -> None:
+    """Also if there is memory for the stack of the thread, and none for its first frame."""
+    code = """
+        import resource
+        from registry.sync import threads
+
+        def outcome(spare):
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            with open("/proc/self/statm") as file:
+                size = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + spare, hard))
+            try:
+                return threads.run(lambda: "ended")
+            except threads.NoThreadError as error:
+                return error.strerror
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+        print(threads.run(lambda: "ended"))  # libc keeps the stack of a thread that has ended
+        stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+        for page in (0, 1, 2, 3, 4, 5, 64):
+            for stacks in (0, 1, 2):
+                print(outcome(stacks * max(stack, 0) + page * resource.getpagesize()))
+    """
+    first, *outcomes = run(code).splitlines()
+    assert "ended" == first
+    assert 21 == len(outcomes)
+    assert {"Cannot allocate memory"} <= set(outcomes) <= {"Cannot allocate memory", "ended"}

@@ -135,6 +135,72 @@ def test_server_serves_or_ends_within_any_address_space(tmp_path: Path, size: in
             call.cancel()
 
 
+def fill_address_space(pid: int, spare: int = 0) -> tuple[int, int]:
+    """Let a process have *spare* bytes of address space more, and return its limits before."""
+    size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (size + spare, before[1]))
+    return before
+
+
+@pytest.mark.parametrize("spare", [0, 1 << 16, 1 << 20, 9 << 20, 17 << 20, 40 << 20])
+def test_server_answers_or_ends_when_its_address_space_is_full(mortal: Server, spare: int) -> None:
+    """Runs are refused, all else works, and nothing is left later; SIGTERM ends the server.
+
+    It ends by itself if another thread takes the memory for a frame of a new thread.
+    """
+    assert mortal.process is not None
+    with Client(mortal.socket) as cri:
+        id = cri.run(pod_config("before", host_network=True))
+        before = fill_address_space(mortal.process.pid, spare)
+
+        def use(number: int) -> set[grpc.StatusCode]:
+            config = pod_config(f"web-{number}", host_network=number % 2 == 0)
+            calls = [cri.begin("RunPodSandbox", timeout=60, config=config)]
+            calls.append(cri.begin("Version", timeout=60))
+            calls.append(cri.begin("StopPodSandbox", timeout=60, pod_sandbox_id=id))
+            return {call.code() for call in calls}
+
+        with ThreadPoolExecutor(16) as pool:
+            codes = set().union(*pool.map(use, range(32)))
+        ended = mortal.process.poll()
+        if ended is not None or grpc.StatusCode.UNAVAILABLE in codes:
+            assert 3 == mortal.process.wait()
+            mortal.start()
+        else:
+            assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert spare or grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+            resource.prlimit(mortal.process.pid, resource.RLIMIT_AS, before)
+        for item in cri.list():
+            cri.remove(item.id)
+        cri.remove(cri.run(pod_config("web"), wait=True))
+        until(lambda: NOTHING == left_of(mortal.db))
+        assert 0 == mortal.end()
+
+
+def test_server_ends_when_a_thread_has_no_memory_to_begin(tmp_path: Path) -> None:
+    """The thread that has started it waits for ever, and would keep the server from ending."""
+    server = Server(tmp_path)
+    code = """
+        import sys
+        from registry.__main__ import main
+        from registry.sync import threads
+
+        threads.require_memory = lambda *_: None
+        sys.exit(main())
+    """
+    command = python(code, *server.command()[3:])
+    with started(command, server.log) as process, Client(server.socket) as cri:
+        cri.remove(cri.run(pod_config("web"), wait=True))  # libc keeps the stacks of its threads
+        fill_address_space(process.pid)
+        call = cri.begin("RunPodSandbox", timeout=60, config=pod_config("web"))
+        assert 3 == process.wait()
+        assert grpc.StatusCode.UNAVAILABLE is call.code()
+    assert "Exception ignored in thread started by" in server.log.read_text()
+    with serving(server):
+        until(lambda: NOTHING == left_of(server.db))
+
+
 def test_server_says_that_its_descriptors_are_used_up(mortal: Server) -> None:
     """Neither a configuration nor a process is called missing; it serves on once they are not."""
     assert mortal.process is not None
