@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Final
 
-from registry import NameReservedError
+from registry import FailedPreconditionError, NameReservedError
 from registry.cri import PodSandboxConfig
 
 Client = Callable[[], bool]
@@ -66,6 +66,7 @@ class Runs:
             steps: runs the sandbox, or undoes its steps and raises.
         Raises:
             NameReservedError: a run of that name with another config is in progress.
+            FailedPreconditionError: the client has gone while this call waited for an undo.
         """
         while True:
             with self._mutex:
@@ -86,6 +87,8 @@ class Runs:
             if run.join(client):
                 return run.result.result()
             wait([run.result])  # until its steps are undone
+            if not client():
+                raise FailedPreconditionError("run sandbox: the client has cancelled the call")
 
     def forget(self, id: str) -> None:
         """Forget that no client was told of the sandbox *id*, which is being stopped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 
@@ -138,6 +138,30 @@ def test_retry_during_the_undo_waits_and_runs_again(calls: Calls) -> None:
     calls.steps.go.release()
     id = retry.result()
     assert [id] == [run.id for run in calls.steps.runs[1:]]
+
+
+def test_retry_cancelled_during_the_undo_begins_no_run(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a later retry would wait for the undo of a run that no client wants."""
+    waits, waiting = [True], threading.Event()
+
+    def leave(futures: list[Future[str]]) -> None:
+        waits.append(False)
+        waiting.set()
+        wait(futures)
+
+    monkeypatch.setattr("registry.shim.runs.wait", leave)
+    first = calls.call(lambda: False)
+    calls.steps.go.release()
+    for _ in ("run", "undo"):
+        assert calls.steps.began.acquire(timeout=240)
+    retry = calls.call(lambda: waits[-1])
+    assert waiting.wait(240)
+    calls.steps.go.release(3)
+    assert isinstance(first.exception(), RegistryError)
+    assert isinstance(retry.exception(), FailedPreconditionError)
+    assert 1 == len(calls.steps.runs)
 
 
 def test_retry_takes_over_a_run_that_was_told_to_none(calls: Calls) -> None:
