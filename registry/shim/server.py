@@ -269,17 +269,16 @@ def _end_for_lost_thread() -> None:
     sys.unraisablehook = unraisable.put  # of C: there is no memory for a frame of Python
     while True:
         args = unraisable.get()
-        is_lost = LOST in (args.err_msg or "")
         try:
             log.error(
                 "%s %r",
                 args.err_msg or "Exception ignored in",
                 args.object,
                 exc_info=args.exc_value,
-                extra={"event": "thread_lost" if is_lost else "exception_ignored"},
+                extra={"event": "exception_ignored"},
             )
         finally:
-            if is_lost:
+            if LOST in (args.err_msg or ""):
                 os._exit(FAILED)
         del args
 
