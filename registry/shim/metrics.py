@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import socketserver
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ log = logging.getLogger("registry.shim")
 BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 """Bounds of the durations in seconds: a status takes less than a millisecond, a run some 50."""
 TIMEOUT: Final = 5.0
-"""Seconds that a client may take for its request; others wait meanwhile."""
+"""Seconds that a client may take for its whole request; others wait meanwhile."""
 PORT_MAX: Final = 65_535
 
 
@@ -61,6 +63,10 @@ class Metrics:
         class Handler(MetricsHandler.factory(self._registry)):  # type: ignore[misc]
             timeout = TIMEOUT
 
+            def setup(self) -> None:
+                super().setup()
+                self.rfile = io.BufferedReader(_Request(self.connection))
+
         try:
             server = _Server((host, int(port)), Handler)
         except OSError as error:
@@ -70,6 +76,24 @@ class Metrics:
         found = f"{host}:{server.server_address[1]}"
         log.info("serving metrics at %s", found, extra={"event": "metrics", "address": found})
         return server.serve_forever
+
+
+class _Request(io.RawIOBase):
+    """Bytes that a client sends, all of them within `TIMEOUT`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection: Final = connection
+        self._deadline: Final = time.monotonic() + TIMEOUT
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request is not complete")
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
 
 
 class _Server(socketserver.TCPServer):

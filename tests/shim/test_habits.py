@@ -8,9 +8,10 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,28 @@ def test_calls_are_counted_by_method_and_code(tmp_path: Path) -> None:
         assert 'sandbox_registry_cri_call_seconds_bucket{code="OK",le="0.001"' in text
         assert "sandbox_registry_up{" in text
         assert 0 == server.end()
+
+
+def test_client_that_sends_its_request_slowly_does_not_block_others(tmp_path: Path) -> None:
+    """It is cut off, although each of its bytes comes soon after the one before."""
+    closing = threading.Event()
+
+    def send() -> None:
+        with suppress(OSError):  # it is cut off
+            slow.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
+            while not closing.wait(0.1):
+                slow.sendall(b"x")
+
+    with serving(tmp_path, "--metrics-listen", "127.0.0.1:0") as server:
+        (port,) = re.findall(r"serving metrics at 127.0.0.1:(\d+)", server.log.read_text())
+        with socket.create_connection(("127.0.0.1", int(port))) as slow:
+            sender = threading.Thread(target=send)
+            sender.start()
+            try:
+                assert "sandbox_registry_up{" in scrape(server)
+            finally:
+                closing.set()
+                sender.join()
 
 
 @pytest.mark.parametrize("address", ["9464", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536"])
