@@ -63,6 +63,8 @@ PATH_MAX: Final = 107
 PEER: Final = struct.Struct("@iII")
 """struct ucred of unix(7): pid, uid and gid of the process that listens."""
 STDERR: Final = 2
+DESCRIPTORS: Final = 64
+"""Descriptors without which the server does not start; it has some 30 open, and a run opens 10."""
 FAILED: Final = 3
 """Exit code of a server that ends for its supervisor to start the next one."""
 LOST: Final = "thread started by"
@@ -85,14 +87,13 @@ def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> N
         InvalidArgumentError: an address is malformed.
         FailedPreconditionError: another process serves this socket or this registry, or the
             socket cannot be created, or the host has no /proc.
-        ResourceExhaustedError: the threads cannot be started.
+        ResourceExhaustedError: the threads cannot be started, or too few descriptors are allowed.
         RegistryError: the registry cannot be opened, or is no longer safe to use.
     """
     path = _path_of(listen)
     systemd.refuse_passed_sockets()
     _refuse_living(path)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _raise_descriptors()
     _close_on_exec()
     with (
         _claimed(f"{path}.lock", f"serve at {path!r}"),
@@ -111,6 +112,19 @@ def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> N
             contextlib.closing(network),
         ):
             _serve(store, sandboxer, path, calls, change_log)
+
+
+def _raise_descriptors() -> None:
+    """Raise the soft limit of descriptors to the hard one.
+
+    Raises:
+        ResourceExhaustedError: that is too low, and gRPC would abort the process.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= most < DESCRIPTORS:
+        why = f"{most} descriptors are too few; raise their limit (LimitNOFILE=, ulimit -n) to"
+        raise ResourceExhaustedError(f"serve: {why} {DESCRIPTORS}, and one for each sandbox")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _close_on_exec() -> None:

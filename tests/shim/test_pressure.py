@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from tests import needs
-from tests.shim.client import READY, Client, pod_config, refused
+from tests.shim.client import NOTREADY, READY, Client, pod_config, refused
 from tests.shim.conftest import NOTHING, Server, left_of, serving
 from tests.tools import environment, python, run, until
 
@@ -84,6 +84,15 @@ def test_server_does_not_start_when_it_cannot_have_its_threads(
     assert not os.path.exists(server.socket)
 
 
+@pytest.mark.parametrize("descriptors", [20, 63])
+def test_server_does_not_start_with_few_descriptors(tmp_path: Path, descriptors: int) -> None:
+    """GRPC would abort the process without a message that helps."""
+    server = Server(tmp_path)
+    message = failed(["prlimit", f"--nofile={descriptors}", *server.command()])
+    assert f"serve: {descriptors} descriptors are too few; raise their limit" in message
+    assert not os.path.exists(server.socket)
+
+
 @pytest.mark.parametrize("spare", [0, 1, 2, 3, 4])
 def test_server_answers_and_ends_when_no_task_can_be_started(
     limit: Path, tmp_path: Path, spare: int
@@ -116,6 +125,33 @@ def test_server_answers_and_ends_when_no_task_can_be_started(
         cri.remove(id)
         assert NOTHING == left_of(server.db)
         assert 0 == server.end()
+
+
+def test_stops_and_exits_are_recorded_when_no_task_can_be_started(
+    limit: Path, mortal: Server
+) -> None:
+    """A stop that needs a plugin is refused, and finished by the next server."""
+    names = ("host", "pod", "ended")
+    with Client(mortal.socket) as cri:
+        ids = {name: cri.run(pod_config(name, host_network=name == "host")) for name in names}
+        assert mortal.process is not None
+        (limit / "cgroup.procs").write_text(str(mortal.process.pid))
+        (limit / "pids.max").write_text("0")
+        os.kill(cri.info(ids["ended"])["pid"], signal.SIGKILL)
+        until(lambda: cri.status(ids["ended"]).state == NOTREADY)
+        cri.remove(ids["host"])
+        message = refused(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, cri, "StopPodSandbox", pod_sandbox_id=ids["pod"]
+        )
+        assert "raise the limit of tasks" in message
+        assert {ids["pod"], ids["ended"]} == {item.id for item in cri.list(state=NOTREADY)}
+        assert 0 == mortal.end()
+    mortal.start()
+    with Client(mortal.socket) as cri:
+        assert "not cleaned up yet" not in cri.info(ids["pod"])["message"]
+        for id in (ids["pod"], ids["ended"]):
+            cri.remove(id)
+    assert NOTHING == left_of(mortal.db)
 
 
 @pytest.mark.parametrize("size", [GIB // 4, GIB // 2, 3 * GIB // 4, GIB, 2 * GIB])
