@@ -39,6 +39,7 @@ from registry.host.paths import make_missing
 from registry.model.identity import NetNSIdentity
 from registry.model.validation import check_path
 from registry.sync import threads
+from registry.sync.imports import late_import
 from registry.sync.interrupts import reraise_interrupt, suppress_os_errors
 from registry.visible import visible
 
@@ -105,6 +106,7 @@ class NetNS:
         Raises:
             InvalidArgumentError: *path* is not an absolute path.
             NetNSError: with `.errno`; no part of the namespace is left.
+            ResourceExhaustedError: no descriptor or memory is left to import pyroute2.
         """
         target = f"{BASE_DIR}/sr-{_random_uuid()}" if path is None else path
         doing = f"create network namespace {target!r}"
@@ -416,9 +418,10 @@ def _make(path: str) -> NetNSIdentity:
     """Create a namespace in the calling thread, mount it at *path*, and return its identity.
 
     Raises:
-        OSError: no part of the namespace is left.
+        OSError, ResourceExhaustedError: no part of the namespace is left.
     """
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - 144 ms that only this needs
+    with late_import("pyroute2"):
+        from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - 144 ms that only this needs
 
     kernel.unshare(kernel.CLONE_NEWNET)
     try:

@@ -23,5 +23,5 @@ def late_import(name: str) -> Iterator[None]:
     except (OSError, ImportError) as error:
         reraise_interrupt(error)
         raise ResourceExhaustedError(
-            f"import {name}: {error}; close file descriptors, or raise their limit"
+            f"import {name}: {error}; close descriptors, free memory, or raise the limit"
         ) from error

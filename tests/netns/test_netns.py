@@ -48,6 +48,24 @@ def test_a_new_namespace_is_empty_but_for_a_loopback_that_is_up(made: NetNS) -> 
     assert [(1, "lo")] == made.do(socket.if_nameindex)
 
 
+def test_create_without_descriptors_for_its_imports_says_so() -> None:
+    """The first namespace of a process imports pyroute2; the next attempt succeeds."""
+    code = """
+        import resource
+        from registry import NetNS, ResourceExhaustedError
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            NetNS.create()
+        except ResourceExhaustedError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        NetNS.create().remove()
+    """
+    assert run(code).startswith("import pyroute2: ")
+
+
 def test_create_without_a_path_uses_a_new_name_of_no_registry() -> None:
     """In /run/netns, as sr-UUID: without a registry's id between."""
     first, second = NetNS.create(), NetNS.create()
