@@ -67,8 +67,6 @@ def _contention(fd: int, directory: bytes) -> str:
 
 def holder_of(fd: int) -> int | None:
     """Return the pid of the process that holds the flock on the file *fd*; None if unknown."""
-    device = os.fstat(fd).st_dev
-    shown = f"{os.major(device):02x}:{os.minor(device):02x}"
     locks = file_locks.locks_on(f"/proc/thread-self/fd/{fd}")
-    pids = [each.pid for each in locks if (each.kind, each.device) == ("FLOCK", shown)]
+    pids = [each.pid for each in locks if each.kind == "FLOCK"]
     return next((pid for pid in pids if pid > 0), None)

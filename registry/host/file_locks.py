@@ -31,12 +31,8 @@ snapshot that needs no WAL: while it is locked, no checkpoint moves the WAL into
 
 
 class FileLock(NamedTuple):
-    """Lock that process *pid* holds on the bytes from *first* to *last*.
+    """Lock that process *pid* holds on the bytes from *first* to *last*."""
 
-    *device* is that of the file system, as major:minor; `stat` may show another one (btrfs).
-    """
-
-    device: str
     kind: str
     access: str
     pid: int
@@ -57,6 +53,8 @@ def locks_on(path: str, *, waiting: bool = False) -> Iterator[FileLock]:
         found = None
     if found is None:
         return
+    shown = f"{os.major(found[0]):02x}:{os.minor(found[0]):02x}"
+    mounted = None
     try:
         with open("/proc/locks", encoding="ascii") as locks:
             for line in locks:
@@ -65,11 +63,35 @@ def locks_on(path: str, *, waiting: bool = False) -> Iterator[FileLock]:
                     continue
                 kind, _, access, pid, file, first, last, *_ = fields[waiting:]
                 device, _, inode = file.rpartition(":")
-                if int(inode) == found[1]:
-                    end = math.inf if last == "EOF" else int(last)
-                    yield FileLock(device, kind, access, int(pid), int(first), end)
+                if int(inode) != found[1]:
+                    continue
+                if device != shown:  # another file system, or one of which `stat` differs (btrfs)
+                    mounted = _device_of_mount(path) if mounted is None else mounted
+                    if mounted not in {device, ""}:
+                        continue
+                end = math.inf if last == "EOF" else int(last)
+                yield FileLock(kind, access, int(pid), int(first), end)
     except (OSError, ValueError) as error:
         reraise_interrupt(error)
+
+
+def _device_of_mount(path: str) -> str:
+    """Return the device of the mount on which the file at *path* lies; "" if it is unknown."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # the close of such a descriptor drops no lock
+        try:
+            with open(f"/proc/thread-self/fdinfo/{fd}", encoding="ascii") as file:
+                fields = dict(line.split(":", 1) for line in file)
+        finally:
+            os.close(fd)
+        with open("/proc/thread-self/mountinfo", "rb") as mounts:
+            for mount, _, device, _ in (line.split(b" ", 3) for line in mounts):
+                if int(mount) == int(fields["mnt_id"]):
+                    major, minor = map(int, device.split(b":"))
+                    return f"{major:02x}:{minor:02x}"
+    except (OSError, ValueError, KeyError) as error:
+        reraise_interrupt(error)
+    return ""
 
 
 def write_locker(path: str, kind: str, start: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from registry import Store
 from registry.engine import driver, usage
 from registry.engine.disk_reserve import SIZES
+from registry.host.file_locks import locks_on
 from registry.host.file_users import Program
 from tests import needs
 from tests.integration.test_stopped import stopped
@@ -27,6 +29,7 @@ from tests.tools import (
     running,
     sandbox,
     say,
+    small_file_system,
     until,
 )
 
@@ -134,6 +137,29 @@ def test_a_reader_is_shown_with_its_snapshot(path: str) -> None:
         assert {(writer.pid, "write"), (reader.pid, "read")} == {
             (user.program.pid, user.access) for user in found.users
         }
+
+
+@needs.namespaces
+def test_a_lock_on_another_file_system_is_no_lock_of_the_file_with_the_same_inode(
+    tmp_path: Path,
+) -> None:
+    """Two new file systems of memory number their files alike."""
+    with (
+        small_file_system(str(tmp_path / "a"), 1) as ours,
+        small_file_system(str(tmp_path / "b"), 1) as others,
+    ):
+        files: dict[int, list[str]] = {}
+        for folder in (ours, others):
+            for number in range(100):
+                file = Path(folder, f"{number}.db-lock")
+                file.touch()
+                files.setdefault(file.stat().st_ino, []).append(str(file))
+        path, other = next(pair for pair in files.values() if len(pair) == 2)
+        with open(other, "rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert [os.getpid()] == [lock.pid for lock in locks_on(other)]
+            assert [] == list(locks_on(path))
+            assert usage.read(path.removesuffix("-lock")).writer is None
 
 
 def test_the_length_of_the_wal_is_that_of_the_file(path: str) -> None:
