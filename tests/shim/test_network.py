@@ -392,7 +392,7 @@ def test_plugins_of_one_sandbox_run_one_after_the_other(made: Plugins) -> None:
 
 
 def test_closed_network_leaves_its_plugin_running(made: Plugins) -> None:
-    """Killed in the middle it might leave rules; and no other is begun, whose result no one would read."""
+    """If it were killed it might leave rules. No other is begun, since its result would be lost."""
     waiting(made)
     order = made.folder / "order"
     with ThreadPoolExecutor(1) as pool:
