@@ -22,6 +22,8 @@ BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 """Bounds of the durations in seconds: a status takes less than a millisecond, a run some 50."""
 TIMEOUT: Final = 5.0
 """Seconds that a client may take for its whole request; others wait meanwhile."""
+RETRY: Final = 1.0
+"""Seconds until a client is accepted for which no descriptor was left."""
 PORT_MAX: Final = 65_535
 
 
@@ -103,6 +105,14 @@ class _Server(socketserver.TCPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            reraise_interrupt(error)
+            time.sleep(RETRY)  # the client still waits, and this would be called again at once
+            raise
 
     def handle_error(self, *_: object) -> None:
         """Ignore a client that has left or is too slow."""

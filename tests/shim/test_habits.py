@@ -22,7 +22,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tests import needs
 from tests.shim.client import NOTREADY, Client, pod_config, refused
 from tests.shim.conftest import CHANGE, Server, serving, state_and_parent
-from tests.tools import ROOT, environment, python, until
+from tests.tools import ROOT, environment, python, run, until
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
 
@@ -183,6 +183,34 @@ def test_client_that_sends_its_request_slowly_does_not_block_others(tmp_path: Pa
             finally:
                 closing.set()
                 sender.join()
+
+
+def test_metrics_wait_for_a_descriptor_and_serve_then(path: str) -> None:
+    """The server does not try to accept the client again at once."""
+    code = """
+        import resource, socket, sys, threading, time
+        from registry import Store
+        from registry.shim import metrics
+
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+        class Clock:
+            monotonic = time.monotonic
+
+            def sleep(self, seconds):
+                print("waits")
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+        metrics.time = Clock()
+        with Store.open(sys.argv[1]) as store, socket.socket() as client:
+            serve = metrics.Metrics(store).listen("127.0.0.1:0")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            threading.Thread(target=serve, daemon=True).start()
+            client.connect(serve.__self__.server_address)
+            client.sendall(b"GET /metrics HTTP/1.0\\r\\n\\r\\n")
+            print(client.recv(15).decode())
+    """
+    assert ["waits", "HTTP/1.0 200 OK"] == run(code, path).splitlines()
 
 
 @pytest.mark.parametrize("address", ["9464", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536"])
