@@ -174,8 +174,13 @@ def _serve(
     systemd.notify("STOPPING=1")  # not before: it ends the proxy, through which a client may ask
     calls.close()
     if not ending.is_deaf:
+        grace: float | None = GRACE
+        try:
+            threads.require_memory()
+        except threads.NoThreadError:
+            grace = None  # the calls are cancelled at once: later, a thread would do it
         with contextlib.suppress(RuntimeError):  # no thread is left to cancel the calls after GRACE
-            server.stop(GRACE)
+            server.stop(grace)
         server.wait_for_termination(GRACE + 1)
     change_log.close()
     if ending.error is not None:

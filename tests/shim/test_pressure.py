@@ -214,6 +214,17 @@ def test_server_answers_or_ends_when_its_address_space_is_full(mortal: Server, s
         assert 0 == mortal.end()
 
 
+def test_full_address_space_does_not_keep_server_from_its_end(mortal: Server) -> None:
+    """It is no failure of the server, although no thread can wait for the calls in progress."""
+    assert mortal.process is not None
+    with Client(mortal.socket) as cri:
+        cri.remove(cri.run(pod_config("web")))  # libc keeps the stacks of its threads
+        events = cri.stream("GetContainerEvents")
+        fill_address_space(mortal.process.pid)
+        assert 0 == mortal.end()
+        assert events.code() is not None
+
+
 def test_server_ends_when_a_thread_has_no_memory_to_begin(tmp_path: Path) -> None:
     """The thread that has started it waits for ever, and would keep the server from ending."""
     server = Server(tmp_path)
