@@ -20,7 +20,7 @@ import pytest
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, pod_config, refused
 from tests.shim.conftest import NOTHING, Server, left_of, serving
-from tests.tools import environment, python, run, until
+from tests.tools import environment, python, run, small_file_system, until
 
 pytestmark = [pytest.mark.netns, needs.namespaces]
 
@@ -297,6 +297,29 @@ def test_seccomp_filter_is_not_called_missing_when_no_descriptor_is_left() -> No
         print(message, seccomp._library() is not None)
     """
     assert "Too many open files; raise the limit" in run(code)
+
+
+def test_full_disk_refuses_runs_and_nothing_else(tmp_path: Path) -> None:
+    """Exits and stops are recorded in the disk reserve; runs go on once there is space."""
+    server = Server(tmp_path)
+    with small_file_system(str(tmp_path / "disk"), 24) as disk:
+        server.db = f"{disk}/registry.db"
+        with serving(server), Client(server.socket) as cri:
+            stopped, ended = cri.run(pod_config("stopped")), cri.run(pod_config("ended"))
+            with open(f"{disk}/fill", "wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            config = pod_config("web")
+            message = refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, cri, "RunPodSandbox", config=config
+            )
+            assert "is full" in message
+            os.kill(cri.info(ended)["pid"], signal.SIGKILL)
+            until(lambda: cri.status(ended).state == NOTREADY)
+            cri.remove(stopped)
+            assert [ended] == [item.id for item in cri.list()]
+            os.unlink(f"{disk}/fill")
+            cri.remove(cri.run(config))
 
 
 def test_server_ends_when_the_thread_of_grpc_has_ended(tmp_path: Path) -> None:
