@@ -127,6 +127,8 @@ def test_missing_directory_is_no_configuration(tmp_path: Path) -> None:
         ("[]", "no JSON object"),
         ("\xff", "invalid"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested too deeply"),
+        ('{"a": "\\"' + "[" * 200 + '"}', "name None"),
         (" " * (netconf.FILE_MAX + 1), "more than 131072 bytes"),
         ('{"cniVersion": "1.0.0", "plugins": [{"type": "one"}]}', "name None is not the name"),
         ('{"cniVersion": "1.0.0", "name": "a/b", "plugins": [{"type": "one"}]}', "'a/b' is not"),
