@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -24,7 +23,10 @@ pytestmark = [
 
 DOCS = Path(ROOT, "docs", "shim.md").read_text(encoding="utf-8")
 POD = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)[0]
-CRICTL = re.findall(r"^\$ crictl (.*)$", DOCS, re.MULTILINE)
+BY_HAND = next(
+    block for block in re.findall(r"```console\n(.*?)```", DOCS, re.DOTALL) if "crictl" in block
+)
+CRICTL = re.findall(r"^\$ (?:pod=\$\()?crictl ([^)\n]*)\)?$", BY_HAND, re.MULTILINE)
 
 
 def test_pod_of_docs_is_run_by_the_calls_of_crictl(cri: Client) -> None:
@@ -46,21 +48,17 @@ def test_pod_of_docs_is_run_by_the_calls_of_crictl(cri: Client) -> None:
 
 @needs.program("crictl")
 def test_crictl_commands_of_docs_succeed(server: Server, tmp_path: Path) -> None:
-    """The id that `runp` prints replaces the one in the docs."""
-    (tmp_path / "pod.json").write_text(POD)
-    id = "4a33"
-    for line in CRICTL:
-        done = subprocess.run(
-            ["crictl", *shlex.split(line.replace("4a33", id))],
-            cwd=tmp_path,
-            env=os.environ | {"CONTAINER_RUNTIME_ENDPOINT": f"unix://{server.socket}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert 0 == done.returncode, (line, done.stderr)
-        if line.startswith("runp"):
-            id = done.stdout.strip()
+    """A shell runs the block as it is, but for the socket."""
+    (tmp_path / "pod.json").write_text(POD, encoding="utf-8")
+    endpoint = "unix:///run/sandbox-registry.sock"
+    assert endpoint in BY_HAND
+    script = re.sub(r"^\$ ", "", BY_HAND, flags=re.MULTILINE).replace(
+        endpoint, f"unix://{server.socket}"
+    )
+    done = subprocess.run(
+        ["sh", "-eux", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert 0 == done.returncode, done.stderr
 
 
 def test_serve_command_of_docs_has_the_options_of_the_program(server: Server) -> None:
