@@ -99,7 +99,7 @@ def serve(db: str, listen: str, network: Network, metrics_listen: str = "") -> N
         _claimed(f"{path}.lock", f"serve at {path!r}"),
         # Beside the real file, which symlinks may give several names.
         _claimed(f"{os.path.realpath(db)}-serve", f"serve registry {db!r}"),
-        Store.open(db, actor=f"sandbox-registry[{os.getpid()}]") as store,
+        Store.open(db, actor=f"sandbox-registry serve[{os.getpid()}]") as store,
     ):
         # Before the first thread starts: threads inherit the mask, so none gets the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

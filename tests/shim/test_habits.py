@@ -81,7 +81,7 @@ def test_log_as_json_has_one_object_a_line(tmp_path: Path) -> None:
         changed["from_state"],
         changed["to_state"],
     )
-    assert re.fullmatch(r"sandbox-registry\[\d+\]", changed["actor"])
+    assert re.fullmatch(r"sandbox-registry serve\[\d+\]", changed["actor"])
     assert "SIGTERM" == by_event["ending"]["signal"]
 
 

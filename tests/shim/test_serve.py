@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -422,3 +424,22 @@ def test_run_that_cannot_be_undone_is_listed_and_can_be_removed(
 
 def _stuck(_: object) -> None:
     raise NetNSError("it is stuck", path="/run/netns/x", errno=16)
+
+
+def test_why_names_the_server_and_its_client_as_the_way_to_remove(
+    server: Server, cri: Client
+) -> None:
+    """A namespace or record that is removed by hand leaves the addresses of the pod taken."""
+    id = cri.run(pod_config("web"))
+    os.kill(cri.info(id)["pid"], signal.SIGKILL)
+    until(lambda: cri.status(id).state != READY)
+    assert server.process is not None
+    actor = f"sandbox-registry serve[{server.process.pid}]"
+    history = query(server.db, f"SELECT DISTINCT actor FROM sandbox_history WHERE id = '{id}'")
+    assert [(actor,)] == history
+    command = [sys.executable, "-m", "registry", "--db", server.db, "why", id, "--json"]
+    steps = json.loads(subprocess.check_output(command, env=environment()))["next"]
+    assert f"crictl rmp --force {id}" == steps[0]["command"]
+    assert f"the last shim in its history is {actor}, and process " in steps[-2]["purpose"]
+    assert steps[-2]["purpose"].endswith(" still runs")
+    cri.remove(id)

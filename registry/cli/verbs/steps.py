@@ -14,6 +14,8 @@ from registry.recovery.findings import Verdict
 from registry.recovery.verdicts import Decision
 
 NOTREADY: Final = str(State.NOTREADY)
+SERVER: Final = f"{PROGRAM} serve["
+"""Beginning of the name of a server of the CRI as a writer in the history."""
 NETNS_DIRECTORIES: Final = {"/run/netns", "/var/run/netns"}
 """Directories in which `ip netns` finds a namespace by its name."""
 
@@ -45,6 +47,8 @@ def steps_of(facts: Facts, program: str) -> Iterator[Step]:
     if decision is not None and decision.verdict is Verdict.CREATING:
         yield Step(f"{program}watch {id}", "waits for its creator")
     if decision is not None and _is_over(facts, decision):
+        if SERVER in facts.shim:
+            yield Step(f"crictl rmp --force {id}", "removes it by its server, with its addresses")
         yield from _removals(facts)
         how = facts.shim or f"`{program}who` shows which processes use the registry"
         yield Step(f"{program}delete {id}", f"deletes the record, if its shim is gone: {how}")
