@@ -92,7 +92,7 @@ class Recovery:
             sandbox = self._latest(sandbox)
             attachment = attachment or attachment_of(sandbox)
             self._end_all(sandbox, attachment, deadline, deleted_by)
-        sandbox.delete()
+            sandbox.delete()  # here: a stop that waits must not find the attachment
 
     def finish(self, sandbox: Sandbox, deadline: float, deleted_by: float | None = None) -> None:
         """End a stopped sandbox, and record that; delete the record if it was removed.

@@ -29,6 +29,8 @@ class Run:
         self.result: Final[Future[str]] = Future()
         self._clients: Final[list[Client]] = []
         self._abandoned = False
+        self.is_forgotten = False
+        """Whether the sandbox is being stopped, so that no later call takes it over."""
         self._mutex: Final = threading.Lock()
 
     def join(self, client: Client) -> bool:
@@ -91,11 +93,16 @@ class Runs:
                 raise FailedPreconditionError("run sandbox: the client has cancelled the call")
 
     def forget(self, id: str) -> None:
-        """Forget that no client was told of the sandbox *id*, which is being stopped."""
+        """Let no later call take over the sandbox *id*, which is being stopped.
+
+        Its run may be in progress still: it is READY before the run ends.
+        """
         with self._mutex:
             for name, run in tuple(self._unanswered.items()):
                 if run.id == id:
                     del self._unanswered[name]
+            for run in self._running.values():
+                run.is_forgotten = run.is_forgotten or run.id == id
 
     def _lead(self, name: str, run: Run, steps: Callable[[Run], None]) -> str:
         error: BaseException | None = None
@@ -107,7 +114,7 @@ class Runs:
         finally:
             with self._mutex:
                 del self._running[name]
-                if error is None and not run.is_wanted():
+                if error is None and not run.is_forgotten and not run.is_wanted():
                     self._unanswered[name] = run
             if error is None:
                 run.result.set_result(run.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 
 from registry import FailedPreconditionError, NameReservedError, RegistryError, State, Store
 from registry.cri import PodSandboxConfig
+from registry.shim import plugins
 from registry.shim.network import Network
 from registry.shim.runs import Run, Runs
 from registry.shim.sandboxer import Sandboxer
@@ -187,6 +188,18 @@ def test_stopped_sandbox_is_not_taken_over(calls: Calls) -> None:
     assert first.result() != calls.call().result()
 
 
+def test_sandbox_that_is_stopped_before_its_run_ends_is_not_taken_over(calls: Calls) -> None:
+    """Its last step was READY, and no client waits."""
+    answers = [True]
+    first = calls.call(lambda: answers.pop() if answers else False)
+    assert calls.steps.began.acquire(timeout=240)
+    (run,) = calls.steps.runs
+    calls.runs.forget(run.id)
+    calls.steps.go.release(2)
+    assert run.id == first.result()
+    assert run.id != calls.call().result()
+
+
 # With a server.
 
 
@@ -319,21 +332,26 @@ def test_server_ends_while_a_plugin_hangs(gated: Server) -> None:
     until(lambda: NOTHING == left_of(gated.db))
 
 
-def test_stop_and_remove_at_once_run_the_plugins_once(db: str, tmp_path: Path) -> None:
-    """The second call would give them a namespace that the first one is removing."""
-    os.mkfifo(tmp_path / "gate")
-    (tmp_path / "10-a.conflist").write_text(
+def slow_to_delete(folder: Path) -> Network:
+    """Return a network whose plugin notes the namespace of a DEL, and then waits at the gate."""
+    os.mkfifo(folder / "gate")
+    (folder / "10-a.conflist").write_text(
         '{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "slow"}]}'
     )
-    (tmp_path / "slow").write_text(
-        f"#!/bin/sh\n[ $CNI_COMMAND != DEL ] || {{ echo $CNI_NETNS >> {tmp_path}/deleted\n"
-        f"read -r go < {tmp_path}/gate; }}\nexec {CNI}/given\n"
+    (folder / "slow").write_text(
+        f"#!/bin/sh\n[ $CNI_COMMAND != DEL ] || {{ echo $CNI_NETNS >> {folder}/deleted\n"
+        f"read -r go < {folder}/gate; }}\nexec {CNI}/given\n"
     )
-    (tmp_path / "slow").chmod(0o755)
-    deleted = tmp_path / "deleted"
+    (folder / "slow").chmod(0o755)
+    return Network(str(folder), [str(folder)])
+
+
+def test_stop_and_remove_at_once_run_the_plugins_once(db: str, tmp_path: Path) -> None:
+    """The second call would give them a namespace that the first one is removing."""
+    network, deleted = slow_to_delete(tmp_path), tmp_path / "deleted"
     with (
         Store.open(db) as store,
-        closing(Sandboxer(store, Network(str(tmp_path), [str(tmp_path)]))) as sandboxer,
+        closing(Sandboxer(store, network)) as sandboxer,
         ThreadPoolExecutor(2) as pool,
     ):
         sandbox = store.get(sandboxer.run(config()))
@@ -341,12 +359,61 @@ def test_stop_and_remove_at_once_run_the_plugins_once(db: str, tmp_path: Path) -
         until(deleted.exists)
         removing = pool.submit(sandboxer.remove, sandbox.id)
         until(lambda: sandbox.status.get().reason == "SandboxRemoved")
-        with open(tmp_path / "gate", "w", encoding="ascii") as gate:
-            gate.write("go\n")
+        (tmp_path / "gate").write_text("go\n")
         stopping.result()
         removing.result()
         assert [] == store.list(include_unknown=True)
     assert f"{sandbox.netns_path}\n" == deleted.read_text(encoding="ascii")
+
+
+def test_stop_during_an_undo_runs_the_plugins_once(db: str, tmp_path: Path) -> None:
+    """The run has failed after ADD; its undo and the stop follow each other whole."""
+    network, deleted = slow_to_delete(tmp_path), tmp_path / "deleted"
+    answers = [True]
+    with (
+        Store.open(db) as store,
+        closing(Sandboxer(store, network)) as sandboxer,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        # The client waits before ADD, and not when the pid is recorded.
+        run = pool.submit(sandboxer.run, config(), wanted=lambda: bool(answers and answers.pop()))
+        until(deleted.exists)
+        (sandbox,) = store.list(include_unknown=True)
+        stopping = pool.submit(sandboxer.stop, sandbox.id)
+        until(lambda: sandbox.status.get().reason == "SandboxStopped")
+        (tmp_path / "gate").write_text("go\n")
+        assert isinstance(run.exception(), FailedPreconditionError)
+        stopping.result()
+        assert [] == store.list(include_unknown=True)
+    assert f"{sandbox.netns_path}\n" == deleted.read_text(encoding="ascii")
+
+
+def test_recovery_runs_delete_after_the_end_of_the_plugin(
+    gated: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin of a server that was killed works on ADD until the next server waits for it."""
+    with Client(gated.socket) as cri:
+        run = cri.begin("RunPodSandbox", timeout=240, config=pod_config("web"))
+        until(lambda: adds(gated))
+        gated.kill()
+        with pytest.raises(grpc.RpcError):
+            run.result()
+    end = plugins.end
+    ended: list[str] = []
+
+    def let_go_and_end(ids: Collection[str], deadline: float) -> None:
+        let_go(gated)
+        end(ids, deadline)
+        ended.extend(ids)
+
+    def delete(*_: object) -> None:
+        assert list(adds(gated)) == ended
+
+    monkeypatch.setattr(plugins, "end", let_go_and_end)
+    network = Network(gated.cni_conf_dir, [gated.cni_bin_dir])
+    monkeypatch.setattr(network, "delete", delete)
+    with Store.open(gated.db) as store, closing(Sandboxer(store, network)):
+        assert [] == store.list(include_unknown=True)
 
 
 def test_ready_sandbox_that_no_client_knows_is_taken_over(db: str) -> None:
@@ -361,3 +428,14 @@ def test_ready_sandbox_that_no_client_knows_is_taken_over(db: str) -> None:
         with pytest.raises(NameReservedError):
             sandboxer.run(config())
         sandboxer.remove(id)
+
+
+def test_removed_sandbox_that_no_client_knows_is_not_taken_over(db: str) -> None:
+    """The kubelet has found it in its list."""
+    answers = iter([True, True, True, False])
+    with Store.open(db) as store, closing(Sandboxer(store, Network(CNI, [CNI]))) as sandboxer:
+        id = sandboxer.run(config(), wanted=lambda: next(answers))
+        sandboxer.remove(id)
+        again = sandboxer.run(config())
+        assert [again] == [each.id for each in store.list()]
+        sandboxer.remove(again)
