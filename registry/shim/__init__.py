@@ -8,7 +8,7 @@
     netconf      CNI configurations
     arguments    arguments of CNI plugins from the config of a pod
     attachment   what ADD was given for a sandbox, and what it gave
-    network      ADD, DEL and GC of pod networks
+    network      ADD, CHECK, DEL and GC of pod networks
     recovery     ends sandboxes, and finishes or undoes the calls that a crash interrupted
     runs         runs in progress, which retried calls join
     sandboxer    runs, stops and removes sandboxes

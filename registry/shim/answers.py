@@ -43,12 +43,13 @@ class Answers:
         config = sandbox.config or PodSandboxConfig()
         fields = self._fields(sandbox, config, sandbox.status_as_read)
         status = api.PodSandboxStatus(**fields)
-        # A kubelet takes an empty address for a broken sandbox, and runs another one.
-        if status.state == api.SANDBOX_READY and _is_closed(sandbox):
-            status.network.SetInParent()
-        else:
-            if sandbox.ip:
-                status.network.ip = sandbox.ip
+        if _is_closed(sandbox):
+            # The plugins have released the addresses, and may have given them to another pod. A
+            # kubelet takes an empty address for a broken sandbox, and runs another one.
+            if status.state == api.SANDBOX_READY:
+                status.network.SetInParent()
+        elif sandbox.ip:
+            status.network.ip = sandbox.ip
             for ip in sandbox.additional_ips or ():
                 status.network.additional_ips.add(ip=ip)
         status.linux.namespaces.options.CopyFrom(options_of(config))

@@ -15,7 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from registry import FailedPreconditionError, RegistryError, ResourceExhaustedError
+from registry import (
+    FailedPreconditionError,
+    RegistryError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from registry.cri import PodSandboxConfig
 from registry.shim import limits, netconf, plugins
 from registry.shim.arguments import NEEDS, capabilities_of, cni_args
@@ -140,12 +145,21 @@ class Network:
         return Attachment(network, cni_args(id, config), capabilities)
 
     @contextmanager
-    def alone(self, id: str) -> Iterator[None]:
+    def alone(self, id: str, *, wait: bool = True) -> Iterator[None]:
         """Exclude other plugins of the sandbox *id* during the body, as the specification demands.
 
         `add`, `check` and `delete` are called in it.
+
+        Args:
+            id: id of the sandbox.
+            wait: whether to wait for the plugins that run.
+        Raises:
+            UnavailableError: plugins of the sandbox run, and *wait* is false.
         """
         with self._changed:
+            if not wait and id in self._busy:
+                why = "other plugins of it are running; ask again"
+                raise UnavailableError(f"use network of sandbox {id!r}: {why}")
             self._changed.wait_for(lambda: id not in self._busy)
             self._busy.add(id)
         try:

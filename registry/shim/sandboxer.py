@@ -130,9 +130,11 @@ class Sandboxer:
         """
         try:
             attachment = attachment_of(sandbox)
-            if attachment is None or sandbox.status_as_read.state is not State.READY:
+            if attachment is None:
                 return None
-            with self._network.alone(sandbox.id):
+            with self._network.alone(sandbox.id, wait=False):
+                if sandbox.status.get().state is not State.READY:
+                    return None
                 checked = self._network.check(attachment, sandbox.id, sandbox.netns_path)
         except RegistryError as error:
             return str(error)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +392,25 @@ def test_plugins_of_one_sandbox_run_one_after_the_other(made: Plugins) -> None:
         assert "10.1.2.3" == adding.result().ip
         deleting.result()
     assert f"DEL {ID}" == order.read_text(encoding="ascii").splitlines()[-1]
+
+
+def test_check_does_not_wait_for_other_plugins(made: Plugins, tmp_path: Path) -> None:
+    """It would keep a thread that answers calls, and run after the stop that it has waited for."""
+    with (
+        Store.open(tmp_path / "registry.db") as store,
+        closing(Sandboxer(store, made.network)) as sandboxer,
+    ):
+        sandbox = store.add(Metadata(ID, "web", None), Status(State.READY))
+        attachment = made.attach().attachment
+        sandbox.extensions.update(lambda _: {"cni": attachment.dump()})
+        with made.network.alone(ID):
+            said = sandboxer.check_network(sandbox)
+        assert f"use network of sandbox {ID!r}: other plugins of it are running; ask again" == said
+        assert "OK" == sandboxer.check_network(sandbox)
+        made.attach()
+        store.get(ID).status.update(lambda old: replace(old, state=State.NOTREADY))
+        assert sandboxer.check_network(sandbox) is None
+        assert made.called("one")[0].startswith("ADD")
 
 
 def test_closed_network_leaves_its_plugin_running(made: Plugins) -> None:

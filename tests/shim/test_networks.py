@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,6 +108,17 @@ def test_information_says_whether_the_network_is_as_the_plugins_made_it(
     assert READY == cri.status(id).state
     cri.stop(id)
     assert cri.info(id)["cniCheck"] is None
+    assert not cri.status(id).HasField("network")  # another pod may have the addresses now
+
+
+def test_address_is_shown_until_it_is_released(cri: Client) -> None:
+    """A pod whose process has ended keeps its network until it is stopped."""
+    id = cri.run(pod_config("a"))
+    os.kill(cri.info(id)["pid"], signal.SIGKILL)
+    until(lambda: NOTREADY == cri.status(id).state)
+    assert ["10.93.0.2", "fd00:93::2"] == ips_of(cri.status(id))
+    cri.stop(id)
+    assert not cri.status(id).HasField("network")
 
 
 def test_sandbox_without_an_address_has_no_network_in_its_status(cri: Client) -> None:
