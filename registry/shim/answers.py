@@ -159,6 +159,7 @@ def info(sandbox: Sandbox, registry: str, network: str | None) -> dict[str, Any]
     import json  # noqa: PLC0415 - a server that is not asked for it starts without
 
     status, config = sandbox.status_as_read, sandbox.config or PodSandboxConfig()
+    cgroup = cgroups.path_of(config, sandbox.id)
     metadata = json.loads(sandbox.metadata.marshal_json())["Metadata"]
     return {
         "config": metadata["Config"],
@@ -172,7 +173,7 @@ def info(sandbox: Sandbox, registry: str, network: str | None) -> dict[str, Any]
         "exitStatus": status.exit_status,
         "exitedAt": status.exited_at,
         "runtimeHandler": sandbox.runtime_handler,
-        "cgroupPath": cgroups.path_of(config, sandbox.id),
+        "cgroupPath": f"/{cgroup}" if cgroup else "",
         "resolvConfPath": mounts.resolv_path(registry, sandbox.id) if has_resolv(config) else "",
     }
 

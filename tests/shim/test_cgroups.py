@@ -76,8 +76,8 @@ def test_pause_process_is_in_the_cgroup_of_its_pod(
     id = cri.run(wanted)
     info = cri.info(id)
     own = f"cri-{id}.scope" if slices else id
-    assert f"{parent}/{own}" == info["cgroupPath"]
-    assert {f"/{parent}/{own}"} == set(cgroups_of(info["pid"]).values())
+    assert f"/{parent}/{own}" == info["cgroupPath"]
+    assert {info["cgroupPath"]} == set(cgroups_of(info["pid"]).values())
     assert set(cgroups.hierarchies()) == set(cgroups_of(info["pid"]))
     cri.stop(id)
     for point in cgroups.hierarchies():
