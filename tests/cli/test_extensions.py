@@ -63,13 +63,14 @@ def test_inspect_decodes_extensions_of_known_types(path: str, call: Call) -> Non
 
 
 def test_inspect_shows_extensions_of_unknown_types_in_base64(path: str, call: Call) -> None:
-    """Below the config, as JSON; an object without extensions has no such part."""
+    """For people, text stays text. A sandbox without extensions has no such part."""
     assert "extensions" not in call("inspect", "3f2a").out
     assert {} == json.loads(call("inspect", "3f2a", "--json").out)["extensions"]
     extend(path, "3f2a", opaque=OPAQUE, plain=PLAIN)
     done = call("inspect", "3f2a")
     assert (0, "") == (done.code, done.err)
-    assert ENCODED == json.loads(done.out.partition("\nextensions:\n")[2])
+    shown = {**ENCODED, "plain": {"type_url": "", "text": "plain"}}
+    assert shown == json.loads(done.out.partition("\nextensions:\n")[2])
     assert ENCODED == json.loads(call("inspect", "3f2a", "--json").out)["extensions"]
 
 

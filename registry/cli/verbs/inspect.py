@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Any, Final
 
 import click
@@ -79,11 +80,25 @@ def _text(found: dict[str, Any]) -> str:
         for name in VIEW.fields
         if name not in NESTED
     ]
-    for name in NESTED:
-        if found[name] or name == "config":
-            text = to_json(found[name], indent=2, ascii=False)
+    extensions = found["extensions"] and {
+        name: _readable(each) for name, each in found["extensions"].items()
+    }
+    for name, value in {"config": found["config"], "extensions": extensions}.items():
+        if value or name == "config":
+            text = to_json(value, indent=2, ascii=False)
             lines += [f"{name}:", *map(visible, text.split("\n"))]
     return "\n".join(lines) + "\n"
+
+
+def _readable(extension: dict[str, Any]) -> dict[str, Any]:
+    """Return *extension* with its value as `text` if that is printable; else as it is."""
+    if "type_url" not in extension:  # a message as JSON
+        return extension
+    try:
+        text = b64decode(extension["value"]).decode()
+    except UnicodeDecodeError:
+        return extension
+    return {"type_url": extension["type_url"], "text": text} if text.isprintable() else extension
 
 
 def _extensions(handle: Sandbox, errors: list[str]) -> dict[str, Any] | None:
