@@ -33,6 +33,9 @@ log = logging.getLogger("registry.shim")
 PLUGINS_WITHIN: Final = 50.0
 """Seconds for the plugins of one ADD or DEL. An ADD and the DEL that undoes it then end before a
 kubelet gives up, after two minutes."""
+NEEDED: Final = 2.0
+"""Seconds that must be left for a plugin of DEL to be started: one that is killed between two steps
+may leave rules for ever."""
 CHECKED_WITHIN: Final = 1.5
 """Seconds for the plugins of a CHECK; crictl waits for 2."""
 
@@ -228,7 +231,7 @@ class Network:
             netns_path: path of its network namespace; "" if that is gone.
             deadline: monotonic time in seconds at which a plugin is killed; None: in 50 seconds.
         Raises:
-            PluginError: a plugin has failed.
+            PluginError: a plugin has failed, or there is no time left to run it.
         """
         if deadline is None:
             deadline = time.monotonic() + PLUGINS_WITHIN
@@ -236,6 +239,8 @@ class Network:
         # Before that version, DEL got no result.
         result = attachment.result if netconf.is_at_least(attachment.network, "0.4.0") else None
         for plugin in reversed(attachment.network["plugins"]):
+            if deadline - time.monotonic() < NEEDED:
+                raise call.failed(plugin, "there is no time left to run it; it is run later")
             self._run(call, plugin, result)
 
     def collect(self, ids: Iterable[str], deadline: float) -> None:

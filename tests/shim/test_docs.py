@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format
 
+from registry.shim.calls import STREAMS
+from registry.shim.network import CHECKED_WITHIN, PLUGINS_WITHIN
+from registry.shim.recovery import KILLED_WITHIN
+from registry.shim.server import GRACE, RUNS, STOPS
 from tests import needs
 from tests.shim.client import NOTREADY, READY, Client, messages
 from tests.shim.conftest import Server
@@ -69,3 +73,20 @@ def test_serve_command_of_docs_has_the_options_of_the_program(server: Server) ->
         for part in server.command()
         if part.startswith("--") and not part.startswith("--cni")  # the node's own by default
     ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"ADD or DEL has taken {PLUGINS_WITHIN:.0f} seconds",
+        f"the plugins have {CHECKED_WITHIN} seconds",
+        f"{RUNS} runs can wait for plugins; stops and removes have {STOPS} threads",
+        f"At most {RUNS} runs and {STOPS} other changes wait",
+        f"At most {STREAMS} streams are open",
+        f"the calls in progress have {GRACE:.0f} seconds",
+        f"for at most {KILLED_WITHIN:.0f} seconds",
+    ],
+)
+def test_docs_have_the_limits_of_the_program(words: str) -> None:
+    """Lines of the document may break anywhere."""
+    assert words in " ".join(DOCS.split())

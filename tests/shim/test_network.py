@@ -575,8 +575,21 @@ def test_plugin_that_was_removed_fails_delete(made: Plugins) -> None:
     assert str(caught.value).startswith(f'failed to destroy network for sandbox "{ID}": ')
 
 
-def test_plugin_that_hangs_is_killed_with_its_children(made: Plugins) -> None:
+def test_plugin_is_not_started_to_be_killed_at_once(made: Plugins) -> None:
+    """It might be killed between two steps; the call is repeated when there is time."""
+    attachment = made.attach().attachment
+    with pytest.raises(PluginError, match=r"\(delete\): there is no time left to run it"):
+        made.network.delete(attachment, ID, "", time.monotonic())
+    assert made.called("one")[0].startswith("ADD")
+    made.network.delete(attachment, ID, "", time.monotonic() + 3600)
+    assert made.called("one")[0].startswith("DEL")
+
+
+def test_plugin_that_hangs_is_killed_with_its_children(
+    made: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that has closed its output."""
+    monkeypatch.setattr("registry.shim.network.NEEDED", 0)
     attachment = made.attach().attachment
     made.add("one", "exec >&- 2>&-; sleep 3600 & echo $! > $0.child; wait")
     within = 0.05

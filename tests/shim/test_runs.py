@@ -15,7 +15,7 @@ import pytest
 from registry import FailedPreconditionError, NameReservedError, RegistryError, State, Store
 from registry.cri import PodSandboxConfig
 from registry.shim import plugins
-from registry.shim.network import Network
+from registry.shim.network import Network, PluginError
 from registry.shim.runs import Run, Runs
 from registry.shim.sandboxer import Sandboxer
 from registry.shim.server import RUNS
@@ -439,3 +439,39 @@ def test_removed_sandbox_that_no_client_knows_is_not_taken_over(db: str) -> None
         again = sandboxer.run(config())
         assert [again] == [each.id for each in store.list()]
         sandboxer.remove(again)
+
+
+def test_delete_gets_no_path_of_a_namespace_that_is_gone(db: str, tmp_path: Path) -> None:
+    """As the specification wants it; another namespace may have the path by then."""
+    network, deleted = slow_to_delete(tmp_path), tmp_path / "deleted"
+    with (
+        Store.open(db) as store,
+        closing(Sandboxer(store, network)) as sandboxer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        sandbox = store.get(sandboxer.run(config()))
+        sandbox.remove_netns()
+        stopping = pool.submit(sandboxer.stop, sandbox.id)
+        (tmp_path / "gate").write_text("go\n")
+        stopping.result()
+    assert "\n" == deleted.read_text(encoding="ascii")
+
+
+def test_failed_stops_are_retried_once_at_a_time(
+    db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kubelet repeats a stop for as long as it fails; the retries do not pile up."""
+    network, retries = slow_to_delete(tmp_path), list[Callable[[], None]]()
+    with Store.open(db) as store, closing(Sandboxer(store, network)) as sandboxer:
+        monkeypatch.setattr(sandboxer._recovery._retries, "retry", retries.append)
+        id = sandboxer.run(config())
+        plugin = tmp_path / "slow"
+        plugin.rename(tmp_path / "away")
+        for _ in range(3):
+            with pytest.raises(PluginError):
+                sandboxer.stop(id)
+        (retry,) = retries
+        plugin.symlink_to(f"{CNI}/given")
+        retry()
+        assert "" == store.get(id).status_as_read.message
+        assert 1 == len(retries)
