@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections import Counter
 from pathlib import Path
 
@@ -45,6 +47,9 @@ PARTS = {
     },
     ("docs/browse.md", "sh"): {
         "tests/browse/test_server.py::test_the_command_of_the_document_serves_the_page": 1
+    },
+    ("docs/differences.md", "sh"): {
+        "tests/docs/test_blocks.py::test_the_commands_of_an_import_from_containerd_run": 1
     },
     ("docs/fleet.md", "sh"): {
         "tests/fleet/test_docs.py::test_setup_runs_as_it_stands": 2,
@@ -172,3 +177,45 @@ def test_the_command_of_the_textfile_collector_runs(shim: Path, tmp_path: Path) 
     run("docs/metrics.md", "--output-file", places)
     text = tmp_path.joinpath("sandbox-registry.prom").read_text(encoding="utf-8")
     assert re.search(r"^sandbox_registry_up(\{.*\})? 1.0$", text, re.MULTILINE)
+
+
+CTR = """#!/bin/sh
+for last; do :; done
+case "$*" in
+    "-n k8s.io containers ls -q "*) cat "{folder}/ids" ;;
+    "-n k8s.io containers info "*) cat "{folder}/$last" ;;
+    "pods -o json") cat "{folder}/pods" ;;
+    *) exit 1 ;;
+esac
+"""
+"""Program in the place of `ctr` and `crictl`, which prints what containerd 1.6 does."""
+
+
+@needs.program("jq")
+def test_the_commands_of_an_import_from_containerd_run(tmp_path: Path) -> None:
+    """Of docs/differences.md: metadata of containerd come out of an export as they went in."""
+    data = Path(ROOT, "tests", "data", "containerd")
+    stored = [(data / name).read_text("utf-8").strip() for name in ("hostnet.json", "dns.json")]
+    ids = [json.loads(each)["Metadata"]["ID"] for each in stored]
+    for id, text in zip(ids, stored, strict=True):
+        value = {"type_url": "a/Metadata", "value": b64encode(text.encode()).decode()}
+        info = {"ID": id, "Extensions": {"io.cri-containerd.sandbox.metadata": value}}
+        (tmp_path / id).write_text(json.dumps(info, indent=4), "utf-8")
+    (tmp_path / "ids").write_text("".join(f"{id}\n" for id in ids), "utf-8")
+    pod = {"state": "SANDBOX_NOTREADY", "createdAt": "1795826045383802073"}
+    (tmp_path / "pods").write_text(json.dumps({"items": [{"id": id, **pod} for id in ids]}))
+    for name in ("ctr", "crictl"):
+        (tmp_path / name).write_text(CTR.format(folder=tmp_path), "utf-8")
+        (tmp_path / name).chmod(0o700)
+    first = "ctr -n k8s.io containers ls"
+    places = {
+        "sandbox-registry --db registry.db": f'"{sys.executable}" -m registry --db registry.db',
+        first: f'cd "{tmp_path}"; PATH=.:$PATH; {first}',
+    }
+    run("docs/differences.md", "io.cri-containerd.kind", places)
+    with Store.open(tmp_path / "registry.db", reconcile=False) as store:
+        found = store.list()
+        assert sorted(stored) == sorted(each.metadata.marshal_json().decode() for each in found)
+        assert {(State.NOTREADY, 1795826045383802073)} == {
+            (each.status_as_read.state, each.status_as_read.created_at) for each in found
+        }
