@@ -26,8 +26,9 @@ Each step is recorded before it is taken. After a crash the next server finishes
             done                none                       gone
 
 The first call that changes the state of a sandbox proceeds. A run that finds its sandbox stopped or
-removed meanwhile undoes its own steps. Only plugins wait for each other: an ADD begins only while
-the sandbox is not stopped, so the DEL of a stop comes after it, or finds it never begun.
+removed meanwhile undoes its own steps. ADD, CHECK, an undo, and what follows the intent of a stop
+exclude each other. An ADD begins only while the sandbox is not stopped, so the DEL of a stop comes
+after it, or finds it never begun.
 """
 
 from __future__ import annotations

@@ -171,9 +171,10 @@ class Client:
         return list(self.call("ListPodSandbox", filter=filters).items)
 
 
-def config(name: str = "web") -> PodSandboxConfig:
-    """Return the config of a pod with a network of its own."""
-    return PodSandboxConfig.FromString(pod_config(name).SerializeToString())
+def config(name: str = "web", *, host_network: bool = False) -> PodSandboxConfig:
+    """Return the config of a pod with a network of its own, or on that of the host."""
+    wanted = pod_config(name, host_network=host_network)
+    return PodSandboxConfig.FromString(wanted.SerializeToString())
 
 
 def refused(code: grpc.StatusCode, cri: Client, method: str, **fields: Any) -> str:

@@ -474,4 +474,5 @@ def test_failed_stops_are_retried_once_at_a_time(
         plugin.symlink_to(f"{CNI}/given")
         retry()
         assert "" == store.get(id).status_as_read.message
+        assert {} == dict(store.get(id).extensions)  # a later stop runs no plugin
         assert 1 == len(retries)

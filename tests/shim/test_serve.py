@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -186,9 +187,12 @@ def test_runs_with_the_same_config_make_one_sandbox(cri: Client) -> None:
 
 
 @pytest.mark.parametrize("verb", ["stop", "remove"])
-@pytest.mark.parametrize("moment", ["create", "spawn", "release"])
+@pytest.mark.parametrize(
+    ("moment", "host_network"),
+    [("create", False), *itertools.product(("spawn", "release"), (False, True))],
+)
 def test_run_that_is_stopped_meanwhile_is_undone(
-    db: str, verb: str, moment: str, monkeypatch: pytest.MonkeyPatch
+    db: str, verb: str, moment: str, monkeypatch: pytest.MonkeyPatch, *, host_network: bool
 ) -> None:
     """The run fails at whatever step it is, and nothing is left."""
     with Store.open(db) as store, closing(Sandboxer(store, NETWORK)) as sandboxer:
@@ -202,7 +206,7 @@ def test_run_that_is_stopped_meanwhile_is_undone(
 
         monkeypatch.setattr(owner, moment, change_before)
         with pytest.raises(RegistryError):
-            sandboxer.run(config())
+            sandboxer.run(config(host_network=host_network))
         assert [] == store.list(include_unknown=True)
         assert NOTHING == left_of(db)
 
