@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -10,6 +12,7 @@ import pytest
 
 from registry import Metadata, State, Status, Store
 from registry.cri import LinuxContainerResources, PodSandboxConfig
+from registry.shim import images
 from tests import needs
 from tests.shim.client import DEADLINE, NOTREADY, READY, Client, pod_config, refused, upstream
 from tests.shim.conftest import NOTHING, Server, left_of
@@ -110,6 +113,17 @@ def test_file_system_of_images_is_that_of_the_registry(server: Server, cri: Clie
     space = os.statvfs(server.db)
     assert 0 < usage.used_bytes.value <= space.f_blocks * space.f_frsize
     assert 0 <= usage.inodes_used.value <= space.f_files
+
+
+def test_used_bytes_and_inodes_are_those_that_are_not_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Blocks that are kept for root are not in use."""
+    space = {"f_blocks": 10, "f_bfree": 4, "f_bavail": 3, "f_bsize": 8192, "f_frsize": 4096}
+    numbers = SimpleNamespace(**space, f_files=9, f_ffree=2)
+    monkeypatch.setattr(os, "statvfs", lambda _: numbers)
+    (usage,) = images.file_system(str(tmp_path)).image_filesystems
+    assert (6 * 4096, 7) == (usage.used_bytes.value, usage.inodes_used.value)
 
 
 @pytest.mark.parametrize("method", [
