@@ -31,8 +31,8 @@ from registry.sync.interrupts import reraise_interrupt
 log = logging.getLogger("registry.shim")
 
 PLUGINS_WITHIN: Final = 50.0
-"""Seconds for the plugins of one ADD or DEL. An ADD and the DEL that undoes it then end before a
-kubelet gives up, after two minutes."""
+"""Seconds for the plugins of one ADD or DEL. An ADD and the DEL that follows it then end before a
+kubelet gives up a stop, after two minutes."""
 NEEDED: Final = 2.0
 """Seconds that must be left for a plugin of DEL to be started: one that is killed between two steps
 may leave rules for ever."""
