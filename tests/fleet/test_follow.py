@@ -264,17 +264,23 @@ def test_rule_9_deadlock_is_retried(filled: str, database: Database, new_pusher:
     pusher = new_pusher()
     push(pusher)
     pusher.disconnect()
-    execute(filled, "UPDATE sandbox_statuses SET message = 'm'")
+    execute(filled, fill(10))
     with (
+        database.cluster.connect(database.name) as gate,
         database.cluster.connect(database.name) as connection,
         ThreadPoolExecutor(2) as pool,
         connection.transaction(),
     ):
-        connection.execute("SET LOCAL deadlock_timeout = '10min'")  # the pusher is the victim
+        gate.execute("BEGIN; LOCK TABLE fleet_transitions IN SHARE MODE")
+        connection.execute("SET LOCAL deadlock_timeout = '10min'")
         connection.execute("LOCK TABLE fleet_sandboxes IN SHARE MODE")
         round = pool.submit(pusher.round)
         until(lambda: database.one(waiting) == 1)
         other = pool.submit(connection.execute, "UPDATE fleet_registries SET problem = 'x'")
+        until(lambda: database.one(waiting) == 2)
+        # PostgreSQL looks for a deadlock once in a wait: the pusher, whose next wait closes the
+        # circle, is the victim.
+        gate.execute("ROLLBACK")
         with pytest.raises(UnavailableError, match="40P01"):
             round.result()
         other.result()
