@@ -253,7 +253,7 @@ def health(channel: grpc.Channel, service: str) -> Any:
 
 
 def test_health_service_answers_and_tells_of_the_end(mortal: Server) -> None:
-    """An unknown service is NOT_FOUND; a client that watches gets the change before the server ends."""
+    """An unknown service is NOT_FOUND; a client that watches gets the change before the end."""
     with grpc.insecure_channel(f"unix://{mortal.socket}") as channel:
         assert HealthCheckResponse.SERVING == health(channel, "")
         with pytest.raises(grpc.RpcError) as caught:
