@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from typing import Any, Final
 
 from registry import (
@@ -171,11 +172,18 @@ def info(sandbox: Sandbox, registry: str, network: str | None) -> dict[str, Any]
         "reason": status.reason,
         "message": status.message,
         "exitStatus": status.exit_status,
-        "exitedAt": status.exited_at,
+        "exitedAt": _timestamp(status.exited_at),
         "runtimeHandler": sandbox.runtime_handler,
         "cgroupPath": f"/{cgroup}" if cgroup else "",
         "resolvConfPath": mounts.resolv_path(registry, sandbox.id) if has_resolv(config) else "",
     }
+
+
+def _timestamp(ns: int) -> str:
+    """Return a time as RFC 3339 has it, "" if unset; crictl would round a number of its size."""
+    seconds, fraction = divmod(ns, 10**9)
+    at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{at}.{fraction:09}Z" if ns else ""
 
 
 def _is_closed(sandbox: Sandbox) -> bool | None:

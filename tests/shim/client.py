@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import datetime
 from functools import cache
 from typing import Any, Self
 
@@ -91,6 +92,11 @@ def pod_config(name: str, *, host_network: bool = False, **labels: str) -> Any:
     if host_network:
         config.linux.security_context.namespace_options.network = NODE
     return config
+
+
+def nanoseconds(time: str) -> int:
+    """Return a time of `Client.info`, as RFC 3339 has it, in ns since 1970."""
+    return int(datetime.fromisoformat(time).timestamp() * 10**9)
 
 
 class Client:

@@ -23,7 +23,7 @@ from registry.shim import cgroups
 from registry.shim.network import Network
 from registry.shim.sandboxer import Sandboxer
 from tests import needs
-from tests.shim.client import NOTREADY, READY, Client, pod_config
+from tests.shim.client import NOTREADY, READY, Client, nanoseconds, pod_config
 from tests.shim.conftest import NETWORK, NOTHING, Server, left_of, pauses, remove_all, serving
 from tests.shim.traces import with_traces
 from tests.tools import execute, is_recent, line, running, say, until
@@ -169,7 +169,7 @@ def test_running_sandboxes_are_watched_after_restart(mortal: Server) -> None:
         assert [READY, NOTREADY, READY] == [cri.status(id).state for id in ids]
         info = cri.info(ids[1])
         assert ("ProcessExited", 0) == (info["reason"], info["pid"])
-        assert is_recent(info["exitedAt"])
+        assert is_recent(nanoseconds(info["exitedAt"]))
         assert [before[0], before[2]] == [cri.info(ids[0]), cri.info(ids[2])]
         os.kill(before[2]["pid"], signal.SIGKILL)
         until(lambda: cri.status(ids[2]).state == NOTREADY)
