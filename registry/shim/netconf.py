@@ -108,7 +108,10 @@ def load(data: bytes) -> dict[str, Any]:
 
     if _depth(data) > NESTED_MAX:
         raise ValueError("it is nested too deeply")
-    value = json.loads(data)
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {error}") from error
     if isinstance(value, dict):
         return value
     raise ValueError("it is no JSON object")

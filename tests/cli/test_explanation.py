@@ -183,6 +183,11 @@ CASES = {
         ("It cannot be observed for certain",),
         commands=("why", "history"),
     ),
+    "not ready, exited, seen by none": Case(
+        facts(row(NOTREADY), Observation(ABSENT), transition(), exited_at=NOW - 7_200 * SECOND),
+        ("its process exited 2h ago, at 2025-10-09T06:58:20.000000000Z, or earlier.",),
+        commands=("delete", "history"),
+    ),
     "not ready, exited": Case(
         facts(
             row(NOTREADY),

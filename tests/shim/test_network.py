@@ -124,7 +124,7 @@ def test_missing_directory_is_no_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "Expecting"),
+        ("{", "it is no JSON: Expecting"),
         ("[]", "no JSON object"),
         ("\xff", "invalid"),
         ("[" * 100_000, "nested too deeply"),
@@ -526,7 +526,7 @@ def failure(made: Plugins, script: str) -> PluginError:
     [
         ('echo "{}"', "it printed no result"),
         ("exit 0", "it printed no result"),
-        ("echo garbage", "its output 'garbage\\n': Expecting value"),
+        ("echo garbage", "its output 'garbage\\n': it is no JSON: Expecting value"),
         ("echo '[1]'", "it is no JSON object"),
         ("exit 3", "exit status 3 without a message"),
         ("echo garbage; exit 3", "exit status 3, and its output 'garbage\\n'"),

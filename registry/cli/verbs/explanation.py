@@ -114,7 +114,10 @@ def _cause(facts: Facts, now: int) -> str:
     if facts.message:
         parts.append(f"the message is: {facts.message}")
     if facts.exited_at:
-        status = "" if facts.exit_status is None else f" with status {facts.exit_status}"
+        # An end that no process has awaited is recorded when it is noticed.
+        status = (
+            ", or earlier" if facts.exit_status is None else f" with status {facts.exit_status}"
+        )
         ended = f"{age(facts.exited_at, now)} ago, at {shown('at', facts.exited_at)}"
         parts.append(f"its process exited {ended}{status}")
     return _sentence("; ".join(parts))
