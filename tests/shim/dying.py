@@ -33,12 +33,22 @@ ROUNDS: Final = 2
 """Times that a line is counted."""
 SHIM: Final = os.path.dirname(registry.shim.__file__)
 
+
+def run(sandboxer: Sandboxer, db: str, argument: str) -> None:
+    """Run the pod NAME, or NAME:PORT, a port of the node that is forwarded to it."""
+    name, _, port = argument.partition(":")
+    config = whole_pod(db, name)
+    if port:
+        config.port_mappings.add(container_port=8080, host_port=int(port))
+    sandboxer.run(config)
+
+
 VERBS: Final[dict[str, Callable[[Sandboxer, str, str], object]]] = {
-    "run": lambda sandboxer, db, name: sandboxer.run(whole_pod(db, name)),
+    "run": run,
     "stop": lambda sandboxer, _, sandbox: sandboxer.stop(sandbox),
     "remove": lambda sandboxer, _, sandbox: sandboxer.remove(sandbox),
 }
-"""Calls of a shim, with the registry and the name of a pod or the id of a sandbox."""
+"""Calls of a shim, with the registry and a pod or the id of a sandbox."""
 
 
 def work(network: Network, files: Collection[str], line: str) -> None:

@@ -88,7 +88,8 @@ class Node:
 
     def left(self, *ids: str) -> tuple[set[str], set[str], list[str]]:
         """Return addresses, interfaces and rules that are left of the sandboxes *ids*."""
-        return self.addresses(), self.links(), self.rules(*ids) if ids else []
+        rules = self.rules(*ids, "CNI-DN-") if ids else []  # the chain of a forwarded port
+        return self.addresses(), self.links(), rules
 
 
 NO_NETWORK: tuple[set[str], set[str], list[str]] = (set(), set(), [])

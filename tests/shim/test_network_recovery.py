@@ -76,7 +76,7 @@ def test_run_killed_before_any_line_leaves_no_network(place: Place, first: int) 
     """No address, interface or rule; a sandbox that is READY has its own."""
     at, lived = first, 0
     while lived < 12 / SHARDS:
-        lived = 0 if place.died("run", "web", at) else lived + 1
+        lived = 0 if place.died("run", "web:30080", at) else lived + 1
         found = place.recovered()
         assert found or not lived
         if found:
@@ -96,7 +96,7 @@ def test_stop_and_remove_killed_before_any_line_leave_no_network(
     """Before the intent is recorded, the pod keeps its network."""
     begun = False
     for at in itertools.count(first, SHARDS):
-        assert not place.died("run", "web")
+        assert not place.died("run", "web:30080")
         with Store.open(place.db, read_only=True) as store:
             (sandbox,) = store.list()
         end = not place.died(verb, sandbox.id, at)
