@@ -111,6 +111,29 @@ def test_statistics_of_a_pod_are_those_of_its_cgroup(pod: str, cri: Client) -> N
         assert is_recent(part.timestamp)
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("memory.current", "anon 100\ninactive_file 300\n"),
+        (
+            "memory.usage_in_bytes",
+            "rss 1\ninactive_file 2\ntotal_rss 100\ntotal_inactive_file 300\n",
+        ),
+    ],
+    ids=["v2", "v1"],
+)
+def test_working_set_is_the_usage_without_the_cache_that_can_be_dropped(
+    tmp_path: Path, name: str, table: str
+) -> None:
+    """A kubelet evicts by it; cgroup v1 counts the descendants under names of their own."""
+    (tmp_path / name).write_text("1000\n")
+    (tmp_path / "memory.stat").write_text(table)
+    linux = runtime_pb2.LinuxPodSandboxStats()
+    stats._count(linux, cgroups.Counters([str(tmp_path)], ""))
+    found = (linux.memory.usage_bytes, linux.memory.working_set_bytes, linux.memory.rss_bytes)
+    assert [1000, 700, 100] == [each.value for each in found]
+
+
 @needs.cgroups
 def test_memory_without_a_limit_has_nothing_available(pod: str, cri: Client) -> None:
     """The largest number of cgroup v1, or "max", is no number of bytes."""
