@@ -170,13 +170,13 @@ class Write:
 
 def _trace(transaction: Transaction, error: BaseException | None) -> None:
     """Make the spans of *transaction*; none if no descriptor is left to import the module."""
-    if "registry.engine.spans" not in _modules:
-        try:
-            with late_import("registry.engine.spans"):
-                from registry.engine import spans  # noqa: F401, PLC0415
-        except ResourceExhaustedError:
-            return
-    _modules["registry.engine.spans"].record(transaction, error)
+    try:
+        with late_import("registry.engine.spans"):
+            # By the statement, which waits for another thread that is importing the module.
+            from registry.engine import spans  # noqa: PLC0415
+    except ResourceExhaustedError:
+        return
+    spans.record(transaction, error)
 
 
 class CallerWrite(Write):

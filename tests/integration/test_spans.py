@@ -221,3 +221,40 @@ def test_nothing_is_imported_and_no_span_made_without_a_provider(
         path,
     )
     assert f"{loaded}\n" == out
+
+
+def test_the_first_writes_of_two_threads_wait_for_the_module(path: str) -> None:
+    """One imports it while the other one looks for it; neither fails."""
+    run(
+        """
+        import builtins, sys, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from opentelemetry import trace
+        from registry import Metadata, State, Status, Store
+        original = builtins.__import__
+        importing, looking, go_on = threading.Event(), threading.Event(), threading.Event()
+
+        def slow(name, globals=None, locals=None, fromlist=(), level=0):
+            if name == "registry.version" and globals["__name__"] == "registry.engine.spans":
+                importing.set()
+                assert go_on.wait(60)
+            if importing.is_set() and fromlist == ("spans",):
+                looking.set()
+            return original(name, globals, locals, fromlist, level)
+
+        with Store.open(sys.argv[1]) as store, ThreadPoolExecutor(2) as pool:
+            builtins.__import__ = slow
+
+            def add(id):
+                return store.add(Metadata(id, id, None), Status(State.READY)).id
+
+            first = pool.submit(add, "a")
+            assert importing.wait(60)
+            second = pool.submit(add, "b")
+            while not looking.is_set() and not second.done():
+                pass
+            go_on.set()
+            assert ["a", "b"] == [first.result(), second.result()]
+        """,
+        path,
+    )
