@@ -113,7 +113,7 @@ def _library() -> ctypes.CDLL | None:
         if is_interrupt(error):
             raise
         if os.strerror(errno.ENOENT) not in str(error):
-            why = f"load {LIBRARY}: {error}; raise the limit of descriptors or memory"
+            why = f"load {LIBRARY}: {error}; raise the limit of descriptors or memory, or repair it"
             raise ResourceExhaustedError(why) from error
         log.warning(
             "%s is not installed; pause processes run without a seccomp filter",

@@ -250,8 +250,8 @@ def _started(count: int, name: str) -> ThreadPoolExecutor:
     """
     pool, all_run = ThreadPoolExecutor(count, name), threading.Event()
     try:
-        threads.require_memory(count)
         for _ in range(count):  # each finds no thread idle
+            threads.require_memory()
             pool.submit(all_run.wait)
     except (RuntimeError, threads.NoThreadError) as error:
         raise _no_thread(f"{count} threads", error) from error

@@ -87,8 +87,8 @@ def start_thread(thread: threading.Thread) -> None:
     run(begin)
 
 
-def require_memory(count: int = 1) -> None:
-    """Raise NoThreadError unless there is address space for *count* threads.
+def require_memory() -> None:
+    """Raise NoThreadError unless there is address space for one more thread.
 
     CPython ends a thread that has a stack but gets no memory for its first frame, and tells only
     `sys.unraisablehook`. Thread.start would wait for it for ever.
@@ -96,7 +96,7 @@ def require_memory(count: int = 1) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
     stack = threading.stack_size() or (STACK if limit == resource.RLIM_INFINITY else limit)
     try:
-        mmap.mmap(-1, count * (stack + FRAMES), mmap.MAP_PRIVATE).close()
+        mmap.mmap(-1, stack + FRAMES, mmap.MAP_PRIVATE).close()
     except OSError as error:
         reraise_interrupt(error)
         raise NoThreadError(error) from error
